@@ -1,0 +1,59 @@
+"""Installation: `pip install .` gives the CPU-host half (environments and workers, no JAX); extras add the trainer."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+WORKER = [
+    "absl-py>=2.1",
+    "docker>=7.1",
+    "etils[epath]>=1.10",
+    "fsspec>=2024.6",
+    "networkx>=3.2",
+    "numpy>=2.0",
+    "pandas>=2.2",
+    "psutil>=6.0",
+    "pyyaml>=6.0",
+    "scikit-learn>=1.5",
+    "sqlalchemy>=2.0.30",
+]
+TRAINER = [
+    "flax>=0.12.6",
+    "jinja2>=3.1",
+    "ml-collections>=1.0",
+    "optax>=0.2.5",
+    "orbax-checkpoint>=0.11.30",
+    "rich>=13.7",
+    "safetensors>=0.5",
+    "sentencepiece>=0.2",
+    "tensorboardX>=2.6",
+    "tensorflow-datasets>=4.9.8",
+    "tokenizers>=0.21",
+    "transformers>=4.56",
+]
+JAX = "jax{extra}>=0.10.2,<0.13"
+EXTRAS = {
+    "cpu": [*TRAINER, JAX.format(extra="")],
+    "cuda": [*TRAINER, JAX.format(extra="[cuda13]")],
+    "tpu": [*TRAINER, JAX.format(extra="[tpu]")],
+    "postgres": ["psycopg[binary]>=3.2"],
+    "test": ["hypothesis>=6.100", "psycopg[binary]>=3.2", "pytest>=8.2", "ruff>=0.12", "torch>=2.4"],
+}
+
+setup(
+    name="mlagent-jax",
+    version="0.1.0",
+    description="Train a language model to do machine-learning engineering by doing it: step-wise RL in JAX",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["mlagent_jax*", "environments*"]),
+    include_package_data=True,
+    package_data={
+        "environments": ["**/*.lock", "**/*.sh", "**/*.yaml", "**/*.txt"],
+        "mlagent_jax": ["**/*.html", "**/*.j2", "**/*.js", "**/*.css"],
+    },
+    install_requires=WORKER,
+    extras_require=EXTRAS,
+)
