@@ -1,0 +1,40 @@
+"""The agent's vocabulary: one grammar, parsed strictly, applied to files that are checked, answered in clean text.
+
+    reply --parse--> Action --apply--> Effect --(sandbox)--> observation
+
+`vocabulary` holds the actions as data, `grammar` the parser and the prompt text made from them, `edits` the edits as
+pure functions of a script's text, `files` what an action may touch, `observation` what the agent sees.
+"""
+
+from environments.actions.errors import ActionError
+from environments.actions.files import AgentFiles
+from environments.actions.grammar import (
+    LABELS,
+    PROFILES,
+    STOP,
+    Action,
+    Profile,
+    describe_actions,
+    describe_format,
+    parse,
+    profile,
+)
+from environments.actions.vocabulary import ACTIONS, ActionSpec, Argument, Effect
+
+__all__ = [
+    "ACTIONS",
+    "LABELS",
+    "PROFILES",
+    "STOP",
+    "Action",
+    "ActionError",
+    "ActionSpec",
+    "AgentFiles",
+    "Argument",
+    "Effect",
+    "Profile",
+    "describe_actions",
+    "describe_format",
+    "parse",
+    "profile",
+]

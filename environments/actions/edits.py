@@ -1,0 +1,158 @@
+"""Edits of a script that need no second model, as pure functions of its text: a cell, a range of lines, a patch.
+
+Every function returns the new text and raises `ActionError` where the edit does not apply. A replaced part keeps the
+blank lines around it, so that an edit which repeats the old code is recognised as no edit at all.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+
+from environments.actions.errors import ActionError
+
+MAX_DIFF_LINES = 400
+"""Changed lines on either side up to which a diff is aligned; the alignment's worst case is cubic in them."""
+_HEADER = re.compile(r"# ?%%(?P<title>.*)")
+_TITLE_END = re.compile(r"\s*(\[\w+\].*|\b[\w-]+\s*=.*)$")
+
+
+def cell_name(line: str) -> str | None:
+    """Name of the cell that `line` begins (`# %% model`), or None where it is no cell header.
+
+    Jupytext's cell type (`[markdown]`) and metadata (`key=value`) are no part of the name.
+    """
+    match = _HEADER.fullmatch(line.rstrip())
+    return None if match is None else _TITLE_END.sub("", match["title"]).strip()
+
+
+def cell_names(text: str) -> list[str]:
+    """Names of the cells of a script in percent format, in order."""
+    return [name for line in text.split("\n") if (name := cell_name(line)) is not None]
+
+
+def replace_cell(text: str, cell: str, block: str) -> str:
+    """Replace the body of the cell called `cell`: everything from the line after its header to the next header."""
+    lines = text.split("\n")
+    headers = [(index, name) for index, line in enumerate(lines) if (name := cell_name(line)) is not None]
+    names = [name for _, name in headers]
+    cell = cell.strip()
+    if names.count(cell) != 1:
+        found = "no cell" if cell not in names else f"{names.count(cell)} cells"
+        raise ActionError(f"there is {found} named {cell!r}; the cells are: {', '.join(names) or 'none'}.")
+    place = names.index(cell)
+    start = headers[place][0] + 1
+    end = headers[place + 1][0] if place + 1 < len(headers) else len(lines)
+    new = block.split("\n")
+    if cell_name(new[0]) == cell:  # The header repeated above the body.
+        new = new[1:]
+    taken = sorted(set(cell_names("\n".join(new))) & set(names))
+    if taken:
+        raise ActionError(f"the block for cell {cell!r} holds the header of cell {taken[0]!r}: edit one at a time.")
+    return "\n".join([*lines[:start], *_with_margins_of(lines[start:end], new), *lines[end:]])
+
+
+def replace_lines(text: str, start: int, end: int, block: str) -> str:
+    """Replace lines `start` to `end` (from 1, both included); `end = start - 1` inserts before `start`."""
+    lines = text.split("\n")
+    if not 1 <= start <= len(lines) or not start - 1 <= end <= len(lines):
+        raise ActionError(f"lines {start} to {end} are not a range of the file, which ends at line {len(lines)}.")
+    new = block.split("\n") if block else []
+    return "\n".join([*lines[: start - 1], *new, *lines[end:]])
+
+
+def apply_patch(text: str, patch: str) -> str:
+    """Apply SEARCH / REPLACE blocks in order; each SEARCH must match whole lines at exactly one place."""
+    framed = f"\n{text}\n"  # Every line between two line ends: a plain search then matches whole lines only.
+    for number, (search, replace) in enumerate(_search_replace_blocks(patch), start=1):
+        wanted = "".join(f"\n{line}" for line in search) + "\n"
+        place = framed.find(wanted)
+        if place < 0 or framed.find(wanted, place + 1) >= 0:
+            found = "is not in the file" if place < 0 else "is in the file more than once"
+            raise ActionError(f"the SEARCH text of block {number} {found}; it must match whole lines at one place.")
+        framed = "".join([framed[:place], *(f"\n{line}" for line in replace), framed[place + len(wanted) - 1 :]])
+    return framed[1:-1]
+
+
+def _search_replace_blocks(patch: str) -> list[tuple[list[str], list[str]]]:
+    """Pairs of (lines to find, lines to put there)."""
+    blocks: list[tuple[list[str], list[str]]] = []
+    search: list[str] | None = None
+    replace: list[str] | None = None
+    for line in patch.split("\n"):
+        marker = line.rstrip()
+        if search is None:
+            if marker == "<<<<<<< SEARCH":
+                search = []
+            elif marker:
+                raise ActionError("a patch is made of blocks <<<<<<< SEARCH, =======, >>>>>>> REPLACE alone.")
+        elif replace is None:
+            if marker == "=======":
+                replace = []
+            else:
+                search.append(line)
+        elif marker == ">>>>>>> REPLACE":
+            if not search:
+                raise ActionError(f"the SEARCH text of block {len(blocks) + 1} is empty.")
+            blocks.append((search, replace))
+            search = replace = None
+        else:
+            replace.append(line)
+    if search is not None:
+        missing = "=======" if replace is None else ">>>>>>> REPLACE"
+        raise ActionError(f"block {len(blocks) + 1} of the patch has no line {missing}.")
+    if not blocks:
+        raise ActionError("the patch has no block <<<<<<< SEARCH, =======, >>>>>>> REPLACE.")
+    return blocks
+
+
+def unified_diff(old: str, new: str, name: str) -> str:
+    """Unified diff from `old` to `new`, in bounded time whatever the texts are."""
+    before, after = old.split("\n"), new.split("\n")
+    if before == after:
+        return ""
+    head = _common_prefix(before, after)
+    tail = _common_prefix(before[head:][::-1], after[head:][::-1])
+    removed, added = before[head : len(before) - tail], after[head : len(after) - tail]
+    if max(len(removed), len(added)) > MAX_DIFF_LINES:
+        range_line = f"@@ -{head + 1},{len(removed)} +{head + 1},{len(added)} @@"
+        body = [range_line, *(f"-{line}" for line in removed), *(f"+{line}" for line in added)]
+        return "\n".join([f"--- {name}", f"+++ {name}", *body])
+    # Equal lines far from the change say nothing: leave only the context that the diff shows, then number from there.
+    first, last = max(head - 3, 0), max(tail - 3, 0)
+    lines = difflib.unified_diff(
+        before[first : len(before) - last], after[first : len(after) - last], name, name, lineterm=""
+    )
+    return "\n".join(_shifted(line, first) for line in lines)
+
+
+def _shifted(line: str, offset: int) -> str:
+    """A line of a diff with the line numbers of a range header moved by `offset`."""
+    if not line.startswith("@@ "):
+        return line
+    return re.sub(r"([-+])(\d+)", lambda match: f"{match[1]}{int(match[2]) + offset}", line)
+
+
+def _common_prefix(left: list[str], right: list[str]) -> int:
+    count = 0
+    for a, b in zip(left, right, strict=False):
+        if a != b:
+            break
+        count += 1
+    return count
+
+
+def _with_margins_of(old: list[str], new: list[str]) -> list[str]:
+    """`new` between the blank lines that `old` begins and ends with."""
+    old_blank = [not line.strip() for line in old]
+    if all(old_blank):
+        return [*_stripped(new), *(old or [""])]
+    head = old_blank.index(False)
+    tail = len(old) - old_blank[::-1].index(False)
+    return [*old[:head], *_stripped(new), *old[tail:]]
+
+
+def _stripped(lines: list[str]) -> list[str]:
+    """Without the blank lines at both ends."""
+    filled = [index for index, line in enumerate(lines) if line.strip()]
+    return lines[filled[0] : filled[-1] + 1] if filled else []

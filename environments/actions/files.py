@@ -1,0 +1,171 @@
+"""The files an action may touch, by the names an agent gives them.
+
+Handlers (`vocabulary`) see the restored workspace only through `AgentFiles`, which checks every name by the path it
+resolves to. Nothing else runs in the workspace while an action is applied, so a path cannot change between check and
+use; what a script left there earlier (symbolic links, FIFOs, sparse files) can be anything.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import fnmatch
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+from environments.actions.errors import ActionError
+
+MAX_NAME = 200
+"""Longest path an agent may write, in characters."""
+MAX_TEXT_BYTES = 1 << 20
+"""Largest file an action reads or writes as text."""
+_OF_THE_PATH = frozenset(
+    {
+        errno.EACCES,
+        errno.EEXIST,
+        errno.EISDIR,
+        errno.ELOOP,
+        errno.ENAMETOOLONG,
+        errno.ENOENT,
+        errno.ENOTDIR,
+        errno.ENXIO,
+        errno.EPERM,
+    }
+)
+"""Errors that the path itself causes, so the action's; any other (a full disk, no descriptors) is this host's."""
+
+
+@contextlib.contextmanager
+def _path_errors(message: str) -> Iterator[None]:
+    """Turn what the path causes into an `ActionError`, and let what this host causes pass."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _OF_THE_PATH:
+            raise ActionError(message) from error
+        raise
+
+
+@dataclasses.dataclass(frozen=True)
+class AgentFiles:
+    """The workspace in `root`, with the task's `data` folder shown (read-only) as `data/`."""
+
+    root: Path
+    data: Path | None = None
+    read_only: tuple[str, ...] = ()
+    """Globs of workspace paths that are not the agent's to change."""
+
+    def resolve(self, name: str) -> tuple[str, Path]:
+        """The path inside the workspace that `name` leads to, and where it lies on this host.
+
+        Raises:
+          ActionError: it leads out of the workspace, or is no name at all.
+        """
+        if not name or len(name) > MAX_NAME:
+            raise ActionError(f"a file name has 1 to {MAX_NAME} characters, this one has {len(name)}.")
+        if not name.isprintable():
+            raise ActionError(f"the file name {name!r} holds control characters.")
+        root = os.path.realpath(self.root)
+        with _path_errors(f"cannot access file {name}."):
+            real = os.path.realpath(os.path.join(root, name))
+        # commonpath compares whole components: `/tmp/ws2` is not in `/tmp/ws`.
+        if os.path.commonpath([root, real]) != root:
+            raise ActionError(f"cannot access file {name} because it is not in the work directory.")
+        inside = os.path.relpath(real, root)
+        if self.data is not None and inside.split(os.sep)[0] == "data":
+            public = os.path.realpath(self.data)
+            real = os.path.realpath(os.path.join(public, os.path.relpath(inside, "data")))
+            if os.path.commonpath([public, real]) != public:
+                raise ActionError(f"cannot access file {name} because it is not in the work directory.")
+        return inside, Path(real)
+
+    def is_read_only(self, inside: str) -> bool:
+        """Whether the workspace path (as `resolve` gives it) or a folder on the way to it is not the agent's."""
+        parts = inside.split(os.sep)
+        if parts[0] == "data":
+            return True
+        return any(
+            fnmatch.fnmatchcase("/".join(parts[: count + 1]), pattern)
+            for count in range(len(parts))
+            for pattern in self.read_only
+        )
+
+    def list(self, name: str) -> list[str]:
+        """Names in a folder, sorted; hidden ones are left out, as `ls` does."""
+        inside, real = self.resolve(name or ".")
+        with _path_errors(f"Cannot list file in the {name} directory"):
+            names = {entry for entry in os.listdir(real) if not entry.startswith(".")}
+        if inside == "." and self.data is not None:
+            names.add("data")
+        return sorted(names)
+
+    def exists(self, name: str) -> bool:
+        """Whether a regular file lies there."""
+        try:
+            return stat.S_ISREG(os.lstat(self.resolve(name)[1]).st_mode)
+        except OSError:
+            return False
+
+    def read(self, name: str) -> str:
+        """Text of a file.
+
+        Raises:
+          ActionError: no such regular file, too large, or not UTF-8.
+        """
+        data = self.read_bytes(name)
+        try:
+            return data.decode()
+        except UnicodeDecodeError as error:
+            raise ActionError(f"cannot read file {name}: it is not UTF-8 text.") from error
+
+    def read_bytes(self, name: str) -> bytes:
+        """Bytes of a regular file of at most `MAX_TEXT_BYTES`."""
+        _, real = self.resolve(name)
+        with _path_errors(f"cannot read file {name}"):
+            # O_NONBLOCK: opening a FIFO that nobody writes would wait for ever.
+            handle = os.open(real, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        with os.fdopen(handle, "rb") as file:
+            status = os.fstat(handle)
+            if not stat.S_ISREG(status.st_mode):
+                raise ActionError(f"cannot read file {name}: it is not a regular file.")
+            if status.st_size > MAX_TEXT_BYTES:
+                raise ActionError(f"cannot read file {name}: it is larger than {MAX_TEXT_BYTES} bytes.")
+            return file.read(MAX_TEXT_BYTES)
+
+    def check_writable(self, name: str) -> str:
+        """The path inside the workspace of a file that the agent may write.
+
+        Raises:
+          ActionError: it may not.
+        """
+        inside, real = self.resolve(name)
+        if self.is_read_only(inside):
+            raise ActionError(f"cannot write file {name} because it is a read-only file.")
+        if os.path.lexists(real) and not self.exists(name):
+            raise ActionError(f"cannot write file {name}: it is not a regular file.")
+        return inside
+
+    def write(self, name: str, content: str | bytes) -> None:
+        """Replace or create a file (folders on the way to it are made).
+
+        Raises:
+          ActionError: read-only, outside of the workspace, not a regular file, or too large.
+        """
+        self.check_writable(name)
+        data = content.encode() if isinstance(content, str) else content
+        if len(data) > MAX_TEXT_BYTES:
+            raise ActionError(f"cannot write file {name}: its content is larger than {MAX_TEXT_BYTES} bytes.")
+        _, real = self.resolve(name)
+        with _path_errors(f"cannot write file {name}"):
+            real.parent.mkdir(parents=True, exist_ok=True)
+            handle = os.open(real, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+
+    def remove(self, name: str) -> None:
+        """Delete a file that `check_writable` allows."""
+        self.check_writable(name)
+        self.resolve(name)[1].unlink(missing_ok=True)

@@ -1,0 +1,270 @@
+"""The one parser of replies, and the prompt text that describes what it accepts. Both are made from `ACTIONS`.
+
+A reply carries labels, each at the beginning of a line, `Action` and `Action Input` (a JSON object) last. The last
+occurrence of a label wins, and the stop string `Observation:` ends the reply. An action that takes a block is followed
+by one, fenced with backticks:
+
+    Action: Edit Script (Cell)
+    Action Input: {"script_name": "train.py", "cell": "model"}
+    ```python
+    model = SVC(C=10)
+    ```
+
+The two profiles differ in the labels a reply must carry and in how much of an observation is shown.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from environments.actions.errors import ActionError
+from environments.actions.files import AgentFiles
+from environments.actions.vocabulary import ACTIONS, ActionSpec, Argument, Effect, Kind
+
+MAX_REPLY = 100_000
+"""Longest reply that is parsed, in characters."""
+STOP = "Observation:"
+"""The stop string: what follows is the environment's to say."""
+
+_LABEL_HELP = {
+    "Reflection": "What does the observation mean? If there is an error, what caused the error and how to debug?",
+    "Research Plan and Status": "The full high level research plan, with current status and confirmed results of each "
+    "step briefly annotated. It must only include progress that has been made by previous steps. If there is any "
+    "update, enclose the new update text in double asterisks **like this**. If there is no update, just copy the "
+    "previous step Research Plan and Status. The high level plan from the previous step should be fully retained, "
+    "unless it is intentionally revised.",
+    "Fact Check": "List all objective statements in the updates to Research Plan and Status one by one and point out "
+    "whether it is guessed versus directly confirmed by the previous observation directly above. Performance numbers "
+    "can only be confirmed by running the code and observing the output.",
+    "Thought": "What you are currently doing, what actions to perform and why",
+    "Action": "the action to take, should be one of the names of the tools",
+    "Action Input": "the input to the action as a valid JSON string",
+}
+LABELS = tuple(_LABEL_HELP)
+_LABEL_LINE = re.compile(rf"({'|'.join(LABELS)}|{STOP[:-1]}):(.*)")
+_FENCE = re.compile(r"(`{3,})[^`]*")
+
+
+@dataclasses.dataclass(frozen=True)
+class Profile:
+    """How much of the grammar is used."""
+
+    name: str
+    labels: tuple[str, ...]
+    """What a reply must carry."""
+    brief: bool
+    """Observations are the last lines of the output alone; otherwise all of it, with the answer of the action."""
+    observation_characters: int
+    """An observation is cut to this length, head and tail kept (brief: the tail)."""
+
+
+PROFILES = {
+    "full": Profile("full", LABELS, brief=False, observation_characters=5000),
+    "compact": Profile("compact", LABELS[-2:], brief=True, observation_characters=200),
+}
+
+
+def profile(name: str) -> Profile:
+    """The profile called `name`.
+
+    Raises:
+      ValueError: no such profile.
+    """
+    if name not in PROFILES:
+        raise ValueError(f"profile is {name!r}; choose one of {', '.join(PROFILES)}")
+    return PROFILES[name]
+
+
+@dataclasses.dataclass(frozen=True)
+class Action:
+    """A parsed action: it has the right form, whether it applies is seen when it is applied."""
+
+    name: str
+    arguments: Mapping[str, Any]
+    block: str | None = None
+
+    @property
+    def spec(self) -> ActionSpec:
+        return ACTIONS[self.name]
+
+    def apply(self, files: AgentFiles) -> Effect:
+        """Do it to `files`.
+
+        Raises:
+          ActionError: it does not apply; the files are as they were.
+        """
+        block = {} if self.block is None else {"block": self.block}
+        return self.spec.handler(files, **self.arguments, **block)
+
+    def render(self) -> str:
+        """The compact reply that parses to this action."""
+        lines = [f"Action: {self.name}", f"Action Input: {json.dumps(dict(self.arguments), ensure_ascii=False)}"]
+        if self.block is not None:
+            fence = "`" * max(3, 1 + max((len(run) for run in re.findall(r"`+", self.block)), default=0))
+            lines += [f"{fence}python", self.block, fence]
+        return "\n".join(lines)
+
+
+def parse(reply: str, profile: Profile) -> Action:
+    """Parse a reply.
+
+    Raises:
+      ActionError: the reply is not in the format of the profile, names no action, or its input is wrong.
+    """
+    if len(reply) > MAX_REPLY:
+        raise ActionError(f"a reply has at most {MAX_REPLY} characters, this one has {len(reply)}.")
+    if not reply.isascii():
+        try:
+            reply.encode()
+        except UnicodeEncodeError as error:
+            raise ActionError("the reply is not valid Unicode text.") from error
+    sections, blocks = _sections(reply)
+    missing = [label for label in profile.labels if label not in sections]
+    if missing:
+        text = "Your response was in incorrect format. Please provide a valid response with all entries: "
+        raise ActionError(f"the reply has no line {missing[0]}:", text + ", ".join(profile.labels))
+    name, raw = sections["Action"].strip(), sections["Action Input"].strip()
+    if name not in ACTIONS:
+        shown = name if len(name) <= 100 else name[:100] + "..."
+        raise ActionError(
+            f"Invalid action: {shown}",
+            f"Invalid action: {shown}. Action did not execute. Please use one of the following actions:\n"
+            + ", ".join(ACTIONS),
+        )
+    spec = ACTIONS[name]
+    if not raw and blocks:  # The JSON itself in a fence, as many models write it.
+        raw, blocks = blocks[0], blocks[1:]
+    arguments = _arguments(raw, spec)
+    if spec.block is None and blocks:
+        raise ActionError(f"{name} takes no fenced block.")
+    if spec.block is not None and len(blocks) != 1:
+        raise ActionError(f"{name} is followed by one fenced block ({spec.block}), found {len(blocks)}.")
+    return Action(name, arguments, blocks[0] if blocks else None)
+
+
+def _sections(reply: str) -> tuple[dict[str, str], list[str]]:
+    """Text by label (the last occurrence wins) and the fenced blocks that follow the Action Input.
+
+    Fences count only after an Action Input: a thought may hold code, and even a fence that is never closed.
+    """
+    sections: dict[str, list[str]] = {}
+    blocks: list[list[str]] = []
+    label, fence = "", ""
+    for line in reply.replace("\r\n", "\n").split("\n"):
+        if fence:
+            if line.startswith(fence) and not line.strip("` \t"):  # At least as many backticks, and nothing else.
+                fence = ""
+            else:
+                blocks[-1].append(line)
+        elif match := _LABEL_LINE.match(line):
+            label = match[1]
+            if label == STOP[:-1]:
+                break
+            if label == "Action":  # Its own input must follow: never that of an earlier action.
+                sections.pop("Action Input", None)
+            if label in ("Action", "Action Input"):
+                blocks = []
+            sections[label] = [match[2]]
+        elif label == "Action Input" and (match := _FENCE.fullmatch(line)):
+            fence = match[1]
+            blocks.append([])
+        elif label and not (label == "Action Input" and blocks):  # What follows a closed block is not JSON.
+            sections[label].append(line)
+    if fence:
+        raise ActionError("the fenced block is not closed: the reply was cut off.")
+    return {name: "\n".join(lines) for name, lines in sections.items()}, ["\n".join(lines) for lines in blocks]
+
+
+def _arguments(raw: str, spec: ActionSpec) -> dict[str, Any]:
+    """The checked Action Input."""
+    try:
+        # Line ends inside of strings are let pass, as MLAgentBench does.
+        values = json.loads(raw, strict=False, object_pairs_hook=_object, parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
+        raise ActionError(
+            f"the Action Input is not valid JSON: {error}", f"ActionInputParsingError: {error}\n{_usage_message(spec)}"
+        ) from error
+    expected = [argument.name for argument in spec.arguments]
+    if not isinstance(values, dict) or set(values) != set(expected):
+        raise ActionError(
+            f"the Action Input of {spec.name} has exactly the entries {', '.join(expected)}.",
+            f"EnvError: {_usage_message(spec)}",
+        )
+    return {argument.name: _value(argument, values[argument.name]) for argument in spec.arguments}
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) != len(pairs):
+        raise ValueError("an entry occurs twice")
+    return values
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON value")
+
+
+def _value(argument: Argument, value: Any) -> Any:
+    if argument.kind is Kind.LINE:
+        if isinstance(value, str) and re.fullmatch(r"[0-9]{1,9}", value.strip()):
+            value = int(value)
+        if type(value) is not int or not 0 <= value < 10**9:
+            raise ActionError(f"{argument.name} must be an integer, the number of a line.")
+        return value
+    if not isinstance(value, str):
+        raise ActionError(f"{argument.name} must be a string.")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise ActionError(f"{argument.name} is not valid Unicode text.") from error
+    return value
+
+
+def _usage_message(spec: ActionSpec) -> str:
+    """MLAgentBench's answer to a wrong Action Input."""
+    usage = ",\n            ".join(f"{argument.name}: [{argument.help}]" for argument in spec.arguments)
+    return (
+        f"The action input for {spec.name} needs to be a valid json with proper entries. You may have missed the comma "
+        f"between entries. Please use the correct format and try again:\n{{\n            {usage}\n}}"
+    )
+
+
+def describe_actions(profile: Profile) -> str:
+    """The actions as a prompt of this profile lists them."""
+    shown = [spec for spec in ACTIONS.values() if spec.shown]
+    return "".join(map(_describe_briefly if profile.brief else _describe, shown))
+
+
+def describe_format(profile: Profile) -> str:
+    """The labels of a reply, each with what it is for, as MLAgentBench's prompt gives them."""
+    return "\n".join(f"{label}: {_LABEL_HELP[label]}" for label in profile.labels)
+
+
+def _describe(spec: ActionSpec) -> str:
+    """MLAgentBench's `construct_tool_prompt`."""
+    indent = " " * 8
+    usage = f",\n{indent}    ".join(f'"{argument.name}": [{argument.help}]' for argument in spec.arguments)
+    lines = [
+        f"- {spec.name}:",
+        f"{indent}{spec.help}",
+        f"{indent}Usage:",
+        f"{indent}```",
+        f"{indent}Action: {spec.name}",
+        f"{indent}Action Input: {{",
+        f"{indent}    {usage}",
+        f"{indent}}}",
+    ]
+    if spec.block is not None:
+        lines.append(f"{indent}[a line ```python, then {spec.block}, then a line ```]")
+    lines += [f"{indent}Observation: [{spec.returns}]", f"{indent}```"]
+    return "\n".join(lines) + "\n\n"
+
+
+def _describe_briefly(spec: ActionSpec) -> str:
+    names = ", ".join(f'"{argument.name}"' for argument in spec.arguments)
+    block = "" if spec.block is None else f" + ```python block: {spec.block}"
+    return f"- {spec.name} {{{names}}}{block}\n"

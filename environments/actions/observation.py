@@ -1,0 +1,92 @@
+"""What the agent sees of a step: cleaned, cut, and never anything that was computed from a hidden label.
+
+A script's output is hostile text. It is shown without terminal codes and control characters, and a line in it that
+looks like a part of the protocol (a label of a reply, a fence, a token of a chat template) is quoted.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+from environments.actions.errors import ActionError
+from environments.actions.grammar import LABELS, STOP, Profile
+from environments.protocol import Limits
+from environments.sandbox.base import Ending, Execution
+
+BRIEF_LINES = 3
+"""Lines of output that a brief observation keeps."""
+# ECMA-48: control sequences, operating system commands up to their terminator, and two-character escapes.
+_ANSI = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b[\]PX^_][^\x07\x1b]*(?:\x07|\x1b\\)?|\x1b[ -/]*[0-~]?")
+_MARKER = re.compile(rf"(?im)^([^\S\n]*)((?:{'|'.join(LABELS)}|{STOP[:-1]})[^\S\n]*:|`{{3,}})")
+
+
+def sanitise(text: str) -> str:
+    """`text` without terminal codes and control characters, its line ends as `\\n`, its forged markers quoted."""
+    text = _ANSI.sub("", text)
+    text = re.sub(r"\r\n?|[\x0b\x0c\x85\u2028\u2029]", "\n", text)
+    if not text.isascii() or any(character < " " for character in set(text) - {"\n", "\t"}) or "\x7f" in text:
+        # Cc control, Cf format (bidirectional overrides, zero width), Cs lone surrogates.
+        text = "".join(
+            character
+            for character in text
+            if character in "\n\t" or unicodedata.category(character) not in ("Cc", "Cf", "Cs")
+        )
+    return _MARKER.sub(r"\1> \2", text).replace("<|", "< |")
+
+
+def cut(text: str, limit: int) -> str:
+    """`text` in at most `limit` characters: its head and its tail, with the number of characters left out between."""
+    if len(text) <= limit:
+        return text
+    note = f"\n... [{len(text)} characters, the middle is left out] ...\n"
+    if limit < 4 * len(note):
+        note = " ... "
+    kept = limit - len(note)
+    return text[: kept - kept // 2] + note + text[len(text) - kept // 2 :]
+
+
+def of_text(message: str, profile: Profile) -> str:
+    """Observation of a step without execution."""
+    return cut(sanitise(message), profile.observation_characters)
+
+
+def of_error(error: ActionError, profile: Profile) -> str:
+    """Observation of an invalid action: one line, or MLAgentBench's full message."""
+    return of_text(f"EnvError: {error.reason}" if profile.brief else error.message, profile)
+
+
+def of_execution(message: str, execution: Execution, problem: str, limits: Limits, profile: Profile) -> str:
+    """Observation of a step with an execution.
+
+    Args:
+      message: the answer of the action (a diff), left out of a brief observation.
+      execution: how the script ended; its output as MLAgentBench shows it: standard error alone where the script
+        failed, else standard output, else standard error.
+      problem: why the submission of a script that ended well was not accepted, or empty.
+    """
+    failed = execution.ending is not Ending.EXITED or execution.exit_code != 0
+    output = execution.stderr if failed else execution.stdout or execution.stderr
+    if execution.ending is not Ending.EXITED:
+        problem = _limit_message(execution.ending, limits)
+    problem = f"EnvError: {problem}" if problem else ""
+    if profile.brief:
+        lines = [line.rstrip() for line in sanitise(output).split("\n") if line.strip()]
+        lines = [sanitise(problem)] if problem else lines[-1:] if failed else lines[-BRIEF_LINES:]
+        return _tail("\n".join(lines), profile.observation_characters)
+    ended = f"\n{problem}" if problem else ""
+    text = f"{message}The script has been executed. Here is the output:\n{output}{ended}"
+    return cut(sanitise(text), profile.observation_characters)
+
+
+def _limit_message(ending: Ending, limits: Limits) -> str:
+    return {
+        Ending.TIME_LIMIT: f"the script was stopped: it used up its {limits.cpu_seconds:g} s of CPU time, "
+        f"or {limits.wall_seconds:g} s in all.",
+        Ending.MEMORY_LIMIT: f"the script was stopped: it used more than {limits.memory_mb} MB of memory.",
+        Ending.OTHER_LIMIT: "the script was stopped: too many processes, or too much written.",
+    }[ending]
+
+
+def _tail(text: str, limit: int) -> str:
+    return text if len(text) <= limit else "..." + text[len(text) - limit + 3 :]
