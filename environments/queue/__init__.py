@@ -1,0 +1,44 @@
+"""The reward queue. `open_queue` is the way in; `environments.queue.base` is the contract."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from environments.queue.base import QueueError, RewardQueue
+from environments.queue.engine import parse_url
+from environments.queue.sql import RetryPolicy, SqlQueue
+from environments.store import Store
+
+__all__ = ["QueueError", "RetryPolicy", "RewardQueue", "open_queue"]
+
+
+def open_queue(
+    url: str,
+    *,
+    store: Store | None = None,
+    create: bool = True,
+    retries: RetryPolicy | None = None,
+    patience_seconds: float = 120.0,
+    clock: Callable[[], float] | None = None,
+) -> RewardQueue:
+    """The queue at `url`: `sqlite:///PATH` (processes of one host) or `postgresql://...` (many hosts).
+
+    Args:
+      store: where payloads over a few KB go; the same for the trainer and every worker.
+      create: make the tables where there are none.
+      retries: what becomes of failed attempts of the jobs enqueued through this object.
+      patience_seconds: how long a database that is locked, restarting or cut off is waited for.
+      clock: replaces the database's clock (seconds since 1970); for tests and simulations.
+
+    Raises:
+      QueueError: the URL, the database or its version does not serve; the message says why, without credentials.
+    """
+    parsed = parse_url(url)
+    backend = parsed.get_backend_name()
+    if backend == "sqlite":
+        from environments.queue.sqlite import SqliteEngine as EngineOf
+    elif backend == "postgresql":
+        from environments.queue.postgres import PostgresEngine as EngineOf
+    else:
+        raise QueueError(f"the queue's URL begins with {backend}://; write sqlite:///PATH or postgresql://...")
+    return SqlQueue(EngineOf(parsed, patience_seconds, clock), store, create, retries)

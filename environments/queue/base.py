@@ -2,17 +2,19 @@
 
     trainer: enqueue -> (workers) -> outcomes -> consume          worker: claim -> heartbeat ... -> complete | fail
 
-A job is `queued`, `leased` (to one worker, until its lease runs out), `done` (one outcome accepted) or `dead` (failed
-`max_attempts` times; its outcome is an infrastructure error, which the trainer masks).
+A job is `queued`, `leased` (to one worker, until its lease runs out), `done` (one outcome accepted), `dead` (failed
+`max_attempts` times) or `cancelled`; the outcome of the last two is an infrastructure error, which the trainer masks.
+`environments.queue.open_queue` gives the implementation that a URL names.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Collection, Iterable, Mapping
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
-from environments.protocol import Job, Outcome
+from environments.protocol import Job, Outcome, Requirements
 
 
 class QueueError(Exception):
@@ -29,6 +31,52 @@ class Capabilities:
     image: str = ""
     """Digest of the worker's locked Python environment."""
     guarantees: frozenset[str] = frozenset()
+
+    def lacking(self, requirements: Requirements) -> list[str]:
+        """What `requirements` ask for and this does not offer, in words; empty where a job can be served."""
+        lacking = [
+            f"{name} {asked} (offers {offered})"
+            for name, asked, offered in (
+                ("cores", requirements.cores, self.cores),
+                ("memory_mb", requirements.memory_mb, self.memory_mb),
+                ("gpus", requirements.gpus, self.gpus),
+            )
+            if asked > offered
+        ]
+        if requirements.image is not None and requirements.image != self.image:
+            lacking.append(f"image {requirements.image} (offers {self.image or 'none'})")
+        missing = sorted(set(requirements.guarantees) - self.guarantees)
+        return lacking + [f"guarantee {name}" for name in missing]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**dataclasses.asdict(self), "guarantees": sorted(self.guarantees)}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Capabilities:
+        return cls(**{**data, "guarantees": frozenset(data["guarantees"])})
+
+
+@dataclasses.dataclass(frozen=True)
+class WorkerReport:
+    """What a worker process says of itself every few seconds."""
+
+    host: str
+    pid: int
+    version: str
+    """Of this package."""
+    slots: int
+    capabilities: Capabilities
+    health: str = "ok"
+    """`ok`, `draining`, `stopped`, or what is wrong, in one line."""
+    completed: int = 0
+    failed: int = 0
+
+
+class Changes(Protocol):
+    """A watch on the queue, from the moment it was opened."""
+
+    def wait(self, timeout_seconds: float) -> bool:
+        """Return True soon after something changed since the last call, False at the time-out. May wake for nothing."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +96,10 @@ class RewardQueue(Protocol):
 
     # -- trainer --
     def enqueue(self, jobs: Iterable[Job]) -> int:
-        """Add jobs; those already known (by `Job.id`) are left as they are. Returns how many were new."""
+        """Add jobs; those already known (by `Job.id`) are left as they are, but a cancelled one is queued again.
+
+        Returns how many were added.
+        """
 
     def outcomes(self, job_ids: Collection[str]) -> dict[str, Outcome]:
         """Accepted outcomes of those of `job_ids` that are finished, by id; dead jobs give infrastructure errors."""
@@ -72,6 +123,14 @@ class RewardQueue(Protocol):
     def cancel(self, run: str, older_than_version: int | None = None) -> int:
         """Cancel queued jobs of `run` (sampled by a policy older than the version given); returns how many."""
 
+    def outstanding(self, run: str) -> dict[int, int]:
+        """How many jobs of `run` are queued or leased, by policy version."""
+
+    def pace(self, run: str, policy_version: int, max_versions: int, timeout_seconds: float) -> bool:
+        """Back-pressure: wait until every outstanding job of `run` is fewer than `max_versions` policy versions older
+        than `policy_version`, so that with its own jobs at most `max_versions` versions are out (with 1, everything
+        sampled before is awaited). False at the time-out."""
+
     def check_alive(self, run: str, silence_seconds: float) -> None:
         """Raise QueueError, with the reason, when no worker is alive or nothing came back for so long."""
 
@@ -88,7 +147,20 @@ class RewardQueue(Protocol):
     def fail(self, lease: Lease, reason: str) -> None:
         """An infrastructure failure: the job is retried after a backoff, or dead after `max_attempts`."""
 
+    def watch(self) -> AbstractContextManager[Changes]:
+        """Wakes when jobs were added, so that an idle worker need not ask again and again."""
+
+    def report(self, worker: str, report: WorkerReport) -> None:
+        """Say that the worker process `worker` is alive, and how it is."""
+
     # -- people --
+    def retry(self, run: str | None = None, job_ids: Collection[str] = ()) -> int:
+        """Queue dead jobs again (of `run`, or of all), or the finished jobs named by id, with fresh attempts; never one
+        whose result was consumed. Returns how many."""
+
+    def purge(self, older_than_seconds: float, run: str | None = None) -> int:
+        """Delete what finished longer ago than that, and workers not seen since; returns how many jobs."""
+
     def status(self) -> Mapping[str, Any]:
         """Depth, ages, leases, attempts, dead letters with reasons, workers with last-seen, rates; as JSON."""
 

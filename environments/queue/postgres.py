@@ -1,0 +1,148 @@
+"""The queue in PostgreSQL: many hosts, the server's clock, SKIP LOCKED to claim and LISTEN / NOTIFY to wake.
+
+The URL is `postgresql://user:password@host:port/database` with libpq's options (`?sslmode=verify-full`); what it leaves
+out comes from libpq's environment (PGPASSWORD, PGSSLMODE, ~/.pgpass). A server that restarts or is cut off is waited
+for, with growing pauses. A pooler in transaction mode does not carry LISTEN: connect to the server itself.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import sqlalchemy
+from sqlalchemy import URL, ColumnElement, Connection, Double, cast, func
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.exc import DBAPIError
+
+from environments.queue.base import QueueError
+from environments.queue.engine import Engine
+
+_LOCK = 0x6D6C6167
+"""Advisory lock of those who create the tables."""
+_REFUSALS = (
+    "authentication failed",
+    "does not exist",
+    "no pg_hba.conf entry",
+    "not permitted to log in",
+    "no password supplied",
+    "could not translate host name",
+    "certificate verify failed",
+)
+"""Connection errors that waiting does not cure."""
+_LONGEST_PAUSE_SECONDS = 5.0
+WORKER_GRANTS = (
+    "GRANT SELECT ON mlagent_schema, mlagent_requirements TO {role}",
+    "GRANT SELECT, UPDATE ON mlagent_jobs TO {role}",
+    "GRANT SELECT, INSERT, UPDATE ON mlagent_workers TO {role}",
+)
+"""All that a worker's role needs: it can claim, complete and report, not add, delete or drop."""
+
+
+class PostgresEngine(Engine):
+    insert = staticmethod(postgresql.insert)
+
+    def __init__(self, url: URL, patience_seconds: float, clock: Callable[[], float] | None) -> None:
+        super().__init__(url, patience_seconds, clock)
+        try:
+            self._engine = sqlalchemy.create_engine(
+                url.set(drivername="postgresql+psycopg"),
+                connect_args={"connect_timeout": 10, "application_name": "mlagent", **_KEEPALIVE},
+                hide_parameters=True,
+                # Few connections a process: a thousand workers share one server.
+                pool_size=2,
+                max_overflow=6,
+            )
+        except ModuleNotFoundError:
+            raise QueueError("psycopg is not installed: `pip install 'mlagent-jax[postgres]'`") from None
+
+    @contextmanager
+    def begin(self, write: bool) -> Iterator[Connection]:
+        with self._engine.begin() as connection:
+            yield connection
+
+    def exclude_others(self, connection: Connection) -> None:
+        connection.execute(sqlalchemy.select(func.pg_advisory_xact_lock(_LOCK)))
+
+    def notify(self, connection: Connection, channel: str) -> None:
+        connection.execute(sqlalchemy.select(func.pg_notify(channel, "")))
+
+    @contextmanager
+    def watch(self, channel: str) -> Iterator[_Notifications]:
+        notifications = _Notifications(self._engine, channel)
+        try:
+            yield notifications
+        finally:
+            notifications.close()
+
+    def is_transient(self, error: DBAPIError) -> bool:
+        if not isinstance(error, sqlalchemy.exc.OperationalError | sqlalchemy.exc.InterfaceError):
+            return error.connection_invalidated
+        return not any(refusal in str(error.orig) for refusal in _REFUSALS)
+
+    def retry_delay(self, attempt: int) -> float:
+        return min(0.05 * 2.0 ** min(attempt, 10), _LONGEST_PAUSE_SECONDS)
+
+    def remedy(self, message: str) -> str:
+        if any(refusal in message for refusal in _REFUSALS):
+            return "; check user, database and password (from the URL, PGPASSWORD or ~/.pgpass)"
+        if "permission denied" in message:
+            return "; let the trainer's role create the tables, then `python -m environments.queue grant URL ROLE`"
+        return ""
+
+    def grant(self, role: str) -> None:
+        """Give `role` what a worker needs and no more."""
+        quoted = self._engine.dialect.identifier_preparer.quote_identifier(role)
+
+        def run(connection: Connection) -> None:
+            for statement in WORKER_GRANTS:
+                connection.exec_driver_sql(statement.format(role=quoted))
+
+        self.transact(run)
+
+    def close(self) -> None:
+        self._engine.dispose()
+
+    def _database_time(self) -> ColumnElement[float]:
+        # Stable within a statement, unlike clock_timestamp(), so that it can bound an index scan.
+        return cast(func.extract("epoch", func.statement_timestamp()), Double)
+
+
+_KEEPALIVE = {"keepalives_idle": 15, "keepalives_interval": 5, "keepalives_count": 3}
+"""A server that vanished without a word is noticed after 30 s, not after two hours."""
+
+
+class _Notifications:
+    """A connection that listens, opened again when it breaks."""
+
+    def __init__(self, engine: sqlalchemy.Engine, channel: str) -> None:
+        self._engine, self._channel = engine, channel
+        self._connection: sqlalchemy.PoolProxiedConnection | None = None
+        self._listen()
+
+    def wait(self, timeout_seconds: float) -> bool:
+        if self._connection is None and not self._listen():
+            time.sleep(min(timeout_seconds, 1.0))
+            return True  # What happened meanwhile is not known.
+        try:
+            driver = self._connection.driver_connection
+            return any(True for _ in driver.notifies(timeout=timeout_seconds, stop_after=1))
+        except self._engine.dialect.dbapi.Error:
+            self.close()
+            return True
+
+    def close(self) -> None:
+        if self._connection is not None:
+            # Dropped, not given back: a pooled connection must not listen.
+            self._connection.invalidate()
+            self._connection = None
+
+    def _listen(self) -> bool:
+        try:
+            self._connection = self._engine.raw_connection()
+            self._connection.driver_connection.autocommit = True
+            self._connection.driver_connection.execute(f"LISTEN {self._channel}")
+        except (DBAPIError, self._engine.dialect.dbapi.Error):
+            self.close()
+        return self._connection is not None

@@ -1,0 +1,470 @@
+"""The reward queue in SQL, once for both engines.
+
+Every operation is one short transaction that may be repeated: a connection that breaks after the commit and before its
+acknowledgement does no harm. The fence is one condition in one place, `_held`: the row is leased, under this token,
+until later than now by the database's clock. Whoever fails it has lost the job, whatever he did meanwhile.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, Row, case, delete, func, literal, select, true, update
+
+from environments.protocol import (
+    Job,
+    Outcome,
+    OutcomeKind,
+    ProtocolError,
+    Requirements,
+    Scale,
+    canonical_json,
+    digest,
+)
+from environments.queue import inspection, schema
+from environments.queue.base import Capabilities, Changes, Lease, QueueError, WorkerReport
+from environments.queue.engine import Engine, safe_url
+from environments.queue.payloads import Payloads
+from environments.queue.schema import CANCELLED, DEAD, DONE, LEASED, QUEUED, jobs
+from environments.store import Store, StoreError
+
+EXECUTION_OVERHEAD_SECONDS = 300.0
+"""Restoring, starting the sandbox and grading: what an execution may take beyond its wall limit."""
+REAP_SECONDS = 0.5
+"""How often one process looks for leases that ran out while there is other work."""
+LONGEST_BACKOFF_SECONDS = 60.0
+_CHUNK = 500
+"""Ids in one statement."""
+_ADDED, _FINISHED = "mlagent_added", "mlagent_finished"
+
+
+@dataclasses.dataclass(frozen=True)
+class RetryPolicy:
+    """What happens to a job whose attempt failed."""
+
+    max_attempts: int = 5
+    """Claims after which a job is dead."""
+    backoff_seconds: float = 1.0
+    """Before the second attempt; doubles with each, up to a minute."""
+
+    def delay(self, attempts: ColumnElement[int]) -> ColumnElement[float]:
+        """Backoff after `attempts` claims, in SQL."""
+        delays = {n: min(self.backoff_seconds * 2.0 ** (n - 1), LONGEST_BACKOFF_SECONDS) for n in range(1, 20)}
+        return case(delays, value=attempts, else_=LONGEST_BACKOFF_SECONDS)
+
+
+class SqlQueue:
+    """`environments.queue.base.RewardQueue` on one engine."""
+
+    def __init__(
+        self, engine: Engine, store: Store | None = None, create: bool = True, retries: RetryPolicy | None = None
+    ) -> None:
+        self._engine = engine
+        self._payloads = Payloads(store)
+        self._retries = retries or RetryPolicy()
+        self._reaped_at = -REAP_SECONDS
+        self._transact = engine.transact
+
+        def prepare(connection: Connection) -> None:
+            engine.exclude_others(connection)
+            schema.prepare(connection, create, safe_url(engine.url))
+
+        self._transact(prepare)
+
+    # -- trainer --
+
+    def enqueue(self, new: Iterable[Job]) -> int:
+        new = list(new)
+        texts = self._payloads.pack_all([job.to_dict() for job in new])
+        wanted = {digest(body): canonical_json(body) for body in (job.requirements.to_dict() for job in new)}
+
+        def add(connection: Connection) -> int:
+            now = self._engine.now
+            rows = [
+                {
+                    "id": job.id,
+                    "run": job.run,
+                    "policy_version": job.policy_version,
+                    "requirements": digest(job.requirements.to_dict()),
+                    "payload": text,
+                    "execution_seconds": job.limits.wall_seconds + EXECUTION_OVERHEAD_SECONDS,
+                }
+                for job, text in zip(new, texts, strict=True)
+            ]
+            connection.execute(
+                self._engine.insert(schema.requirements).on_conflict_do_nothing(),
+                [{"id": identity, "body": body} for identity, body in wanted.items()],
+            )
+            statement = self._engine.insert(jobs).values(
+                state=QUEUED, enqueued_at=now, ready_at=now, max_attempts=self._retries.max_attempts
+            )
+            statement = statement.on_conflict_do_update(
+                index_elements=[jobs.c.id],
+                set_={"state": QUEUED, "ready_at": now, "finished_at": None, "reason": None},
+                where=jobs.c.state == CANCELLED,
+            )
+            added = connection.execute(statement, rows).rowcount
+            self._engine.notify(connection, _ADDED)
+            return added
+
+        return self._transact(add) if new else 0
+
+    def outcomes(self, job_ids: Collection[str]) -> dict[str, Outcome]:
+        columns = (jobs.c.id, jobs.c.state, jobs.c.reason, jobs.c.outcome, jobs.c.payload)
+
+        def read(connection: Connection) -> list[Row]:
+            return [
+                row
+                for chunk in _chunks(job_ids)
+                for row in connection.execute(select(*columns).where(jobs.c.id.in_(chunk), schema.finished))
+            ]
+
+        rows = self._transact(read, write=False)
+        done = [row for row in rows if row.state == DONE]
+        try:
+            accepted = self._payloads.unpack_all([row.outcome for row in done])
+        except StoreError as error:
+            raise QueueError(
+                f"an accepted outcome cannot be read ({error}); repair the store, or have the jobs done again: "
+                "`python -m environments.queue retry URL --job ID`"
+            ) from error
+        found = {row.id: Outcome.from_dict(data) for row, data in zip(done, accepted, strict=True)}
+        return found | {row.id: self._infrastructure_error(row) for row in rows if row.state != DONE}
+
+    def wait(self, job_ids: Collection[str], timeout_seconds: float, count: int | None = None) -> dict[str, Outcome]:
+        pending, found = set(job_ids), {}
+        wanted = len(pending) if count is None else min(count, len(pending))
+
+        def collect() -> bool:
+            found.update(self.outcomes(pending))
+            pending.difference_update(found)
+            return len(found) >= wanted
+
+        self._until(collect, timeout_seconds)
+        return found
+
+    def consume(self, run: str, step: int, job_ids: Collection[str]) -> None:
+        def mark(connection: Connection) -> None:
+            for chunk in _chunks(job_ids):
+                usable = (
+                    jobs.c.id.in_(chunk),
+                    jobs.c.run == run,
+                    schema.finished,
+                    jobs.c.consumed_step.is_(None) | (jobs.c.consumed_step == step),
+                )
+                statement = update(jobs).where(*usable).values(consumed_step=step).returning(jobs.c.id)
+                refused = sorted(set(chunk) - set(connection.scalars(statement)))
+                if refused:
+                    raise QueueError(self._why_not_consumed(connection, run, step, refused))
+
+        self._transact(mark)
+
+    def consumed(self, run: str) -> dict[str, int]:
+        query = select(jobs.c.id, jobs.c.consumed_step).where(jobs.c.run == run, schema.consumed)
+        return self._transact(lambda connection: dict(map(tuple, connection.execute(query))), write=False)
+
+    def rollback(self, run: str, step: int) -> int:
+        statement = (
+            update(jobs)
+            .where(jobs.c.run == run, schema.consumed, jobs.c.consumed_step > step)
+            .values(consumed_step=None)
+        )
+        return self._transact(lambda connection: connection.execute(statement).rowcount)
+
+    def cancel(self, run: str, older_than_version: int | None = None) -> int:
+        reason, where = "cancelled", [jobs.c.run == run, schema.queued]
+        if older_than_version is not None:
+            reason = f"cancelled: sampled by a policy older than version {older_than_version}"
+            where.append(jobs.c.policy_version < older_than_version)
+
+        def mark(connection: Connection) -> int:
+            values = {"state": CANCELLED, "finished_at": self._engine.now, "reason": reason}
+            count = connection.execute(update(jobs).where(*where).values(values)).rowcount
+            self._engine.notify(connection, _FINISHED)
+            return count
+
+        return self._transact(mark)
+
+    def outstanding(self, run: str) -> dict[int, int]:
+        version = jobs.c.policy_version
+        query = select(version, func.count()).where(jobs.c.run == run, schema.outstanding).group_by(version)
+        return self._transact(lambda connection: dict(map(tuple, connection.execute(query))), write=False)
+
+    def pace(self, run: str, policy_version: int, max_versions: int, timeout_seconds: float) -> bool:
+        if max_versions < 1:
+            raise ValueError(f"max_versions is {max_versions}; at least 1, which waits for all that was sampled before")
+        return self._until(
+            lambda: min(self.outstanding(run), default=policy_version) > policy_version - max_versions, timeout_seconds
+        )
+
+    def check_alive(self, run: str, silence_seconds: float) -> None:
+        trouble = self._transact(
+            lambda connection: inspection.silence(connection, self._engine.now, run, silence_seconds), write=False
+        )
+        if trouble:
+            raise QueueError(f"queue {safe_url(self._engine.url)}: {trouble}")
+
+    # -- worker --
+
+    def claim(self, worker: str, capabilities: Capabilities, lease_seconds: float = 60.0) -> Lease | None:
+        while True:
+            row = self._transact(lambda connection: self._lease_oldest(connection, worker, capabilities, lease_seconds))
+            if row is None:
+                return None
+            try:
+                job = Job.from_dict(self._payloads.unpack(row.payload))
+            except (OSError, ProtocolError) as error:
+                self._fail(row.id, row.token, f"the job cannot be read: {error}")
+                continue
+            return Lease(job=job, token=row.token, attempt=row.attempts, worker=worker, seconds=lease_seconds)
+
+    def heartbeat(self, lease: Lease) -> bool:
+        def renew(connection: Connection) -> bool:
+            until = _lesser(self._engine.now + lease.seconds, jobs.c.deadline)
+            statement = update(jobs).where(self._held(lease.job.id, lease.token)).values(lease_until=until)
+            return connection.execute(statement).rowcount == 1
+
+        return self._transact(renew)
+
+    def complete(self, lease: Lease, outcome: Outcome) -> bool:
+        if outcome.kind is OutcomeKind.INFRASTRUCTURE_ERROR:
+            raise QueueError(f"an infrastructure error is no result ({outcome.reason}): hand it to `fail`")
+        text, identity = self._payloads.pack(outcome.to_dict()), lease.job.id
+
+        def accept(connection: Connection) -> bool:
+            now = self._engine.now
+            values = {
+                "state": DONE,
+                "finished_at": now,
+                "kind": outcome.kind.value,
+                "seconds": outcome.seconds,
+                "outcome": text,
+            }
+            if connection.execute(update(jobs).where(self._held(identity, lease.token)).values(values)).rowcount:
+                self._engine.notify(connection, _FINISHED)
+                return True
+            # The acknowledgement of an earlier try may have been lost: its result is the accepted one.
+            mine = select(jobs.c.id).where(jobs.c.id == identity, jobs.c.token == lease.token, jobs.c.state == DONE)
+            if connection.scalar(mine) is not None:
+                return True
+            late = update(jobs).where(jobs.c.id == identity).values(late_results=jobs.c.late_results + 1)
+            connection.execute(late)
+            return False
+
+        return self._transact(accept)
+
+    def fail(self, lease: Lease, reason: str) -> None:
+        self._fail(lease.job.id, lease.token, reason)
+
+    def watch(self) -> AbstractContextManager[Changes]:
+        return self._engine.watch(_ADDED)
+
+    def report(self, worker: str, report: WorkerReport) -> None:
+        values = {
+            **{field.name: getattr(report, field.name) for field in dataclasses.fields(report)},
+            "capabilities": canonical_json(report.capabilities.to_dict()),
+        }
+
+        def upsert(connection: Connection) -> None:
+            now = self._engine.now
+            statement = self._engine.insert(schema.workers).values(name=worker, started_at=now, last_seen=now, **values)
+            connection.execute(
+                statement.on_conflict_do_update(
+                    index_elements=[schema.workers.c.name], set_={"last_seen": now, **values}
+                )
+            )
+
+        self._transact(upsert)
+
+    # -- people --
+
+    def retry(self, run: str | None = None, job_ids: Collection[str] = ()) -> int:
+        where = [schema.finished, ~schema.consumed] if job_ids else [schema.in_state(DEAD), ~schema.consumed]
+        if run is not None:
+            where.append(jobs.c.run == run)
+
+        def requeue(connection: Connection) -> int:
+            values = {"state": QUEUED, "attempts": 0, "ready_at": self._engine.now, "finished_at": None, "kind": None}
+            values |= {"outcome": None, "seconds": None}
+            chosen = [jobs.c.id.in_(chunk) for chunk in _chunks(job_ids)] or [true()]
+            statements = [update(jobs).where(*where, condition).values(values) for condition in chosen]
+            count = sum(connection.execute(statement).rowcount for statement in statements)
+            self._engine.notify(connection, _ADDED)
+            return count
+
+        return self._transact(requeue)
+
+    def purge(self, older_than_seconds: float, run: str | None = None) -> int:
+        def remove(connection: Connection) -> int:
+            before = self._engine.now - older_than_seconds
+            where = [schema.finished, jobs.c.finished_at < before]
+            if run is not None:
+                where.append(jobs.c.run == run)
+            connection.execute(delete(schema.workers).where(schema.workers.c.last_seen < before))
+            return connection.execute(delete(jobs).where(*where)).rowcount
+
+        return self._transact(remove)
+
+    def status(self) -> Mapping[str, Any]:
+        found = self._transact(lambda connection: inspection.status(connection, self._engine.now), write=False)
+        return {"queue": safe_url(self._engine.url), "schema_version": schema.SCHEMA_VERSION, **found}
+
+    def close(self) -> None:
+        self._engine.close()
+
+    # -- inside --
+
+    def _held(self, identity: str, token: int) -> ColumnElement[bool]:
+        """The fence: this claim of this job is still the one that counts."""
+        return (
+            (jobs.c.id == identity) & (jobs.c.token == token) & schema.leased & (jobs.c.lease_until > self._engine.now)
+        )
+
+    def _lease_oldest(
+        self, connection: Connection, worker: str, capabilities: Capabilities, lease_seconds: float
+    ) -> Row | None:
+        now = self._engine.now
+        due = time.monotonic() - self._reaped_at >= REAP_SECONDS
+        if due:
+            self._reap(connection)
+        bodies = connection.execute(select(schema.requirements.c.id, schema.requirements.c.body))
+        served = [row.id for row in bodies if not capabilities.lacking(_requirements(row.body))]
+        if not served:
+            return None
+        statement = (
+            update(jobs)
+            .where(jobs.c.seq == _oldest_ready(served, now))
+            .values(
+                state=LEASED,
+                token=jobs.c.token + 1,
+                attempts=jobs.c.attempts + 1,
+                worker=worker,
+                leased_at=now,
+                lease_until=now + _lesser(literal(lease_seconds), jobs.c.execution_seconds),
+                deadline=now + jobs.c.execution_seconds,
+            )
+            .returning(jobs.c.id, jobs.c.payload, jobs.c.token, jobs.c.attempts)
+        )
+        row = connection.execute(statement).one_or_none()
+        if row is None and not due and self._reap(connection):
+            row = connection.execute(statement).one_or_none()
+        return row
+
+    def _reap(self, connection: Connection) -> int:
+        """Take back the jobs whose leases ran out; returns how many."""
+        self._reaped_at = time.monotonic()
+        ran_out = (
+            select(jobs.c.seq)
+            .where(schema.leased, jobs.c.lease_until <= self._engine.now)
+            .with_for_update(skip_locked=True)
+        )
+        reason = literal("the lease of ") + jobs.c.worker + " ran out: it died, hung or was cut off"
+        return self._give_back(connection, jobs.c.seq.in_(ran_out), reason)
+
+    def _fail(self, identity: str, token: int, reason: str) -> None:
+        self._transact(lambda connection: self._give_back(connection, self._held(identity, token), literal(reason)))
+
+    def _give_back(self, connection: Connection, where: ColumnElement[bool], reason: ColumnElement[str]) -> int:
+        """End the current attempt of the jobs `where`: queued again after a backoff, or dead."""
+        now, spent = self._engine.now, jobs.c.attempts >= jobs.c.max_attempts
+        values = {
+            "state": case((spent, DEAD), else_=QUEUED),
+            "ready_at": now + self._retries.delay(jobs.c.attempts),
+            "finished_at": case((spent, now)),
+            "reason": reason,
+        }
+        count = connection.execute(update(jobs).where(where).values(values)).rowcount
+        if count:
+            self._engine.notify(connection, _FINISHED)
+        return count
+
+    def _until(self, satisfied: Callable[[], bool], timeout_seconds: float) -> bool:
+        """Wait until `satisfied()`, which is asked whenever a job finishes; False at the time-out."""
+        end = time.monotonic() + timeout_seconds
+        with self._engine.watch(_FINISHED) as changes:
+            while True:
+                # With no worker left to claim, nobody else notices that the last leases ran out.
+                if time.monotonic() - self._reaped_at >= REAP_SECONDS:
+                    self._transact(self._reap)
+                if satisfied():
+                    return True
+                remaining = end - time.monotonic()
+                if remaining <= 0:
+                    return False
+                changes.wait(min(remaining, REAP_SECONDS))
+
+    def _infrastructure_error(self, row: Row) -> Outcome:
+        """Outcome of a dead or cancelled job: masked out of the loss, the state as it was."""
+        reason = row.reason or row.state
+        try:
+            state = Job.from_dict(self._payloads.unpack(row.payload)).state
+        except (OSError, ProtocolError):  # What killed the job may be that it cannot be read; the run goes on.
+            return _masked("", "", 0.0, reason)
+        return _masked(state.snapshot, state.script, state.metric, reason)
+
+    def _why_not_consumed(self, connection: Connection, run: str, step: int, refused: Sequence[str]) -> str:
+        row = connection.execute(select(jobs).where(jobs.c.id == refused[0])).one_or_none()
+        if row is None:
+            why = "it was never enqueued"
+        elif row.run != run:
+            why = f"it belongs to run {row.run!r}"
+        elif row.consumed_step is not None:
+            why = f"step {row.consumed_step} used it; after a resume, call `rollback` with the checkpoint's step first"
+        else:
+            why = f"it is {row.state}; wait for its outcome first"
+        return f"step {step} of run {run!r} cannot consume {len(refused)} results, job {refused[0]} for one: {why}"
+
+
+def _oldest_ready(served: Sequence[str], now: ColumnElement[float]) -> ColumnElement[int]:
+    """`seq` of the job, of those with the requirements `served`, that has been ready the longest.
+
+    One look into the index for each of the few distinct requirements: a scan past jobs that this worker cannot serve
+    would cost more the longer they wait.
+    """
+    firsts = [
+        select(jobs.c.seq, jobs.c.ready_at)
+        .where(schema.queued, jobs.c.requirements == identity, jobs.c.ready_at <= now)
+        .order_by(jobs.c.ready_at, jobs.c.seq)
+        .limit(1)
+        .with_for_update(skip_locked=True)
+        for identity in served
+    ]
+    if len(firsts) == 1:
+        return firsts[0].with_only_columns(jobs.c.seq).scalar_subquery()
+    first, *others = [select(query.subquery()) for query in firsts]
+    candidates = first.union_all(*others).subquery()
+    oldest = select(candidates.c.seq).order_by(candidates.c.ready_at, candidates.c.seq).limit(1)
+    return oldest.scalar_subquery()
+
+
+def _requirements(body: str) -> Requirements:
+    return Requirements.from_dict(json.loads(body))
+
+
+def _masked(snapshot: str, script: str, metric: float, reason: str) -> Outcome:
+    return Outcome(
+        kind=OutcomeKind.INFRASTRUCTURE_ERROR,
+        observation="",
+        snapshot=snapshot,
+        script=script,
+        metric_before=metric,
+        metric_after=None,
+        scale=Scale(m_init=metric, m_best=metric, higher_is_better=True),
+        reason=reason,
+    )
+
+
+def _lesser(first: ColumnElement[float], second: ColumnElement[float]) -> ColumnElement[float]:
+    return case((first < second, first), else_=second)
+
+
+def _chunks(job_ids: Collection[str]) -> Iterator[list[str]]:
+    # Sorted and without repetitions: two transactions that lock the same rows lock them in the same order.
+    ordered = sorted(set(job_ids))
+    for start in range(0, len(ordered), _CHUNK):
+        yield ordered[start : start + _CHUNK]

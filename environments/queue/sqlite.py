@@ -1,0 +1,163 @@
+"""The queue in one SQLite file: no server, any number of processes of one host, the host's clock.
+
+Write-ahead logging, so that readers never wait; writers take turns, in one process by a lock, among processes by short
+random waits (SQLite's own waits grow to 100 ms, which starves some of 32 workers). `synchronous` is NORMAL: a killed
+process loses nothing, a power cut may lose the last commits, whose work is then done again.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import sqlalchemy
+from sqlalchemy import URL, ColumnElement, Connection, event, literal
+from sqlalchemy.dialects import sqlite
+from sqlalchemy.exc import DBAPIError
+
+from environments.queue.base import QueueError
+from environments.queue.engine import Engine
+
+NETWORK_FILE_SYSTEMS = frozenset(
+    ("9p", "afs", "beegfs", "ceph", "cifs", "gcsfuse", "glusterfs", "gpfs", "juicefs", "lustre", "mount-s3", "nfs")
+    + ("nfs3", "nfs4", "ocfs2", "orangefs", "rclone", "s3fs", "smb2", "smb3", "smbfs", "sshfs", "vboxsf", "virtiofs")
+)
+_OLDEST = (3, 35)
+"""First SQLite with RETURNING."""
+_POLL_SECONDS = (0.002, 0.015)
+"""Shortest and longest wait between two looks at the file's version (about 5 microseconds each)."""
+
+
+def file_system_of(path: Path) -> str:
+    """Type of the file system that `path` lies on, as the host names it; empty where it does not say."""
+    mounts = {Path(mount.mountpoint): mount.fstype for mount in psutil.disk_partitions(all=True)}
+    return next((mounts[parent] for parent in (path, *path.parents) if parent in mounts), "")
+
+
+class SqliteEngine(Engine):
+    insert = staticmethod(sqlite.insert)
+
+    def __init__(self, url: URL, patience_seconds: float, clock: Callable[[], float] | None) -> None:
+        super().__init__(url, patience_seconds, clock)
+        self._path = _checked_path(url)
+        self._writing = threading.Lock()
+        self._engine = sqlalchemy.create_engine(
+            URL.create("sqlite", database=str(self._path)),
+            connect_args={"timeout": 0, "check_same_thread": False},
+            hide_parameters=True,
+            pool_size=4,
+            max_overflow=-1,
+        )
+        event.listen(self._engine, "connect", _on_connect)
+        event.listen(self._engine, "begin", _on_begin)
+        self._writer = self._engine.execution_options(begin="BEGIN IMMEDIATE")
+
+    @contextmanager
+    def begin(self, write: bool) -> Iterator[Connection]:
+        if not write:
+            with self._engine.begin() as connection:
+                yield connection
+            return
+        with self._writing, self._writer.begin() as connection:
+            yield connection
+
+    def exclude_others(self, connection: Connection) -> None:
+        """Nothing to do: a write transaction is the only one."""
+
+    def notify(self, connection: Connection, channel: str) -> None:
+        """Nothing to do: those who wait see the file's version change."""
+
+    @contextmanager
+    def watch(self, channel: str) -> Iterator[_FileChanges]:
+        # A raw connection: inside a transaction the version would stand still.
+        connection = self._engine.raw_connection()
+        try:
+            yield _FileChanges(connection.driver_connection)
+        finally:
+            connection.close()
+
+    def is_transient(self, error: DBAPIError) -> bool:
+        return "locked" in str(error.orig) or "busy" in str(error.orig)
+
+    def retry_delay(self, attempt: int) -> float:
+        return 0.005 if attempt < 1000 else 0.1
+
+    def remedy(self, message: str) -> str:
+        if "locked" in message:
+            return f" for {self.patience_seconds:.0f} s: find the process that holds it (`fuser {self._path}`)"
+        if "full" in message or "disk I/O" in message:
+            return f": free space on the disk of {self._path}"
+        if "readonly" in message or "unable to open" in message:
+            return f": grant this user write access to {self._path} and to its folder"
+        return ""
+
+    def close(self) -> None:
+        self._engine.dispose()
+
+    def _database_time(self) -> ColumnElement[float]:
+        # One host, one clock: that of the host is that of the database.
+        return literal(time.time())
+
+
+class _FileChanges:
+    """Sees commits of other connections, through the version that SQLite keeps of the file."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+        self._seen = self._version()
+
+    def wait(self, timeout_seconds: float) -> bool:
+        end, pause = time.monotonic() + timeout_seconds, _POLL_SECONDS[0]
+        while (version := self._version()) == self._seen:
+            remaining = end - time.monotonic()
+            if remaining <= 0:
+                return False
+            time.sleep(min(pause, remaining))
+            pause = min(1.5 * pause, _POLL_SECONDS[1])
+        self._seen = version
+        return True
+
+    def _version(self) -> int:
+        return self._connection.execute("PRAGMA data_version").fetchone()[0]
+
+
+def _checked_path(url: URL) -> Path:
+    if sqlite3.sqlite_version_info < _OLDEST:
+        raise QueueError(f"SQLite is {sqlite3.sqlite_version}; the queue needs 3.35 or later: use a newer Python")
+    if not url.database or url.database == ":memory:":
+        raise QueueError("the queue's URL names no file; write sqlite:////absolute/path/queue.db")
+    path = Path(url.database).absolute()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise QueueError(f"folder {path.parent} of the queue cannot be created ({error.strerror})") from error
+    kind = file_system_of(path.resolve())
+    if kind.lower().removeprefix("fuse.") in NETWORK_FILE_SYSTEMS:
+        raise QueueError(
+            f"queue {path} lies on a network file system ({kind}), where SQLite's locks do not hold and data is lost: "
+            "name a local disk, or use postgresql:// for workers on several hosts"
+        )
+    return path
+
+
+def _on_connect(connection: sqlite3.Connection, _record: Any) -> None:
+    connection.isolation_level = None  # Transactions begin where `_on_begin` says, not where the driver guesses.
+    for attempt in range(1000):
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+            break
+        except sqlite3.OperationalError as error:  # Two processes that create the file at once.
+            if "locked" not in str(error) or attempt == 999:
+                raise
+            time.sleep(0.005)
+    connection.execute("PRAGMA synchronous = NORMAL")
+
+
+def _on_begin(connection: Connection) -> None:
+    connection.exec_driver_sql(connection.get_execution_options().get("begin", "BEGIN"))
