@@ -1,0 +1,160 @@
+"""What a finished run left in its workdir, read into plain data for statistics: evaluation records and `run.json`.
+
+Evaluation records come in two kinds, in `evaluation/<policy>.jsonl`: a `step` is one action in a fixed state, an
+`episode` a whole trajectory whose submissions were graded on the report half of the labels.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from etils import epath
+
+from environments.protocol import OutcomeKind
+from mlagent_jax.reporting import jsonl
+
+POLICIES = ("base", "sft", "rl")
+"""In the order in which a run makes them."""
+SPLITS = ("held_in", "held_out")
+
+
+@dataclasses.dataclass(frozen=True)
+class Action:
+    """How one action ended; its reward is None exactly for an infrastructure error."""
+
+    kind: OutcomeKind
+    reward: float | None
+
+    @property
+    def valid(self) -> bool:
+        return self.kind is not OutcomeKind.INVALID_ACTION
+
+
+@dataclasses.dataclass(frozen=True)
+class StepRecord:
+    """One action, sampled in a fixed state."""
+
+    task: str
+    split: str
+    state: str
+    action: Action
+
+
+@dataclasses.dataclass(frozen=True)
+class EpisodeRecord:
+    """One trajectory from the start of a task."""
+
+    task: str
+    split: str
+    actions: tuple[Action, ...]
+    score: float
+    """Best submission so far, graded on the report half."""
+    start: float
+    """The starting script, on the same half."""
+    higher_is_better: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class PolicyRecords:
+    """Evaluation of one policy of a run."""
+
+    steps: tuple[StepRecord, ...]
+    episodes: tuple[EpisodeRecord, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class RunRecords:
+    """A run, as far as it has come."""
+
+    workdir: str
+    info: Mapping[str, Any]
+    """`run.json`; empty where it is not written yet."""
+    policies: Mapping[str, PolicyRecords]
+    """Those that were evaluated, by name."""
+
+
+def _action(outcome: Mapping[str, Any]) -> Action:
+    kind = OutcomeKind(outcome["kind"])
+    reward = None if kind is OutcomeKind.INFRASTRUCTURE_ERROR else float(outcome["reward"])
+    return Action(kind, reward)
+
+
+def _split(record: Mapping[str, Any]) -> str:
+    if record["split"] not in SPLITS:
+        raise ValueError(f"split is {record['split']!r}, not one of {', '.join(SPLITS)}")
+    return record["split"]
+
+
+def _step(record: Mapping[str, Any]) -> StepRecord:
+    return StepRecord(record["task"], _split(record), record["state"], _action(record["outcome"]))
+
+
+def _episode(record: Mapping[str, Any]) -> EpisodeRecord:
+    return EpisodeRecord(
+        task=record["task"],
+        split=_split(record),
+        actions=tuple(_action(step["outcome"]) for step in record["steps"]),
+        score=float(record["report_metric"]),
+        start=float(record["report_init"]),
+        higher_is_better=bool(record["higher_is_better"]),
+    )
+
+
+def read_policy(path: epath.PathLike) -> PolicyRecords:
+    """The evaluation of one policy.
+
+    Raises:
+      RecordError: a record lacks a field or holds a value of another kind; it names file, record and field.
+    """
+    steps: list[StepRecord] = []
+    episodes: list[EpisodeRecord] = []
+    for number, record in enumerate(jsonl.read(path), start=1):
+        try:
+            if record["kind"] == "step":
+                steps.append(_step(record))
+            elif record["kind"] == "episode":
+                episodes.append(_episode(record))
+            else:
+                raise ValueError(f"kind is {record['kind']!r}, not step or episode")
+        except (KeyError, TypeError, ValueError) as error:
+            what = f"field {error} is missing" if isinstance(error, KeyError) else str(error)
+            raise jsonl.RecordError(
+                f"{path}, record {number}: {what}; evaluate again to write the file anew"
+            ) from error
+    return PolicyRecords(tuple(steps), tuple(episodes))
+
+
+def read_info(workdir: epath.PathLike) -> dict[str, Any]:
+    """`run.json`, or nothing where it is not written yet.
+
+    Raises:
+      RecordError: it is not a JSON object.
+    """
+    path = epath.Path(workdir) / "run.json"
+    if not path.exists():
+        return {}
+    try:
+        info = json.loads(path.read_text())
+    except ValueError as error:
+        raise jsonl.RecordError(f"{path} is not JSON ({error}): restore or delete it") from error
+    if not isinstance(info, dict):
+        raise jsonl.RecordError(f"{path} is {type(info).__name__}, not an object: restore or delete it")
+    return info
+
+
+def read_run(workdir: epath.PathLike) -> RunRecords:
+    """All that the summary of the run in `workdir` needs.
+
+    Raises:
+      FileNotFoundError: there is no such folder.
+      RecordError: a file in it is broken.
+    """
+    root = epath.Path(workdir)
+    if not root.is_dir():
+        raise FileNotFoundError(f"workdir {str(workdir)!r} does not exist: give the folder that a run wrote")
+    paths = {name: root / "evaluation" / f"{name}.jsonl" for name in POLICIES}
+    policies = {name: read_policy(path) for name, path in paths.items() if path.exists()}
+    return RunRecords(workdir=str(workdir), info=read_info(root), policies=policies)

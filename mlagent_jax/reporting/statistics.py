@@ -1,0 +1,202 @@
+"""Means with honest intervals: bootstrap over clusters, for rewards of steps and for relative gains of episodes.
+
+Samples from one state (or episodes on one task) resemble each other, so the clusters are resampled, not the samples.
+Percentile intervals of a moderate number of clusters are too narrow; here the percentiles are moved outwards until a
+normal mean has its nominal coverage (the "expanded percentile" interval of Hesterberg, What Teachers Should Know About
+the Bootstrap, 2015, section 4.3). Of fewer than 10 clusters no resampling reaches far enough, since it never leaves the
+range of the clusters that were seen (4 tasks would be covered 86% of the time): there the interval is Student's, with
+the cluster-robust standard error. Everything is deterministic: the random generator has a fixed seed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+from collections.abc import Hashable, Mapping, Sequence
+
+import numpy as np
+
+RESAMPLES = 4000
+CONFIDENCE = 0.95
+FEW_CLUSTERS = 10
+"""Below this the interval is Student's rather than the bootstrap's."""
+_CHUNK_CELLS = 4_000_000
+"""Draws held in memory at once, in numbers."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """A mean and what is known of it."""
+
+    mean: float
+    ci95: tuple[float, float] | None
+    """None where there is one cluster only: nothing is known of the spread."""
+    n: int
+    """Samples."""
+    clusters: int
+    """Independent units among them."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Episode:
+    """One trajectory of an evaluation, as graded on the report half of the labels."""
+
+    task: Hashable
+    run: Hashable
+    """Which training run (seed) it is of: best@n is taken within a run."""
+    gain: float
+    """Relative gain, as `relative_gain` gives it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Gain:
+    """Relative gain over tasks."""
+
+    avg: Estimate
+    """avg@n: mean over the episodes of a task, then over tasks; the interval by task, or by episode for one task."""
+    best: float
+    """best@n: best of the episodes of a run on a task, mean over runs, then over tasks."""
+
+
+def relative_gain(score: float, start: float, higher_is_better: bool) -> float | None:
+    """`beta * (p - b) / |b|` (PAPER: beta * (p - b) / b, the same where b > 0): how much better a score is than that of
+    the starting script; beta is 1 where higher is better, else -1. None where it is not defined: `start` is zero, or
+    either is not finite."""
+    if not (np.isfinite(score) and np.isfinite(start)) or start == 0:
+        return None
+    return (1 if higher_is_better else -1) * (score - start) / abs(start)
+
+
+def student_quantile(p: float, df: int) -> float:
+    """Quantile `p` of Student's t with `df` degrees of freedom, by integrating its density.
+
+    With t = sqrt(df) * tan(x) the density in x is proportional to cos(x) ** (df - 1), on a finite range.
+    """
+    x = np.linspace(-np.pi / 2, np.pi / 2, 20001)[1:-1]
+    density = np.cos(x) ** (df - 1)
+    below = np.cumsum(density) - density / 2
+    return float(np.sqrt(df) * np.tan(np.interp(p * density.sum(), below, x)))
+
+
+def _student_interval(sums: np.ndarray, sizes: np.ndarray) -> tuple[float, float]:
+    """Of the ratio of totals, with its linearised standard error; [C] sums and sizes of clusters."""
+    clusters, total = len(sums), sizes.sum()
+    mean = sums.sum() / total
+    error = np.sqrt(clusters / (clusters - 1) * np.sum((sums - mean * sizes) ** 2)) / total
+    margin = student_quantile((1 + CONFIDENCE) / 2, clusters - 1) * error
+    return float(mean - margin), float(mean + margin)
+
+
+def _bootstrap_interval(sums: np.ndarray, sizes: np.ndarray, resamples: int, seed: int) -> tuple[float, float]:
+    """Of the ratio of totals, by resampling clusters; the share cut at either end is Phi(sqrt(C/(C-1)) * t_{C-1})."""
+    clusters = len(sums)
+    rng = np.random.default_rng(seed)
+    uniform = np.full(clusters, 1 / clusters)
+    chunk = max(1, _CHUNK_CELLS // clusters)
+    means = []
+    for begin in range(0, resamples, chunk):
+        drawn = rng.multinomial(clusters, uniform, size=min(chunk, resamples - begin))  # [chunk, C], how often each
+        means.append((drawn @ sums) / (drawn @ sizes))
+    quantile = student_quantile((1 - CONFIDENCE) / 2, clusters - 1)
+    tail = statistics.NormalDist().cdf(quantile * (clusters / (clusters - 1)) ** 0.5)
+    low, high = np.quantile(np.concatenate(means), [tail, 1 - tail])
+    return float(low), float(high)
+
+
+def _codes(labels: Sequence[Hashable]) -> tuple[np.ndarray, int]:
+    """Labels as 0..C-1 in order of appearance, and C."""
+    index: dict[Hashable, int] = {}
+    codes = [index.setdefault(label, len(index)) for label in labels]
+    return np.asarray(codes, dtype=np.int64), len(index)
+
+
+def clustered_mean(
+    values: Sequence[float], clusters: Sequence[Hashable], *, resamples: int = RESAMPLES, seed: int = 0
+) -> Estimate:
+    """Mean of `values` [n], every sample weighing the same, with a 95% interval over `clusters` [n] (labels).
+
+    Raises:
+      ValueError: no values, values that are not finite, or another number of labels.
+    """
+    array = np.asarray(values, dtype=np.float64)
+    if array.ndim != 1 or not len(array) or len(array) != len(clusters):
+        raise ValueError(f"values has shape {array.shape} and {len(clusters)} cluster labels: give one label a value")
+    if not np.isfinite(array).all():
+        raise ValueError("values holds NaN or inf: leave such samples out, and count them")
+    codes, count = _codes(clusters)
+    sums = np.bincount(codes, weights=array, minlength=count)
+    sizes = np.bincount(codes, minlength=count)
+    if count < 2:
+        interval = None
+    elif count < FEW_CLUSTERS:
+        interval = _student_interval(sums, sizes)
+    else:
+        interval = _bootstrap_interval(sums, sizes, resamples, seed)
+    return Estimate(mean=float(array.mean()), ci95=interval, n=len(array), clusters=count)
+
+
+def paired_difference(
+    first: Mapping[tuple[Hashable, Hashable], Sequence[float]],
+    second: Mapping[tuple[Hashable, Hashable], Sequence[float]],
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Estimate | None:
+    """Mean of `first` minus `second` over what both have; None where that is nothing.
+
+    Keys are (run, state): means are paired within a run on the same state, every pair weighs the same, and the states
+    are resampled, so that a state which several runs share counts as one. `n` is the number of pairs.
+    """
+    pairs = [key for key in first if key in second]
+    if not pairs:
+        return None
+    differences = [float(np.mean(first[key]) - np.mean(second[key])) for key in pairs]
+    return clustered_mean(differences, [state for _, state in pairs], resamples=resamples, seed=seed)
+
+
+def _by_task(episodes: Sequence[Episode]) -> dict[Hashable, list[Episode]]:
+    tasks: dict[Hashable, list[Episode]] = {}
+    for episode in episodes:
+        tasks.setdefault(episode.task, []).append(episode)
+    return tasks
+
+
+def _best(episodes: Sequence[Episode]) -> float:
+    """Best gain of each run, mean over runs: pooling runs must not turn best@n into best@(runs * n)."""
+    best: dict[Hashable, float] = {}
+    for episode in episodes:
+        best[episode.run] = max(episode.gain, best.get(episode.run, -np.inf))
+    return float(np.mean(list(best.values())))
+
+
+def gain(episodes: Sequence[Episode], *, resamples: int = RESAMPLES, seed: int = 0) -> Gain:
+    """avg@n and best@n of `episodes`, every task weighing the same.
+
+    Raises:
+      ValueError: no episodes.
+    """
+    if not episodes:
+        raise ValueError("no episodes: a gain needs at least one")
+    tasks = _by_task(episodes)
+    if len(tasks) == 1:
+        avg = clustered_mean([e.gain for e in episodes], range(len(episodes)), resamples=resamples, seed=seed)
+    else:
+        means = [float(np.mean([e.gain for e in group])) for group in tasks.values()]
+        avg = dataclasses.replace(
+            clustered_mean(means, list(tasks), resamples=resamples, seed=seed), n=len(episodes), clusters=len(tasks)
+        )
+    return Gain(avg=avg, best=float(np.mean([_best(group) for group in tasks.values()])))
+
+
+def gain_difference(
+    first: Sequence[Episode], second: Sequence[Episode], *, resamples: int = RESAMPLES, seed: int = 0
+) -> Gain | None:
+    """`gain` of `first` minus that of `second` over the tasks that both have, paired by task; None where none is."""
+    ours, theirs = _by_task(first), _by_task(second)
+    tasks = [task for task in ours if task in theirs]
+    if not tasks:
+        return None
+    means = [float(np.mean([e.gain for e in ours[t]]) - np.mean([e.gain for e in theirs[t]])) for t in tasks]
+    count = sum(len(ours[t]) + len(theirs[t]) for t in tasks)
+    avg = dataclasses.replace(clustered_mean(means, tasks, resamples=resamples, seed=seed), n=count)
+    return Gain(avg=avg, best=float(np.mean([_best(ours[t]) - _best(theirs[t]) for t in tasks])))

@@ -1,0 +1,206 @@
+"""`report/summary.json`: the figures of a run, or of several that differ in their seed, from the evaluation records.
+
+    policies.<policy>           valid_action_rate
+                                step_reward.<split>     mean, ci95, n, states
+                                relative_gain.<split>   avg, best, ci95 (of avg), n (episodes), tasks
+                                infrastructure_errors   steps, episodes left out for them
+                                tasks.<name>            the same for one task
+    comparisons.<a>_minus_<b>   step_reward.<split>     mean, ci95, n (states); paired by state
+                                relative_gain.<split>   avg, best, ci95 (of avg), n (episodes), tasks; paired by task
+    run                         seconds by stage, executions, peak_memory_gb, seed, sandbox, versions
+
+What was not evaluated is absent. `ci95` is null where one state or task is all there is. An infrastructure error says
+nothing of the policy: such an action is left out everywhere, and so is an episode that met one, for it was robbed of a
+step. `valid_action_rate` is over all sampled actions, those of episodes included.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from typing import Any
+
+from etils import epath
+
+from environments.protocol import OutcomeKind
+from mlagent_jax.reporting import records, statistics
+
+COMPARISONS = (("rl", "sft"), ("sft", "base"), ("rl", "base"))
+RUN_FIELDS = ("seconds", "executions", "peak_memory_gb", "seed", "sandbox", "versions")
+
+_Runs = Sequence[tuple[Hashable, records.PolicyRecords]]
+"""One policy's records by run."""
+
+
+def _ran(action: records.Action) -> bool:
+    return action.kind is not OutcomeKind.INFRASTRUCTURE_ERROR
+
+
+def _select(runs: _Runs, keep: Callable[[Any], bool]) -> _Runs:
+    """`runs` with those steps and episodes only for which `keep` holds."""
+    return [
+        (run, records.PolicyRecords(tuple(filter(keep, policy.steps)), tuple(filter(keep, policy.episodes))))
+        for run, policy in runs
+    ]
+
+
+def _rewards(runs: _Runs) -> dict[tuple[Hashable, Hashable], list[float]]:
+    """Step rewards by (run, state)."""
+    rewards: dict[tuple[Hashable, Hashable], list[float]] = {}
+    for run, policy in runs:
+        for step in policy.steps:
+            if _ran(step.action):
+                rewards.setdefault((run, (step.task, step.state)), []).append(step.action.reward)
+    return rewards
+
+
+def _gains(runs: _Runs) -> tuple[list[statistics.Episode], int]:
+    """Episodes with a relative gain, and how many have none for a baseline of zero."""
+    whole = [(run, e) for run, policy in runs for e in policy.episodes if all(map(_ran, e.actions))]
+    gains = [(run, e, statistics.relative_gain(e.score, e.start, e.higher_is_better)) for run, e in whole]
+    defined = [statistics.Episode(task=e.task, run=run, gain=gain) for run, e, gain in gains if gain is not None]
+    return defined, len(gains) - len(defined)
+
+
+def _ci(estimate: statistics.Estimate) -> list[float] | None:
+    return None if estimate.ci95 is None else list(estimate.ci95)
+
+
+def _step_reward(runs: _Runs) -> dict[str, Any] | None:
+    rewards = _rewards(runs)
+    if not rewards:
+        return None
+    values = [value for group in rewards.values() for value in group]
+    states = [state for (_, state), group in rewards.items() for _ in group]
+    estimate = statistics.clustered_mean(values, states)
+    return {"mean": estimate.mean, "ci95": _ci(estimate), "n": estimate.n, "states": estimate.clusters}
+
+
+def _gain_fields(gain: statistics.Gain, tasks: int) -> dict[str, Any]:
+    return {"avg": gain.avg.mean, "best": gain.best, "ci95": _ci(gain.avg), "n": gain.avg.n, "tasks": tasks}
+
+
+def _relative_gain(runs: _Runs) -> dict[str, Any] | None:
+    episodes, undefined = _gains(runs)
+    if not episodes:
+        return None
+    fields = _gain_fields(statistics.gain(episodes), len({episode.task for episode in episodes}))
+    return {**fields, "undefined": undefined} if undefined else fields
+
+
+def _by_split(figure: Callable[[_Runs], dict[str, Any] | None], runs: _Runs) -> dict[str, Any]:
+    """`figure` of each split that has one."""
+    figures = {
+        split: figure(_select(runs, lambda record, split=split: record.split == split)) for split in records.SPLITS
+    }
+    return {split: fields for split, fields in figures.items() if fields is not None}
+
+
+def _present(fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in fields.items() if value not in ({}, None)}
+
+
+def _policy(runs: _Runs) -> dict[str, Any]:
+    steps = [step.action for _, policy in runs for step in policy.steps]
+    episodes = [episode.actions for _, policy in runs for episode in policy.episodes]
+    ran = [action for action in (*steps, *(action for actions in episodes for action in actions)) if _ran(action)]
+    return _present(
+        {
+            "valid_action_rate": sum(action.valid for action in ran) / len(ran) if ran else None,
+            "step_reward": _by_split(_step_reward, runs),
+            "relative_gain": _by_split(_relative_gain, runs),
+            "infrastructure_errors": {
+                "steps": sum(not _ran(action) for action in steps),
+                "episodes": sum(not all(map(_ran, actions)) for actions in episodes),
+            },
+        }
+    )
+
+
+def _tasks(runs: _Runs) -> list[str]:
+    return sorted({record.task for _, policy in runs for record in (*policy.steps, *policy.episodes)})
+
+
+def _policy_with_tasks(runs: _Runs) -> dict[str, Any]:
+    tasks = {name: _policy(_select(runs, lambda record, name=name: record.task == name)) for name in _tasks(runs)}
+    return {**_policy(runs), "tasks": tasks}
+
+
+def _comparison(first: _Runs, second: _Runs) -> dict[str, Any]:
+    def step_reward(split: str) -> dict[str, Any] | None:
+        pair = [_rewards(_select(runs, lambda record: record.split == split)) for runs in (first, second)]
+        estimate = statistics.paired_difference(*pair)
+        return estimate and {"mean": estimate.mean, "ci95": _ci(estimate), "n": estimate.clusters}
+
+    def relative_gain(split: str) -> dict[str, Any] | None:
+        pair = [_gains(_select(runs, lambda record: record.split == split))[0] for runs in (first, second)]
+        gain = statistics.gain_difference(*pair)
+        return gain and _gain_fields(gain, gain.avg.clusters)
+
+    return _present(
+        {
+            "step_reward": _present({split: step_reward(split) for split in records.SPLITS}),
+            "relative_gain": _present({split: relative_gain(split) for split in records.SPLITS}),
+        }
+    )
+
+
+def _figures(runs: Iterable[records.RunRecords]) -> dict[str, Any]:
+    """`policies` and `comparisons` of one run, or of several pooled."""
+    by_policy = {
+        name: [(run.workdir, run.policies[name]) for run in runs if name in run.policies] for name in records.POLICIES
+    }
+    comparisons = {f"{a}_minus_{b}": _comparison(by_policy[a], by_policy[b]) for a, b in COMPARISONS}
+    return {
+        "policies": {name: _policy_with_tasks(found) for name, found in by_policy.items() if found},
+        "comparisons": _present(comparisons),
+    }
+
+
+def _run_fields(run: records.RunRecords) -> dict[str, Any]:
+    return {name: run.info[name] for name in RUN_FIELDS if name in run.info}
+
+
+def summarize(workdir: epath.PathLike) -> dict[str, Any]:
+    """The summary of one run, as in the module's docstring.
+
+    Raises:
+      FileNotFoundError: there is no such folder.
+      RecordError: a file in it is broken.
+    """
+    run = records.read_run(workdir)
+    return {**_figures([run]), "run": _run_fields(run)}
+
+
+def write_summary(workdir: epath.PathLike) -> dict[str, Any]:
+    """`summarize`, written to `report/summary.json` in `workdir`."""
+    summary = summarize(workdir)
+    directory = epath.Path(workdir) / "report"
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "summary.json").write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n")
+    return summary
+
+
+def pool_summaries(workdirs: Sequence[epath.PathLike]) -> dict[str, Any]:
+    """One summary of several runs of the same configuration with different seeds, from their pooled records.
+
+    `policies` and `comparisons` as for one run: comparisons are paired within a run, states and tasks that runs share
+    count as one cluster, best@n is taken within a run. `runs` holds the summary of each, without its tasks.
+
+    Raises:
+      ValueError: no workdirs, or the same one twice.
+      FileNotFoundError, RecordError: as `summarize`.
+    """
+    names = [str(workdir) for workdir in workdirs]
+    if not names or len(set(names)) < len(names):
+        raise ValueError(f"workdirs are {names}: give at least one, and each once")
+    runs = [records.read_run(workdir) for workdir in workdirs]
+    singles = []
+    for run in runs:
+        figures = _figures([run])
+        policies = {
+            name: {field: value for field, value in policy.items() if field != "tasks"}
+            for name, policy in figures["policies"].items()
+        }
+        singles.append({"workdir": run.workdir, **figures, "policies": policies, "run": _run_fields(run)})
+    return {**_figures(runs), "runs": singles}

@@ -1,0 +1,91 @@
+"""A summary as Markdown that also reads well in a terminal: the table of policies, and the table of tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mlagent_jax.reporting.records import POLICIES, SPLITS
+
+_SPLIT_NAMES = {"held_in": "held-in", "held_out": "held-out"}
+_DIFFERENCES = {"rl_minus_sft": "rl - sft", "sft_minus_base": "sft - base"}
+_NONE = "-"
+
+
+def _number(value: float | None, percent: bool, signed: bool) -> str:
+    if value is None:
+        return _NONE
+    sign = "+" if signed else ""
+    return f"{100 * value:{sign}.1f}%" if percent else f"{value:{sign}.3f}"
+
+
+def _cell(fields: Mapping[str, Any] | None, name: str, *, percent: bool = False, signed: bool = False) -> str:
+    """A figure with its interval, where it has one (`best` has none)."""
+    if not fields:
+        return _NONE
+    mean = _number(fields[name], percent, signed)
+    ci = fields["ci95"] if name != "best" else None
+    return mean if ci is None else f"{mean} [{', '.join(_number(bound, percent, signed) for bound in ci)}]"
+
+
+def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Columns padded to a common width, the first to the left, figures to the right."""
+    cells = [header, *([cell.replace("|", "\\|") for cell in row] for row in rows)]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
+    lines = [
+        [row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))]
+        for row in cells
+    ]
+    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
+    return "\n".join(f"| {' | '.join(line)} |" for line in (lines[0], rule, *lines[1:]))
+
+
+def _gain_rows(sections: Sequence[Mapping[str, Any]], signs: Sequence[bool]) -> list[list[str]]:
+    rows = []
+    for field, percent, names in (
+        ("step_reward", False, {"mean": "step reward"}),
+        ("relative_gain", True, {"avg": "relative gain, average", "best": "relative gain, best"}),
+    ):
+        for name, title in names.items():
+            for split in SPLITS:
+                found = [section.get(field, {}).get(split) for section in sections]
+                if any(found):
+                    figures = [
+                        _cell(f, name, percent=percent, signed=percent or sign)
+                        for f, sign in zip(found, signs, strict=True)
+                    ]
+                    rows.append([f"{title}, {_SPLIT_NAMES[split]}", *figures])
+    return rows
+
+
+def policy_table(summary: Mapping[str, Any]) -> str:
+    """Figures by policy, with the paired differences, each with its 95% interval where it has one."""
+    policies = {name: summary["policies"][name] for name in POLICIES if name in summary["policies"]}
+    differences = {name: summary["comparisons"][name] for name in _DIFFERENCES if name in summary["comparisons"]}
+    header = ["", *policies, *(_DIFFERENCES[name] for name in differences)]
+    rates = [_number(policy.get("valid_action_rate"), True, False) for policy in policies.values()]
+    signs = [*([False] * len(policies)), *([True] * len(differences))]
+    rows = [
+        ["valid actions", *rates, *([_NONE] * len(differences))],
+        *_gain_rows([*policies.values(), *differences.values()], signs),
+    ]
+    return _markdown(header, rows)
+
+
+def task_table(summary: Mapping[str, Any]) -> str:
+    """Figures by task and policy."""
+    policies = {name: summary["policies"][name] for name in POLICIES if name in summary["policies"]}
+    rows = []
+    for task in sorted({task for policy in policies.values() for task in policy["tasks"]}):
+        for name, policy in policies.items():
+            figures = policy["tasks"].get(task)
+            if figures is None:
+                continue
+            for split in SPLITS:
+                reward = figures.get("step_reward", {}).get(split)
+                gain = figures.get("relative_gain", {}).get(split)
+                if reward or gain:
+                    rate = _number(figures.get("valid_action_rate"), True, False)
+                    gains = [_cell(gain, which, percent=True, signed=True) for which in ("avg", "best")]
+                    rows.append([task, _SPLIT_NAMES[split], name, rate, _cell(reward, "mean"), *gains])
+    return _markdown(["task", "split", "policy", "valid", "step reward", "gain, average", "gain, best"], rows)
