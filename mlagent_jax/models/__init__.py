@@ -1,0 +1,36 @@
+"""The policy: dense decoder-only transformers as pure functions over a static graph and a pytree of parameters."""
+
+from mlagent_jax.models.attention import causal_attention, choose_kernel
+from mlagent_jax.models.cache import Cache, decode_step, init_cache, prefill
+from mlagent_jax.models.config import ModelConfig, RopeScaling
+from mlagent_jax.models.decoder import (
+    Graph,
+    Params,
+    abstract,
+    create,
+    hidden_states,
+    layer_params,
+    logical_axes,
+    logits,
+    token_log_probs,
+)
+
+__all__ = [
+    "Cache",
+    "Graph",
+    "ModelConfig",
+    "Params",
+    "RopeScaling",
+    "abstract",
+    "causal_attention",
+    "choose_kernel",
+    "create",
+    "decode_step",
+    "hidden_states",
+    "init_cache",
+    "layer_params",
+    "logical_axes",
+    "logits",
+    "prefill",
+    "token_log_probs",
+]

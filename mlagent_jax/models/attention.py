@@ -1,0 +1,102 @@
+"""Causal self-attention over whole sequences, behind one function with named kernels.
+
+`xla` runs everywhere and takes packed segments. `cudnn` (NVIDIA) is fused and takes right-padded rows given their lengths.
+`splash` (TPU) is fused and takes packed segments. A kernel is chosen once, when a graph is made, and logged; one that is asked
+for and cannot run is an error, never a silent fall back. Decoding attends to a cache instead: see `models.cache`.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import jax
+import jax.numpy as jnp
+from absl import logging
+
+Kernel = Literal["xla", "cudnn", "splash"]
+
+_PLATFORM: dict[str, str] = {"cudnn": "gpu", "splash": "tpu"}
+MASKED = -1e30  # finite, so that a row that attends to nothing has no NaN
+
+
+def choose_kernel(kernel: str = "auto", platform: str | None = None) -> Kernel:
+    """The kernel to build a graph with; `auto` takes splash on TPU and xla elsewhere.
+
+    Raises:
+        ValueError: For an unknown name, or one that does not run on `platform` (default: JAX's default backend).
+    """
+    platform = platform or jax.default_backend()
+    chosen = ("splash" if platform == "tpu" else "xla") if kernel == "auto" else kernel
+    if chosen not in get_args(Kernel):
+        raise ValueError(f"attention kernel {kernel!r} is unknown: use auto, {', '.join(get_args(Kernel))}")
+    if _PLATFORM.get(chosen, platform) != platform:
+        raise ValueError(
+            f"attention kernel {chosen!r} runs on {_PLATFORM[chosen]!r}, this is {platform!r}: use 'xla' or 'auto'"
+        )
+    logging.log_first_n(logging.INFO, "attention kernel: %s (asked for: %s, on %s)", 1, chosen, kernel, platform)
+    return chosen
+
+
+def causal_attention(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    *,
+    segment_ids: jax.Array | None = None,
+    lengths: jax.Array | None = None,
+    kernel: Kernel = "xla",
+) -> jax.Array:
+    """Softmax attention of each token to those before it in its segment; grouped queries share a key-value head.
+
+    Args:
+        query: [batch, time, heads, head_dim].
+        key: [batch, time, kv_heads, head_dim].
+        value: As `key`.
+        segment_ids: int32 [batch, time]; tokens attend within equal ids only.
+        lengths: int32 [batch], of right-padded rows; an alternative to `segment_ids`. What comes out beyond a length is
+            finite and meaningless.
+        kernel: Which implementation; see the module.
+
+    Returns:
+        [batch, time, heads, head_dim] in the dtype of `query`.
+
+    Raises:
+        ValueError: For `segment_ids` with the cudnn kernel, which would ignore them.
+    """
+    if kernel == "cudnn":
+        return _cudnn(query, key, value, segment_ids, lengths)
+    if kernel == "splash":
+        from mlagent_jax.models.splash import splash_attention  # Pallas is slow to import, and for TPU only
+
+        if segment_ids is None and lengths is not None:
+            segment_ids = (jnp.arange(query.shape[1]) < lengths[:, None]).astype(jnp.int32)
+        return splash_attention(query, key, value, segment_ids)
+    return _xla(query, key, value, segment_ids)  # causal and right-padded: no valid token sees padding
+
+
+def _xla(query: jax.Array, key: jax.Array, value: jax.Array, segment_ids: jax.Array | None) -> jax.Array:
+    batch, time, heads, head_dim = query.shape
+    groups = heads // key.shape[2]
+    grouped = query.reshape(batch, time, key.shape[2], groups, head_dim)
+    scores = jnp.einsum("btkgh,bskh->bkgts", grouped, key, preferred_element_type=jnp.float32) * head_dim**-0.5
+    visible = jnp.tril(jnp.ones((time, time), bool))[None, None, None]
+    if segment_ids is not None:
+        visible &= (segment_ids[:, :, None] == segment_ids[:, None, :])[:, None, None]
+    weights = jax.nn.softmax(jnp.where(visible, scores, MASKED), axis=-1).astype(value.dtype)
+    return jnp.einsum("bkgts,bskh->btkgh", weights, value).reshape(query.shape)
+
+
+def _cudnn(
+    query: jax.Array, key: jax.Array, value: jax.Array, segment_ids: jax.Array | None, lengths: jax.Array | None
+) -> jax.Array:
+    if segment_ids is not None:
+        raise ValueError("the cudnn attention kernel cannot keep packed segments apart: pass lengths, or use 'xla'")
+    if lengths is None:
+        lengths = jnp.full(query.shape[:1], query.shape[1], jnp.int32)
+    return jax.nn.dot_product_attention(
+        *(query, key, value),
+        is_causal=True,
+        query_seq_lengths=lengths,
+        key_value_seq_lengths=lengths,
+        implementation="cudnn",
+    )

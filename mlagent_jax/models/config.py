@@ -1,0 +1,226 @@
+"""What a decoder-only checkpoint looks like, read from the `config.json` beside its weights.
+
+A `ModelConfig` is frozen and hashable, so that it can be part of a static argument of a jitted function. It covers dense
+Qwen2 / Qwen2.5, Qwen3 and Llama 3; a field or architecture that `models.decoder` would compute wrongly is refused by name.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal
+
+ModelType = Literal["qwen2", "qwen3", "llama"]
+RopeKind = Literal["default", "linear", "llama3", "yarn"]
+
+ARCHITECTURES: dict[str, str] = {
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+    "llama": "LlamaForCausalLM",
+}
+_ROPE_THETA = {"qwen2": 1_000_000.0, "qwen3": 1_000_000.0, "llama": 10_000.0}  # where a config.json leaves it out
+_MAX_POSITIONS = {"qwen2": 32_768, "qwen3": 32_768, "llama": 2_048}
+
+# Fields that change the computation in a way that is not implemented, with the values that leave it unchanged.
+_ONLY_SUPPORTED_VALUES: dict[str, tuple[Any, ...]] = {
+    "hidden_act": ("silu", "swish"),
+    "use_sliding_window": (False, None),
+    "mlp_bias": (False, None),
+    "pretraining_tp": (1, None),
+    "partial_rotary_factor": (1, 1.0, None),
+    "is_decoder": (True, False, None),
+    "add_cross_attention": (False, None),
+    "quantization_config": (None,),
+    "num_experts": (0, None),
+    "num_local_experts": (0, None),
+    "attention_dropout": (0, 0.0, None),
+    "use_bidirectional_attention": (False, None),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class RopeScaling:
+    """How rotary frequencies are stretched beyond the context a model was pre-trained on; names as in Hugging Face.
+
+    `default` ignores every other field, `linear` uses `factor`, `llama3` the two frequency factors and the original
+    length, `yarn` the rest. `None` stands for "derived", as in transformers' `modeling_rope_utils`.
+    """
+
+    kind: RopeKind = "default"
+    factor: float = 1.0
+    original_max_position_embeddings: int | None = None
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    attention_factor: float | None = None
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    mscale: float | None = None
+    mscale_all_dim: float | None = None
+    truncate: bool = True
+
+    @classmethod
+    def from_hf(cls, raw: Mapping[str, Any], max_position_embeddings: int) -> RopeScaling:
+        """From a `rope_scaling` or `rope_parameters` object.
+
+        Raises:
+            ValueError: For a kind other than the four, or a field that is needed and missing.
+        """
+        kind = raw.get("rope_type", raw.get("type", "default"))
+        if kind not in ("default", "linear", "llama3", "yarn"):
+            raise ValueError(f"rope_scaling type {kind!r} is not supported: use default, linear, llama3 or yarn")
+        if raw.get("partial_rotary_factor", 1.0) != 1.0:
+            raise ValueError(f"partial_rotary_factor={raw['partial_rotary_factor']!r} is not supported: only 1.0 is")
+        if kind == "default":
+            return cls()
+        original = raw.get("original_max_position_embeddings") or max_position_embeddings
+        factor = raw.get("factor")
+        if factor is None and kind == "yarn":
+            factor = max_position_embeddings / original
+        if factor is None:
+            raise ValueError(f"rope_scaling of type {kind!r} lacks the field 'factor'")
+        names = {field.name for field in dataclasses.fields(cls)} - {"kind", "factor"}
+        given = {name: raw[name] for name in names if raw.get(name) is not None}
+        return cls(**{**given, "kind": kind, "factor": float(factor), "original_max_position_embeddings": original})
+
+    def to_hf(self) -> dict[str, Any]:
+        """The object under `rope_scaling`, with only the fields that its kind reads."""
+        used = {
+            "default": (),
+            "linear": ("factor",),
+            "llama3": ("factor", "original_max_position_embeddings", "low_freq_factor", "high_freq_factor"),
+            "yarn": (
+                *("factor", "original_max_position_embeddings", "attention_factor"),
+                *("beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate"),
+            ),
+        }[self.kind]
+        given = {name: getattr(self, name) for name in used}
+        return {"rope_type": self.kind, **{name: value for name, value in given.items() if value is not None}}
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """The shape of one dense decoder. Sizes are counts of elements, lengths are in tokens."""
+
+    vocab_size: int
+    hidden_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    intermediate_size: int
+    model_type: ModelType = "qwen2"
+    rope_theta: float = 1_000_000.0
+    rope_scaling: RopeScaling = RopeScaling()
+    rms_norm_eps: float = 1e-6
+    tie_word_embeddings: bool = False
+    attention_bias: bool = False  # on the query, key and value projections (Qwen2)
+    attention_output_bias: bool = False  # on the output projection (Qwen3 and Llama with `attention_bias`)
+    qk_norm: bool = False  # an RMS norm of each head of query and key (Qwen3)
+    max_position_embeddings: int = 32_768
+    initializer_range: float = 0.02  # standard deviation of fresh weights
+    dtype: str = "bfloat16"  # in which a checkpoint stores the weights; computation chooses its own
+
+    def __post_init__(self) -> None:
+        if self.model_type not in ARCHITECTURES:
+            raise ValueError(f"model_type {self.model_type!r} is not supported: use one of {sorted(ARCHITECTURES)}")
+        for name in (
+            *("vocab_size", "hidden_size", "num_layers", "num_heads", "num_kv_heads"),
+            *("head_dim", "intermediate_size", "max_position_embeddings"),
+        ):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(f"num_kv_heads={self.num_kv_heads} must divide num_heads={self.num_heads}")
+        if self.head_dim % 2:
+            raise ValueError(f"head_dim={self.head_dim} must be even: rotary embeddings turn pairs")
+
+    @classmethod
+    def from_hf(cls, raw: Mapping[str, Any]) -> ModelConfig:
+        """From the object in a Hugging Face `config.json` (layouts of transformers 4 and 5).
+
+        Raises:
+            ValueError: Naming the architecture or field that is not supported, or the one that is missing.
+        """
+        model_type = raw.get("model_type")
+        if model_type not in ARCHITECTURES:
+            raise ValueError(f"model_type {model_type!r} is not supported: use one of {sorted(ARCHITECTURES)} (dense)")
+        architectures = raw.get("architectures") or [ARCHITECTURES[model_type]]
+        if architectures != [ARCHITECTURES[model_type]]:
+            raise ValueError(
+                f"architectures {architectures} is not supported: {model_type!r} needs {ARCHITECTURES[model_type]!r}"
+            )
+        for name, allowed in _ONLY_SUPPORTED_VALUES.items():
+            if name in raw and raw[name] not in allowed:
+                raise ValueError(f"{name}={raw[name]!r} is not supported: only {allowed[0]!r} is")
+        if set(raw.get("layer_types") or ()) - {"full_attention"}:
+            raise ValueError(f"layer_types={raw['layer_types']!r} is not supported: only 'full_attention' is")
+
+        def required(name: str) -> Any:
+            if raw.get(name) is None:
+                raise ValueError(f"config.json of model_type {model_type!r} lacks the field {name!r}")
+            return raw[name]
+
+        rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
+        max_positions = raw.get("max_position_embeddings") or _MAX_POSITIONS[model_type]
+        num_heads = required("num_attention_heads")
+        bias = bool(raw.get("attention_bias", False))
+        return cls(
+            vocab_size=required("vocab_size"),
+            hidden_size=required("hidden_size"),
+            num_layers=required("num_hidden_layers"),
+            num_heads=num_heads,
+            num_kv_heads=raw.get("num_key_value_heads") or num_heads,
+            head_dim=raw.get("head_dim") or (128 if model_type == "qwen3" else required("hidden_size") // num_heads),
+            intermediate_size=required("intermediate_size"),
+            model_type=model_type,
+            rope_theta=float(rope.get("rope_theta") or raw.get("rope_theta") or _ROPE_THETA[model_type]),
+            rope_scaling=RopeScaling.from_hf(rope, max_positions),
+            rms_norm_eps=float(raw.get("rms_norm_eps", 1e-6)),
+            tie_word_embeddings=bool(raw.get("tie_word_embeddings", False)),
+            attention_bias=True if model_type == "qwen2" else bias,
+            attention_output_bias=False if model_type == "qwen2" else bias,
+            qk_norm=model_type == "qwen3",
+            max_position_embeddings=max_positions,
+            initializer_range=float(raw.get("initializer_range", 0.02)),
+            dtype=raw.get("dtype") or raw.get("torch_dtype") or "float32",
+        )
+
+    def to_hf(self) -> dict[str, Any]:
+        """A `config.json` object from which transformers builds the same model, and `from_hf` this config.
+
+        Raises:
+            ValueError: Where no Hugging Face architecture of this `model_type` has the combination of bias and norm.
+        """
+        expected = {
+            "qwen2": (True, False, False),
+            "qwen3": (self.attention_bias, self.attention_bias, True),
+            "llama": (self.attention_bias, self.attention_bias, False),
+        }[self.model_type]
+        actual = (self.attention_bias, self.attention_output_bias, self.qk_norm)
+        if actual != expected:
+            raise ValueError(
+                f"a Hugging Face {self.model_type!r} has (attention_bias, attention_output_bias, qk_norm)={expected}, "
+                f"this config {actual}: choose another model_type"
+            )
+        raw: dict[str, Any] = {
+            "architectures": [ARCHITECTURES[self.model_type]],
+            "model_type": self.model_type,
+            "vocab_size": self.vocab_size,
+            "hidden_size": self.hidden_size,
+            "num_hidden_layers": self.num_layers,
+            "num_attention_heads": self.num_heads,
+            "num_key_value_heads": self.num_kv_heads,
+            "head_dim": self.head_dim,
+            "intermediate_size": self.intermediate_size,
+            "hidden_act": "silu",
+            "rope_theta": self.rope_theta,
+            "rope_scaling": None if self.rope_scaling.kind == "default" else self.rope_scaling.to_hf(),
+            "rms_norm_eps": self.rms_norm_eps,
+            "tie_word_embeddings": self.tie_word_embeddings,
+            "max_position_embeddings": self.max_position_embeddings,
+            "initializer_range": self.initializer_range,
+            "torch_dtype": self.dtype,
+        }
+        if self.model_type != "qwen2":
+            raw["attention_bias"] = self.attention_bias
+        return raw

@@ -1,0 +1,190 @@
+"""The parts of the decoder as Flax NNX modules: each parameter with its shape, its logical axes and its initialiser.
+
+The modules are the description of the parameters (creation, sharding, import of checkpoints) and the mathematics of one layer;
+`models.decoder` runs them over plain pytrees. Attention itself is handed in, so that training, prefill and decoding share one
+layer: they differ only in what a query may look at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from mlagent_jax.models import rope
+from mlagent_jax.models.config import ModelConfig
+from mlagent_jax.parallelism import LogicalAxes, Rules, constrain
+
+Extra = TypeVar("Extra")
+# (query [batch, time, heads, head_dim], key, value [batch, time, kv_heads, head_dim]) -> (as query, what to hand back)
+Attend = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Extra]]
+
+
+def parameter(value: jax.Array, axes: LogicalAxes) -> nnx.Param:
+    """A parameter with logical axis names, which `models.decoder` turns into shardings."""
+    return nnx.Param(value, logical_axes=axes, eager_sharding=False)
+
+
+class Projection(nnx.Module):
+    """A linear map between the named axes, over the leading `contract` axes of its kernel."""
+
+    def __init__(
+        self,
+        rngs: nnx.Rngs,
+        shape: tuple[int, ...],
+        axes: LogicalAxes,
+        *,
+        contract: int = 1,
+        bias: bool = False,
+        std: float,
+        dtype: jnp.dtype,
+    ) -> None:
+        self.contract = contract
+        self.kernel = parameter(std * jax.random.normal(rngs.params(), shape, dtype), axes)
+        self.bias = parameter(jnp.zeros(shape[contract:], dtype), axes[contract:]) if bias else None
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[..., *in] -> [..., *out]"""
+        axes = tuple(range(x.ndim - self.contract, x.ndim))
+        out = jax.lax.dot_general(x, self.kernel[...].astype(x.dtype), ((axes, tuple(range(self.contract))), ((), ())))
+        return out if self.bias is None else out + self.bias[...].astype(x.dtype)
+
+
+class RMSNorm(nnx.Module):
+    """Root mean square norm over the last axis, in fp32 (Zhang and Sennrich 2019)."""
+
+    def __init__(self, size: int, axis: str | None, eps: float, dtype: jnp.dtype) -> None:
+        self.eps = eps
+        self.scale = parameter(jnp.ones((size,), dtype), (axis,))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[..., size] -> the same"""
+        wide = x.astype(jnp.float32)
+        wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.eps)
+        return wide.astype(x.dtype) * self.scale[...].astype(x.dtype)
+
+
+class Attention(nnx.Module):
+    """Grouped-query attention with rotary embeddings, and per-head norms where the model has them."""
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs, dtype: jnp.dtype) -> None:
+        width, heads, kv_heads, head_dim = config.hidden_size, config.num_heads, config.num_kv_heads, config.head_dim
+
+        def inward(count: int, axis: str) -> Projection:
+            return Projection(
+                *(rngs, (width, count, head_dim), ("embed", axis, "head_dim")),
+                bias=config.attention_bias,
+                std=config.initializer_range,
+                dtype=dtype,
+            )
+
+        self.query = inward(heads, "heads")
+        self.key = inward(kv_heads, "kv_heads")
+        self.value = inward(kv_heads, "kv_heads")
+        self.output = Projection(
+            *(rngs, (heads, head_dim, width), ("heads", "head_dim", "embed")),
+            contract=2,
+            bias=config.attention_output_bias,
+            std=config.initializer_range,
+            dtype=dtype,
+        )
+        norm = config.qk_norm
+        self.query_norm = RMSNorm(head_dim, "head_dim", config.rms_norm_eps, dtype) if norm else None
+        self.key_norm = RMSNorm(head_dim, "head_dim", config.rms_norm_eps, dtype) if norm else None
+
+    def __call__(
+        self, x: jax.Array, cos_sin: tuple[jax.Array, jax.Array], attend: Attend[Extra], rules: Rules
+    ) -> tuple[jax.Array, Extra]:
+        """[batch, time, hidden] -> the same, and what `attend` hands back"""
+        query = constrain(self.query(x), ("batch", "time", "heads", "head_dim"), rules, "query")
+        key = constrain(self.key(x), ("batch", "time", "kv_heads", "head_dim"), rules, "key")
+        value = constrain(self.value(x), ("batch", "time", "kv_heads", "head_dim"), rules, "value")
+        if self.query_norm is not None and self.key_norm is not None:
+            query, key = self.query_norm(query), self.key_norm(key)
+        out, extra = attend(rope.rotate(query, cos_sin), rope.rotate(key, cos_sin), value)
+        return self.output(out), extra
+
+
+class GatedMLP(nnx.Module):
+    """SwiGLU (Shazeer 2020): `down(silu(gate(x)) * up(x))`."""
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs, dtype: jnp.dtype) -> None:
+        width, inner, std = config.hidden_size, config.intermediate_size, config.initializer_range
+        self.gate = Projection(rngs, (width, inner), ("embed", "mlp"), std=std, dtype=dtype)
+        self.up = Projection(rngs, (width, inner), ("embed", "mlp"), std=std, dtype=dtype)
+        self.down = Projection(rngs, (inner, width), ("mlp", "embed"), std=std, dtype=dtype)
+
+    def __call__(self, x: jax.Array, rules: Rules) -> jax.Array:
+        """[batch, time, hidden] -> the same"""
+        inner = jax.nn.silu(self.gate(x)) * self.up(x)
+        return self.down(constrain(inner, ("batch", "time", "mlp"), rules, "mlp activation"))
+
+
+class DecoderLayer(nnx.Module):
+    """Pre-norm attention and MLP, each added to the residual stream."""
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs, dtype: jnp.dtype) -> None:
+        self.attention_norm = RMSNorm(config.hidden_size, "embed", config.rms_norm_eps, dtype)
+        self.attention = Attention(config, rngs, dtype)
+        self.mlp_norm = RMSNorm(config.hidden_size, "embed", config.rms_norm_eps, dtype)
+        self.mlp = GatedMLP(config, rngs, dtype)
+
+    def __call__(
+        self, x: jax.Array, cos_sin: tuple[jax.Array, jax.Array], attend: Attend[Extra], rules: Rules
+    ) -> tuple[jax.Array, Extra]:
+        """[batch, time, hidden] -> the same, and what `attend` hands back"""
+        attended, extra = self.attention(self.attention_norm(x), cos_sin, attend, rules)
+        x = x + constrain(attended, ("batch", "time", "hidden"), rules, "attention output")
+        return x + constrain(self.mlp(self.mlp_norm(x), rules), ("batch", "time", "hidden"), rules, "mlp output"), extra
+
+
+class Embedder(nnx.Module):
+    """Token ids to vectors, and back where the output projection is tied to it."""
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs, dtype: jnp.dtype) -> None:
+        shape = (config.vocab_size, config.hidden_size)
+        self.embedding = parameter(
+            config.initializer_range * jax.random.normal(rngs.params(), shape, dtype), ("vocab", "embed")
+        )
+
+    def __call__(self, tokens: jax.Array, dtype: jnp.dtype, rules: Rules) -> jax.Array:
+        """int32 [batch, time] -> [batch, time, hidden]"""
+        # Gathered over fsdp before the look-up: rows of a table split by column would be moved token by token.
+        embedding = constrain(self.embedding[...].astype(dtype), ("vocab", "hidden"), rules, "embedding")
+        return constrain(jnp.take(embedding, tokens, axis=0), ("batch", "time", "hidden"), rules, "embedded tokens")
+
+    def project(self, hidden: jax.Array) -> jax.Array:
+        """[..., hidden] -> fp32 logits [..., vocab]"""
+        table = self.embedding[...].astype(hidden.dtype)
+        return jnp.einsum("...d,vd->...v", hidden, table, preferred_element_type=jnp.float32)
+
+
+class Head(nnx.Module):
+    """The output projection of a model that does not tie it to the embedding."""
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs, dtype: jnp.dtype) -> None:
+        shape = (config.hidden_size, config.vocab_size)
+        self.kernel = parameter(
+            config.initializer_range * jax.random.normal(rngs.params(), shape, dtype), ("embed", "vocab")
+        )
+
+    def project(self, hidden: jax.Array) -> jax.Array:
+        """[..., hidden] -> fp32 logits [..., vocab]"""
+        kernel = self.kernel[...].astype(hidden.dtype)
+        return jnp.einsum("...d,dv->...v", hidden, kernel, preferred_element_type=jnp.float32)
+
+
+class Decoder(nnx.Module):
+    """The whole model; the parameters of its layers are stacked on a leading `layers` axis."""
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs, dtype: jnp.dtype) -> None:
+        def layer(key: jax.Array) -> DecoderLayer:
+            return DecoderLayer(config, nnx.Rngs(params=key), dtype)
+
+        self.embedder = Embedder(config, rngs, dtype)
+        self.layers = nnx.vmap(layer)(jax.random.split(rngs.params(), config.num_layers))
+        self.final_norm = RMSNorm(config.hidden_size, "embed", config.rms_norm_eps, dtype)
+        self.head = None if config.tie_word_embeddings else Head(config, rngs, dtype)

@@ -1,0 +1,38 @@
+"""The one device mesh of a run: `data` (replicas), `fsdp` (parameters split, gathered for use), `tensor` (layers split)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import jax
+from jax.sharding import AxisType, Mesh
+
+AXES = ("data", "fsdp", "tensor")
+
+
+def make_mesh(shape: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh over `devices` (default: all of every process), e.g. `make_mesh({"fsdp": -1, "tensor": 2})`.
+
+    An axis left out has size 1; one axis may be -1, "the devices that remain". Activate it with `jax.set_mesh`.
+
+    Raises:
+        ValueError: For an unknown axis, a size below 1, or sizes whose product is not the number of devices.
+    """
+    unknown = set(shape) - set(AXES)
+    if unknown:
+        raise ValueError(f"mesh axes {sorted(unknown)} are unknown: use {', '.join(AXES)}")
+    sizes = {axis: shape.get(axis, 1) for axis in AXES}
+    free = [axis for axis, size in sizes.items() if size == -1]
+    bad = {axis: size for axis, size in sizes.items() if size < 1 and size != -1}
+    if bad or len(free) > 1:
+        raise ValueError(f"mesh sizes {dict(shape)} must be positive, with at most one -1 for 'what remains'")
+    devices = list(jax.devices() if devices is None else devices)
+    fixed = math.prod(size for size in sizes.values() if size != -1)
+    if free and len(devices) % fixed == 0:
+        sizes[free[0]] = len(devices) // fixed
+    if math.prod(sizes.values()) != len(devices):
+        raise ValueError(
+            f"a mesh of {dict(shape)} does not fit {len(devices)} devices: its sizes must multiply to that"
+        )
+    return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)

@@ -1,0 +1,117 @@
+"""From logical axis names to shardings, through one table.
+
+Parameters and activations name their axes by meaning ("mlp", "batch"); only this table knows the mesh. To train with
+another layout, a config names other `Rules`; no model code changes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
+
+LogicalAxes = tuple[str | None, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Rules:
+    """Which mesh axes, in order, split each logical axis; hashable, so that it can be a static argument."""
+
+    table: tuple[tuple[str, tuple[str, ...]], ...]
+
+    @classmethod
+    def of(cls, table: Mapping[str, Sequence[str]]) -> Rules:
+        """From a mapping such as `{"batch": ("data", "fsdp"), "mlp": ("tensor",)}`."""
+        return cls(tuple((name, tuple(axes)) for name, axes in table.items()))
+
+    def mesh_axes(self, logical: str | None, mesh: Mesh | AbstractMesh) -> tuple[str, ...]:
+        """The axes of `mesh` larger than 1 that split `logical`.
+
+        Raises:
+            ValueError: For a logical axis that the table does not have.
+        """
+        if logical is None:
+            return ()
+        table = dict(self.table)
+        if logical not in table:
+            raise ValueError(f"logical axis {logical!r} has no rule: known are {', '.join(table)}")
+        return tuple(axis for axis in table[logical] if mesh.shape.get(axis, 1) > 1)
+
+    def spec(
+        self, axes: LogicalAxes, mesh: Mesh | AbstractMesh, shape: Sequence[int] | None = None, name: str = "array"
+    ) -> PartitionSpec:
+        """The partition of an array with these logical axes; `shape` and `name` are for the check of divisibility.
+
+        Raises:
+            ValueError: Where the mesh does not divide a dimension (naming both), or would be used twice in one array.
+        """
+        parts = [self.mesh_axes(axis, mesh) for axis in axes]
+        flat = [axis for part in parts for axis in part]
+        if len(flat) != len(set(flat)):
+            raise ValueError(f"{name} with axes {axes} would use a mesh axis twice ({flat}): change its sharding rules")
+        for size, logical, part in zip(shape or (), axes, parts, strict=False):
+            split = math.prod(mesh.shape[axis] for axis in part)
+            if size % split:
+                mesh_text = ", ".join(f"{axis}={mesh.shape[axis]}" for axis in part)
+                raise ValueError(
+                    f"{name}: dimension {logical!r} of size {size} is not divisible by the mesh axes {mesh_text}: "
+                    "choose another mesh or change the sharding rules"
+                )
+        return PartitionSpec(*(None if not part else part[0] if len(part) == 1 else part for part in parts))
+
+
+DEFAULT_RULES = Rules.of(
+    {
+        # activations
+        "batch": ("data", "fsdp"),
+        "slots": ("data", "fsdp"),
+        "time": (),
+        "hidden": (),
+        # parameters; heads, mlp and vocab name activations too
+        "layers": (),
+        "embed": ("fsdp",),
+        "vocab": ("tensor",),
+        "heads": ("tensor",),
+        "kv_heads": ("tensor",),
+        "head_dim": (),
+        "mlp": ("tensor",),
+    }
+)
+
+
+def is_logical_axes(node: Any) -> bool:
+    """Whether a node of a tree is one array's logical axes (a tuple of names), and so a leaf."""
+    return isinstance(node, tuple) and all(axis is None or isinstance(axis, str) for axis in node)
+
+
+def shardings(logical_tree: Any, mesh: Mesh, rules: Rules = DEFAULT_RULES, shapes: Any | None = None) -> Any:
+    """A tree of `NamedSharding` for a tree of logical axes.
+
+    Args:
+        logical_tree: A pytree whose leaves are tuples of logical axis names, one an axis.
+        mesh: The mesh to place on.
+        rules: The table.
+        shapes: The same tree of things with a `.shape`, to have divisibility checked here and not by the compiler.
+
+    Raises:
+        ValueError: As `Rules.spec`, naming the parameter by its path.
+    """
+
+    def one(path: tuple[Any, ...], axes: LogicalAxes, array: Any = None) -> NamedSharding:
+        name = jax.tree_util.keystr(path, simple=True, separator=".")
+        return NamedSharding(mesh, rules.spec(axes, mesh, None if array is None else array.shape, name))
+
+    rest = () if shapes is None else (shapes,)
+    return jax.tree_util.tree_map_with_path(one, logical_tree, *rest, is_leaf=is_logical_axes)
+
+
+def constrain(x: jax.Array, axes: LogicalAxes, rules: Rules, name: str = "activation") -> jax.Array:
+    """`x` with its layout fixed on the mesh of `jax.set_mesh`; unchanged where there is none or one device."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return x
+    return jax.lax.with_sharding_constraint(x, rules.spec(axes, mesh, x.shape, name))
