@@ -67,7 +67,7 @@ class WorkerReport:
     slots: int
     capabilities: Capabilities
     health: str = "ok"
-    """`ok`, `draining`, `stopped`, or what is wrong, in one line."""
+    """`ok`, `draining`, `stopped...`, or what is wrong, in one line."""
     completed: int = 0
     failed: int = 0
 

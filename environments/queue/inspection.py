@@ -49,7 +49,7 @@ def silence(connection: Connection, now: ColumnElement[float], run: str, silence
     if not waiting.count or waiting.age < silence_seconds:
         return ""
     everyone = _workers(connection, now)
-    alive = [row for row in everyone if row.age < silence_seconds and row.health != "stopped"]
+    alive = [row for row in everyone if row.age < silence_seconds and not row.health.startswith("stopped")]
     if not alive:
         newest = everyone[0] if everyone else None
         last = (

@@ -56,6 +56,8 @@ class PostgresEngine(Engine):
             )
         except ModuleNotFoundError:
             raise QueueError("psycopg is not installed: `pip install 'mlagent-jax[postgres]'`") from None
+        # Idle ones by channel: those who wait in a loop need not connect each time.
+        self._listening: dict[str, list[_Notifications]] = {}
 
     @contextmanager
     def begin(self, write: bool) -> Iterator[Connection]:
@@ -70,11 +72,15 @@ class PostgresEngine(Engine):
 
     @contextmanager
     def watch(self, channel: str) -> Iterator[_Notifications]:
-        notifications = _Notifications(self._engine, channel)
+        idle = self._listening.setdefault(channel, [])
+        try:
+            notifications = idle.pop()
+        except IndexError:
+            notifications = _Notifications(self._engine, channel)
         try:
             yield notifications
         finally:
-            notifications.close()
+            idle.append(notifications)
 
     def is_transient(self, error: DBAPIError) -> bool:
         if not isinstance(error, sqlalchemy.exc.OperationalError | sqlalchemy.exc.InterfaceError):
@@ -102,6 +108,9 @@ class PostgresEngine(Engine):
         self.transact(run)
 
     def close(self) -> None:
+        for idle in self._listening.values():
+            while idle:
+                idle.pop().close()
         self._engine.dispose()
 
     def _database_time(self) -> ColumnElement[float]:

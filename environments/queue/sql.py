@@ -386,6 +386,8 @@ class SqlQueue:
     def _until(self, satisfied: Callable[[], bool], timeout_seconds: float) -> bool:
         """Wait until `satisfied()`, which is asked whenever a job finishes; False at the time-out."""
         end = time.monotonic() + timeout_seconds
+        if satisfied():
+            return True
         with self._engine.watch(_FINISHED) as changes:
             while True:
                 # With no worker left to claim, nobody else notices that the last leases ran out.

@@ -25,9 +25,9 @@ from environments.queue.base import QueueError
 from environments.queue.engine import Engine
 
 NETWORK_FILE_SYSTEMS = frozenset(
-    ("9p", "afs", "beegfs", "ceph", "cifs", "gcsfuse", "glusterfs", "gpfs", "juicefs", "lustre", "mount-s3", "nfs")
-    + ("nfs3", "nfs4", "ocfs2", "orangefs", "rclone", "s3fs", "smb2", "smb3", "smbfs", "sshfs", "vboxsf", "virtiofs")
+    {"9p", "afs", "beegfs", "ceph", "cifs", "glusterfs", "gpfs", "lustre", "nfs", "nfs4", "smb3", "vboxsf", "virtiofs"}
 )
+NETWORK_FUSE_SYSTEMS = frozenset({"gcsfuse", "glusterfs", "juicefs", "mount-s3", "rclone", "s3fs", "sshfs"})
 _OLDEST = (3, 35)
 """First SQLite with RETURNING."""
 _POLL_SECONDS = (0.002, 0.015)
@@ -138,7 +138,7 @@ def _checked_path(url: URL) -> Path:
     except OSError as error:
         raise QueueError(f"folder {path.parent} of the queue cannot be created ({error.strerror})") from error
     kind = file_system_of(path.resolve())
-    if kind.lower().removeprefix("fuse.") in NETWORK_FILE_SYSTEMS:
+    if kind in NETWORK_FILE_SYSTEMS or kind.removeprefix("fuse.") in NETWORK_FUSE_SYSTEMS:
         raise QueueError(
             f"queue {path} lies on a network file system ({kind}), where SQLite's locks do not hold and data is lost: "
             "name a local disk, or use postgresql:// for workers on several hosts"
