@@ -1,0 +1,24 @@
+"""Tasks, actions, workspaces, sandboxes, grading and the reward queue: the half that runs on CPU hosts, without JAX.
+
+env = environments.make("digits", sandbox="bubblewrap")
+observation, info = env.reset()
+observation, reward, terminated, truncated, info = env.step(reply)
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from environments.episode import Episode, make
+
+__all__ = ["Episode", "make"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import `make` on first use: whoever needs the protocol alone does not wait for the tasks' libraries."""
+    if name in __all__:
+        from environments import episode
+
+        return getattr(episode, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -7,46 +7,19 @@ use; what a script left there earlier (symbolic links, FIFOs, sparse files) can 
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import errno
 import fnmatch
 import os
 import stat
-from collections.abc import Iterator
 from pathlib import Path
 
 from environments.actions.errors import ActionError
+from environments.hostile import HostileFileError, path_errors, read_regular
 
 MAX_NAME = 200
 """Longest path an agent may write, in characters."""
 MAX_TEXT_BYTES = 1 << 20
 """Largest file an action reads or writes as text."""
-_OF_THE_PATH = frozenset(
-    {
-        errno.EACCES,
-        errno.EEXIST,
-        errno.EISDIR,
-        errno.ELOOP,
-        errno.ENAMETOOLONG,
-        errno.ENOENT,
-        errno.ENOTDIR,
-        errno.ENXIO,
-        errno.EPERM,
-    }
-)
-"""Errors that the path itself causes, so the action's; any other (a full disk, no descriptors) is this host's."""
-
-
-@contextlib.contextmanager
-def _path_errors(message: str) -> Iterator[None]:
-    """Turn what the path causes into an `ActionError`, and let what this host causes pass."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in _OF_THE_PATH:
-            raise ActionError(message) from error
-        raise
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +42,7 @@ class AgentFiles:
         if not name.isprintable():
             raise ActionError(f"the file name {name!r} holds control characters.")
         root = os.path.realpath(self.root)
-        with _path_errors(f"cannot access file {name}."):
+        with path_errors(ActionError, f"cannot access file {name}."):
             real = os.path.realpath(os.path.join(root, name))
         # commonpath compares whole components: `/tmp/ws2` is not in `/tmp/ws`.
         if os.path.commonpath([root, real]) != root:
@@ -96,7 +69,7 @@ class AgentFiles:
     def list(self, name: str) -> list[str]:
         """Names in a folder, sorted; hidden ones are left out, as `ls` does."""
         inside, real = self.resolve(name or ".")
-        with _path_errors(f"Cannot list file in the {name} directory"):
+        with path_errors(ActionError, f"Cannot list file in the {name} directory"):
             names = {entry for entry in os.listdir(real) if not entry.startswith(".")}
         if inside == "." and self.data is not None:
             names.add("data")
@@ -124,16 +97,10 @@ class AgentFiles:
     def read_bytes(self, name: str) -> bytes:
         """Bytes of a regular file of at most `MAX_TEXT_BYTES`."""
         _, real = self.resolve(name)
-        with _path_errors(f"cannot read file {name}"):
-            # O_NONBLOCK: opening a FIFO that nobody writes would wait for ever.
-            handle = os.open(real, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-        with os.fdopen(handle, "rb") as file:
-            status = os.fstat(handle)
-            if not stat.S_ISREG(status.st_mode):
-                raise ActionError(f"cannot read file {name}: it is not a regular file.")
-            if status.st_size > MAX_TEXT_BYTES:
-                raise ActionError(f"cannot read file {name}: it is larger than {MAX_TEXT_BYTES} bytes.")
-            return file.read(MAX_TEXT_BYTES)
+        try:
+            return read_regular(real, MAX_TEXT_BYTES)
+        except HostileFileError as error:
+            raise ActionError(f"cannot read file {name}: {error}") from error
 
     def check_writable(self, name: str) -> str:
         """The path inside the workspace of a file that the agent may write.
@@ -159,7 +126,7 @@ class AgentFiles:
         if len(data) > MAX_TEXT_BYTES:
             raise ActionError(f"cannot write file {name}: its content is larger than {MAX_TEXT_BYTES} bytes.")
         _, real = self.resolve(name)
-        with _path_errors(f"cannot write file {name}"):
+        with path_errors(ActionError, f"cannot write file {name}"):
             real.parent.mkdir(parents=True, exist_ok=True)
             handle = os.open(real, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
         with os.fdopen(handle, "wb") as file:

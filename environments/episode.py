@@ -1,0 +1,131 @@
+"""A task as a stateful environment with the interface of Gymnasium: `reset`, `step`, `close`.
+
+A thin shell around `Environment.take`, for people and for other training stacks: it holds the current state, and
+prepares the task on first use. Training itself holds states in its own pool and calls `take` through the queue.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from environments.actions import describe_actions, describe_format, profile
+from environments.environment import Environment
+from environments.protocol import Job, OutcomeKind, State
+from environments.sandbox.base import Sandbox, SandboxError
+from environments.store import open_store
+
+
+def default_cache_dir() -> Path:
+    """Where prepared tasks, snapshots and executions are kept unless a caller says otherwise."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mlagent-jax"
+
+
+class Episode:
+    """One agent in one task.
+
+    `step` returns `(observation, reward, terminated, truncated, info)`; `info["outcome"]` is the full `Outcome`,
+    `info["state"]` the `State` it led to.
+    """
+
+    def __init__(
+        self,
+        environment: Environment,
+        task_key: str,
+        *,
+        profile: str = "full",
+        reward: str = "improvement",
+        max_steps: int = 15,
+        seed: int = 0,
+    ) -> None:
+        """Begin at the task's initial state; `max_steps` is the number of steps after which `truncated` is True."""
+        self._environment = environment
+        self._task = environment.task(task_key)
+        self._profile = profile
+        self._reward = reward
+        self._max_steps = max_steps
+        self._seed = seed
+        self.state: State = environment.initial_state(task_key)
+
+    def reset(self, *, seed: int | None = None) -> tuple[str, dict[str, Any]]:
+        """Start over. The observation is the prompt: tools, research problem, reply format and starting script."""
+        if seed is not None:
+            self._seed = seed
+        self.state = self._environment.initial_state(self._task.key)
+        return self.prompt(), {"state": self.state}
+
+    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        """Take one step; `action` is the raw text of a reply.
+
+        Raises:
+          SandboxError: the environment failed, not the action: the same step can be tried again.
+        """
+        job = Job(
+            run="episode",
+            policy_version=0,
+            state=self.state,
+            sample=0,
+            action=action,
+            reward=self._reward,
+            profile=self._profile,
+            limits=self._task.spec.limits,
+            seed=self._seed,
+        )
+        outcome = self._environment.take(job)
+        if outcome.kind is OutcomeKind.INFRASTRUCTURE_ERROR:
+            raise SandboxError(outcome.reason)
+        self.state = outcome.next_state(job)
+        info = {"outcome": outcome, "state": self.state}
+        return outcome.observation, outcome.reward, outcome.final, len(self.state.history) >= self._max_steps, info
+
+    def prompt(self) -> str:
+        """What an agent is told at the start."""
+        form, spec = profile(self._profile), self._task.spec
+        return (
+            f"You have access to the following tools:\n{describe_actions(form)}\n"
+            f"Research Problem: {spec.description}\n\n"
+            f"Always respond in this format exactly:\n{describe_format(form)}\n\n"
+            f"{spec.entry}:\n```python\n{self.state.script}\n```\n"
+        )
+
+    def close(self) -> None:
+        """Free the sandbox and the cache."""
+        self._environment.sandbox.close()
+        self._environment.close()
+
+
+def make(
+    task: str,
+    *,
+    sandbox: str | Sandbox = "bubblewrap",
+    profile: str = "full",
+    reward: str = "improvement",
+    max_steps: int = 15,
+    seed: int = 0,
+    cache_dir: str | os.PathLike[str] | None = None,
+    cache: bool = True,
+) -> Episode:
+    """An episode in the task called `task`, prepared on first use.
+
+    Args:
+      sandbox: name of a sandbox, or an open one.
+      profile: `full` or `compact`.
+      reward: name in `environments.rewards.REWARDS`.
+      max_steps: after so many steps the episode is truncated.
+      seed: of the task's data, and of the executions.
+      cache_dir: folder of prepared tasks and snapshots; default `default_cache_dir()`.
+      cache: keep executions, so that the same script on the same data runs once.
+
+    Raises:
+      TaskError: no such task.
+      SandboxUnavailableError: this sandbox cannot run on this host.
+    """
+    from environments import tasks
+    from environments.sandbox import open_sandbox
+
+    root = Path(cache_dir) if cache_dir is not None else default_cache_dir()
+    opened = open_sandbox(sandbox) if isinstance(sandbox, str) else sandbox
+    prepared = tasks.prepare(task, root / "tasks", seed, opened)
+    environment = Environment(root / "tasks", opened, open_store(root / "store"), cache=cache)
+    return Episode(environment, prepared.key, profile=profile, reward=reward, max_steps=max_steps, seed=seed)
