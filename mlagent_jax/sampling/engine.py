@@ -1,0 +1,186 @@
+"""The device half of the sampler: the state of all slots, and the three programs over it.
+
+`prefill_prompts` writes prompts into slots, `start_requests` begins completions in slots (from the prompt that stands
+there, or that of a sibling, whose cache row is copied), `decode` advances all slots by some tokens. Each consumes
+(donates) the state and returns the next; the host half in `sampling.sampler` decides which slot does what.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from mlagent_jax import models
+from mlagent_jax.models import Cache, Graph, Params
+from mlagent_jax.sampling.config import SamplerConfig
+from mlagent_jax.sampling.distribution import draw, request_keys
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class SlotState:
+    """All slots, on device. A slot that has finished keeps its prompt in the cache until another one is written."""
+
+    cache: Cache
+    """Prompt and completion of each slot, but for its last token."""
+    prompt_hidden: jax.Array
+    """[slots, hidden]: last hidden state of the prompt, from which each of its samples draws its first token."""
+    keys: jax.Array
+    """Typed keys [slots], one a request."""
+    last_tokens: jax.Array
+    """int32 [slots]: drawn, and not yet in the cache."""
+    positions: jax.Array
+    """int32 [slots]: where `last_tokens` stand in their sequence."""
+    limits: jax.Array
+    """int32 [slots]: tokens of the longest completion wanted."""
+    counts: jax.Array
+    """int32 [slots]: tokens of the completion so far."""
+    tokens: jax.Array
+    """int32 [slots, max_new_tokens]: the completion, its first `counts`."""
+    log_probs: jax.Array
+    """fp32 [slots, max_new_tokens]."""
+    active: jax.Array
+    """bool [slots]: a completion is being made."""
+    stopped: jax.Array
+    """bool [slots]: the completion ended with a stop token."""
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Starts:
+    """Which slots begin a completion; arrays of [slots], of which those not in `starting` are ignored."""
+
+    starting: jax.Array
+    """bool"""
+    prompt_lengths: jax.Array
+    """int32, in tokens"""
+    limits: jax.Array
+    """int32, in tokens"""
+    seed_low: jax.Array
+    """uint32, the lower half of the request's seed"""
+    seed_high: jax.Array
+    """uint32, the upper half"""
+    samples: jax.Array
+    """int32, the number of the sample among those of its prompt"""
+    copies: jax.Array
+    """int32 [slots, 2]: (from, to) slots whose prompts are copied first; the first `copy_count` rows count"""
+    copy_count: jax.Array
+    """int32 []"""
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def empty_slots(graph: Graph, config: SamplerConfig, length: int, params: Params) -> SlotState:
+    """All slots free, with room for `length` tokens each."""
+    slots, width = config.slots, config.max_new_tokens
+    dtype = params["embedder"]["embedding"].dtype
+    zeros = jnp.zeros((slots,), jnp.int32)
+    return SlotState(
+        cache=models.init_cache(graph, slots, length, dtype),
+        prompt_hidden=jnp.zeros((slots, graph.config.hidden_size), dtype),
+        keys=request_keys(zeros, zeros, zeros),
+        last_tokens=zeros,
+        positions=zeros,
+        limits=zeros,
+        counts=zeros,
+        tokens=jnp.zeros((slots, width), jnp.int32),
+        log_probs=jnp.zeros((slots, width), jnp.float32),
+        active=jnp.zeros((slots,), bool),
+        stopped=jnp.zeros((slots,), bool),
+    )
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def sampling_params(dtype: str | None, params: Params) -> Params:
+    """The trainer's parameters as decoding reads them: one tree a layer, in the compute dtype."""
+    cast = params if dtype is None else jax.tree.map(lambda leaf: leaf.astype(dtype), params)
+    return models.layer_params(cast)
+
+
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
+def prefill_prompts(
+    graph: Graph, params: Params, state: SlotState, tokens: jax.Array, lengths: jax.Array, slots: jax.Array
+) -> SlotState:
+    """Write prompts, int32 [rows, bucket] with int32 [rows] lengths, to slots; out of bounds: a row of padding."""
+    hidden, cache = models.prefill(graph, params, tokens, lengths, state.cache, slots)
+    prompt_hidden = state.prompt_hidden.at[slots].set(hidden, mode="drop")
+    return dataclasses.replace(state, cache=cache, prompt_hidden=prompt_hidden)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=3)
+def start_requests(graph: Graph, config: SamplerConfig, params: Params, state: SlotState, starts: Starts) -> SlotState:
+    """Copy prompts to the slots of their further samples, and draw the first token of each new completion."""
+
+    def copy(index: jax.Array, rows: tuple[Cache, jax.Array]) -> tuple[Cache, jax.Array]:
+        source, target = starts.copies[index]
+        return jax.tree.map(lambda held: held.at[target].set(held[source]), rows)
+
+    cache, prompt_hidden = jax.lax.fori_loop(0, starts.copy_count, copy, (state.cache, state.prompt_hidden))
+    chosen = functools.partial(jnp.where, starts.starting)
+    keys = jax.random.wrap_key_data(
+        jnp.where(
+            starts.starting[:, None],
+            jax.random.key_data(request_keys(starts.seed_low, starts.seed_high, starts.samples)),
+            jax.random.key_data(state.keys),
+        )
+    )
+    positions = chosen(starts.prompt_lengths, state.positions)
+    state = dataclasses.replace(
+        state,
+        cache=cache,
+        prompt_hidden=prompt_hidden,
+        keys=keys,
+        positions=positions,
+        limits=chosen(starts.limits, state.limits),
+        counts=chosen(0, state.counts),
+        stopped=chosen(False, state.stopped),
+        active=state.active | starts.starting,
+    )
+    drawn = draw(config, models.logits(graph, params, prompt_hidden), keys, positions)
+    return _append(config, state, starts.starting, *drawn)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=3)
+def decode(graph: Graph, config: SamplerConfig, params: Params, state: SlotState, awaited: jax.Array) -> SlotState:
+    """Advance every active slot by up to `steps_per_call` tokens.
+
+    Ends early when no slot is active and, where `awaited` (bool []: requests wait for slots), when one becomes free.
+    """
+    length = state.cache.keys[0].shape[2]
+    active_before = state.active
+
+    def going(carry: tuple[jax.Array, SlotState]) -> jax.Array:
+        step, state = carry
+        freed = jnp.any(active_before & ~state.active)
+        return (step < config.steps_per_call) & jnp.any(state.active) & ~(awaited & freed)
+
+    def advance(carry: tuple[jax.Array, SlotState]) -> tuple[jax.Array, SlotState]:
+        step, state = carry
+        written = jnp.where(state.active, state.positions, length)  # beyond the cache: a free slot keeps its prompt
+        hidden, cache = models.decode_step(graph, params, state.last_tokens, written, state.cache)
+        state = dataclasses.replace(state, cache=cache, positions=state.positions + state.active)
+        drawn = draw(config, models.logits(graph, params, hidden), state.keys, state.positions)
+        return step + 1, _append(config, state, state.active, *drawn)
+
+    return jax.lax.while_loop(going, advance, (jnp.int32(0), state))[1]
+
+
+def _append(
+    config: SamplerConfig, state: SlotState, drawing: jax.Array, tokens: jax.Array, log_probs: jax.Array
+) -> SlotState:
+    """Add a drawn token to the completions of the `drawing` slots, and end those that are complete."""
+    rows = jnp.arange(config.slots)
+    column = jnp.where(drawing, state.counts, config.max_new_tokens)  # beyond the buffer: not written
+    counts = state.counts + drawing
+    stop = jnp.isin(tokens, jnp.asarray(config.stop_token_ids, jnp.int32)) & drawing
+    return dataclasses.replace(
+        state,
+        last_tokens=jnp.where(drawing, tokens, state.last_tokens),
+        tokens=state.tokens.at[rows, column].set(tokens, mode="drop"),
+        log_probs=state.log_probs.at[rows, column].set(log_probs, mode="drop"),
+        counts=counts,
+        stopped=state.stopped | stop,
+        active=state.active & ~(stop | (counts >= state.limits)),
+    )
