@@ -1,0 +1,73 @@
+"""Tasks: what to solve and how it is graded. `get` finds a recipe by name, `prepare` makes it a folder for a seed.
+
+Embedded tasks (`environments.tasks.embedded`) are named in words; micro-tasks (`environments.tasks.micro`) are named
+`micro-<family>-<seed>`, and there are as many as one likes.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+from pathlib import Path
+
+from environments.sandbox.base import Sandbox
+from environments.tasks import embedded, micro
+from environments.tasks.base import InvalidSubmissionError, PreparedTask, Task, TaskError, TaskSpec
+from environments.tasks.prepared import FolderTask, open_task, prepare_task
+
+__all__ = [
+    "FolderTask",
+    "InvalidSubmissionError",
+    "PreparedTask",
+    "Task",
+    "TaskError",
+    "TaskSpec",
+    "get",
+    "names",
+    "open_task",
+    "prepare",
+]
+
+SPLITS = ("train", "held_out")
+
+
+@functools.cache
+def _embedded() -> dict[str, Task]:
+    return embedded.recipes()
+
+
+def names(split: str | None = None) -> tuple[str, ...]:
+    """Names of the embedded tasks, of one split or of both.
+
+    Raises:
+      TaskError: there is no such split.
+    """
+    if split not in (None, *SPLITS):
+        raise TaskError(f"split is {split!r}; choose one of {', '.join(SPLITS)}")
+    return tuple(name for name, task in _embedded().items() if split in (None, task.spec.split))
+
+
+def get(name: str) -> Task:
+    """The recipe of an embedded task or a micro-task.
+
+    Raises:
+      TaskError: there is none; the message names the nearest.
+    """
+    if name in _embedded():
+        return _embedded()[name]
+    if name.startswith(micro.PREFIX):
+        return micro.get(name)
+    known = [*names(), *(f"{micro.PREFIX}{family}-0" for split in SPLITS for family in micro.family_names(split))]
+    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.3)
+    hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
+    raise TaskError(f"no task is called {name!r}{hint} (`python -m environments list` lists them)")
+
+
+def prepare(name: str, root: Path, seed: int, sandbox: Sandbox) -> FolderTask:
+    """The task called `name`, built for `seed` under `root` and measured in `sandbox`; reused where it is there.
+
+    Raises:
+      TaskError: there is no such task, or its own scripts fail or leave no headroom.
+      SandboxError: the sandbox failed.
+    """
+    return prepare_task(get(name), root, seed, sandbox)

@@ -65,9 +65,10 @@ class Task(Protocol):
 
     spec: TaskSpec
 
-    def build(self, directory: Path, seed: int) -> None:
+    def build(self, directory: Path, seed: int) -> TaskSpec:
         """Write env/, public/ and private/ under `directory` for `seed`, and the reference solution as
-        private/reference.py. Deterministic in (recipe, seed)."""
+        private/reference.py. Deterministic in (recipe, seed). Returns `spec`, completed by what only the data tell: its
+        traits."""
 
 
 class PreparedTask(Protocol):

@@ -1,0 +1,189 @@
+"""Prepared tasks: a recipe becomes, for a seed, a folder that workers and reports read (its layout is in `base`).
+
+    build into a temporary folder -> digest -> run starting script and reference -> grade -> task.json -> rename
+
+The rename is atomic and comes last: a folder that exists is complete, and preparing it again reuses it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from environments.hostile import HostileFileError, read_regular
+from environments.protocol import Scale, digest
+from environments.sandbox.base import Ending, Sandbox
+from environments.tasks.base import InvalidSubmissionError, Task, TaskError, TaskSpec
+from environments.tasks.grading import HALVES, Answers
+
+_DIGEST_LETTERS = 16
+_SUBMISSION_BYTES = 16 * 2**20
+
+
+@dataclasses.dataclass(frozen=True)
+class FolderTask:
+    """A prepared folder (`environments.tasks.base.PreparedTask`). Labels are read when first graded, and kept."""
+
+    key: str
+    spec: TaskSpec
+    scale: Scale
+    report_scale: Scale
+    """m_init and m_best on the report half."""
+    folder: Path
+
+    @property
+    def env(self) -> Path:
+        return self.folder / "env"
+
+    @property
+    def public(self) -> Path:
+        return self.folder / "public"
+
+    @property
+    def report_init(self) -> float:
+        """Score of the starting script on the report half."""
+        return self.report_scale.m_init
+
+    @property
+    def script(self) -> str:
+        """Text of the starting script."""
+        return (self.env / self.spec.entry).read_text(encoding="utf-8")
+
+    def grade(self, submission: bytes) -> float:
+        """Metric on the reward half.
+
+        Raises:
+          InvalidSubmissionError: it is not a complete table of valid predictions.
+        """
+        return self._answers().grade(submission, "reward")
+
+    def grade_report(self, submission: bytes) -> float:
+        """Metric on the report half; called only when a report is made.
+
+        Raises:
+          InvalidSubmissionError: it is not a complete table of valid predictions.
+        """
+        return self._answers().grade(submission, "report")
+
+    def _answers(self) -> Answers:
+        # A frozen dataclass still has a dictionary: the one value that is held, not described.
+        if "answers" not in self.__dict__:
+            self.__dict__["answers"] = Answers.load(self.folder / "private" / "answers.npz")
+        return self.__dict__["answers"]
+
+
+def open_task(root: Path, key: str) -> FolderTask:
+    """The prepared task `key` (`name@digest`) under `root`.
+
+    Raises:
+      TaskError: it is not there, or its task.json is broken.
+    """
+    folder = Path(root) / key
+    if "/" in key or "\\" in key or not (folder / "task.json").is_file():
+        raise TaskError(f"no prepared task {key!r} in {root}: prepare it, or copy its folder there")
+    try:
+        record: dict[str, Any] = json.loads((folder / "task.json").read_text(encoding="utf-8"))
+        return FolderTask(
+            key=record["key"],
+            spec=TaskSpec.from_dict(record["spec"]),
+            scale=Scale.from_dict(record["scale"]),
+            report_scale=Scale.from_dict(record["report_scale"]),
+            folder=folder,
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise TaskError(
+            f"{folder / 'task.json'} is broken ({error}): delete the folder and prepare it again"
+        ) from error
+
+
+def prepare_task(task: Task, root: Path, seed: int, sandbox: Sandbox) -> FolderTask:
+    """Build `task` for `seed` under `root`, or reuse the folder that an equal build left there.
+
+    Raises:
+      TaskError: the starting script or the reference fails, or the reference does not beat the starting script.
+      SandboxError: the sandbox failed.
+    """
+    root = Path(root)
+    root.mkdir(parents=True, exist_ok=True)
+    building = Path(tempfile.mkdtemp(prefix=".building-", dir=root))
+    try:
+        # mkdtemp makes it 0700; everything but private/ may be read by the sandbox's unprivileged user.
+        building.chmod(0o755)
+        spec = task.build(building, seed)
+        identity = [spec.to_dict(), _digest_folder(building), sandbox.environment_digest]
+        key = f"{spec.name}@{digest(identity)[:_DIGEST_LETTERS]}"
+        if (root / key).is_dir():
+            return open_task(root, key)
+        scales = _measure(building, spec, sandbox)
+        record = {
+            "key": key,
+            "spec": spec.to_dict(),
+            "scale": scales["reward"].to_dict(),
+            "report_scale": scales["report"].to_dict(),
+            "environment": sandbox.environment_digest,
+        }
+        (building / "task.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        try:
+            os.rename(building, root / key)
+        except OSError:
+            # Another process finished the same task first.
+            if not (root / key).is_dir():
+                raise
+        return open_task(root, key)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+
+
+def _digest_folder(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file under `folder`, by relative path."""
+    return {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def _measure(folder: Path, spec: TaskSpec, sandbox: Sandbox) -> dict[str, Scale]:
+    """Scores of the starting script and of the reference, as a scale for each half of the labels."""
+    answers = Answers.load(folder / "private" / "answers.npz")
+    texts = {"starting script": folder / "env" / spec.entry, "reference": folder / "private" / "reference.py"}
+    submissions = {what: _run(what, path, folder, spec, sandbox) for what, path in texts.items()}
+    scales = {}
+    for half in HALVES:
+        try:
+            first, best = (answers.grade(submission, half) for submission in submissions.values())
+        except InvalidSubmissionError as error:
+            raise TaskError(f"task {spec.name}: a script of its own hands in what cannot be graded: {error}") from error
+        scales[half] = Scale(first, best, answers.metric.higher_is_better)
+    gain = scales["reward"].delta(scales["reward"].m_init, scales["reward"].m_best)
+    if not (math.isfinite(gain) and gain > 0):
+        raise TaskError(
+            f"task {spec.name}: the reference scores {scales['reward'].m_best:.4g}, no better than the starting "
+            f"script's {scales['reward'].m_init:.4g}: there is no headroom; use a better reference or a weaker start"
+        )
+    return scales
+
+
+def _run(what: str, script: Path, folder: Path, spec: TaskSpec, sandbox: Sandbox) -> bytes:
+    """Run one of the task's own scripts in the sandbox, in a copy of env/; returns its submission."""
+    with tempfile.TemporaryDirectory(prefix="mlagent-prepare-") as temporary:
+        workspace = Path(temporary) / "workspace"
+        shutil.copytree(folder / "env", workspace)
+        shutil.copyfile(script, workspace / spec.entry)
+        execution = sandbox.run(workspace, spec.entry, spec.limits, data=folder / "public")
+        if execution.ending is not Ending.EXITED or execution.exit_code != 0:
+            raise TaskError(
+                f"task {spec.name}: its {what} ended with {execution.ending} (exit code {execution.exit_code}): "
+                f"{execution.detail} {execution.stderr[-500:]}"
+            )
+        try:
+            return read_regular(workspace / spec.submission, _SUBMISSION_BYTES)
+        except HostileFileError as error:
+            raise TaskError(f"task {spec.name}: its {what} leaves no submission: {error}") from error
