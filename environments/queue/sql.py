@@ -79,7 +79,7 @@ class SqlQueue:
     # -- trainer --
 
     def enqueue(self, new: Iterable[Job]) -> int:
-        new = list(new)
+        new = list({job.id: job for job in new}.values())
         texts = self._payloads.pack_all([job.to_dict() for job in new])
         wanted = {digest(body): canonical_json(body) for body in (job.requirements.to_dict() for job in new)}
 
@@ -108,7 +108,7 @@ class SqlQueue:
                 set_={"state": QUEUED, "ready_at": now, "finished_at": None, "reason": None},
                 where=jobs.c.state == CANCELLED,
             )
-            added = connection.execute(statement, rows).rowcount
+            added = len(connection.scalars(statement.returning(jobs.c.seq), rows).all())
             self._engine.notify(connection, _ADDED)
             return added
 
@@ -328,10 +328,18 @@ class SqlQueue:
     def _lease_oldest(
         self, connection: Connection, worker: str, capabilities: Capabilities, lease_seconds: float
     ) -> Row | None:
-        now = self._engine.now
-        due = time.monotonic() - self._reaped_at >= REAP_SECONDS
-        if due:
+        reaped = time.monotonic() - self._reaped_at >= REAP_SECONDS
+        if reaped:
             self._reap(connection)
+        row = self._lease_ready(connection, worker, capabilities, lease_seconds)
+        if row is None and not reaped and self._reap(connection):
+            row = self._lease_ready(connection, worker, capabilities, lease_seconds)
+        return row
+
+    def _lease_ready(
+        self, connection: Connection, worker: str, capabilities: Capabilities, lease_seconds: float
+    ) -> Row | None:
+        now = self._engine.now
         bodies = connection.execute(select(schema.requirements.c.id, schema.requirements.c.body))
         served = [row.id for row in bodies if not capabilities.lacking(_requirements(row.body))]
         if not served:
@@ -350,10 +358,7 @@ class SqlQueue:
             )
             .returning(jobs.c.id, jobs.c.payload, jobs.c.token, jobs.c.attempts)
         )
-        row = connection.execute(statement).one_or_none()
-        if row is None and not due and self._reap(connection):
-            row = connection.execute(statement).one_or_none()
-        return row
+        return connection.execute(statement).one_or_none()
 
     def _reap(self, connection: Connection) -> int:
         """Take back the jobs whose leases ran out; returns how many."""

@@ -1,0 +1,115 @@
+"""What the queue's tests share: both engines for real, builders of jobs and outcomes, a clock to turn by hand."""
+
+import dataclasses
+import os
+import uuid
+
+import pytest
+import sqlalchemy
+from postgres_server import PostgresServer, find_binaries
+
+from environments.protocol import Job, Outcome, OutcomeKind, Scale, State
+from environments.queue import open_queue
+
+
+def need_postgres():
+    """Folder of the server's programs; skips on a person's machine without them, fails in CI."""
+    binaries = find_binaries()
+    if binaries is None:
+        reason = "no PostgreSQL: install it (Debian: apt-get install postgresql) or set MLAGENT_TEST_POSTGRES to a URL"
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(reason)
+    return binaries
+
+
+@pytest.fixture(scope="session")
+def postgres_url():
+    """URL of a database in which schemas can be made: the one in MLAGENT_TEST_POSTGRES, or a temporary one."""
+    given = os.environ.get("MLAGENT_TEST_POSTGRES")
+    if given:
+        yield given
+        return
+    server = PostgresServer(need_postgres())
+    yield server.url()
+    server.remove()
+
+
+@pytest.fixture
+def own_postgres():
+    """A server of the test's own, to stop and to start."""
+    server = PostgresServer(need_postgres())
+    yield server
+    server.remove()
+
+
+@pytest.fixture
+def postgres_database(postgres_url):
+    """URL of an empty schema: as good as a database, and made in a tenth of the time."""
+    name = f"test_{uuid.uuid4().hex}"
+    base = sqlalchemy.make_url(postgres_url)
+    admin = sqlalchemy.create_engine(base.set(drivername="postgresql+psycopg"), isolation_level="AUTOCOMMIT")
+    with admin.connect() as connection:
+        connection.exec_driver_sql(f"CREATE SCHEMA {name}")
+    yield base.update_query_dict({"options": f"-csearch_path={name}"}).render_as_string(hide_password=False)
+    with admin.connect() as connection:
+        connection.exec_driver_sql(f"DROP SCHEMA {name} CASCADE")
+    admin.dispose()
+
+
+@pytest.fixture
+def sqlite_database(tmp_path):
+    return f"sqlite:///{tmp_path}/queue.db"
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
+def url(request):
+    """An empty database, on each engine."""
+    return request.getfixturevalue(f"{request.param}_database")
+
+
+@dataclasses.dataclass
+class Clock:
+    """The queue's time, where a test turns it."""
+
+    now: float = 1_000_000.0
+
+    def __call__(self):
+        return self.now
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+@pytest.fixture
+def connect(url):
+    """Opens queues on the database; all are closed at the end."""
+    opened = []
+
+    def connect(**options):
+        opened.append(open_queue(url, **options))
+        return opened[-1]
+
+    yield connect
+    for queue in opened:
+        queue.close()
+
+
+def job(sample=0, *, run="run", version=0, action="Action: Final Answer", **fields):
+    state = State(task="iris@1", history=(), snapshot="snap", script="print()", metric=0.5)
+    return Job(run=run, policy_version=version, state=state, sample=sample, action=action, **fields)
+
+
+def outcome(note="", **fields):
+    values = {
+        "kind": OutcomeKind.SCORED,
+        "observation": note,
+        "snapshot": "next",
+        "script": "print(1)",
+        "metric_before": 0.5,
+        "metric_after": 0.75,
+        "scale": Scale(m_init=0.5, m_best=1.0, higher_is_better=True),
+        "reward": 0.9,
+        "seconds": 2.0,
+    }
+    return Outcome(**values | fields)

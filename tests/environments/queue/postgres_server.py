@@ -1,0 +1,62 @@
+"""A temporary PostgreSQL server for tests: made, started, restarted and removed by them."""
+
+import glob
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+
+
+def find_binaries():
+    """Folder of initdb and pg_ctl, the newest there is, or None."""
+    on_path = shutil.which("pg_ctl")
+    folders = sorted(glob.glob("/usr/lib/postgresql/*/bin"), key=lambda path: int(path.split("/")[-2]))
+    return os.path.dirname(on_path) if on_path else (folders[-1] if folders else None)
+
+
+class PostgresServer:
+    """Listens on a free port of 127.0.0.1; runs as `postgres` where the tests run as root, which it refuses to be."""
+
+    def __init__(self, binaries):
+        self._binaries = binaries
+        self._user = "postgres" if os.geteuid() == 0 else None
+        self._folder = tempfile.mkdtemp(prefix="mlagent-postgres-")
+        if self._user:
+            shutil.chown(self._folder, self._user)
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self._port = probe.getsockname()[1]
+        self._run("initdb", "--auth=trust", "--username=postgres", "--no-sync", "--encoding=UTF8", "--locale=C")
+        self.start()
+
+    def url(self, database="postgres", user="postgres"):
+        return f"postgresql://{user}@127.0.0.1:{self._port}/{database}"
+
+    def start(self):
+        options = f"-c port={self._port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={self._folder}"
+        options += " -c fsync=off -c max_connections=200"
+        self._run("pg_ctl", "-w", f"--log={self._folder}/log", f"--options={options}", "start")
+
+    def stop(self):
+        self._run("pg_ctl", "-w", "--mode=immediate", "stop")
+
+    def remove(self):
+        self.stop()
+        shutil.rmtree(self._folder)
+
+    def _run(self, program, *arguments):
+        command = [os.path.join(self._binaries, program), f"--pgdata={self._folder}/data", *arguments]
+        # Not through a pipe: the server would keep it open.
+        with open(os.path.join(self._folder, "control.log"), "ab") as output:
+            result = subprocess.run(
+                command,
+                user=self._user,
+                cwd=self._folder,
+                stdout=output,
+                stderr=output,
+                env={**os.environ, "PGUSER": ""},
+            )
+        if result.returncode:
+            with open(output.name) as file:
+                raise RuntimeError(f"{program} failed: {file.read()}")
