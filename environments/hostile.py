@@ -58,13 +58,16 @@ def read_regular(path: str | os.PathLike[str], max_bytes: int) -> bytes:
     with path_errors(HostileFileError, f"{name!r} is not a file that can be read"):
         # O_NONBLOCK: opening a FIFO that nobody writes would wait for ever.
         handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    with os.fdopen(handle, "rb") as file:
+    try:
         status = os.fstat(handle)
         if not stat.S_ISREG(status.st_mode):
             raise HostileFileError(f"{name!r} is not a regular file")
         if status.st_size > max_bytes:
             raise HostileFileError(f"{name!r} has {status.st_size} bytes, at most {max_bytes} are read")
-        return file.read(max_bytes)
+        with open(handle, "rb", closefd=False) as file:
+            return file.read(max_bytes)
+    finally:
+        os.close(handle)
 
 
 def create(path: str | os.PathLike[str], data: bytes, mode: int = 0o644) -> None:

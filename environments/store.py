@@ -8,10 +8,13 @@ that a damaged blob is an error and never a wrong state.
 from __future__ import annotations
 
 import abc
+import contextlib
+import dataclasses
 import hashlib
 import os
 import re
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 import fsspec
@@ -34,6 +37,17 @@ class CorruptBlobError(StoreError):
 def blob_id(data: bytes) -> str:
     """Id of `data`: its SHA-256, 64 hex digits."""
     return hashlib.sha256(data).hexdigest()
+
+
+@dataclasses.dataclass(frozen=True)
+class Blob:
+    """A blob as a listing shows it."""
+
+    id: str
+    size: int
+    """Bytes."""
+    modified: float
+    """When it was last put, in seconds since the epoch."""
 
 
 class Store(abc.ABC):
@@ -137,6 +151,25 @@ class FolderStore(Store):
                 f"a blob of {len(data)} bytes cannot be written to {self.url} ({error.strerror}): free space there, "
                 "or name another store"
             ) from error
+
+    def put(self, data: bytes) -> str:
+        """As `Store.put`; a blob that was there already counts as put now, because garbage is collected by age."""
+        identity = super().put(data)
+        with contextlib.suppress(FileNotFoundError, PermissionError):
+            os.utime(self._path(identity))
+        return identity
+
+    def blobs(self) -> Iterator[Blob]:
+        """All blobs, in no order."""
+        for path in self.folder.glob("??/??/*"):
+            if _ID.fullmatch(path.name):
+                with contextlib.suppress(FileNotFoundError):
+                    status = path.stat()
+                    yield Blob(path.name, status.st_size, status.st_mtime)
+
+    def delete(self, identity: str) -> None:
+        """Delete a blob; a missing one is fine."""
+        self._path(_checked(identity)).unlink(missing_ok=True)
 
 
 class RemoteStore(Store):

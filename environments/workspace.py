@@ -14,13 +14,14 @@ import fnmatch
 import json
 import os
 import stat
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from environments.hostile import HostileFileError, create, path_errors, read_regular
 from environments.protocol import canonical_json
-from environments.store import CorruptBlobError, Store
+from environments.store import CorruptBlobError, FolderStore, Store, StoreError
 
 VERSION = 1
 MAX_DEPTH = 32
@@ -44,6 +45,16 @@ class Entry:
 
 
 @dataclasses.dataclass(frozen=True)
+class Collection:
+    """What a garbage collection did."""
+
+    deleted: int
+    """Blobs."""
+    freed_bytes: int
+    kept_bytes: int
+
+
+@dataclasses.dataclass(frozen=True)
 class Snapshots:
     """Snapshots in a blob store. The caps are those of one snapshot."""
 
@@ -63,7 +74,7 @@ class Snapshots:
         """
         entries: list[dict[str, Any]] = []
         size = 0
-        for path, item in self._walk(directory, exclude):
+        for path, item in list(self._walk(directory, exclude)):  # The count is known before anything is read.
             status = item.stat(follow_symlinks=False)
             mode = stat.S_IMODE(status.st_mode) & 0o777 | 0o600  # This host must be able to handle what it restores.
             if stat.S_ISDIR(status.st_mode):
@@ -133,6 +144,35 @@ class Snapshots:
     def reachable(self, identity: str) -> set[str]:
         """Ids of all blobs that the snapshot needs, its own included."""
         return {identity, *(entry.blob for entry in self.entries(identity) if entry.kind == "file")}
+
+    def collect(
+        self, roots: Iterable[str], max_bytes: int, blobs: Iterable[str] = (), min_age_seconds: float = 3600.0
+    ) -> Collection:
+        """Delete what nobody needs, the oldest first, until the store holds at most `max_bytes`.
+
+        Args:
+          roots: snapshots to keep, with all they reach.
+          blobs: other blobs to keep (submissions of a run).
+          min_age_seconds: what was put later stays: it may belong to a snapshot that is being taken.
+
+        Raises:
+          StoreError: a root is not in the store (nothing is deleted then), or the store is no folder.
+        """
+        if not isinstance(self.store, FolderStore):
+            raise StoreError(f"{self.store.url} is not a folder: let the bucket's own lifecycle rules delete by age")
+        kept = set(blobs).union(*(self.reachable(root) for root in roots))
+        found = sorted(self.store.blobs(), key=lambda blob: blob.modified)
+        size = sum(blob.size for blob in found)
+        deleted = freed = 0
+        newest = time.time() - min_age_seconds
+        for blob in found:
+            if size - freed <= max_bytes or blob.modified > newest:
+                break
+            if blob.id not in kept:
+                self.store.delete(blob.id)
+                deleted += 1
+                freed += blob.size
+        return Collection(deleted, freed, size - freed)
 
     def _walk(self, directory: Path, exclude: Sequence[str]) -> Iterator[tuple[str, os.DirEntry[str]]]:
         """Every path in `directory` that is not excluded, nothing followed."""

@@ -144,12 +144,13 @@ def _common_prefix(left: list[str], right: list[str]) -> int:
 
 def _with_margins_of(old: list[str], new: list[str]) -> list[str]:
     """`new` between the blank lines that `old` begins and ends with."""
+    new = _stripped(new)
     old_blank = [not line.strip() for line in old]
     if all(old_blank):
-        return [*_stripped(new), *(old or [""])]
+        return [*new, *(old or [""])] if new else old
     head = old_blank.index(False)
     tail = len(old) - old_blank[::-1].index(False)
-    return [*old[:head], *_stripped(new), *old[tail:]]
+    return [*old[:head], *new, *old[tail:]]
 
 
 def _stripped(lines: list[str]) -> list[str]:

@@ -7,6 +7,7 @@ import tempfile
 
 import fakes
 import pytest
+
 from environments.environment import Environment
 from environments.protocol import Job, Limits, Outcome, OutcomeKind, State
 from environments.sandbox.base import Ending, Execution, SandboxError

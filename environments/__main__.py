@@ -1,0 +1,240 @@
+"""Command line of the environments: look at tasks, prepare them, take their steps by hand or from a file.
+
+python -m environments list [--json]
+python -m environments show TASK
+python -m environments actions [--profile compact]
+python -m environments prepare TASK... [--sandbox NAME]
+python -m environments play TASK
+python -m environments run TASK --actions FILE.jsonl --sandbox NAME --json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+from environments import rewards, tasks
+from environments.actions import PROFILES, describe_actions, describe_format
+from environments.episode import Episode, default_cache_dir, make
+from environments.protocol import Outcome
+from environments.sandbox import open_sandbox
+from environments.sandbox.base import SandboxError
+from environments.store import StoreError
+from environments.tasks.base import TaskError
+
+
+class InputError(ValueError):
+    """What the user gave cannot be used; the message says where and why."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status (2 for an error of the user or of this host)."""
+    options = _parser().parse_args(arguments)
+    try:
+        options.command(options)
+    except (InputError, TaskError, SandboxError, StoreError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # The reader (`head`) has seen enough.
+        sys.stderr.close()
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _list(options: argparse.Namespace) -> None:
+    specs = [tasks.get(name).spec for name in tasks.names()]
+    if options.json:
+        fields = ("name", "kind", "split", "metric", "traits", "source")
+        print(json.dumps([{field: getattr(spec, field) for field in fields} for spec in specs], indent=1))
+        return
+    width = max(len(spec.name) for spec in specs)
+    for spec in specs:
+        print(f"{spec.name:{width}}  {spec.split:8}  {spec.kind:11}  {spec.metric:10}  {spec.traits}")
+
+
+def _show(options: argparse.Namespace) -> None:
+    spec = tasks.get(options.task).spec
+    print(f"{spec.name} ({spec.kind}, {spec.split}): {spec.traits}\nmetric: {spec.metric}\ndata: {spec.source}\n")
+    print(spec.description.strip())
+
+
+def _actions(options: argparse.Namespace) -> None:
+    form = PROFILES[options.profile]
+    print(f"{describe_actions(form)}\nReply format:\n{describe_format(form)}")
+
+
+def _prepare(options: argparse.Namespace) -> None:
+    sandbox = open_sandbox(options.sandbox)
+    try:
+        for name in options.tasks:
+            prepared = tasks.prepare(name, options.cache_dir / "tasks", options.seed, sandbox)
+            print(f"{prepared.key}  m_init {prepared.scale.m_init:.4g}  m_best {prepared.scale.m_best:.4g}")
+    finally:
+        sandbox.close()
+
+
+def _play(options: argparse.Namespace) -> None:
+    episode = _episode(options)
+    try:
+        print(episode.reset()[0])
+        print("Type a reply, then a line with a single dot. End of file (Ctrl-D) leaves.")
+        for reply in _replies(sys.stdin):
+            observation, _, terminated, truncated, info = episode.step(reply)
+            outcome = info["outcome"]
+            print(f"Observation:\n```\n{observation}\n```\n{_summary(outcome)}")
+            if terminated or truncated:
+                return
+    finally:
+        episode.close()
+
+
+def _run(options: argparse.Namespace) -> None:
+    actions = _read_actions(options.actions)
+    episode = _episode(options)
+    try:
+        for number, action in enumerate(actions, start=1):
+            observation, _, terminated, _, info = episode.step(action)
+            outcome = info["outcome"]
+            if options.json:
+                print(json.dumps(_record(outcome)), flush=True)
+            else:
+                print(f"{number}. {_summary(outcome)}\n{observation}\n", flush=True)
+            if terminated and number < len(actions):
+                print(f"the episode ended at action {number} of {len(actions)}", file=sys.stderr)
+                return
+    finally:
+        episode.close()
+
+
+def _episode(options: argparse.Namespace) -> Episode:
+    return make(
+        options.task,
+        sandbox=options.sandbox,
+        profile=options.profile,
+        reward=options.reward,
+        seed=options.seed,
+        cache_dir=options.cache_dir,
+        cache=not options.no_cache,
+    )
+
+
+def _record(outcome: Outcome) -> dict[str, Any]:
+    """An outcome as a line of `run --json`."""
+    return {
+        "outcome": outcome.kind.value,
+        "reward": outcome.reward,
+        "metric": outcome.metric_after,
+        "metric_before": outcome.metric_before,
+        "observation": outcome.observation,
+        "seconds": outcome.seconds,
+        "cpu_seconds": outcome.cpu_seconds,
+        "action": outcome.action_name,
+        "progress": list(outcome.progress),
+        "final": outcome.final,
+        "cached": outcome.cached,
+        "reason": outcome.reason,
+        "diff": outcome.diff,
+    }
+
+
+def _summary(outcome: Outcome) -> str:
+    """An outcome in one line, for a person."""
+    metric = (
+        "" if outcome.metric_after is None else f", metric {outcome.metric_before:.4g} -> {outcome.metric_after:.4g}"
+    )
+    return f"{outcome.kind}: reward {outcome.reward:.3f}{metric}, {outcome.seconds:.2f} s"
+
+
+def _read_actions(path: str) -> list[str]:
+    """Reply texts of a JSON Lines file, `-` for standard input."""
+    try:
+        text = sys.stdin.read() if path == "-" else Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"--actions {path} cannot be read: {error}") from error
+    actions = []
+    for number, line in enumerate(text.splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            action = json.loads(line)["action"]
+        except (ValueError, TypeError, KeyError):
+            action = None
+        if not isinstance(action, str):
+            raise InputError(
+                f'{path}, line {number}: a line is {{"action": "<raw reply text>"}}, this is {line[:80]!r}'
+            )
+        actions.append(action)
+    return actions
+
+
+def _replies(stream: TextIO) -> Iterator[str]:
+    """Replies of several lines, each ended by a line with a single dot."""
+    lines: list[str] = []
+    for line in stream:
+        if line.strip() == ".":
+            yield "".join(lines)
+            lines = []
+        else:
+            lines.append(line)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m environments", description="Machine-learning tasks for agents.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    command = commands.add_parser("list", help="the embedded tasks")
+    command.add_argument("--json", action="store_true", help="as a JSON array")
+    command.set_defaults(command=_list)
+
+    command = commands.add_parser("show", help="a task's description")
+    command.add_argument("task", metavar="TASK")
+    command.set_defaults(command=_show)
+
+    command = commands.add_parser("actions", help="the actions and the reply format")
+    command.add_argument("--profile", choices=tuple(PROFILES), default="compact")
+    command.set_defaults(command=_actions)
+
+    command = commands.add_parser("prepare", help="build tasks and measure their scripts")
+    command.add_argument("tasks", metavar="TASK", nargs="+")
+    _add_place(command)
+    command.set_defaults(command=_prepare)
+
+    command = commands.add_parser("play", help="take the agent's place")
+    _add_episode(command)
+    command.set_defaults(command=_play)
+
+    command = commands.add_parser("run", help="take the steps of a file")
+    command.add_argument("--actions", metavar="FILE.jsonl", required=True, help='lines {"action": "<raw reply text>"}')
+    command.add_argument("--json", action="store_true", help="one outcome a line as JSON")
+    _add_episode(command)
+    command.set_defaults(command=_run)
+    return parser
+
+
+def _add_place(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--sandbox", metavar="NAME", default="bubblewrap", help="bubblewrap (default) or docker")
+    command.add_argument("--seed", type=int, default=0, help="of the data and of the executions (default 0)")
+    command.add_argument(
+        "--cache-dir",
+        type=Path,
+        metavar="DIR",
+        default=default_cache_dir(),
+        help="prepared tasks, snapshots and executions (default %(default)s)",
+    )
+
+
+def _add_episode(command: argparse.ArgumentParser) -> None:
+    command.add_argument("task", metavar="TASK")
+    _add_place(command)
+    command.add_argument("--profile", choices=tuple(PROFILES), default="compact", help="of the reply format")
+    command.add_argument("--reward", choices=tuple(rewards.REWARDS), default="improvement")
+    command.add_argument("--no-cache", action="store_true", help="run again what has run before")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
