@@ -1,0 +1,21 @@
+"""The whole pipeline on a laptop, from nothing: expert steps, SFT from scratch, step-wise PPO, evaluation, export."""
+
+from ml_collections import ConfigDict
+
+from mlagent_jax.config import default_config
+
+
+def get_config() -> ConfigDict:
+    config = default_config()
+    config.stages = ("collect", "sft", "evaluate", "rl", "evaluate", "export")
+    config.policy.compute_dtype = "float32"
+    config.tasks.micro_train = 24
+    config.tasks.micro_held_out = 8
+    config.sft.optimizer = "muon"
+    config.sft.learning_rate = 5e-3
+    config.sft.warmup_fraction = 0.05
+    config.sft.epochs = 12
+    config.rl.learning_rate = 2e-4
+    config.rl.iterations = 24
+    config.rl.kl_coefficient = 0.02
+    return config

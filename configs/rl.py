@@ -1,0 +1,34 @@
+"""Step-wise PPO of Qwen2.5-7B from an SFT checkpoint, with Docker workers that take jobs from a queue by URL.
+
+    python -m mlagent_jax.train --config=configs/rl.py --workdir=runs/rl \
+        --config.policy.checkpoint=runs/sft/export --config.pool.trajectories=runs/collect \
+        --config.workers.queue=postgresql://trainer@queue-host/mlagent --config.workers.store=gs://BUCKET/store
+"""
+
+from ml_collections import ConfigDict
+
+from configs import sft
+
+
+def get_config() -> ConfigDict:
+    config = sft.get_config()
+    config.stages = ("rl", "evaluate", "export")
+    config.policy.checkpoint = "runs/sft/export"
+    config.workers.queue = "postgresql://localhost/mlagent"
+    config.workers.slots = 0
+    config.workers.sandbox = "docker"
+    config.rl.iterations = 40
+    config.rl.states = 64
+    config.rl.samples = 4
+    config.rl.learning_rate = 1e-6
+    config.rl.epochs = 1
+    config.rl.minibatches = 4
+    config.rl.kl_coefficient = 0.01
+    config.rl.max_staleness = 1
+    config.sampling.slots = 64
+    config.evaluate.policies = ("sft", "rl")
+    config.evaluate.steps = 15
+    config.evaluate.trajectories = 8
+    config.export.policy = "rl"
+    config.export.dtype = "bfloat16"
+    return config

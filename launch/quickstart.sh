@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# From a fresh clone to a trained, evaluated and exported policy: set-up, then the whole pipeline on embedded tasks.
+#
+#   ./launch/quickstart.sh [--config.FIELD=VALUE ...]
+#
+# Start it again after an interruption: it goes on from where it was.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+. launch/environment.sh
+
+make_environment cpu
+provide_sandbox
+exec python -m mlagent_jax.train --config=configs/quickstart.py --workdir=runs/quickstart "$@"

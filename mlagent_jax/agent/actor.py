@@ -1,0 +1,68 @@
+"""The policy as an actor: states in, sampled actions out, with the tokens and log-probs that training needs."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+from environments.protocol import State
+from mlagent_jax.agent.prompts import Renderer
+from mlagent_jax.sampling import Sampler
+
+
+@dataclasses.dataclass(frozen=True)
+class SampledAction:
+    """One action from one state."""
+
+    state: State
+    sample: int
+    """Index among the actions from this state."""
+    prompt: tuple[int, ...]
+    tokens: tuple[int, ...]
+    log_probs: tuple[float, ...]
+    """Behaviour log-prob of each token, at the sampling temperature."""
+    text: str
+    truncated: bool
+    """Cut at the token limit: it counts as invalid."""
+
+
+class Actor:
+    """Samples actions with whatever parameters it is given.
+
+    Args:
+      sampler: the engine.
+      renderer: states to prompts.
+      seed: of the run.
+    """
+
+    def __init__(self, sampler: Sampler, renderer: Renderer, seed: int) -> None:
+        self._sampler, self.renderer, self._seed = sampler, renderer, seed
+
+    def act(self, params: Any, states: Sequence[State], samples: int, purpose: str) -> list[SampledAction]:
+        """`samples` actions from each of `states`, grouped by state.
+
+        What is drawn depends on the run's seed, `purpose`, the state and the sample's index alone: the same call after
+        a restart draws the same actions, whose results are in the queue.
+        """
+        prompts = [self.renderer.encode(state) for state in states]
+        seeds = [_seed(self._seed, purpose, index, state.id) for index, state in enumerate(states)]
+        completions = self._sampler.sample(prompts, seeds, samples, params=params)
+        return [
+            SampledAction(
+                state=states[index // samples],
+                sample=index % samples,
+                prompt=tuple(prompts[index // samples]),
+                tokens=tuple(completion.token_ids),
+                log_probs=tuple(map(float, completion.log_probs)),
+                text=self.renderer.decode_action(completion.token_ids),
+                truncated=completion.finish_reason == "length",
+            )
+            for index, completion in enumerate(completions)
+        ]
+
+
+def _seed(*parts: object) -> int:
+    """31 bits from anything that has a text."""
+    return int.from_bytes(hashlib.sha256("/".join(map(str, parts)).encode()).digest()[:4], "big") >> 1

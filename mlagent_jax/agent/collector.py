@@ -1,0 +1,57 @@
+"""The trainer's end of the queue: jobs in, outcomes out, in order; it fails loudly when nobody works."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from environments.protocol import Job, Outcome, OutcomeKind
+from environments.queue.base import RewardQueue
+
+POLL_SECONDS = 5.0
+
+
+class Collector:
+    """Hands out jobs and gathers their outcomes.
+
+    Args:
+      queue: where workers take jobs from.
+      run: name of the run, for the queue's own checks.
+      silence_seconds: fail when nothing came back for so long.
+    """
+
+    def __init__(self, queue: RewardQueue, run: str, silence_seconds: float) -> None:
+        self.queue, self.run, self.silence_seconds = queue, run, silence_seconds
+        self.executions = 0
+        """Scripts really executed for the outcomes gathered so far (answers of the execution cache left out)."""
+
+    def submit(self, jobs: Sequence[Job]) -> None:
+        """Enqueue; jobs that are known already, from before a restart, keep their place or their result."""
+        self.queue.enqueue(jobs)
+
+    def gather(self, jobs: Sequence[Job], progress: Callable[[Outcome], None] | None = None) -> list[Outcome]:
+        """Outcomes of `jobs` in order, waiting for all; `progress` is called with each as it comes.
+
+        Infrastructure errors are among them (already retried by the queue): callers mask them.
+
+        Raises:
+          QueueError: no worker is alive, or nothing came back for `silence_seconds`.
+        """
+        self.submit(jobs)
+        found: dict[str, Outcome] = {}
+        waiting = {job.id for job in jobs}
+        while waiting:
+            new = self.queue.wait(waiting, timeout_seconds=POLL_SECONDS, count=1)
+            for job_id, outcome in new.items():
+                self.executions += "started" in outcome.progress and not outcome.cached
+                if progress is not None:
+                    progress(outcome)
+                found[job_id] = outcome
+            waiting -= new.keys()
+            if not new:
+                self.queue.check_alive(self.run, self.silence_seconds)
+        return [found[job.id] for job in jobs]
+
+
+def is_masked(outcome: Outcome) -> bool:
+    """Whether the outcome is ours, not the policy's: left out of the loss and of every figure."""
+    return outcome.kind is OutcomeKind.INFRASTRUCTURE_ERROR

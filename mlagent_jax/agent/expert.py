@@ -1,0 +1,107 @@
+"""The scripted expert: works on an embedded task by real steps, as a person would, and does not know which idea helps.
+
+A trajectory starts from one to three ideas of the library, drawn at random; the expert tries them one after the other,
+now and then only looks, now and then slips (a name that is not imported, an argument that does not exist) and repairs
+that in its next step. Every step is a function of the seed and the state alone, so that an interrupted collection takes
+the same steps again and finds their outcomes in the queue.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import random
+
+from environments.tasks.ideas import Idea, ideas_for
+
+from environments.protocol import OutcomeKind, State
+from environments.tasks.base import TaskSpec
+from mlagent_jax.config import CollectConfig
+
+
+def cell_edit(script: str, cell: str, code: str) -> str:
+    """Reply text, compact profile, of an edit of one cell."""
+    arguments = json.dumps({"script_name": script, "cell": cell})
+    return f"Action: Edit Script (Cell)\nAction Input: {arguments}\n```python\n{code.rstrip()}\n```"
+
+
+def plain_action(name: str, **arguments: str) -> str:
+    """Reply text, compact profile, of an action that is not an edit."""
+    return f"Action: {name}\nAction Input: {json.dumps(arguments)}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Move:
+    """What the expert does next."""
+
+    action: str
+    slip: bool = False
+    """The edit holds a deliberate mistake: kept as history for the repair that follows, never as a target."""
+    intended: Idea | None = None
+    """The idea that the edit tries."""
+
+
+class ScriptedExpert:
+    """One trajectory's expert.
+
+    Args:
+      spec: the task.
+      script: its starting script.
+      config: rates and numbers.
+      seed: of this trajectory.
+    """
+
+    def __init__(self, spec: TaskSpec, script: str, config: CollectConfig, seed: str) -> None:
+        self._spec, self._config, self._seed = spec, config, seed
+        rng = random.Random(f"{seed}/ideas")  # noqa: S311 - reproducible, not secret
+        library = ideas_for(spec, script)
+        count = rng.randint(config.min_ideas, config.max_ideas)
+        # Ideas for different cells first: two ideas for one cell would replace each other.
+        self._order = rng.sample(library, len(library))
+        cells: dict[str, Idea] = {}
+        for idea in self._order:
+            cells.setdefault(idea.cell, idea)
+        first = list(cells.values())
+        rng.shuffle(first)
+        chosen = (first + [idea for idea in self._order if idea not in first])[:count]
+        self._plan = chosen + [idea for idea in self._order if idea not in chosen]
+        self.ideas: tuple[str, ...] = tuple(idea.text for idea in chosen)
+
+    def propose(self, state: State, last: Move | None, last_kind: OutcomeKind | None) -> Move:
+        """The next move from `state`, `last` and how it ended."""
+        depth = len(state.history)
+        rng = random.Random(f"{self._seed}/{depth}")  # noqa: S311 - reproducible, not secret
+        if last is not None and last.slip and last.intended and last_kind is not OutcomeKind.INFRASTRUCTURE_ERROR:
+            return self._edit(last.intended)
+        if rng.random() < self._config.look_rate:
+            return Move(rng.choice(self._looks()))
+        idea = self._plan[depth % len(self._plan)]
+        if rng.random() < self._config.error_rate:
+            return Move(cell_edit(self._spec.entry, idea.cell, _slip(idea.code, rng)), slip=True, intended=idea)
+        return self._edit(idea)
+
+    def _edit(self, idea: Idea) -> Move:
+        return Move(cell_edit(self._spec.entry, idea.cell, idea.code), intended=idea)
+
+    def _looks(self) -> tuple[str, ...]:
+        return (
+            plain_action("Execute Script", script_name=self._spec.entry),
+            plain_action("List Files", dir_path="."),
+        )
+
+
+def _slip(code: str, rng: random.Random) -> str:
+    """A mistake that people make: a lost import, a lost bracket, a misspelt argument."""
+    lines = code.rstrip().splitlines()
+    imports = [i for i, line in enumerate(lines) if line.startswith(("from ", "import "))]
+    slips = []
+    if imports and len(lines) > len(imports):
+        slips.append("\n".join(line for i, line in enumerate(lines) if i not in imports))
+    if code.rstrip().endswith(")"):
+        slips.append(code.rstrip()[:-1])
+    if "=" in lines[-1] and "(" in lines[-1]:
+        head, _, tail = lines[-1].rpartition("(")
+        slips.append(
+            "\n".join([*lines[:-1], f"{head}(n={1 + rng.randrange(9)}, {tail}" if tail != ")" else f"{head}(n=1)"])
+        )
+    return rng.choice(slips) if slips else code.rstrip() + ")"

@@ -1,0 +1,396 @@
+"""Every setting of a run, with its unit and default; the files under `configs/` change what they need.
+
+A config file returns `default_config()` with changes: an ml_collections ConfigDict, so that absl flags override any
+field (`--config.rl.clip=0.1`). The program itself reads the frozen `Config` that `freeze` makes of it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from typing import Any, get_type_hints
+
+from ml_collections import ConfigDict
+
+STAGES = ("collect", "sft", "evaluate", "rl", "export")
+
+
+class ConfigError(ValueError):
+    """A setting is unknown, of the wrong type or impossible; the message names it and the remedy."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PolicyConfig:
+    """The policy: a Hugging Face checkpoint, or a Qwen2 architecture from scratch."""
+
+    checkpoint: str = ""
+    """Hugging Face folder or hub id; empty: from scratch, with the shape below."""
+    hidden_size: int = 192
+    num_layers: int = 4
+    num_heads: int = 6
+    num_kv_heads: int = 2
+    intermediate_size: int = 512
+    compute_dtype: str = "float32"
+    """Of activations: float32 or bfloat16."""
+    param_dtype: str = "float32"
+    """Of the parameters that the optimizer updates."""
+    remat: str = "none"
+    """What a backward pass computes again: none, dots (all but the projections) or full (whole layers)."""
+    attention: str = "xla"
+    """Attention kernel: auto, xla, cudnn or splash. One that cannot run here is an error."""
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Devices along each axis of the mesh; -1 takes what the others leave."""
+
+    data: int = -1
+    fsdp: int = 1
+    tensor: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenizerConfig:
+    """The vocabulary of a policy from scratch; a checkpoint brings its own."""
+
+    vocab_size: int = 1024
+    """Pieces, special tokens included."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PromptConfig:
+    """How a state is rendered."""
+
+    profile: str = "compact"
+    """Grammar of replies: compact (Action and Action Input), or full (MLAgentBench's six labels)."""
+    max_prompt_tokens: int = 320
+    """Prompts over it lose their oldest steps first."""
+    max_action_tokens: int = 96
+    """An action that is not finished by then is cut, and counts as invalid."""
+    history_steps: int = 3
+    """Past steps shown."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TasksConfig:
+    """What is trained and tested on."""
+
+    train: tuple[str, ...] = ()
+    """Names of embedded tasks, or folders."""
+    held_out: tuple[str, ...] = ()
+    micro_train: int = 0
+    """Generated micro-tasks to train on besides, drawn over the training families."""
+    micro_held_out: int = 0
+    """Generated micro-tasks of families never trained on."""
+    seed: int = 0
+    """Seed of the tasks' data. Public tables use 0."""
+    folder: str = ""
+    """Where prepared tasks are kept; empty: `tasks` in the workdir."""
+
+
+@dataclasses.dataclass(frozen=True)
+class WorkersConfig:
+    """The CPU hosts' side: queue, store and sandbox."""
+
+    queue: str = ""
+    """URL, sqlite:///FILE or postgresql://...; empty: a SQLite file in the workdir."""
+    store: str = ""
+    """Folder or bucket of snapshots and submissions; empty: `store` in the workdir."""
+    slots: int = 2
+    """Executions at once by workers started on this host; 0: workers are started elsewhere."""
+    sandbox: str = "auto"
+    """auto, docker or bubblewrap."""
+    guarantees: tuple[str, ...] = ("filesystem", "network", "processes", "privileges", "output")
+    """Guarantees without which the run does not start."""
+    silence_seconds: float = 600.0
+    """The run fails loudly when nothing came back for so long."""
+
+
+@dataclasses.dataclass(frozen=True)
+class CollectConfig:
+    """Expert trajectories, from prompts enriched with ideas."""
+
+    trajectories: int = 4
+    """Per training task."""
+    steps: int = 5
+    """Per trajectory, at most."""
+    min_ideas: int = 1
+    max_ideas: int = 3
+    """Ideas drawn for a trajectory's prompt."""
+    error_rate: float = 0.12
+    """Share of the expert's edits that hold a slip, so that the data teaches recovery."""
+    look_rate: float = 0.08
+    """Share of steps that only look (run, list, inspect)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SFTConfig:
+    """Supervised fine-tuning on the action tokens of expert steps."""
+
+    epochs: int = 8
+    renderings: int = 1
+    """Prompts made of each step an epoch."""
+    idea_rate: float = 0.3
+    """Share of prompts that carry their trajectory's ideas; the policy acts without them later."""
+    batch_size: int = 16
+    """Packed rows a step."""
+    row_tokens: int = 512
+    """Tokens a packed row."""
+    learning_rate: float = 2e-5
+    warmup_fraction: float = 0.0
+    schedule: str = "cosine"
+    """cosine or constant."""
+    weight_decay: float = 0.0
+    optimizer: str = "adamw"
+    """adamw or muon."""
+    max_grad_norm: float = 1.0
+    checkpoint_seconds: float = 30.0
+    """Between checkpoints."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplingConfig:
+    """Of actions, in rl and evaluate alike: behaviour log-probs and the trainer's are at the same temperature."""
+
+    temperature: float = 1.0
+    top_k: int = 0
+    """0: all."""
+    top_p: float = 1.0
+    slots: int = 32
+    """Sequences decoded at once."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RLConfig:
+    """Step-wise PPO (PAPER.md 1.1)."""
+
+    iterations: int = 40
+    states: int = 12
+    """Drawn from the pool per iteration."""
+    samples: int = 4
+    """Actions sampled per state."""
+    reward: str = "improvement"
+    """Name in environments.rewards: paper_v1, paper_v2 or improvement."""
+    estimator: str = "gae"
+    """Advantages: gae, grpo, rloo or reinforce_plus_plus."""
+    gamma: float = 1.0
+    gae_lambda: float = 1.0
+    """Per token of the action; the action's last token is terminal."""
+    epochs: int = 2
+    minibatches: int = 2
+    """Optimizer steps an epoch."""
+    learning_rate: float = 1e-6
+    critic_learning_rate: float = 1e-3
+    max_grad_norm: float = 1.0
+    clip: float = 0.2
+    clip_high: float = 0.0
+    """Upper clip of the ratio, 0: the same as `clip`."""
+    dual_clip: float = 0.0
+    """0: off."""
+    value_clip: float = 0.2
+    value_coefficient: float = 0.5
+    entropy_coefficient: float = 0.0
+    kl_coefficient: float = 0.01
+    kl_estimator: str = "k3"
+    """Of the loss's KL to the SFT policy: k1, k2 or k3."""
+    kl_target: float = 0.0
+    """Adaptive KL coefficient: the target in nats an action; 0: fixed."""
+    max_kl: float = 10.0
+    """Nats a token to the SFT policy: above it the run stops, with the batch saved."""
+    aggregation: str = "token"
+    """Mean of the loss: token or sequence."""
+    max_importance_weight: float = 5.0
+    """Truncation of proximal / behaviour, when batches are stale."""
+    max_staleness: int = 0
+    """Policy versions between sampling and training. 0: synchronous."""
+    checkpoint_every: int = 1
+    """Iterations."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PoolConfig:
+    """The state pool."""
+
+    trajectories: str = ""
+    """Trajectories of another run's workdir; empty: this run's."""
+    max_depth: int = 4
+    """Steps of history of a state, at most."""
+    sampling: str = "uniform"
+    """uniform (balanced over tasks) or learnability (states whose rewards vary first)."""
+    refresh_fraction: float = 0.0
+    """Share of a batch's states drawn from those that the policy itself reached."""
+    refresh_size: int = 256
+    """Of such states kept; the oldest leave."""
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateConfig:
+    """Fixed states (one action) and episodes, held-in and held-out."""
+
+    policies: tuple[str, ...] = ("base", "sft", "rl")
+    """Those of them that exist and are not evaluated yet."""
+    states_held_in: int = 48
+    states_held_out: int = 48
+    samples: int = 4
+    """Actions per fixed state."""
+    episode_tasks_held_in: int = 6
+    episode_tasks_held_out: int = 4
+    trajectories: int = 3
+    """Episodes a task."""
+    steps: int = 4
+    """Steps an episode."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportConfig:
+    """The Hugging Face folder."""
+
+    policy: str = "rl"
+    dtype: str = "float32"
+    max_shard_mb: int = 4096
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """A whole run."""
+
+    stages: tuple[str, ...] = STAGES
+    """In order; a stage may come twice (evaluate does, before and after rl)."""
+    seed: int = 0
+    """Of everything random but the tasks' data."""
+    policy: PolicyConfig = dataclasses.field(default_factory=PolicyConfig)
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+    tokenizer: TokenizerConfig = dataclasses.field(default_factory=TokenizerConfig)
+    prompt: PromptConfig = dataclasses.field(default_factory=PromptConfig)
+    tasks: TasksConfig = dataclasses.field(default_factory=TasksConfig)
+    workers: WorkersConfig = dataclasses.field(default_factory=WorkersConfig)
+    collect: CollectConfig = dataclasses.field(default_factory=CollectConfig)
+    sft: SFTConfig = dataclasses.field(default_factory=SFTConfig)
+    sampling: SamplingConfig = dataclasses.field(default_factory=SamplingConfig)
+    rl: RLConfig = dataclasses.field(default_factory=RLConfig)
+    pool: PoolConfig = dataclasses.field(default_factory=PoolConfig)
+    evaluate: EvaluateConfig = dataclasses.field(default_factory=EvaluateConfig)
+    export: ExportConfig = dataclasses.field(default_factory=ExportConfig)
+
+
+MAY_CHANGE = ("stages", "workers", "mesh", "sampling.slots")
+"""Settings that another start of the same workdir may change: they decide where and how fast, not what."""
+
+
+def default_config() -> ConfigDict:
+    """All fields at their defaults; config files change what they need."""
+    return ConfigDict(dataclasses.asdict(Config()))
+
+
+def freeze(config: ConfigDict) -> Config:
+    """The typed, checked form.
+
+    Raises:
+      ConfigError: an unknown field (the nearest is named), a wrong type or an impossible value.
+    """
+    frozen = _freeze(Config, config.to_dict(), "config")
+    _check(frozen)
+    return frozen
+
+
+def differences(stored: dict[str, Any], config: Config) -> list[str]:
+    """What differs between a workdir's stored config and this one, `MAY_CHANGE` left out: `name: stored -> new`."""
+    new, found = dataclasses.asdict(config), []
+
+    def walk(old: Any, now: Any, path: str) -> None:
+        if path in MAY_CHANGE:
+            return
+        if isinstance(old, dict) and isinstance(now, dict):
+            for name in sorted({*old, *now}):
+                walk(old.get(name), now.get(name), f"{path}.{name}" if path else name)
+        elif _plain(old) != _plain(now):
+            found.append(f"{path}: {old!r} -> {now!r}")
+
+    walk(stored, new, "")
+    return found
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _freeze(cls: type, data: Any, path: str) -> Any:
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path} is {data!r}; it is a section with the fields {', '.join(_names(cls))}")
+    types = get_type_hints(cls)
+    for name in data:
+        if name not in types:
+            near = difflib.get_close_matches(name, types, n=1, cutoff=0.0)
+            raise ConfigError(f"{path}.{name} is no field; did you mean {path}.{near[0]}?")
+    values = {}
+    for name, value in data.items():
+        kind = types[name]
+        if dataclasses.is_dataclass(kind):
+            values[name] = _freeze(kind, value, f"{path}.{name}")
+        else:
+            values[name] = _typed(kind, value, f"{path}.{name}")
+    return cls(**values)
+
+
+def _names(cls: type) -> list[str]:
+    return [field.name for field in dataclasses.fields(cls)]
+
+
+def _typed(kind: Any, value: Any, path: str) -> Any:
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if kind is int and isinstance(value, bool):
+        raise ConfigError(f"{path} is {value!r}; it takes an int")
+    if kind in (int, float, str, bool):
+        if not isinstance(value, kind):
+            raise ConfigError(f"{path} is {value!r} ({type(value).__name__}); it takes a {kind.__name__}")
+        return value
+    # The only other kind of field: tuple[str, ...]. One flag value may hold several names, `a,b`.
+    if isinstance(value, str):
+        value = value.split(",") if value else ()
+    if not isinstance(value, (tuple, list)) or not all(isinstance(item, str) for item in value):
+        raise ConfigError(f"{path} is {value!r}; it takes a tuple of names, for example ('a', 'b')")
+    return tuple(part for item in value for part in item.split(",") if part)
+
+
+def _check(config: Config) -> None:
+    def choose(path: str, value: str, choices: tuple[str, ...]) -> None:
+        if value not in choices:
+            raise ConfigError(f"config.{path} is {value!r}; choose one of {', '.join(choices)}")
+
+    def positive(path: str, value: float) -> None:
+        if value <= 0:
+            raise ConfigError(f"config.{path} is {value!r}; it must be above 0")
+
+    for stage in config.stages:
+        choose("stages", stage, STAGES)
+    choose("policy.compute_dtype", config.policy.compute_dtype, ("float32", "bfloat16"))
+    choose("policy.param_dtype", config.policy.param_dtype, ("float32", "bfloat16"))
+    choose("policy.remat", config.policy.remat, ("none", "dots", "full"))
+    choose("prompt.profile", config.prompt.profile, ("compact", "full"))
+    choose("workers.sandbox", config.workers.sandbox, ("auto", "docker", "bubblewrap"))
+    choose("sft.schedule", config.sft.schedule, ("cosine", "constant"))
+    choose("sft.optimizer", config.sft.optimizer, ("adamw", "muon"))
+    choose("rl.estimator", config.rl.estimator, ("gae", "grpo", "rloo", "reinforce_plus_plus"))
+    choose("rl.kl_estimator", config.rl.kl_estimator, ("k1", "k2", "k3"))
+    choose("rl.aggregation", config.rl.aggregation, ("token", "sequence"))
+    choose("pool.sampling", config.pool.sampling, ("uniform", "learnability"))
+    choose("export.policy", config.export.policy, ("sft", "rl"))
+    for name in ("iterations", "states", "samples", "epochs", "minibatches", "learning_rate", "clip"):
+        positive(f"rl.{name}", getattr(config.rl, name))
+    for name in ("epochs", "batch_size", "row_tokens", "learning_rate"):
+        positive(f"sft.{name}", getattr(config.sft, name))
+    positive("sampling.temperature", config.sampling.temperature)
+    positive("sampling.slots", config.sampling.slots)
+    if (config.rl.states * config.rl.samples) % config.rl.minibatches:
+        raise ConfigError(
+            f"config.rl.minibatches is {config.rl.minibatches}; it must divide states * samples = "
+            f"{config.rl.states * config.rl.samples}"
+        )
+    if config.rl.max_staleness < 0:
+        raise ConfigError(f"config.rl.max_staleness is {config.rl.max_staleness}; it is 0 or above")
+    longest = config.prompt.max_prompt_tokens + config.prompt.max_action_tokens
+    if config.sft.row_tokens < longest:
+        raise ConfigError(
+            f"config.sft.row_tokens is {config.sft.row_tokens}; a prompt and its action may take {longest}: raise it"
+        )

@@ -1,0 +1,54 @@
+"""Recorded steps: what was asked, what was done, what came of it; one JSON line a step."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Self
+
+from etils import epath
+
+from environments.protocol import Job, Outcome, State
+from mlagent_jax.reporting import jsonl
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """One executed step.
+
+    `split` says what it may be used for: `train`, or `held_in` / `held_out` (states of the fixed evaluation).
+    """
+
+    stage: str
+    split: str
+    task: str
+    trajectory: int
+    step: int
+    prompt: str
+    state: State
+    action: str
+    outcome: Outcome
+    target: bool = True
+    """Whether the action may be imitated (a deliberate slip of the expert may not)."""
+
+    @classmethod
+    def of(cls, job: Job, outcome: Outcome, **fields: Any) -> Self:
+        return cls(task=job.state.task_name, state=job.state, action=job.action, outcome=outcome, **fields)
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        return cls(**{**data, "state": State.from_dict(data["state"]), "outcome": Outcome.from_dict(data["outcome"])})
+
+
+def read_trajectories(path: epath.Path) -> list[Record]:
+    """Records of a file, in order.
+
+    Raises:
+      FileNotFoundError: no such file; the message says which stage writes it.
+    """
+    if not path.exists():
+        raise FileNotFoundError(f"{path} is missing: the stage {path.stem!r} writes it; run that stage first")
+    return [Record.from_dict(data) for data in jsonl.read(path)]

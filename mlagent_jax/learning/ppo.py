@@ -1,0 +1,241 @@
+"""Step-wise PPO on the device: score a batch, turn rewards into advantages, take clipped steps.
+
+A row is one action from one state: its tokens are the time steps, its reward falls on the last of them, which is
+terminal (no bootstrap, also where the action was cut). Loss terms and estimators are those of `learning.losses` and
+`learning.estimators`; this module applies the model to them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from mlagent_jax import models
+from mlagent_jax.config import RLConfig
+from mlagent_jax.learning import estimators, losses
+
+Params = Any
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """Actions with their prompts, right-padded."""
+
+    tokens: jax.Array  # int32 [batch, time], prompt then action
+    prompt_lengths: jax.Array  # int32 [batch], at least 1
+    actions: jax.Array  # int32 [batch, action]
+    mask: jax.Array  # bool [batch, action], true on action tokens; all false where the outcome is masked
+    behaviour_log_probs: jax.Array  # float32 [batch, action], of the policy that sampled
+    rewards: jax.Array  # float32 [batch]
+    groups: jax.Array  # int32 [batch], equal for actions of one state
+
+    def __getitem__(self, rows: np.ndarray) -> Batch:
+        return jax.tree.map(lambda array: array[rows], self)
+
+
+def make_batch(
+    prompts: Sequence[Sequence[int]],
+    actions: Sequence[Sequence[int]],
+    log_probs: Sequence[Sequence[float]],
+    rewards: Sequence[float | None],
+    groups: Sequence[int],
+    *,
+    pad_id: int,
+    action_tokens: int,
+    bucket: int = 64,
+) -> Batch:
+    """Host arrays of one batch; a reward of None (an infrastructure error) masks its row.
+
+    Time is the longest row rounded up to a multiple of `bucket`, so that few shapes are compiled.
+    """
+    longest = max(len(p) + len(a) for p, a in zip(prompts, actions, strict=True))
+    time, size = -(-longest // bucket) * bucket, len(prompts)
+    tokens = np.full((size, time), pad_id, np.int32)
+    acted = np.full((size, action_tokens), pad_id, np.int32)
+    mask = np.zeros((size, action_tokens), bool)
+    behaviour = np.zeros((size, action_tokens), np.float32)
+    for row, (prompt, action, lps) in enumerate(zip(prompts, actions, log_probs, strict=True)):
+        tokens[row, : len(prompt)] = prompt
+        tokens[row, len(prompt) : len(prompt) + len(action)] = action
+        acted[row, : len(action)] = action
+        behaviour[row, : len(action)] = lps
+        mask[row, : len(action)] = rewards[row] is not None
+    return Batch(
+        tokens=tokens,
+        prompt_lengths=np.asarray([len(p) for p in prompts], np.int32),
+        actions=acted,
+        mask=mask,
+        behaviour_log_probs=behaviour,
+        rewards=np.asarray([0.0 if r is None else r for r in rewards], np.float32),
+        groups=np.asarray(groups, np.int32),
+    )
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Scores:
+    """What a policy and its critic say of a batch's action tokens, all float32 [batch, action]."""
+
+    log_probs: jax.Array
+    entropy: jax.Array
+    values: jax.Array
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Targets:
+    """What an update works towards, fixed for all of a batch's epochs; float32 [batch, action]."""
+
+    log_probs: jax.Array  # of the proximal policy: the parameters before the first step
+    values: jax.Array
+    reference_log_probs: jax.Array
+    advantages: jax.Array
+    returns: jax.Array
+
+    def __getitem__(self, rows: np.ndarray) -> Targets:
+        return jax.tree.map(lambda array: array[rows], self)
+
+
+def init_critic(hidden_size: int) -> Params:
+    """A value head on the shared backbone, zero: the first advantages are the rewards themselves."""
+    return {"kernel": jnp.zeros((hidden_size,), jnp.float32), "bias": jnp.zeros((), jnp.float32)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """What is static of scoring; hashable, a static argument."""
+
+    graph: Any
+    temperature: float
+    compute_dtype: str
+    remat: str
+
+
+def _score(model: Model, policy: Params, critic: Params | None, batch: Batch) -> Scores:
+    lengths = batch.prompt_lengths[:, None] + jnp.sum(batch.mask, axis=1, keepdims=True)
+    segment_ids = (jnp.arange(batch.tokens.shape[1])[None, :] < lengths).astype(jnp.int32)
+    hidden = models.hidden_states(
+        model.graph,
+        policy,
+        batch.tokens,
+        segment_ids=segment_ids,
+        remat=model.remat,
+        compute_dtype=jnp.dtype(model.compute_dtype),
+    )
+    # The state before action token a is at prompt_length - 1 + a: only those positions meet the vocabulary.
+    where = batch.prompt_lengths[:, None] - 1 + jnp.arange(batch.actions.shape[1])[None, :]
+    where = jnp.minimum(where, batch.tokens.shape[1] - 1)
+    hidden = jnp.take_along_axis(hidden, where[:, :, None], axis=1)  # [batch, action, hidden]
+    log_probs, entropy = models.token_log_probs(
+        model.graph, policy, hidden, batch.actions, temperature=model.temperature
+    )
+    if critic is None:
+        return Scores(log_probs, entropy, jnp.zeros_like(log_probs))
+    return Scores(log_probs, entropy, hidden.astype(jnp.float32) @ critic["kernel"] + critic["bias"])
+
+
+score = jax.jit(_score, static_argnames=("model",))
+"""Scores of a batch, without gradients: for proximal and reference log-probs and old values."""
+
+
+@functools.partial(jax.jit, static_argnames=("config",))
+def make_targets(batch: Batch, proximal: Scores, reference: Scores, config: RLConfig) -> Targets:
+    """Advantages by the config's estimator, whitened over the global batch, and the critic's returns."""
+    rows = jnp.any(batch.mask, axis=1)
+    rewards = estimators.place_on_last(batch.rewards, batch.mask)
+    advantages, returns = estimators.gae(rewards, proximal.values, batch.mask, config.gamma, config.gae_lambda)
+    if config.estimator != "gae":
+        by_row = estimators.group_advantages(config.estimator, batch.rewards, batch.groups, rows)
+        advantages = jnp.where(batch.mask, by_row[:, None], 0.0)
+    return Targets(
+        log_probs=proximal.log_probs,
+        values=proximal.values,
+        reference_log_probs=reference.log_probs,
+        advantages=estimators.whiten(advantages, batch.mask),
+        returns=returns,
+    )
+
+
+@functools.partial(jax.jit, static_argnames=("model", "optimizer", "config"), donate_argnums=(0, 1))
+def ppo_step(
+    params: Params,
+    opt_state: optax.OptState,
+    batch: Batch,
+    targets: Targets,
+    kl_coefficient: jax.Array,
+    *,
+    model: Model,
+    optimizer: optax.GradientTransformation,
+    config: RLConfig,
+) -> tuple[Params, optax.OptState, dict[str, losses.Mean]]:
+    """One clipped step on a mini-batch; `params` is {"policy", "critic"}, donated with the optimizer's state.
+
+        L = L_policy + value_coefficient * L_value + kl_coefficient * KL(policy || reference) - entropy_coefficient * H
+
+    Returns metrics as (total, count) pairs, each over the tokens or rows that it is a mean of.
+    """
+
+    def loss(params: Params) -> tuple[jax.Array, dict[str, losses.Mean]]:
+        scores = _score(model, params["policy"], params["critic"], batch)
+        policy, metrics = losses.ppo_policy_loss(
+            scores.log_probs,
+            targets.log_probs,
+            targets.advantages,
+            batch.mask,
+            clip_low=config.clip,
+            clip_high=config.clip_high or config.clip,
+            dual_clip=config.dual_clip or None,
+            behaviour_log_probs=batch.behaviour_log_probs,
+            max_importance_weight=config.max_importance_weight,
+            aggregation=config.aggregation,
+        )
+        value, value_metrics = losses.value_loss(
+            scores.values,
+            targets.values,
+            targets.returns,
+            batch.mask,
+            clip=config.value_clip or None,
+            aggregation=config.aggregation,
+        )
+        kl = losses.kl_loss(
+            scores.log_probs,
+            targets.reference_log_probs,
+            batch.mask,
+            kind=config.kl_estimator,
+            aggregation=config.aggregation,
+        )
+        entropy = losses.aggregate(scores.entropy, batch.mask, config.aggregation)
+        total = (
+            policy.value
+            + config.value_coefficient * value.value
+            + kl_coefficient * kl.value
+            - config.entropy_coefficient * entropy.value
+        )
+        terms = {"policy_loss": policy, "value_loss": value, "kl": kl, "entropy": entropy}
+        return total, jax.lax.stop_gradient({**metrics, **value_metrics, **terms})
+
+    grads, metrics = jax.grad(loss, has_aux=True)(params)
+    metrics["grad_norm"] = losses.Mean(optax.global_norm(grads["policy"]), jnp.ones(()))
+    updates, opt_state = optimizer.update(grads, opt_state, params)
+    return optax.apply_updates(params, updates), opt_state, metrics
+
+
+def rl_optimizer(config: RLConfig) -> optax.GradientTransformation:
+    """AdamW for the policy behind a clip of its gradient norm, Adam for the value head at a rate of its own."""
+    return optax.multi_transform(
+        {
+            "policy": optax.chain(
+                optax.clip_by_global_norm(config.max_grad_norm), optax.adamw(config.learning_rate, weight_decay=0.0)
+            ),
+            "critic": optax.adam(config.critic_learning_rate),
+        },
+        {"policy": "policy", "critic": "critic"},
+    )

@@ -1,0 +1,75 @@
+"""Supervised fine-tuning: one optimizer step on packed rows, loss on the action tokens alone.
+
+L(theta) = -1/N * sum over action tokens of log pi_theta(token | prompt, tokens before)      N: action tokens
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from mlagent_jax import models
+
+Params = Any
+
+
+@functools.partial(jax.jit, static_argnames=("graph", "optimizer", "remat", "compute_dtype"), donate_argnums=(0, 1))
+def sft_step(
+    params: Params,
+    opt_state: optax.OptState,
+    rows: Mapping[str, jax.Array],
+    *,
+    graph: Any,
+    optimizer: optax.GradientTransformation,
+    remat: str,
+    compute_dtype: str,
+) -> tuple[Params, optax.OptState, dict[str, jax.Array]]:
+    """One step over `rows` (arrays of `data.packing.Rows`, [batch, time]); parameters and state are donated.
+
+    Returns metrics: `loss` (nats an action token), `grad_norm`, `tokens` (not padding) and `action_tokens`.
+    """
+
+    def loss(params: Params) -> tuple[jax.Array, jax.Array]:
+        log_probs, _ = _action_log_probs(graph, params, rows, remat, compute_dtype)
+        count = jnp.sum(rows["mask"])
+        total = -jnp.sum(jnp.where(rows["mask"], log_probs, 0.0))
+        return total / jnp.maximum(count, 1), count
+
+    (value, count), grads = jax.value_and_grad(loss, has_aux=True)(params)
+    updates, opt_state = optimizer.update(grads, opt_state, params)
+    metrics = {
+        "loss": value,
+        "grad_norm": optax.global_norm(grads),
+        "tokens": jnp.sum(rows["segment_ids"] > 0),
+        "action_tokens": count,
+    }
+    return optax.apply_updates(params, updates), opt_state, metrics
+
+
+@functools.partial(jax.jit, static_argnames=("graph", "compute_dtype"))
+def sft_loss(
+    params: Params, rows: Mapping[str, jax.Array], *, graph: Any, compute_dtype: str
+) -> tuple[jax.Array, jax.Array]:
+    """(total negative log-likelihood in nats, number) of the action tokens of `rows`: pairs add exactly."""
+    log_probs, _ = _action_log_probs(graph, params, rows, "none", compute_dtype)
+    return -jnp.sum(jnp.where(rows["mask"], log_probs, 0.0)), jnp.sum(rows["mask"])
+
+
+def _action_log_probs(
+    graph: Any, params: Params, rows: Mapping[str, jax.Array], remat: str, compute_dtype: str
+) -> tuple[jax.Array, jax.Array]:
+    hidden = models.hidden_states(
+        graph,
+        params,
+        rows["tokens"],
+        positions=rows["positions"],
+        segment_ids=rows["segment_ids"],
+        remat=remat,
+        compute_dtype=jnp.dtype(compute_dtype),
+    )
+    return models.token_log_probs(graph, params, hidden, rows["targets"])

@@ -1,0 +1,136 @@
+"""A policy: weights, their shape and their tokenizer; where the policies of a run come from."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from mlagent_jax import models
+from mlagent_jax.agent.actor import Actor
+from mlagent_jax.agent.prompts import COMPACT_WORDS, Renderer
+from mlagent_jax.config import ConfigError
+from mlagent_jax.data.tokenizer import Tokenizer, train_tokenizer
+from mlagent_jax.learning.checkpoints import Checkpointer
+from mlagent_jax.models import hugging_face
+from mlagent_jax.run import Run
+from mlagent_jax.sampling import Sampler, SamplerConfig
+
+REPLY_WORDS = (
+    'Action: Edit Script (Cell)\nAction Input: {"script_name": "train.py", "cell": "',
+    'Action: Execute Script\nAction Input: {"script_name": "train.py"}',
+    'Action: List Files\nAction Input: {"dir_path": "."}',
+    '"}\n```python\n',
+    "\n```",
+    "# %% ",
+)
+"""Fixed words of the compact replies: tokens of their own, so that a small policy spends nothing on them."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Policy:
+    """Weights beside what is needed to use them."""
+
+    config: models.ModelConfig
+    graph: Any
+    params: Any
+    tokenizer: Tokenizer
+
+    def with_params(self, params: Any) -> Policy:
+        return dataclasses.replace(self, params=params)
+
+
+def renderer(run: Run, policy: Policy) -> Renderer:
+    """The run's renderer, in the policy's tokens."""
+    return Renderer(policy.tokenizer, run.config.prompt, run.specs)
+
+
+def base_policy(run: Run) -> Policy:
+    """The policy before any training of this run: the checkpoint that the config names, or fresh weights.
+
+    Raises:
+      ConfigError: from scratch, and no vocabulary has been made yet (the sft stage makes it).
+    """
+    config = run.config.policy
+    dtype = jnp.dtype(config.param_dtype)
+    if config.checkpoint:
+        shape, graph, params = hugging_face.load(config.checkpoint, dtype=dtype, mesh=run.mesh)
+        return Policy(shape, graph, params, Tokenizer.load(config.checkpoint))
+    folder = run.workdir / "tokenizer"
+    if not folder.exists():
+        raise ConfigError(
+            "config.policy.checkpoint is empty and this workdir has no policy: name a Hugging Face checkpoint, or run "
+            "the stages collect and sft first"
+        )
+    tokenizer = Tokenizer.load(str(folder))
+    shape = models.ModelConfig(
+        vocab_size=tokenizer.vocab_size,
+        hidden_size=config.hidden_size,
+        num_layers=config.num_layers,
+        num_heads=config.num_heads,
+        num_kv_heads=config.num_kv_heads,
+        head_dim=config.hidden_size // config.num_heads,
+        intermediate_size=config.intermediate_size,
+        model_type="qwen2",
+        attention_bias=True,
+        rope_theta=10_000.0,
+        tie_word_embeddings=True,
+        max_position_embeddings=4096,
+        dtype=config.param_dtype,
+    )
+    graph, params = models.create(shape, jax.random.key(run.config.seed), dtype=dtype, mesh=run.mesh)
+    return Policy(shape, graph, params, tokenizer)
+
+
+def make_vocabulary(run: Run, corpus: list[str]) -> None:
+    """Train the vocabulary of a policy from scratch on `corpus`, unless it is there."""
+    folder = run.workdir / "tokenizer"
+    if not folder.exists():
+        words = (*COMPACT_WORDS, *REPLY_WORDS)
+        train_tokenizer(corpus, run.config.tokenizer.vocab_size, words, str(folder))
+
+
+def checkpointer(run: Run, stage: str, keep: int = 2) -> Checkpointer:
+    """Checkpoints of a training stage."""
+    return Checkpointer(run.workdir / "checkpoints" / stage, keep=keep)
+
+
+def trained_policy(run: Run, stage: str) -> Policy:
+    """The policy that a stage of this run ended with (`base`, `sft` or `rl`).
+
+    `sft` is the base policy itself where this run names a checkpoint and has no sft stage: then the checkpoint is one.
+
+    Raises:
+      ConfigError: the stage has not been run in this workdir.
+    """
+    base = base_policy(run)
+    if stage == "base" or (stage == "sft" and run.config.policy.checkpoint and "sft" not in run.config.stages):
+        return base
+    with checkpointer(run, stage) as saved:
+        step = saved.latest()
+        if step is None or not run.is_done(stage):
+            raise ConfigError(f"this workdir has no finished {stage} policy: run the stage {stage!r} first")
+        arrays, _ = saved.restore(step, {"policy": jax.tree.map(_abstract, base.params)})
+    return base.with_params(arrays["policy"])
+
+
+def _abstract(array: jax.Array) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=array.sharding)
+
+
+def make_actor(run: Run, policy: Policy) -> Actor:
+    """The policy's actor, at the run's sampling settings."""
+    sampling, prompt = run.config.sampling, run.config.prompt
+    settings = SamplerConfig(
+        max_new_tokens=prompt.max_action_tokens,
+        temperature=sampling.temperature,
+        top_k=sampling.top_k,
+        top_p=sampling.top_p,
+        slots=sampling.slots,
+        stop_token_ids=(policy.tokenizer.eos_id,),
+        pad_id=policy.tokenizer.pad_id,
+        compute_dtype=run.config.policy.compute_dtype,
+    )
+    return Actor(Sampler(policy.graph, settings), renderer(run, policy), run.config.seed)

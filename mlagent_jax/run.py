@@ -1,0 +1,245 @@
+"""One run: its workdir, and everything that its stages share, opened once.
+
+workdir/
+  config.json  run.json          the settings; what is done, seconds by stage, executions, peak memory
+  tasks/  store/  queue.db       the CPU hosts' side, unless the config names other places
+  trajectories/  tokenizer/  checkpoints/  evaluation/  export/
+  metrics.jsonl  report/  logs/
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib.metadata
+import json
+import logging
+import os
+import platform
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Self
+
+import jax
+from etils import epath
+from jax.sharding import NamedSharding
+
+from environments import tasks
+from environments.environment import initial_state
+from environments.protocol import Job, Requirements, State
+from environments.queue import open_queue
+from environments.sandbox import open_sandbox
+from environments.store import open_store
+from environments.supervision import start_workers
+from environments.tasks.base import PreparedTask, TaskSpec
+from mlagent_jax.agent.collector import Collector
+from mlagent_jax.config import Config, ConfigError, differences
+from mlagent_jax.parallelism import DEFAULT_RULES, make_mesh
+from mlagent_jax.reporting.memory import PeakMemory
+from mlagent_jax.reporting.metrics import MetricsLog
+from mlagent_jax.reporting.progress import Progress
+
+VERSIONS = ("jax", "flax", "optax", "orbax-checkpoint", "transformers", "sentencepiece", "scikit-learn", "numpy")
+
+log = logging.getLogger(__name__)
+
+
+class Run:
+    """What the stages of one run share. Open with `Run.open`, close when done.
+
+    Attributes:
+      config: the settings.
+      workdir: local folder or URL.
+      name: of this run in the queue; unique, kept over restarts.
+      tasks: prepared tasks by name, in the order of the config: training first.
+      metrics, collector, store: as their modules say.
+    """
+
+    def __init__(self, config: Config, workdir: epath.Path, facts: dict[str, Any]) -> None:
+        self.config, self.workdir, self._facts = config, workdir, facts
+        self.name: str = facts["name"]
+        self.metrics = MetricsLog(workdir)
+        self.tasks: dict[str, PreparedTask] = {}
+        self.mesh = make_mesh(dataclasses.asdict(config.mesh))
+        rows = DEFAULT_RULES.spec(("batch",), self.mesh)
+        self._batch_sharding = NamedSharding(self.mesh, rows)
+        self._memory = PeakMemory(facts.get("peak_memory_gb", 0.0))
+        self._closing = contextlib.ExitStack()
+        self._closing.callback(self._memory.stop)
+        self._closing.callback(self.metrics.close)
+
+    @classmethod
+    def open(cls, config: Config, workdir: str) -> Self:
+        """Check everything that can be checked before work is done, and open what the stages need.
+
+        Raises:
+          ConfigError: the workdir cannot be written, or belongs to a run of another config.
+          SandboxUnavailableError: no sandbox, or not with the guarantees that the config asks for.
+        """
+        path = epath.Path(workdir)
+        run = cls(config, path, _claim_workdir(path, config))
+        try:
+            run._prepare_tasks()
+            run._connect()
+        except BaseException:
+            run.close()
+            raise
+        return run
+
+    # -- tasks and workers --
+
+    @property
+    def task_folder(self) -> Path:
+        """Prepared tasks, hidden labels included: local to this host, as they are to each worker's."""
+        return Path(self.config.tasks.folder or self.workdir / "tasks")
+
+    @property
+    def specs(self) -> dict[str, TaskSpec]:
+        """By the key `name@digest`."""
+        return {task.key: task.spec for task in self.tasks.values()}
+
+    def task_names(self, split: str) -> tuple[str, ...]:
+        """Tasks to train on (`train`) or never trained on (`held_out`): embedded ones first, then micro-tasks."""
+        config = self.config.tasks
+        named, count = (
+            (config.train, config.micro_train) if split == "train" else (config.held_out, config.micro_held_out)
+        )
+        families = tasks.micro.family_names(split)
+        return (*named, *(f"micro-{families[i % len(families)]}-{i // len(families)}" for i in range(count)))
+
+    def _prepare_tasks(self) -> None:
+        names = (*self.task_names("train"), *self.task_names("held_out"))
+        if not names:
+            raise ConfigError("config.tasks names no task: set config.tasks.train or config.tasks.micro_train")
+        sandbox = open_sandbox(self.config.workers.sandbox, self.config.workers.guarantees)
+        self._facts["sandbox"] = sandbox.name
+        with contextlib.closing(sandbox), self.progress("tasks", len(names)) as progress:
+            for name in names:
+                self.tasks[name] = tasks.prepare(name, self.task_folder, self.config.tasks.seed, sandbox)
+                progress.update(1)
+
+    def _connect(self) -> None:
+        workers = self.config.workers
+        queue_url = workers.queue or f"sqlite:///{os.fspath(self.workdir / 'queue.db')}"
+        store_url = workers.store or os.fspath(self.workdir / "store")
+        self.store = open_store(store_url)
+        self.queue = self._closing.enter_context(contextlib.closing(open_queue(queue_url, store=self.store)))
+        self.collector = Collector(self.queue, self.name, workers.silence_seconds)
+        if workers.slots:
+            handle = start_workers(
+                queue_url,
+                tasks=self.task_folder,
+                store_url=store_url,
+                sandbox=self._facts["sandbox"],
+                slots=workers.slots,
+                log_path=os.fspath(self.workdir / "logs" / "worker.log"),
+            )
+            self._closing.callback(handle.stop)
+
+    # -- states, jobs, devices --
+
+    def initial_state(self, name: str) -> State:
+        """s_0 of a task: its starting workspace."""
+        return initial_state(self.tasks[name], self.store)
+
+    def job(self, state: State, action: str, *, version: int, sample: int, truncated: bool = False) -> Job:
+        """The job of taking `action` in `state`."""
+        limits = self.tasks[state.task_name].spec.limits
+        return Job(
+            run=self.name,
+            policy_version=version,
+            state=state,
+            sample=sample,
+            action=action,
+            truncated=truncated,
+            reward=self.config.rl.reward,
+            profile=self.config.prompt.profile,
+            limits=limits,
+            requirements=Requirements(memory_mb=limits.memory_mb),
+            seed=self.config.seed,
+        )
+
+    def place(self, batch: Any) -> Any:
+        """A pytree of host arrays on the devices, its first axis split over the mesh's data axes."""
+        return jax.tree.map(lambda array: jax.device_put(array, self._batch_sharding), batch)
+
+    # -- book-keeping --
+
+    @contextlib.contextmanager
+    def stage(self, name: str, occurrence: int = 0) -> Iterator[bool]:
+        """Time the `occurrence`-th stage called `name` and record that it is done; yields False where it was before."""
+        key = f"{name}.{occurrence + 1}" if occurrence else name
+        if key in self._facts["done"]:
+            yield False
+            return
+        log.info("stage %s", key)
+        started, before = time.monotonic(), self._facts["seconds"].get(key, 0.0)
+        try:
+            yield True
+            self._facts["done"].append(key)
+        finally:
+            self._facts["seconds"][key] = before + time.monotonic() - started
+            self._save_facts()
+
+    def is_done(self, name: str) -> bool:
+        """Whether the stage called `name` was run to its end in this workdir."""
+        return name in self._facts["done"]
+
+    def progress(self, stage: str, total: int, **options: Any) -> Progress:
+        """Progress of `total` steps of a stage; see `reporting.progress`."""
+        return Progress(stage, total, **options)
+
+    def _save_facts(self) -> None:
+        self._facts["peak_memory_gb"] = self._memory.peak_gb
+        if hasattr(self, "collector"):
+            self._facts["executions"] += self.collector.executions
+            self.collector.executions = 0
+        _write_json(self.workdir / "run.json", self._facts)
+
+    def close(self) -> None:
+        """Stop the workers of this host and close what is open. Idempotent."""
+        self._save_facts()
+        self._closing.close()
+
+
+def _claim_workdir(workdir: epath.Path, config: Config) -> dict[str, Any]:
+    """Make the workdir, or check that it is this config's; returns the run's facts so far."""
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        probe = workdir / ".writable"
+        probe.write_text("")
+        probe.unlink()
+    except OSError as error:
+        raise ConfigError(
+            f"workdir {workdir} cannot be written ({error}): choose another with --workdir=DIR"
+        ) from error
+    stored = workdir / "config.json"
+    if stored.exists():
+        differ = differences(json.loads(stored.read_text()), config)
+        if differ:
+            raise ConfigError(
+                f"workdir {workdir} belongs to a run of another config; these fields differ: {'; '.join(differ)}. "
+                "Choose another --workdir, or set the fields back"
+            )
+    _write_json(stored, dataclasses.asdict(config))
+    facts_path = workdir / "run.json"
+    facts = json.loads(facts_path.read_text()) if facts_path.exists() else {}
+    facts.setdefault("name", f"{workdir.name}-{uuid.uuid4().hex[:8]}")
+    facts.setdefault("done", [])
+    facts.setdefault("seconds", {})
+    facts.setdefault("executions", 0)
+    facts["seed"] = config.seed
+    facts["config"] = dataclasses.asdict(config)
+    facts["versions"] = {"python": platform.python_version()} | {
+        name: importlib.metadata.version(name) for name in VERSIONS
+    }
+    _write_json(facts_path, facts)
+    return facts
+
+
+def _write_json(path: epath.Path, data: Any) -> None:
+    partial = path.parent / f"{path.name}.partial"
+    partial.write_text(json.dumps(data, indent=1))
+    partial.replace(path)

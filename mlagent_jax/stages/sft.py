@@ -1,0 +1,70 @@
+"""sft: supervised fine-tuning on the expert's steps; from scratch, it makes the vocabulary first."""
+
+from __future__ import annotations
+
+import time
+
+import jax
+from etils import epath
+
+from environments.protocol import OutcomeKind
+from mlagent_jax.agent.prompts import prompt_text
+from mlagent_jax.data.expert_steps import ExpertSteps
+from mlagent_jax.data.trajectories import Record, read_trajectories
+from mlagent_jax.learning.optimizer import make_optimizer, schedule, with_learning_rate
+from mlagent_jax.learning.sft import sft_step
+from mlagent_jax.policy import base_policy, checkpointer, make_vocabulary, renderer
+from mlagent_jax.run import Run
+
+IMITATED = (OutcomeKind.SCORED, OutcomeKind.NO_EDIT)
+"""Steps that end so are worth imitating: whether they helped is for the reward to say."""
+
+
+def trajectories_path(run: Run) -> epath.Path:
+    """The expert's steps: another run's where the config names its workdir, else this run's."""
+    return epath.Path(run.config.pool.trajectories or run.workdir) / "trajectories" / "collect.jsonl"
+
+
+def sft(run: Run) -> None:
+    """Train on trajectories/collect.jsonl into checkpoints/sft."""
+    config = run.config.sft
+    records = [r for r in read_trajectories(trajectories_path(run)) if _worth_imitating(r)]
+    if not records:
+        raise ValueError(f"no step to imitate in {trajectories_path(run)}: none was scored")
+    if not run.config.policy.checkpoint:
+        texts = {prompt_text(run.config.prompt, run.specs[r.state.task], r.state) for r in records}
+        make_vocabulary(run, sorted(texts | {r.action for r in records}))
+    policy = base_policy(run)
+    steps = ExpertSteps(records, renderer(run, policy), config, run.config.seed)
+    total = config.epochs * steps.batches
+
+    optimizer = make_optimizer(config.optimizer, weight_decay=config.weight_decay, max_grad_norm=config.max_grad_norm)
+    arrays = {"policy": policy.params, "optimizer": jax.jit(optimizer.init)(policy.params)}
+    with checkpointer(run, "sft") as saved:
+        done = saved.latest() or 0
+        if done:
+            arrays, _ = saved.restore(done, arrays)
+            run.metrics.rewind("sft", done)
+        saved_at = time.monotonic()
+        with run.progress("sft", total, done=done) as progress:
+            for step in range(done, total):
+                rate = schedule(config.schedule, config.learning_rate, step / total, config.warmup_fraction)
+                arrays["policy"], arrays["optimizer"], metrics = sft_step(
+                    arrays["policy"],
+                    with_learning_rate(arrays["optimizer"], rate),
+                    run.place(steps.batch(step).arrays()),
+                    graph=policy.graph,
+                    optimizer=optimizer,
+                    remat=run.config.policy.remat,
+                    compute_dtype=run.config.policy.compute_dtype,
+                )
+                values = {name: float(value) for name, value in metrics.items()}
+                run.metrics.write("sft", step + 1, values | {"learning_rate": rate})
+                progress.update(1, loss=values["loss"])
+                if step + 1 == total or time.monotonic() - saved_at > config.checkpoint_seconds:
+                    saved.save(step + 1, arrays, {})
+                    saved_at = time.monotonic()
+
+
+def _worth_imitating(record: Record) -> bool:
+    return record.split == "train" and record.target and record.outcome.kind in IMITATED

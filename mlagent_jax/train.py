@@ -1,0 +1,90 @@
+"""The entry: run the stages that a config lists.
+
+    python -m mlagent_jax.train --config=configs/quickstart.py --workdir=runs/quickstart [--config.rl.clip=0.1 ...]
+
+Stopped in any stage and started again with the same command, it goes on from where it was.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import time
+from types import FrameType
+
+from absl import app, flags
+from ml_collections import config_flags
+
+from environments.queue.base import QueueError
+from environments.sandbox.base import SandboxError
+from environments.tasks.base import TaskError
+from mlagent_jax.config import ConfigError, freeze
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, for example configs/quickstart.py.")
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder or URL of everything that the run writes.")
+
+EXPECTED_ERRORS = (ConfigError, QueueError, SandboxError, TaskError, FileNotFoundError)
+"""Errors whose message tells the user what to do: shown without a traceback."""
+INTERRUPTED = 130
+"""Exit status after Ctrl-C or SIGTERM: start again to go on."""
+
+log = logging.getLogger("mlagent_jax")
+
+
+def run_stages(config_dict: object, workdir: str) -> None:
+    """Run all stages of a config in `workdir`, those that are done already left out."""
+    config = freeze(config_dict)
+    # The accelerator half is imported only when the settings are known to be right: JAX takes seconds.
+    from mlagent_jax.reporting.html import write_report
+    from mlagent_jax.run import Run
+    from mlagent_jax.stages import STAGES
+
+    started = time.monotonic()
+    run = Run.open(config, workdir)
+    try:
+        for index, name in enumerate(config.stages):
+            with run.stage(name, config.stages[:index].count(name)) as needed:
+                if needed:
+                    STAGES[name](run)
+    finally:
+        run.close()
+        write_report(workdir)
+    log.info(
+        "done in %.0f s; the report is %s", time.monotonic() - started, os.path.join(workdir, "report", "index.html")
+    )
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected argument {argv[1]!r}: settings are flags, --config.FIELD=VALUE")
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
+    for noisy in ("absl", "jax", "orbax", "httpx"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        run_stages(CONFIG.value, WORKDIR.value)
+    except EXPECTED_ERRORS as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        log.warning("stopped; start again with the same command to go on")
+        sys.exit(INTERRUPTED)
+
+
+def _interrupt(signum: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _parse_flags(argv: list[str]) -> list[str]:
+    """absl's parser, with errors of overrides as one line instead of a traceback."""
+    try:
+        return app.parse_flags_with_usage(argv)
+    except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+        text = str(error.args[0]) if error.args else str(error)
+        sys.exit(f"error: --config: {text}")
+
+
+if __name__ == "__main__":
+    flags.mark_flags_as_required(["config", "workdir"])
+    app.run(main, flags_parser=_parse_flags)

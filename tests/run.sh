@@ -1,0 +1,51 @@
+#!/usr/bin/env bash
+# Set-up and all tests.
+#
+#   tests/run.sh [PYTEST ARGUMENT ...]     for example: tests/run.sh -m "not slow"
+#
+# Where it is root on Debian, or CI is set, it installs and starts what tests need (a Docker engine, PostgreSQL,
+# Chromium) for the time of the tests. On a person's own machine it uses what is there, installs nothing unasked, and
+# says what it cannot run.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+. launch/environment.sh
+
+make_environment cpu,postgres,test
+provide_sandbox
+
+scratch="$(mktemp -d)"
+engine=""
+cleanup() {
+  if [ -n "$engine" ]; then
+    kill "$engine" 2>/dev/null || true
+    wait "$engine" 2>/dev/null || true
+  fi
+  rm -rf "$scratch" 2>/dev/null || true
+}
+trap cleanup EXIT
+
+if is_debian_root; then
+  command -v bwrap >/dev/null || apt_install bubblewrap
+  command -v dockerd >/dev/null || apt_install docker.io
+  ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || apt_install postgresql
+  command -v chromium >/dev/null || apt_install chromium
+  if ! docker info >/dev/null 2>&1; then
+    export DOCKER_HOST="unix://$scratch/docker.sock"
+    # Containers run without a network, so the engine needs no bridge.
+    dockerd --bridge=none --iptables=false --data-root "$scratch/docker" --exec-root "$scratch/docker-exec" \
+      --pidfile "$scratch/docker.pid" -H "$DOCKER_HOST" >"$scratch/dockerd.log" 2>&1 &
+    engine=$!
+    for _ in $(seq 60); do
+      docker info >/dev/null 2>&1 && break
+      sleep 0.5
+    done
+    docker info >/dev/null 2>&1 || { tail -n 20 "$scratch/dockerd.log" >&2; fail "the Docker engine did not start"; }
+  fi
+else
+  docker info >/dev/null 2>&1 || say "no Docker engine answers: tests marked docker are skipped"
+  command -v initdb >/dev/null || ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 ||
+    say "PostgreSQL is not installed: tests marked postgres are skipped"
+fi
+
+ruff check .
+python -m pytest "$@"
