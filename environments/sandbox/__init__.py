@@ -1,0 +1,66 @@
+"""Where untrusted scripts run: `open_sandbox` gives a `Sandbox`, and says plainly where it cannot."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from environments.sandbox.base import (
+    GUARANTEES,
+    Ending,
+    Execution,
+    Sandbox,
+    SandboxError,
+    SandboxUnavailableError,
+)
+from environments.sandbox.bubblewrap import BubblewrapSandbox
+
+__all__ = [
+    "GUARANTEES",
+    "PROVIDERS",
+    "Ending",
+    "Execution",
+    "Sandbox",
+    "SandboxError",
+    "SandboxUnavailableError",
+    "open_sandbox",
+]
+
+PROVIDERS = {"bubblewrap": BubblewrapSandbox}
+"""Sandboxes by name, in the order in which `auto` tries them."""
+
+
+def open_sandbox(name: str = "auto", required: Iterable[str] = ()) -> Sandbox:
+    """Start a sandbox on this host.
+
+    Args:
+      name: one of `PROVIDERS`, or "auto" for the first that works here.
+      required: names of `GUARANTEES` that must hold; each is tried out before this returns.
+
+    Raises:
+      ValueError: an unknown name or guarantee.
+      SandboxUnavailableError: it cannot run on this host, or does not give what is required; the message has the remedy.
+    """
+    required = frozenset(required)
+    if unknown := sorted(required - frozenset(GUARANTEES)):
+        raise ValueError(f"required: no guarantee is named {unknown[0]!r}; there are {', '.join(GUARANTEES)}")
+    if name != "auto" and name not in PROVIDERS:
+        raise ValueError(f"sandbox: {name!r} is none of auto, {', '.join(PROVIDERS)}")
+    reasons = []
+    for candidate in PROVIDERS if name == "auto" else [name]:
+        try:
+            return _open(candidate, required)
+        except SandboxUnavailableError as error:
+            reasons.append(str(error))
+    raise SandboxUnavailableError("\n".join(reasons))
+
+
+def _open(name: str, required: frozenset[str]) -> Sandbox:
+    sandbox = PROVIDERS[name]()
+    missing = sorted(required - sandbox.guarantees) if required else []
+    if missing:
+        sandbox.close()
+        raise SandboxUnavailableError(
+            f"the sandbox {name!r} does not give {', '.join(missing)} on this host ({GUARANTEES[missing[0]]}): "
+            "run the worker where it may make control groups (as root, or with a Docker engine), or require less"
+        )
+    return sandbox

@@ -1,0 +1,188 @@
+"""Control groups: limits over all processes of an execution together, where this host lets us set them.
+
+Version 1 (as root) and version 2 (where the memory and pids controllers reach a group that we may create). Where
+neither works `open_cgroups` returns None, and a sandbox does not claim what only these can give.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import queue
+from collections.abc import Iterator
+from pathlib import Path
+
+from environments.protocol import Limits
+
+_PREFIX = "mlagent-"
+_SPARE_PROCESSES = 3
+"""Beside the script's own: the init process, the container's runner, and one on its way out."""
+
+
+class Cgroup:
+    """One group, used by one execution at a time."""
+
+    def __init__(self, memory: Path, pids: Path, cpu: Path, unified: bool) -> None:
+        self._memory, self._pids, self._cpu, self._unified = memory, pids, cpu, unified
+        self._oom_before = 0
+        self._cpu_before = 0.0
+
+    @property
+    def directories(self) -> tuple[Path, ...]:
+        return tuple(dict.fromkeys((self._memory, self._pids, self._cpu)))
+
+    def prepare(self, limits: Limits) -> None:
+        """Set the limits and forget what earlier executions used."""
+        memory_bytes = limits.memory_mb * 2**20
+        if self._unified:
+            (self._memory / "memory.max").write_text(str(memory_bytes))
+            with contextlib.suppress(OSError):  # no swap accounting, or no swap
+                (self._memory / "memory.swap.max").write_text("0")
+        else:
+            self._set_v1_memory(memory_bytes)
+        (self._pids / "pids.max").write_text(str(limits.processes + _SPARE_PROCESSES))
+        self._oom_before = self._oom_kills()
+        self._cpu_before = self._cpu_used()
+
+    def add(self, pid: int) -> None:
+        """Put a process, and all that it forks, in the group."""
+        for directory in self.directories:
+            (directory / "cgroup.procs").write_text(str(pid))
+
+    def cpu_seconds(self) -> float:
+        """User and system time since `prepare`, of the living and the dead."""
+        return self._cpu_used() - self._cpu_before
+
+    def out_of_memory(self) -> bool:
+        """Whether the kernel killed a process for memory since `prepare`."""
+        return self._oom_kills() > self._oom_before
+
+    def _set_v1_memory(self, memory_bytes: int) -> None:
+        # Memory may not exceed memory + swap: the order of writing depends on whether the limit rises or falls.
+        names = ("memory.limit_in_bytes", "memory.memsw.limit_in_bytes")
+        names = tuple(name for name in names if (self._memory / name).exists())
+        if int((self._memory / names[0]).read_text()) < memory_bytes:
+            names = names[::-1]
+        for name in names:
+            (self._memory / name).write_text(str(memory_bytes))
+
+    def _oom_kills(self) -> int:
+        name = "memory.events" if self._unified else "memory.oom_control"
+        fields = dict(line.split() for line in (self._memory / name).read_text().splitlines())
+        return int(fields["oom_kill"])
+
+    def _cpu_used(self) -> float:
+        if self._unified:
+            fields = dict(line.split() for line in (self._cpu / "cpu.stat").read_text().splitlines())
+            return int(fields["usage_usec"]) / 1e6
+        return int((self._cpu / "cpuacct.usage").read_text()) / 1e9
+
+
+class Cgroups:
+    """A pool of groups: reused, because the kernel frees a group only when its last cached page is gone."""
+
+    def __init__(self, bases: dict[str, Path], unified: bool) -> None:
+        self._bases, self._unified = bases, unified
+        self._names = itertools.count()
+        self._idle: queue.SimpleQueue[Cgroup] = queue.SimpleQueue()
+
+    @contextlib.contextmanager
+    def lease(self, limits: Limits) -> Iterator[Cgroup]:
+        """An empty group with `limits` set.
+
+        Raises:
+          OSError: the kernel refuses.
+        """
+        try:
+            group = self._idle.get_nowait()
+        except queue.Empty:
+            group = self._create()
+        group.prepare(limits)
+        try:
+            yield group
+        finally:
+            self._idle.put(group)
+
+    def close(self) -> None:
+        with contextlib.suppress(queue.Empty):
+            while True:
+                for directory in self._idle.get_nowait().directories:
+                    with contextlib.suppress(OSError):
+                        directory.rmdir()
+        for base in dict.fromkeys(self._bases.values()):
+            with contextlib.suppress(OSError):
+                base.rmdir()
+
+    def _create(self) -> Cgroup:
+        name = str(next(self._names))
+        for base in dict.fromkeys(self._bases.values()):
+            (base / name).mkdir()
+        return Cgroup(*(self._bases[kind] / name for kind in ("memory", "pids", "cpuacct")), unified=self._unified)
+
+
+def open_cgroups() -> Cgroups | None:
+    """Groups of this process' own, or None where the host does not let it make any that limit memory and processes."""
+    mounts = _mounts()
+    name = f"{_PREFIX}{os.getpid()}-{next(_SERIAL)}"
+    if all(kind in mounts for kind in ("memory", "pids", "cpuacct")):
+        parents = {kind: _own(mounts[kind], kind) for kind in ("memory", "pids", "cpuacct")}
+        return _try(parents, name, unified=False)
+    if "unified" in mounts:
+        for parent in dict.fromkeys((_own(mounts["unified"], ""), mounts["unified"])):
+            if groups := _try(dict.fromkeys(("memory", "pids", "cpuacct"), parent), name, unified=True):
+                return groups
+    return None
+
+
+_SERIAL = itertools.count()
+
+
+def _try(parents: dict[str, Path], name: str, unified: bool) -> Cgroups | None:
+    bases = {kind: parent / name for kind, parent in parents.items()}
+    groups = Cgroups(bases, unified)
+    try:
+        for parent in dict.fromkeys(parents.values()):
+            _sweep(parent)
+            (parent / name).mkdir()
+        if unified:
+            (bases["memory"] / "cgroup.subtree_control").write_text("+memory +pids")
+        with groups.lease(Limits()):
+            return groups
+    except OSError:
+        groups.close()
+        return None
+
+
+def _sweep(parent: Path) -> None:
+    """Remove what processes that died left; a group that is in use refuses."""
+    for base in parent.glob(f"{_PREFIX}*"):
+        pid = base.name.removeprefix(_PREFIX).partition("-")[0]
+        if pid.isdecimal() and not Path("/proc", pid).exists():
+            for directory in [*base.glob("*/"), base]:
+                with contextlib.suppress(OSError):
+                    directory.rmdir()
+
+
+def _mounts() -> dict[str, Path]:
+    """Mount point by controller (version 1), and of version 2 under `unified`."""
+    found: dict[str, Path] = {}
+    for line in Path("/proc/self/mountinfo").read_text(encoding="utf-8").splitlines():
+        before, _, after = line.partition(" - ")
+        place = Path(before.split()[4])
+        kind, _, options = after.split()[:3]
+        if kind == "cgroup2":
+            found["unified"] = place
+        elif kind == "cgroup":
+            found |= {name: place for name in options.split(",")}
+    return found
+
+
+def _own(mount: Path, controller: str) -> Path:
+    """This process' own group under `mount`, or its top where the group is not visible (a container's view)."""
+    for line in Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controller in controllers.split(","):
+            directory = mount / path.lstrip("/")
+            return directory if directory.is_dir() else mount
+    return mount
