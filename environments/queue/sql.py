@@ -106,7 +106,7 @@ class SqlQueue:
             statement = statement.on_conflict_do_update(
                 index_elements=[jobs.c.id],
                 set_={"state": QUEUED, "ready_at": now, "finished_at": None, "reason": None},
-                where=jobs.c.state == CANCELLED,
+                where=(jobs.c.state == CANCELLED) & jobs.c.consumed_step.is_(None),
             )
             added = len(connection.scalars(statement.returning(jobs.c.seq), rows).all())
             self._engine.notify(connection, _ADDED)

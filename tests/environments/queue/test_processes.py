@@ -1,0 +1,129 @@
+"""Processes that are killed and stopped at the worst moment. Both engines."""
+
+import collections
+import json
+import multiprocessing
+import os
+import random
+import signal
+import time
+
+import pytest
+from conftest import job, outcome
+from processes import stopped_worker, trainer, worker
+
+from environments.protocol import OutcomeKind
+from environments.queue import RetryPolicy
+from environments.queue.base import Capabilities
+
+
+@pytest.fixture(scope="module")
+def processes():
+    """Starts processes cheaply, with everything imported."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(
+        ["conftest", "processes", "environments.queue.sqlite", "environments.queue.postgres"]
+    )
+    return context
+
+
+def events(log_path):
+    counted = collections.defaultdict(collections.Counter)
+    for line in log_path.read_text().splitlines():
+        event, identity = line.split()
+        counted[event][identity] += 1
+    return counted
+
+
+def kill_workers_at_random(processes, connect, url, log_path, jobs, workers, kills, seconds):
+    """Let `workers` do `jobs` while one of them is killed again and again, and a new one started."""
+    queue = connect(retries=RetryPolicy(max_attempts=1000, backoff_seconds=0.1))
+    wanted = [job(sample) for sample in range(jobs)]
+    queue.enqueue(wanted)
+    ids, running, started, dice = [each.id for each in wanted], [], 0, random.Random(0)
+    while True:
+        while len(running) < workers:
+            started += 1
+            running.append(processes.Process(target=worker, args=(url, f"w{started}", log_path, seconds), daemon=True))
+            running[-1].start()
+        found = queue.wait(ids, timeout_seconds=dice.uniform(0.02, 0.2))
+        if len(found) == jobs or started > 50 * workers + kills:
+            break
+        if started < workers + kills:
+            victim = running.pop(dice.randrange(workers))
+            victim.kill()
+            victim.join()
+    for process in running:
+        process.kill()
+        process.join()
+    assert {each.kind for each in found.values()} == {OutcomeKind.SCORED}
+    counted = events(log_path)
+    assert max(counted["accepted"].values()) == 1
+    assert set(counted["executed"]) == set(ids)
+    # A worker may be killed between handing in and noting it.
+    assert jobs - kills <= len(counted["accepted"]) <= jobs
+    return counted, started
+
+
+def test_killed_workers_lose_nothing_and_no_result_counts_twice(processes, connect, url, tmp_path):
+    counted, started = kill_workers_at_random(
+        processes, connect, url, tmp_path / "log", jobs=40, workers=4, kills=8, seconds=0.1
+    )
+    assert started > 4
+    assert max(counted["executed"].values()) > 1  # A killed worker's job was executed again.
+
+
+@pytest.mark.slow
+def test_600_jobs_with_24_workers_killed_at_random(processes, connect, url, tmp_path):
+    _, started = kill_workers_at_random(
+        processes, connect, url, tmp_path / "log", jobs=600, workers=24, kills=60, seconds=0.3
+    )
+    assert started >= 24 + 20
+
+
+def test_a_worker_stopped_past_its_lease_is_fenced(processes, connect, url):
+    queue = connect(retries=RetryPolicy(backoff_seconds=0.01))
+    queue.enqueue([job()])
+    here, there = processes.Pipe()
+    process = processes.Process(target=stopped_worker, args=(url, there), daemon=True)
+    process.start()
+    assert here.recv() == 1
+    os.kill(process.pid, signal.SIGSTOP)
+    here.send("go on")
+    end = time.monotonic() + 30
+    while (lease := queue.claim("other", Capabilities())) is None and time.monotonic() < end:
+        time.sleep(0.05)
+    assert queue.complete(lease, outcome("other"))
+    os.kill(process.pid, signal.SIGCONT)
+    assert here.recv() == (False, False)
+    process.join()
+    assert queue.outcomes([job().id])[job().id].observation == "other"
+    assert queue.status()["late_results"] == 1
+
+
+@pytest.mark.parametrize("die_at", [3, 4])
+def test_a_trainer_killed_after_consuming_trains_on_each_result_once_and_executes_nothing_again(
+    processes, connect, url, tmp_path, die_at
+):
+    queue = connect()
+    log, checkpoint = tmp_path / "log", str(tmp_path / "checkpoint.json")
+    helper = processes.Process(target=worker, args=(url, "w", log, 0.0), daemon=True)
+    helper.start()
+    first = processes.Process(target=trainer, args=(url, checkpoint, 5, die_at), daemon=True)
+    first.start()
+    first.join(60)
+    assert first.exitcode == -signal.SIGKILL
+    assert max(queue.consumed("run").values()) == die_at
+    second = processes.Process(target=trainer, args=(url, checkpoint, 5, 0), daemon=True)
+    second.start()
+    second.join(60)
+    assert second.exitcode == 0
+    helper.kill()
+    helper.join()
+    with open(checkpoint) as file:
+        step, trained = json.load(file)
+    assert step == 5
+    wanted = {job(sample, version=version).id for version in range(1, 6) for sample in range(3)}
+    assert sorted(trained) == sorted(wanted)
+    assert events(log)["executed"] == collections.Counter(wanted)
+    assert queue.consumed("run").keys() == wanted

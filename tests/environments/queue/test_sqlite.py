@@ -1,0 +1,112 @@
+"""What only a SQLite file can suffer: locks, full disks, network file systems."""
+
+import collections
+import sqlite3
+import threading
+
+import pytest
+from conftest import job, outcome
+
+from environments.queue import QueueError, open_queue, sqlite
+from environments.queue.base import Capabilities
+
+Mount = collections.namedtuple("Mount", "mountpoint fstype")
+
+
+@pytest.fixture
+def queue(sqlite_database):
+    queue = open_queue(sqlite_database, patience_seconds=30)
+    yield queue
+    queue.close()
+
+
+def locked(tmp_path):
+    connection = sqlite3.connect(tmp_path / "queue.db", isolation_level=None, check_same_thread=False)
+    connection.execute("BEGIN IMMEDIATE")
+    return connection
+
+
+def test_a_locked_file_is_waited_for(queue, tmp_path):
+    holder = locked(tmp_path)
+    threading.Timer(0.3, holder.execute, ("COMMIT",)).start()
+    assert queue.enqueue([job()]) == 1
+    assert queue.claim("w", Capabilities())
+
+
+def test_a_file_that_stays_locked_is_an_error_that_names_it_and_reading_goes_on(queue, sqlite_database, tmp_path):
+    queue.enqueue([job()])
+    impatient = open_queue(sqlite_database, patience_seconds=0.2)
+    holder = locked(tmp_path)
+    with pytest.raises(QueueError, match=r"locked for 0 s: find the process .*queue\.db"):
+        impatient.enqueue([job(1)])
+    assert impatient.outstanding("run") == {0: 1}
+    holder.execute("COMMIT")
+    assert impatient.enqueue([job(1)]) == 1
+    impatient.close()
+
+
+def test_a_full_disk_is_an_error_and_loses_nothing(queue, sqlite_database, monkeypatch):
+    queue.enqueue([job(0)])
+    lease = queue.claim("w", Capabilities())
+    connect = sqlite._on_connect
+
+    def connect_to_a_full_disk(connection, record):
+        connect(connection, record)
+        connection.execute("PRAGMA max_page_count = 1")  # As large as the file is now.
+
+    monkeypatch.setattr(sqlite, "_on_connect", connect_to_a_full_disk)
+    full = open_queue(sqlite_database)
+    with pytest.raises(QueueError, match="full: free space on the disk"):
+        full.enqueue([job(i, action="x" * 3000) for i in range(1, 100)])
+    full.close()
+    assert queue.outstanding("run") == {0: 1}
+    assert queue.complete(lease, outcome())
+
+
+@pytest.mark.parametrize("kind", ["nfs4", "cifs", "fuse.sshfs", "fuse.gcsfuse", "9p"])
+def test_a_network_file_system_is_refused(tmp_path, monkeypatch, kind):
+    mounts = [Mount("/", "ext4"), Mount(str(tmp_path), kind), Mount(str(tmp_path / "local"), "xfs")]
+    monkeypatch.setattr(sqlite.psutil, "disk_partitions", lambda all: mounts)
+    with pytest.raises(QueueError, match=f"network file system \\({kind}\\).*postgresql://"):
+        open_queue(f"sqlite:///{tmp_path}/inner/queue.db")
+    open_queue(f"sqlite:///{tmp_path}/local/queue.db").close()
+
+
+@pytest.mark.parametrize("url", ["sqlite://", "sqlite:///:memory:", "mysql://host/db", "not a url", ""])
+def test_a_url_that_does_not_serve_is_refused_with_one_that_does(url):
+    with pytest.raises(QueueError, match="write sqlite:///"):
+        open_queue(url)
+
+
+def test_a_folder_without_access_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(QueueError, match="cannot be created"):
+        open_queue(f"sqlite:///{tmp_path}/file/queue.db")
+
+
+def test_another_schema_version_is_refused(queue, sqlite_database, tmp_path):
+    connection = sqlite3.connect(tmp_path / "queue.db")
+    connection.execute("UPDATE mlagent_schema SET version = 99")
+    connection.commit()
+    with pytest.raises(QueueError, match="version 99, this program speaks"):
+        open_queue(sqlite_database)
+
+
+def test_a_claim_looks_only_at_the_job_it_takes(queue, tmp_path):
+    """The plan of the claim is two index searches, so that it costs the same at any depth."""
+    queue.enqueue([job()])
+    statements = []
+    engine = queue._engine._engine
+    sqlite.event.listen(engine, "before_cursor_execute", lambda *arguments: statements.append(arguments[2:4]))
+    queue.claim("w", Capabilities())
+    connection = sqlite3.connect(tmp_path / "queue.db")
+    plans = [
+        row[3]
+        for statement, parameters in statements
+        if "UPDATE" in statement
+        for row in connection.execute(f"EXPLAIN QUERY PLAN {statement}", parameters)
+    ]
+    assert any(
+        "USING INDEX mlagent_jobs_queued" in plan or "COVERING INDEX mlagent_jobs_queued" in plan for plan in plans
+    )
+    assert not any(plan.startswith("SCAN") or "TEMP B-TREE" in plan for plan in plans), plans
