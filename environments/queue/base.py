@@ -96,8 +96,8 @@ class RewardQueue(Protocol):
 
     # -- trainer --
     def enqueue(self, jobs: Iterable[Job]) -> int:
-        """Add jobs; those already known (by `Job.id`) are left as they are, but for those cancelled and not yet consumed:
-        they are queued again.
+        """Add jobs; those already known (by `Job.id`) are left as they are, but for those cancelled and not yet
+        consumed: they are queued again.
 
         Returns how many were added.
         """

@@ -2,6 +2,7 @@
 
 import threading
 import time
+import traceback
 
 import pytest
 import sqlalchemy
@@ -132,8 +133,7 @@ def test_credentials_are_in_no_error_and_no_status(postgres_url, postgres_databa
     wrong = sqlalchemy.make_url(postgres_database).set(username="nobody_at_all", password=secret)
     with pytest.raises(QueueError, match=r"nobody_at_all.* check user") as caught:
         open_queue(wrong.render_as_string(hide_password=False))
-    assert secret not in repr(caught.getrepr(style="long", showlocals=False))
-    assert caught.value.__cause__ is None
+    assert secret not in "".join(traceback.format_exception(caught.value))
     right = sqlalchemy.make_url(postgres_database).set(password=secret).render_as_string(hide_password=False)
     assert main(["status", right, "--json"]) == 1  # No queue there yet.
     open_queue(right).close()
@@ -147,7 +147,7 @@ def test_credentials_are_in_no_error_and_no_status(postgres_url, postgres_databa
 
 
 def test_a_server_that_does_not_answer_is_an_error_after_a_while():
-    with pytest.raises(QueueError, match="127.0.0.1:1"):
+    with pytest.raises(QueueError, match=r"127\.0\.0\.1:1"):
         open_queue("postgresql://user@127.0.0.1:1/db", patience_seconds=0.2)
 
 
