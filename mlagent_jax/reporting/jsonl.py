@@ -19,31 +19,33 @@ class RecordError(ValueError):
     """A line of a record file is broken; the message names the file, the line and the remedy."""
 
 
-def _decode(path: epath.Path, data: bytes) -> Iterator[dict[str, Any]]:
-    """Records in `data`, without a torn last line."""
-    lines = data.split(b"\n")
-    for number, line in enumerate(lines[:-1], start=1):  # Whatever follows the last newline is torn, or empty.
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except ValueError as error:
-            raise RecordError(f"{path}:{number} is not JSON ({error}): delete that line") from error
-        if not isinstance(record, dict):
-            raise RecordError(f"{path}:{number} is {type(record).__name__}, not an object: delete that line")
-        yield record
-
-
-def read(path: epath.PathLike) -> list[dict[str, Any]]:
-    """All whole records of `path`, in order; none where there is no such file.
+def iterate(path: epath.PathLike) -> Iterator[dict[str, Any]]:
+    """Whole records of `path` one by one, without holding the file in memory; none where there is no such file.
 
     Raises:
       RecordError: a line before the last is not a JSON object.
     """
     path = epath.Path(path)
     if not path.exists():
-        return []
-    return list(_decode(path, path.read_bytes()))
+        return
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.endswith(b"\n"):
+                return  # Torn, or being written right now.
+            if not line.strip():
+                continue
+            try:
+                record = json.loads(line)
+            except ValueError as error:
+                raise RecordError(f"{path}:{number} is not JSON ({error}): delete that line") from error
+            if not isinstance(record, dict):
+                raise RecordError(f"{path}:{number} is {type(record).__name__}, not an object: delete that line")
+            yield record
+
+
+def read(path: epath.PathLike) -> list[dict[str, Any]]:
+    """All of `iterate`."""
+    return list(iterate(path))
 
 
 def encode(record: Mapping[str, Any]) -> bytes:

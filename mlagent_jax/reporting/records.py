@@ -111,7 +111,7 @@ def read_policy(path: epath.PathLike) -> PolicyRecords:
     """
     steps: list[StepRecord] = []
     episodes: list[EpisodeRecord] = []
-    for number, record in enumerate(jsonl.read(path), start=1):
+    for number, record in enumerate(jsonl.iterate(path), start=1):
         try:
             if record["kind"] == "step":
                 steps.append(_step(record))

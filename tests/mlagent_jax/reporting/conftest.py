@@ -14,8 +14,8 @@ from environments.protocol import Outcome, OutcomeKind, Scale
 from environments.rewards import compute
 
 TASKS = {
-    "held_in": ("micro-moons-3", "micro-trend-1", "wine", "reviews"),
-    "held_out": ("diabetes", "digits", "micro-words-9"),
+    "held_in": ("moons", "trend", "wine", "reviews"),
+    "held_out": ("diabetes", "digits", "words"),
 }
 SKILL = {"base": 0.05, "sft": 0.5, "rl": 0.8}
 SCALE = Scale(m_init=0.71, m_best=0.93, higher_is_better=True)
@@ -183,13 +183,20 @@ def write_run(
     write_lines(workdir / "metrics.jsonl", _metrics(rng))
     for policy in policies:
         write_lines(workdir / "evaluation" / f"{policy}.jsonl", _evaluation(policy, rng, states, samples, episodes))
-    for stage, skill, steps in (("collect", 0.6, 1), ("rl", 0.7, 16)):
-        records = [
-            _record("step", task, _draw(rng, skill, 0.0), stage=stage, step=step, state=f"{task}/0", sample=0)
-            for step in range(steps)
-            for task in TASKS["held_in"]
-        ]
-        write_lines(workdir / "trajectories" / f"{stage}.jsonl", records)
+    expert = [
+        _record("step", task, _draw(rng, 0.7, 0.0), stage="collect", split="train", trajectory=trajectory, step=step)
+        for trajectory in range(3)
+        for task in TASKS["held_in"]
+        for step in range(4)
+    ]
+    write_lines(workdir / "trajectories" / "collect.jsonl", expert)
+    sampled = [
+        _record("step", task, _draw(rng, 0.7, 0.0), stage="rl", split="train", trajectory=0, step=step, sample=sample)
+        for step in range(1, 17)
+        for task in TASKS["held_in"]
+        for sample in range(2)
+    ]
+    write_lines(workdir / "trajectories" / "rl.jsonl", sampled)
     run = {
         "name": f"{workdir.name}-0a1b2c3d",
         "seconds": {"collect": 92.0, "sft": 268.0, "evaluate": 71.5, "rl": 301.2, "export": 3.1, "report": 0.8},

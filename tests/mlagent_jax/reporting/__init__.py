@@ -1,0 +1,1 @@
+"""A package, so that its tests share `chromium` whatever else is called so."""
