@@ -1,0 +1,206 @@
+"""Checkpoints of a run: every array a resume needs, and beside them JSON for everything else, in one atomic step.
+
+`save` copies the arrays to the host and returns; Orbax writes them in the background while training goes on. A step
+becomes visible only when it is whole, so a process that is killed at any moment leaves the step before it. What was
+saved from one mesh restores onto another: the caller says where each array is to live.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Mapping
+from typing import Any, Self
+
+import jax
+import orbax.checkpoint as ocp
+from etils import epath
+from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
+
+ARRAYS, EXTRA = "arrays", "extra"
+_DELETED = "deleted"
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be saved or restored as asked; the message names the step or the array."""
+
+
+class Checkpointer:
+    """The checkpoints of one directory, one a step. To be closed, or used in a `with`.
+
+    With several processes every one of them calls `save` and `restore`, on the same steps: Orbax lets them meet.
+    """
+
+    def __init__(
+        self, directory: epath.PathLike, keep: int | None = 3, *, keep_best: int = 0, read_only: bool = False
+    ) -> None:
+        """
+        Args:
+          directory: local or remote (`gs://`); made if it does not exist.
+          keep: how many of the latest steps stay, at least 1; None for all.
+          keep_best: how many more stay for their metric (highest first); metrics are stored only where it is not 0.
+          read_only: for programs that look at a run which may still be saving: nothing is made, deleted or cleaned up.
+        """
+        if keep is not None and keep < 1:
+            raise CheckpointError(f"keep is {keep}: at least the latest checkpoint must stay (None keeps all)")
+        # Orbax wants absolute paths; the remote ones are.
+        path = epath.Path(directory)
+        self.directory = path if "://" in str(directory) else path.absolute()
+        self._read_only = read_only
+        policy = LatestN(n=keep)
+        if keep_best:
+            best = BestN(get_metric_fn=_metric, n=keep_best, keep_checkpoints_without_metrics=False)
+            policy = AnyPreservationPolicy([policy, best])
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=policy,
+            best_fn=_metric if keep_best else None,  # Orbax stores no metrics without it; the policy decides
+            # A step is removed by renaming it, then deleted by us: a deletion that is cut short would leave half of it.
+            todelete_subdir=None if read_only else _DELETED,
+            # What an earlier process left half-written when it died; done by the first save.
+            cleanup_tmp_directories=not read_only,
+            create=not read_only,
+            save_interval_steps=0 if read_only else 1,
+            read_only=read_only,
+        )
+        self._manager = ocp.CheckpointManager(
+            self.directory,
+            options=options,
+            item_handlers={ARRAYS: ocp.PyTreeCheckpointHandler(), EXTRA: ocp.JsonCheckpointHandler()},
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def save(self, step: int, arrays: Any, extra: Mapping[str, Any], metric: float | None = None) -> None:
+        """Saves asynchronously; what is passed may be donated or changed as soon as this returns.
+
+        Waits for the save before it, so that at most one copy of the arrays is held on the host.
+
+        Args:
+          step: larger than every step saved so far.
+          arrays: a pytree of arrays. Random keys as `jax.random.key_data`.
+          extra: JSON-serialisable: positions, controllers, what was consumed.
+          metric: for `keep_best`, higher is better; a step without one is kept by age alone.
+
+        Raises:
+          CheckpointError: the step is not after the latest, or something cannot be saved. The failure of a save in the
+            background is raised by the next `save`, `wait` or `close`.
+        """
+        leaves = _leaves(arrays)
+        if not leaves:
+            raise CheckpointError(f"arrays of step {step} has no array in it")
+        for path, leaf in leaves.items():
+            if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+                raise CheckpointError(f"array {path!r} is a typed random key: save jax.random.key_data of it")
+        if metric is not None and not math.isfinite(metric):
+            raise CheckpointError(f"metric of step {step} is {metric}: give a finite number or None")
+        items = ocp.args.Composite(
+            # By way of text: a copy that the caller cannot change while it is written, refused here and not later.
+            **{ARRAYS: ocp.args.PyTreeSave(arrays), EXTRA: ocp.args.JsonSave(json.loads(json.dumps(dict(extra))))}
+        )
+        self.wait()
+        metrics = None if metric is None else {"metric": float(metric)}
+        if not self._manager.save(step, args=items, metrics=metrics):
+            raise CheckpointError(
+                f"step {step} was not saved in {self.directory}: the latest there is {self.latest()}, and steps must"
+                " grow (a run that goes back to an earlier step needs a directory of its own)"
+            )
+
+    def steps(self) -> list[int]:
+        """Steps that can be restored, in order; one still being written is not among them."""
+        self._manager.reload()
+        return sorted(self._manager.all_steps())
+
+    def latest(self) -> int | None:
+        """The last step that is whole, None if there is none."""
+        return max(self.steps(), default=None)
+
+    def best(self) -> int | None:
+        """The step with the highest metric among those still there, None if no step has one."""
+        metrics = {step: self._manager.metrics(step) for step in self.steps()}
+        measured = {step: _metric(each) for step, each in metrics.items() if each}
+        return max(measured, key=lambda step: (measured[step], step), default=None)
+
+    def extra(self, step: int) -> dict[str, Any]:
+        """The JSON of a step, without its arrays."""
+        self._require(step)
+        return self._manager.restore(step, args=ocp.args.Composite(**{EXTRA: ocp.args.JsonRestore()}))[EXTRA]
+
+    def restore(self, step: int, abstract_arrays: Any, *, partial: bool = False) -> tuple[Any, dict[str, Any]]:
+        """The arrays of `step`, bit by bit, where they are to live, and its JSON.
+
+        Args:
+          step: one of `steps()`.
+          abstract_arrays: a pytree like the one saved, of arrays or `jax.ShapeDtypeStruct`. Each array is read straight
+            onto its `sharding`, whatever it was saved from; without one onto this process's first device.
+          partial: whether `abstract_arrays` may leave out some of what was saved, such as the optimizer's state.
+
+        Raises:
+          CheckpointError: no such step, or an array is missing, left over, or of another shape or dtype; it names it.
+        """
+        self._require(step)
+        wanted = jax.tree.map(_placed, abstract_arrays)
+        self._check(step, wanted, partial)
+        arrays = ocp.args.PyTreeRestore(
+            item=wanted,
+            restore_args=ocp.checkpoint_utils.construct_restore_args(wanted),
+            partial_restore=partial,
+        )
+        restored = self._manager.restore(
+            step, args=ocp.args.Composite(**{ARRAYS: arrays, EXTRA: ocp.args.JsonRestore()})
+        )
+        return restored[ARRAYS], restored[EXTRA]
+
+    def shapes(self, step: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shape and dtype of each array of a step, by its path (`params/layers/mlp/up/kernel`)."""
+        self._require(step)
+        saved = _leaves(self._manager.item_metadata(step)[ARRAYS].tree)
+        return {path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for path, leaf in saved.items()}
+
+    def wait(self) -> None:
+        """Until the save in the background is whole; raises what went wrong in it."""
+        self._manager.wait_until_finished()
+        if not self._read_only and jax.process_index() == 0:
+            shutil.rmtree(self.directory / _DELETED, ignore_errors=True)
+
+    def close(self) -> None:
+        """Waits, and ends the threads in the background."""
+        self.wait()
+        self._manager.close()
+
+    def _require(self, step: int) -> None:
+        if step not in (steps := self.steps()):
+            raise CheckpointError(f"no checkpoint of step {step} in {self.directory}: there are {steps or 'none'}")
+
+    def _check(self, step: int, wanted: Any, partial: bool) -> None:
+        saved, asked = self.shapes(step), _leaves(wanted)
+        where = f"checkpoint {self.directory / str(step)}"
+        if missing := sorted(asked.keys() - saved.keys()):
+            raise CheckpointError(f"{where} lacks array {missing[0]!r} (and {len(missing) - 1} more)")
+        if not partial and (left := sorted(saved.keys() - asked.keys())):
+            raise CheckpointError(f"{where} has array {left[0]!r} (and {len(left) - 1} more) that was not asked for")
+        for path, leaf in asked.items():
+            if (saved[path].shape, saved[path].dtype) != (leaf.shape, leaf.dtype):
+                raise CheckpointError(
+                    f"{where}: array {path!r} is {saved[path].dtype}{list(saved[path].shape)}, "
+                    f"asked for is {leaf.dtype}{list(leaf.shape)}: was it saved under another config?"
+                )
+
+
+def _metric(metrics: Mapping[str, float]) -> float:
+    return metrics["metric"]
+
+
+def _leaves(tree: Any) -> dict[str, Any]:
+    """Leaves by path, as Orbax names them."""
+    paths = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in paths}
+
+
+def _placed(leaf: jax.Array | jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    sharding = getattr(leaf, "sharding", None) or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
