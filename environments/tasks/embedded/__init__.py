@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from environments.tasks.embedded import tabular
+from environments.tasks.embedded import images, series_and_graphs, tabular, texts
 from environments.tasks.recipe import Recipe
 
 
 def recipes() -> dict[str, Recipe]:
     """Every embedded task by name."""
-    return {recipe.spec.name: recipe for module in (tabular,) for recipe in module.recipes()}
+    return {
+        recipe.spec.name: recipe
+        for module in (tabular, images, texts, series_and_graphs)
+        for recipe in module.recipes()
+    }

@@ -1,0 +1,1 @@
+"""Processes that generate data where real data are too thin: documented, seeded, for embedded and micro-tasks alike."""
