@@ -106,8 +106,7 @@ class Run:
         named, count = (
             (config.train, config.micro_train) if split == "train" else (config.held_out, config.micro_held_out)
         )
-        families = tasks.micro.family_names(split)
-        return (*named, *(f"micro-{families[i % len(families)]}-{i // len(families)}" for i in range(count)))
+        return (*named, *tasks.micro.names(split, count, config.seed))
 
     def _prepare_tasks(self) -> None:
         names = (*self.task_names("train"), *self.task_names("held_out"))

@@ -223,7 +223,7 @@ def ppo_step(
         return total, jax.lax.stop_gradient({**metrics, **value_metrics, **terms})
 
     grads, metrics = jax.grad(loss, has_aux=True)(params)
-    metrics["grad_norm"] = losses.Mean(optax.global_norm(grads["policy"]), jnp.ones(()))
+    metrics["grad_norm"] = losses.Mean(optax.tree.norm(grads["policy"]), jnp.ones(()))
     updates, opt_state = optimizer.update(grads, opt_state, params)
     return optax.apply_updates(params, updates), opt_state, metrics
 

@@ -44,7 +44,7 @@ def sft_step(
     updates, opt_state = optimizer.update(grads, opt_state, params)
     metrics = {
         "loss": value,
-        "grad_norm": optax.global_norm(grads),
+        "grad_norm": optax.tree.norm(grads),
         "tokens": jnp.sum(rows["segment_ids"] > 0),
         "action_tokens": count,
     }

@@ -1,0 +1,65 @@
+"""The settings: checked before any work is done, with messages that name the field and the remedy."""
+
+import importlib
+from pathlib import Path
+
+import pytest
+
+from mlagent_jax.config import ConfigError, default_config, differences, freeze
+
+CONFIGS = sorted(path.stem for path in Path("configs").glob("*.py") if path.stem != "__init__")
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_config_file_is_a_valid_config(name):
+    freeze(importlib.import_module(f"configs.{name}").get_config())
+
+
+def test_an_unknown_field_names_the_nearest():
+    config = default_config()
+    with config.unlocked():
+        config.rl.clipp = 0.1
+    with pytest.raises(ConfigError, match=r"config\.rl\.clipp .*did you mean config\.rl\.clip\?"):
+        freeze(config)
+
+
+@pytest.mark.parametrize(
+    ("section", "field", "value", "message"),
+    [
+        ("sft", "epochs", 0, "above 0"),
+        ("workers", "sandbox", "chroot", "docker"),
+        ("rl", "minibatches", 7, "divide"),
+        ("rl", "max_staleness", -1, "0 or above"),
+        ("sft", "row_tokens", 100, "raise it"),
+        ("rl", "estimator", "vtrace", "rloo"),
+    ],
+)
+def test_an_impossible_value_is_named_with_what_is_possible(section, field, value, message):
+    config = default_config()
+    config[section][field] = value
+    with pytest.raises(ConfigError, match=rf"config\.{section}\.{field} .*{message}"):
+        freeze(config)
+
+
+def test_a_wrong_type_is_named():
+    config = default_config()
+    with config.ignore_type():
+        config.rl.states = "twelve"
+    with pytest.raises(ConfigError, match=r"config\.rl\.states is 'twelve' \(str\); it takes a int"):
+        freeze(config)
+
+
+def test_several_names_may_come_as_one_flag_value():
+    config = default_config()
+    config.tasks.train = ("wine,iris",)
+    assert freeze(config).tasks.train == ("wine", "iris")
+
+
+def test_only_settings_that_decide_what_is_learned_count_as_differences():
+    config = default_config()
+    stored = config.to_dict()
+    config.workers.slots = 16
+    config.stages = ("export",)
+    assert differences(stored, freeze(config)) == []
+    config.rl.clip = 0.3
+    assert differences(stored, freeze(config)) == ["rl.clip: 0.2 -> 0.3"]
