@@ -17,6 +17,7 @@ import contextlib
 import dataclasses
 import math
 import os
+import shutil
 import sqlite3
 import tempfile
 import threading
@@ -39,6 +40,8 @@ MAX_SUBMISSION_BYTES = 16 << 20
 MAX_SCRIPT_BYTES = 1 << 20
 MAX_KEPT_TEXT = 20_000
 """Characters of a script's standard output, of its standard error and of a diff that are kept, head and tail."""
+MIN_SCRATCH_BYTES = 2 << 30
+"""Free memory from which workspaces are kept there."""
 _NEVER_KEPT = ("data", "__pycache__", "*/__pycache__")
 """Not part of a snapshot: the mount point of the data, and byte code, which could stand for another source."""
 _LIMIT_KINDS = {
@@ -48,21 +51,41 @@ _LIMIT_KINDS = {
 }
 
 
+def initial_state(task: PreparedTask, store: Store) -> State:
+    """s_0 of a task: its starting workspace, no history, the metric of its starting script. Executes nothing."""
+    return State(
+        task=task.key,
+        history=(),
+        snapshot=Snapshots(store).snapshot(task.env, exclude=_excluded(task)),
+        script=_script(task.env / task.spec.entry),
+        metric=task.scale.m_init,
+    )
+
+
 class Environment:
     """Takes steps in prepared tasks. Thread-safe: `take` may be called from several threads at once."""
 
-    def __init__(self, tasks: Path, sandbox: Sandbox, store: Store, cache: bool | Path = True) -> None:
+    def __init__(
+        self,
+        tasks: Path,
+        sandbox: Sandbox,
+        store: Store,
+        cache: bool | Path = True,
+        scratch: Path | None = None,
+    ) -> None:
         """Open the environment.
 
         Args:
           tasks: folder of prepared tasks.
           cache: keep executions in `tasks/executions.sqlite` (True), in a file of another name, or not at all (False).
+          scratch: folder for workspaces while a step is taken; default `default_scratch()`.
         """
         self._tasks = tasks
         self.sandbox = sandbox
         self.store = store
         self._opened: dict[str, PreparedTask] = {}
         self._lock = threading.Lock()
+        self._scratch = scratch or default_scratch()
         self._cache: ExecutionCache | None = None
         if cache is not False:
             self._cache = ExecutionCache(tasks / "executions.sqlite" if cache is True else cache)
@@ -79,16 +102,8 @@ class Environment:
             return self._opened[key]
 
     def initial_state(self, task_key: str) -> State:
-        """s_0 of a task: its starting workspace, no history, the metric of its starting script."""
-        task = self.task(task_key)
-        snapshot = Snapshots(self.store).snapshot(task.env, exclude=_excluded(task))
-        return State(
-            task=task_key,
-            history=(),
-            snapshot=snapshot,
-            script=_script(task.env / task.spec.entry),
-            metric=task.scale.m_init,
-        )
+        """s_0 of the prepared task with this key; see `initial_state`."""
+        return initial_state(self.task(task_key), self.store)
 
     def take(self, job: Job) -> Outcome:
         """Take one step. Whatever the action and the script do ends in a typed outcome.
@@ -251,7 +266,7 @@ class Environment:
     @contextlib.contextmanager
     def _workspace(self, task: PreparedTask, snapshot: str) -> Iterator[Path]:
         """A folder of its own that holds a snapshot and, fresh from the task, what is not the agent's."""
-        folder = Path(tempfile.mkdtemp(prefix="mlagent-"))
+        folder = Path(tempfile.mkdtemp(prefix="mlagent-", dir=self._scratch))
         try:
             root = folder / "workspace"
             Snapshots(self.store).restore(snapshot, root)
@@ -260,6 +275,18 @@ class Environment:
             yield root
         finally:
             remove_folder(folder)
+
+
+def default_scratch() -> Path:
+    """Memory where there is plenty of it, else the temporary folder (always, where TMPDIR names one).
+
+    Making 50 files takes 0.3 ms in memory; on a full ext4 disk 10 to 70 ms were measured.
+    """
+    memory = Path("/dev/shm")  # noqa: S108 - mkdtemp makes a folder of our own in it
+    usable = "TMPDIR" not in os.environ and os.access(memory, os.W_OK | os.X_OK)
+    if usable and shutil.disk_usage(memory).free >= MIN_SCRATCH_BYTES:
+        return memory
+    return Path(tempfile.gettempdir())
 
 
 def _excluded(task: PreparedTask) -> tuple[str, ...]:

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import os
-import tempfile
 
 import fakes
 import pytest
@@ -316,12 +315,13 @@ def test_the_cache_outlives_the_process_and_can_be_left_out(environment, sandbox
     assert (tmp_path / "tasks" / "executions.sqlite").stat().st_mode & 0o077 == 0
 
 
-def test_no_temporary_files_stay(environment, sandbox, tmp_path, monkeypatch):
-    folder = tmp_path / "temporary"
+def test_no_temporary_files_stay(environment, sandbox, tmp_path):
+    folder = tmp_path / "scratch"
     folder.mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    environment = Environment(tmp_path / "tasks", sandbox, environment.store, scratch=folder)
     take(environment, edit("import os\nos.mkdir('closed')\nos.mkdir('closed/inner')\nos.chmod('closed', 0)\nguess = 2"))
     take(environment, edit("raise SystemExit(3)"))
     sandbox.failures.append(SandboxError("died"))
     take(environment, edit("guess = 3.5"))
+    environment.close()
     assert os.listdir(folder) == []
