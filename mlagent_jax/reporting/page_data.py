@@ -172,7 +172,7 @@ def _item(source: str, group: Sequence[Mapping[str, Any]], text: int) -> dict[st
     elif source == "collect":
         item["episode"] = first.get("trajectory")
     else:
-        item |= {"step": first.get("step"), "sample": first.get("sample")}
+        item |= {"step": first.get("step"), "sample": first.get("sample", first.get("trajectory"))}
     return {name: value for name, value in item.items() if value is not None}
 
 

@@ -191,7 +191,7 @@ def write_run(
     ]
     write_lines(workdir / "trajectories" / "collect.jsonl", expert)
     sampled = [
-        _record("step", task, _draw(rng, 0.7, 0.0), stage="rl", split="train", trajectory=0, step=step, sample=sample)
+        _record("step", task, _draw(rng, 0.7, 0.0), stage="rl", split="train", trajectory=sample, step=step)
         for step in range(1, 17)
         for task in TASKS["held_in"]
         for sample in range(2)

@@ -92,9 +92,8 @@ def test_a_task_leads_to_its_trajectories(show):
 
 def test_dragging_zooms_all_charts_of_a_stage_and_hovering_reads_them(show):
     page = show()
-    box = page.run(
-        "{ const b = document.querySelector('.plot').getBoundingClientRect(); [b.x, b.y + scrollY, b.width] }"
-    )
+    plot = "document.querySelector('.plot').getBoundingClientRect()"
+    box = page.run(f"{{ const box = {plot}; [box.x, box.y + scrollY, box.width] }}")
     page.run(f"scrollTo(0, {box[1]} - 200)")
     y = page.run(f"{plot}.y") + 60
     points = [box[0] + share * box[2] for share in (0.4, 0.6)]
