@@ -1,4 +1,4 @@
-"""Shared libraries of a root file system: which ones its programs and extension modules load, copied to where they look.
+"""Shared libraries of a root file system: what its programs and extension modules load, copied to where they look.
 
 `environments.images.rootfs` calls `install` once everything else is in place. No chroot, no ldconfig, no privilege:
 every library goes to the one directory that the host's own dynamic loader searches by default.

@@ -68,10 +68,10 @@ BUNDLED_DATA = (
 )
 """Originals from which tasks are made, relative to site-packages. A Python module among them becomes an empty one."""
 
-_PASSWD = "root:x:0:0:root:/:/bin/false\nagent:x:1000:1000:agent:/tmp:/bin/false\n"
+_USERS = "root:x:0:0:root:/:/bin/false\nagent:x:1000:1000:agent:/tmp:/bin/false\n"
 _GROUP = "root:x:0:\nagent:x:1000:\n"
 _ETC = {
-    "passwd": _PASSWD,
+    "passwd": _USERS,
     "group": _GROUP,
     "nsswitch.conf": "passwd: files\ngroup: files\nhosts: files\n",
     "hosts": "127.0.0.1 localhost\n::1 localhost\n",
@@ -144,7 +144,9 @@ def ensure_rootfs(progress: Callable[[str], None] = _say) -> RootFs:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise RootFsError(f"cannot write the cache {folder}: {error}; set MLAGENT_CACHE to another folder") from error
+            raise RootFsError(
+                f"cannot write the cache {folder}: {error}; set MLAGENT_CACHE to another folder"
+            ) from error
         with _only_builder(folder / f"{digest}.lock"):
             if not path.is_dir():
                 _build_atomically(path, progress)
@@ -167,7 +169,7 @@ def _require_readable(path: Path) -> None:
         if folder.stat().st_mode & 0o005 != 0o005:
             raise RootFsError(
                 f"{folder} is closed to other users, but the sandbox runs as an unprivileged one: "
-                f"set MLAGENT_CACHE to a folder open to all (for example /var/cache/mlagent-jax), or chmod o+rx {folder}"
+                f"set MLAGENT_CACHE to a folder open to all, or unset it (/var/cache/mlagent-jax), or chmod o+rx {folder}"
             )
 
 
@@ -269,7 +271,7 @@ def _compile(root: Path) -> None:
 def _open_to_all(root: Path) -> None:
     """Readable by everybody, writable by its owner, no setuid bit, whatever the umask or the origin said."""
     for folder, _, files in os.walk(root):
-        os.chmod(folder, 0o755)
+        os.chmod(folder, 0o755)  # noqa: S103
         for name in files:
             path = os.path.join(folder, name)
             if not os.path.islink(path):

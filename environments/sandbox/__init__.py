@@ -38,7 +38,7 @@ def open_sandbox(name: str = "auto", required: Iterable[str] = ()) -> Sandbox:
 
     Raises:
       ValueError: an unknown name or guarantee.
-      SandboxUnavailableError: it cannot run on this host, or does not give what is required; the message has the remedy.
+      SandboxUnavailableError: it cannot run here, or does not give what is required; the message has the remedy.
     """
     required = frozenset(required)
     if unknown := sorted(required - frozenset(GUARANTEES)):

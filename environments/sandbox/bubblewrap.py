@@ -87,7 +87,7 @@ class BubblewrapSandbox:
 
     @property
     def guarantees(self) -> frozenset[str]:
-        from environments.sandbox.probe import probe  # noqa: PLC0415
+        from environments.sandbox.probe import probe
 
         return probe(self)
 

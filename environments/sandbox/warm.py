@@ -30,7 +30,7 @@ FORBIDDEN = (
 _INSIDE = Path(__file__).with_name("inside")
 _MOUNTED = "/opt/mlagent"
 _PACKAGE = "mlagent_inside"
-_MAIN = f"import sys; sys.path.insert(0, {_MOUNTED!r}); from {_PACKAGE}.zygote import main; main()"
+_MAIN = f"import sys; sys.path.insert(0, {_MOUNTED!r}); from {_PACKAGE}.keeper import main; main()"
 _FIRST_UID, _UIDS = 64000, 1000
 """User ids of the host that a root worker's sandboxes run as: nobody's, and not each other's."""
 _START_SECONDS = 120.0

@@ -16,6 +16,7 @@ import struct
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
+CLONE_NEWPID = 0x20000000
 NEW_NAMESPACES = 0x10000000 | 0x00020000 | 0x20000000 | 0x40000000 | 0x08000000 | 0x04000000 | 0x02000000
 """CLONE_NEWUSER, NEWNS, NEWPID, NEWNET, NEWIPC, NEWUTS, NEWCGROUP."""
 
@@ -45,6 +46,11 @@ def _check(result: int, what: str) -> None:
 def unshare(flags: int) -> None:
     """Leave the namespaces in `flags` for fresh ones (the pid namespace: for children)."""
     _check(_LIBC.unshare(flags), "unshare")
+
+
+def setns(descriptor: int, flags: int) -> None:
+    """Enter the namespaces in `flags` of the process behind a pidfd (the pid namespace: for children)."""
+    _check(_LIBC.setns(descriptor, flags), "setns")
 
 
 def map_identity(uid: int, gid: int, outer_uid: int, outer_gid: int) -> None:

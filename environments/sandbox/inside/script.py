@@ -60,7 +60,7 @@ def run_script(script: str, seed: int) -> NoReturn:
     for last in (threading._shutdown, atexit._run_exitfuncs, sys.stdout.flush, sys.stderr.flush):
         try:
             last()
-        except BaseException:  # noqa: BLE001 - as at the end of any interpreter: reported, and the exit goes on
+        except BaseException:
             code = code or 120
     os._exit(code)
 
@@ -87,7 +87,7 @@ def _exit_code(script: str) -> int:
         exec(compile(source, main.__file__, "exec"), main.__dict__)  # noqa: S102 - what this module is for
     except SystemExit as stop:
         return _code_of(stop.code)
-    except BaseException as error:  # noqa: BLE001
+    except BaseException as error:
         _report(error)
         return 1
     return 0
@@ -112,5 +112,5 @@ def _report(error: BaseException) -> None:
             hook(type(error), error, trace)
         else:
             traceback.print_exception(error)
-    except BaseException:  # noqa: BLE001 - stderr may be closed by the script
+    except BaseException:
         return

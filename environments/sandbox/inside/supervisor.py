@@ -1,21 +1,22 @@
 """One execution in the warm sandbox: build the wall, run the script behind it, bring back what it left.
 
-`zygote` forks a process for every execution, which calls `supervise` and becomes three:
+`keeper` forks a process for every execution, which calls `supervise`. Three processes make one execution:
 
     supervisor   trusted; keeps the fresh namespaces' capabilities; not visible from behind the wall
     init         pid 1 of the fresh pid namespace; no capabilities; reaps orphans; its death kills everything at once
-    script       the untrusted one
+    script       the untrusted one, forked by the warm interpreter (`zygote`) into init's namespaces
 
 The host holds the other end of `channel` (SOCK_SEQPACKET, JSON) and drives this sequence:
 
-    init -> host        {"ready": true}; the kernel attaches init's process id, so that the host can put it in a cgroup
-    host -> supervisor  {"go": true}: let init start the script
+    script -> host      {"ready": true}; the kernel attaches its process id, so that the host can put it in a cgroup
+    host -> supervisor  {"go": true}: let the script start
     host -> supervisor  {"kill": reason}, or the channel's end: kill everything
     supervisor -> host  {"status": ..., "wall_seconds": ..., ...}, once nothing is left and the workspace is packed
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
@@ -32,30 +33,35 @@ _SCRATCH = "/run"
 _TICKS = os.sysconf("SC_CLK_TCK")
 _PAGE = os.sysconf("SC_PAGESIZE")
 _INTERVAL_SECONDS = 0.025
-_ALLOWANCE = 2
-"""Processes beside the script's own that count against its limit: init, and one on its way out."""
 
 
-def supervise(request: dict[str, Any], descriptors: list[int]) -> NoReturn:
+def supervise(request: dict[str, Any], descriptors: list[int], warm: socket.socket) -> NoReturn:
     """Carry out `request` in this process and leave.
 
     Args:
       request: `script`, `seed`, `data` (name in the store, or None), `limits` (as `protocol.Limits`), `workspace_bytes`
         (what is restored), `watch_memory` (no cgroup does it).
       descriptors: channel, standard output, standard error, the packed workspace, where to pack it afterwards.
+      warm: where the warm interpreter takes requests.
     """
     channel = socket.socket(fileno=descriptors[0])
     output, error, incoming, outgoing = descriptors[1:]
     try:
-        result = _execute(request, channel, output, error, incoming, outgoing)
-    except Exception as failure:  # noqa: BLE001 - whatever it is, it is ours, and the host must hear of it
+        result = _execute(request, channel, warm, output, error, incoming, outgoing)
+    except Exception as failure:
         result = {"failure": f"{type(failure).__name__}: {failure}"}
     channel.send(json.dumps(result).encode())
     os._exit(0)
 
 
 def _execute(
-    request: dict[str, Any], channel: socket.socket, output: int, error: int, incoming: int, outgoing: int
+    request: dict[str, Any],
+    channel: socket.socket,
+    warm: socket.socket,
+    output: int,
+    error: int,
+    incoming: int,
+    outgoing: int,
 ) -> dict[str, Any]:
     limits = request["limits"]
     room = limits["disk_mb"] * 2**20 + request["workspace_bytes"]
@@ -63,16 +69,17 @@ def _execute(
     skip = frozenset({"data"} if request["data"] else ())
     with os.fdopen(incoming, "rb") as stream:
         transfer.unpack(stream, script.WORKSPACE, room, keep=skip)
-    status_reader, status_writer = os.pipe()
-    start_reader, start_writer = os.pipe()
-    init = os.fork()
-    if init == 0:
-        for descriptor in (status_reader, start_writer, outgoing):
+    with contextlib.ExitStack() as stack:
+        init, pidfd = _start_init([channel.fileno(), warm.fileno(), output, error, outgoing])
+        stack.callback(os.close, pidfd)
+        end_reader, end_writer = os.pipe()
+        start_reader, start_writer = os.pipe()
+        socket.send_fds(
+            warm, [json.dumps(request).encode()], [pidfd, channel.fileno(), output, error, start_reader, end_writer]
+        )
+        for descriptor in (output, error, start_reader, end_writer):
             os.close(descriptor)
-        _init(request, channel, output, error, start_reader, status_writer)
-    for descriptor in (output, error, start_reader, status_writer):
-        os.close(descriptor)
-    result = _watch(init, channel, start_writer, status_reader, limits, request["watch_memory"])
+        result = _watch(init, channel, start_writer, end_reader, limits, request["watch_memory"])
     usage = os.statvfs(_SCRATCH_VIEW)
     result["full"] = "disk" if usage.f_bavail == 0 else "inodes" if usage.f_favail == 0 else None
     with os.fdopen(outgoing, "wb") as stream:
@@ -112,100 +119,82 @@ def _enter_namespaces(room: int, data: str | None) -> None:
     kernel.make_read_only("/dev")
 
 
-def _init(
-    request: dict[str, Any], channel: socket.socket, output: int, error: int, start_reader: int, status_writer: int
-) -> NoReturn:
-    """Pid 1: finish the wall from inside, fork the script, reap until it ends."""
+def _init(up: int, descriptors: list[int]) -> NoReturn:
+    """Pid 1: finish the wall from inside, then reap orphans for ever."""
+    for descriptor in descriptors:
+        os.close(descriptor)
     kernel.mount("proc", "/proc", "proc", kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC)
     with open("/proc/sys/user/max_user_namespaces", "w", encoding="ascii") as file:
         file.write("0")  # no way to capabilities of any kind
     kernel.drop_privileges()
-    kernel.filter_system_calls()
     kernel.set_dumpable(False)
-    channel.send(b'{"ready": true}')
-    channel.close()
-    if not os.read(start_reader, 1):
-        os._exit(1)
-    child = os.fork()
-    if child == 0:
-        try:
-            _become_script(request, output, error)
-        finally:
-            os._exit(120)
-    os.close(output)
-    os.close(error)
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # orphans are reaped by the kernel
+    os.write(up, b"u")
+    os.close(up)
     while True:
-        pid, status = os.waitpid(-1, 0)
-        if pid == child:
-            os.write(status_writer, status.to_bytes(4, "big"))
-            os._exit(0)
+        signal.pause()
 
 
-def _become_script(request: dict[str, Any], output: int, error: int) -> NoReturn:
-    os.setsid()
-    nothing = os.open(os.devnull, os.O_RDONLY)
-    for source, target in ((nothing, 0), (output, 1), (error, 2)):
-        os.dup2(source, target)
-    os.closerange(3, 1 << 16)
-    kernel.set_dumpable(True)  # its own /proc/self again; init's stays closed
-    os.umask(0o022)
-    os.chdir(script.WORKSPACE)
-    limits = request["limits"]
-    bounds = {
-        "CORE": 0,
-        "CPU": int(limits["cpu_seconds"]) + 2,  # beyond the supervisor's own check, which names the reason
-        "FSIZE": limits["file_mb"] * 2**20,
-        "NOFILE": 1024,
-        "NPROC": limits["processes"] + _ALLOWANCE,
-        "MEMLOCK": 0,
-        "MSGQUEUE": 0,
-    }
-    if request["watch_memory"]:
-        bounds["AS"] = (2 * limits["memory_mb"] + 1024) * 2**20  # between two looks, one process cannot take it all
-    kernel.set_limits(bounds)
-    script.run_script(request["script"], request["seed"])
+def _start_init(not_its_own: list[int]) -> tuple[int, int]:
+    """Fork the init process and wait until the wall is complete; returns its process id and a pidfd of it."""
+    reader, writer = os.pipe()
+    init = os.fork()
+    if init == 0:
+        _init(writer, [reader, *not_its_own])
+    os.close(writer)
+    with os.fdopen(reader, "rb") as up:
+        if not up.read(1):
+            raise RuntimeError("the init process could not complete the wall")
+    return init, os.pidfd_open(init)
 
 
 def _watch(
-    init: int,
-    channel: socket.socket,
-    start_writer: int,
-    status_reader: int,
-    limits: dict[str, Any],
-    watch_memory: bool,
+    init: int, channel: socket.socket, start: int, end: int, limits: dict[str, Any], watch_memory: bool
 ) -> dict[str, Any]:
-    """Wait until every process behind the wall is gone, killing them when a limit or the host says so."""
-    start = time.monotonic()
+    """Wait until every process behind the wall is gone, killing them when a limit or the host says so.
+
+    Args:
+      init: process id of the namespace's first process.
+      channel: to and from the host.
+      start: pipe that starts the script.
+      end: pipe on which the warm interpreter says how it ended.
+      limits: as `protocol.Limits`.
+      watch_memory: whether memory is ours to watch.
+    """
+    began = time.monotonic()
     poller = select.poll()
-    poller.register(status_reader, select.POLLIN)
+    poller.register(end, select.POLLIN)
     poller.register(channel, select.POLLIN)
     killed: str | None = None
+    ended: dict[str, Any] = {"status": None, "cpu_seconds": 0.0}
     cpu = 0.0
     while not killed:
         ready = {descriptor for descriptor, _ in poller.poll(_INTERVAL_SECONDS * 1000)}
-        if status_reader in ready:
+        if end in ready:
+            ended = json.loads(os.read(end, 4096) or b"null")
             break
         if channel.fileno() in ready:
             message = json.loads(channel.recv(4096) or b'{"kill": "the host is gone"}')
             killed = message.get("kill")
             if "go" in message:
-                start = time.monotonic()
-                os.write(start_writer, b"g")
+                began = time.monotonic()
+                os.write(start, b"g")
             continue
         cpu = max(cpu, _cpu_seconds())
         if cpu > limits["cpu_seconds"]:
             killed = "cpu"
         elif watch_memory and _memory_bytes(limits["memory_mb"] * 2**20) > limits["memory_mb"] * 2**20:
             killed = "memory"
-    encoded = b"" if killed else os.read(status_reader, 4)
     os.kill(init, signal.SIGKILL)
     # When the first process of a pid namespace can be waited for, the kernel has ended all the others.
-    _, _, usage = os.wait4(init, 0)
+    os.waitpid(init, 0)
+    if ended is None:
+        raise RuntimeError("the warm interpreter could not start the script, or died")
     return {
-        "status": int.from_bytes(encoded, "big") if encoded else None,
+        "status": ended["status"],
         "killed": killed,
-        "wall_seconds": time.monotonic() - start,
-        "cpu_seconds": max(cpu, usage.ru_utime + usage.ru_stime),
+        "wall_seconds": time.monotonic() - began,
+        "cpu_seconds": max(cpu, ended["cpu_seconds"]),
     }
 
 

@@ -1,7 +1,6 @@
-"""The warm interpreter: imports once what scripts import, then forks a supervised process for every execution.
+"""The warm interpreter: imports once what scripts import, then forks into the namespaces of every execution.
 
-It is the only program of one long-lived bubblewrap sandbox. Single-threaded, so that a fork is safe; it reads nothing
-but requests from the host, and holds nothing that belongs to an execution.
+Single-threaded, so that a fork is safe; it holds nothing that belongs to an execution but its process id.
 """
 
 from __future__ import annotations
@@ -10,11 +9,14 @@ import gc
 import importlib
 import json
 import os
+import select
 import signal
 import socket
 import sys
+import traceback
+from typing import Any, NoReturn
 
-from . import supervisor
+from . import kernel, script
 
 WARM = (
     "csv", "dataclasses", "glob", "itertools", "json", "math", "pathlib", "pickle", "re", "subprocess", "tempfile",
@@ -32,7 +34,9 @@ WARM = (
 """Imported before the first fork. networkx is not: half a second that few scripts want."""
 
 MAX_REQUEST_BYTES = 1 << 16
-REQUEST_DESCRIPTORS = 5
+REQUEST_DESCRIPTORS = 6
+_PROCESSES_BESIDE = 2
+"""That count against the script's limit, as the same user in its namespace: supervisor and init."""
 
 
 def warm() -> None:
@@ -43,35 +47,114 @@ def warm() -> None:
     gc.freeze()
 
 
-def serve(control: socket.socket) -> None:
-    """Answer requests until the host closes its end."""
+def serve(requests: socket.socket, ready: int) -> None:
+    """Fork a script for every request until the keeper is gone.
+
+    A request is JSON (see `supervisor.supervise`) with six descriptors: a pidfd of the execution's init process, the
+    channel to the host, standard output, standard error, a pipe that says when to start, and a pipe that wants to
+    know how it ended: `{"status": wait status, "cpu_seconds": of the script and all that it waited for}`.
+
+    Args:
+      requests: SOCK_SEQPACKET, shared by all supervisors.
+      ready: a pipe that gets one byte when everything is imported.
+
+    Raises:
+      RuntimeError: an import started a thread.
+    """
     warm()
     threads = len(os.listdir("/proc/self/task"))
     if threads != 1:
         raise RuntimeError(f"the warm interpreter has {threads} threads: forking it is not safe")
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # supervisors are reaped by the kernel
-    control.send(json.dumps({"python": sys.version}).encode())
+    wake_reader, wake_writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    signal.set_wakeup_fd(wake_writer, warn_on_full_buffer=False)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    own_namespace = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
+    poller = select.poll()
+    poller.register(requests, select.POLLIN)
+    poller.register(wake_reader, select.POLLIN)
+    running: dict[int, int] = {}  # process id -> where to report its end
+    os.write(ready, b"r")
     while True:
-        message, descriptors, _, _ = socket.recv_fds(control, MAX_REQUEST_BYTES, REQUEST_DESCRIPTORS)
-        if not message:
+        awake = {descriptor for descriptor, _ in poller.poll()}
+        if wake_reader in awake:
+            os.read(wake_reader, 4096)
+            _report_ended(running)
+        if requests.fileno() in awake:
+            message, descriptors, _, _ = socket.recv_fds(requests, MAX_REQUEST_BYTES, REQUEST_DESCRIPTORS)
+            if not message:
+                return
+            report = descriptors.pop()
+            child = _fork_into(descriptors[0], own_namespace, json.loads(message), descriptors)
+            for descriptor in descriptors:
+                os.close(descriptor)
+            if child is None:
+                os.close(report)
+            else:
+                running[child] = report
+
+
+def _report_ended(running: dict[int, int]) -> None:
+    while running:
+        pid, status, usage = os.wait4(-1, os.WNOHANG)
+        if not pid:
             return
-        sys.stdout.flush()
-        if _fork_or_none() == 0:
-            control.close()
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            supervisor.supervise(json.loads(message), descriptors)
-        for descriptor in descriptors:
-            os.close(descriptor)
+        report = running.pop(pid)
+        ended = {"status": status, "cpu_seconds": usage.ru_utime + usage.ru_stime}
+        try:
+            os.write(report, json.dumps(ended).encode())
+        except BrokenPipeError:
+            pass  # its supervisor is gone
+        finally:
+            os.close(report)
 
 
-def _fork_or_none() -> int | None:
-    """None where the host is out of processes or memory: the closed channel tells the other end."""
+def _fork_into(init: int, own_namespace: int, request: dict[str, Any], descriptors: list[int]) -> int | None:
+    """Fork a child in init's pid namespace, which becomes the script; None where that fails (told on stderr)."""
     try:
-        return os.fork()
+        kernel.setns(init, kernel.CLONE_NEWPID)  # for children
+        child = os.fork()
     except OSError as error:
-        print(f"fork: {error}", file=sys.stderr, flush=True)
-        return None
+        print(f"cannot fork into an execution: {error}", file=sys.stderr, flush=True)
+        child = None
+    if child == 0:
+        try:
+            _become_script(request, *descriptors)
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(120)
+    kernel.setns(own_namespace, kernel.CLONE_NEWPID)
+    return child
 
 
-def main() -> None:
-    serve(socket.socket(fileno=int(sys.argv[1])))
+def _become_script(request: dict[str, Any], init: int, channel: int, output: int, error: int, start: int) -> NoReturn:
+    """In the forked child: step behind the wall, give everything up, wait for the host's word, run."""
+    kernel.setns(init, kernel.NEW_NAMESPACES & ~kernel.CLONE_NEWPID)
+    signal.set_wakeup_fd(-1)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    os.setsid()
+    kernel.drop_privileges()
+    kernel.filter_system_calls()
+    socket.socket(fileno=channel).send(b'{"ready": true}')
+    if not os.read(start, 1):
+        os._exit(120)
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    for source, target in ((nothing, 0), (output, 1), (error, 2)):
+        os.dup2(source, target)
+    os.closerange(3, 1 << 16)
+    os.umask(0o022)
+    os.chdir(script.WORKSPACE)
+    limits = request["limits"]
+    bounds = {
+        "CORE": 0,
+        "CPU": int(limits["cpu_seconds"]) + 2,  # beyond the supervisor's own check, which names the reason
+        "FSIZE": limits["file_mb"] * 2**20,
+        "NOFILE": 1024,
+        "NPROC": limits["processes"] + _PROCESSES_BESIDE,
+        "MEMLOCK": 0,
+        "MSGQUEUE": 0,
+    }
+    if request["watch_memory"]:
+        bounds["AS"] = (2 * limits["memory_mb"] + 1024) * 2**20  # between two looks, one process cannot take it all
+    kernel.set_limits(bounds)
+    script.run_script(request["script"], request["seed"])
