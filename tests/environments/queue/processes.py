@@ -15,15 +15,16 @@ def worker(url, name, log_path, seconds):
     """Works until killed. Notes each execution before, and each accepted result after."""
     queue = open_queue(url)
     log = os.open(log_path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-    while True:
-        lease = queue.claim(name, Capabilities(), lease_seconds=1.0)
-        if lease is None:
-            time.sleep(0.02)
-            continue
-        os.write(log, f"executed {lease.job.id}\n".encode())
-        time.sleep(seconds)
-        if queue.complete(lease, outcome(name)):
-            os.write(log, f"accepted {lease.job.id}\n".encode())
+    with queue.watch() as added:
+        while True:
+            lease = queue.claim(name, Capabilities(), lease_seconds=2.0)
+            if lease is None:
+                added.wait(0.2)
+                continue
+            os.write(log, f"executed {lease.job.id}\n".encode())
+            time.sleep(seconds)
+            if queue.complete(lease, outcome(name)):
+                os.write(log, f"accepted {lease.job.id}\n".encode())
 
 
 def stopped_worker(url, connection):

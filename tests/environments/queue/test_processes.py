@@ -76,7 +76,7 @@ def test_killed_workers_lose_nothing_and_no_result_counts_twice(processes, conne
 @pytest.mark.slow
 def test_600_jobs_with_24_workers_killed_at_random(processes, connect, url, tmp_path):
     _, started = kill_workers_at_random(
-        processes, connect, url, tmp_path / "log", jobs=600, workers=24, kills=60, seconds=0.3
+        processes, connect, url, tmp_path / "log", jobs=600, workers=24, kills=48, seconds=0.2
     )
     assert started >= 24 + 20
 

@@ -1,0 +1,264 @@
+"""Workers: slots, leases kept alive, failures that are ours, draining, supervision. On a SQLite queue."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from environments import supervision
+from environments.protocol import Job, Outcome, OutcomeKind, Requirements, Scale, State
+from environments.queue import QueueError, RetryPolicy, open_queue
+from environments.queue.base import Capabilities
+from environments.supervision import QUEUE_VARIABLE, WorkerHandle, start_workers
+from environments.worker import Worker
+
+PROGRAM = Path(__file__).with_name("worker_program.py")
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def job(sample=0, action="sleep 0", **fields):
+    return Job("run", 0, State("task@1", (), "snap", "print()", 0.5), sample, action, **fields)
+
+
+def outcome(job, kind=OutcomeKind.NO_EDIT, reason=""):
+    state = job.state
+    return Outcome(
+        kind, "", state.snapshot, state.script, state.metric, None, Scale(0.0, 1.0, True), reward=0.5, reason=reason
+    )
+
+
+@pytest.fixture
+def url(tmp_path):
+    return f"sqlite:///{tmp_path}/queue.db"
+
+
+@pytest.fixture
+def queue(url):
+    queue = open_queue(url, retries=RetryPolicy(max_attempts=2, backoff_seconds=0.01))
+    yield queue
+    queue.close()
+
+
+@contextlib.contextmanager
+def working(queue, take, slots=1, capabilities=None, **options):
+    worker = Worker(queue, take, slots, capabilities or Capabilities(), **options)
+    thread = threading.Thread(target=worker.run, daemon=True)
+    thread.start()
+    try:
+        yield worker
+    finally:
+        worker.abort()
+        thread.join(30)
+        assert not thread.is_alive()
+
+
+def ids(jobs):
+    return [each.id for each in jobs]
+
+
+def test_as_many_steps_at_once_as_there_are_slots(queue):
+    jobs, together = [job(sample) for sample in range(6)], threading.Barrier(3)
+
+    def take(job):
+        together.wait(30)  # Passes only three at once.
+        return outcome(job)
+
+    queue.enqueue(jobs)
+    with working(queue, take, slots=3):
+        found = queue.wait(ids(jobs), 30)
+    assert {each.kind for each in found.values()} == {OutcomeKind.NO_EDIT}
+    assert len(found) == 6
+
+
+def test_failures_of_ours_are_retried_and_then_dead_with_their_reason(queue):
+    raised, returned, fine = job(0), job(1), job(2)
+
+    def take(job):
+        if job == raised:
+            raise OSError("No space left on device")
+        if job == returned:
+            return outcome(job, OutcomeKind.INFRASTRUCTURE_ERROR, reason="the image is missing")
+        return outcome(job)
+
+    queue.enqueue([raised, returned, fine])
+    with working(queue, take):
+        found = queue.wait(ids([raised, returned, fine]), 60)
+    assert "No space left" in found[raised.id].reason
+    assert "the image is missing" in found[returned.id].reason
+    assert found[raised.id].kind is found[returned.id].kind is OutcomeKind.INFRASTRUCTURE_ERROR
+    assert found[fine.id].kind is OutcomeKind.NO_EDIT
+    assert queue.status()["attempts"] == {"1": 1, "2": 2}
+
+
+def test_a_long_steps_lease_is_kept_and_nobody_else_takes_it(queue):
+    queue.enqueue([job()])
+    taken = []
+
+    def take(job):
+        taken.append(job)
+        time.sleep(1.5)
+        return outcome(job)
+
+    with working(queue, take, slots=2, lease_seconds=0.6):
+        found = queue.wait([job().id], 30)
+    assert found[job().id].kind is OutcomeKind.NO_EDIT
+    assert len(taken) == 1
+
+
+def test_a_broken_host_does_not_use_up_every_jobs_attempts(queue):
+    queue.enqueue([job(sample) for sample in range(40)])
+    taken = []
+
+    def take(job):
+        taken.append(job)
+        raise OSError("No space left on device")
+
+    with working(queue, take):
+        queue.wait(ids([job(0)]), 2.0)
+    assert len(taken) <= 5
+
+
+def test_a_worker_takes_only_what_it_offers(queue):
+    queue.enqueue([job(0, requirements=Requirements(gpus=1)), job(1)])
+    with working(queue, outcome, capabilities=Capabilities()):
+        assert queue.wait(ids([job(1)]), 30)
+    assert queue.outstanding("run") == {0: 1}
+
+
+def test_draining_finishes_what_runs_and_starts_nothing(queue):
+    queue.enqueue([job(0), job(1)])
+    running, go_on = threading.Event(), threading.Event()
+
+    def take(job):
+        running.set()
+        go_on.wait(30)
+        return outcome(job)
+
+    with working(queue, take) as worker:
+        assert running.wait(30)
+        worker.stop()
+        go_on.set()
+        assert queue.wait([job(0).id], 30)
+    assert queue.outstanding("run") == {0: 1}
+    assert queue.status()["runs"]["run"]["queued"] == 1
+    assert queue.status()["workers"][0]["health"] == "stopped"
+
+
+def test_what_does_not_finish_in_time_is_interrupted_and_given_back(queue):
+    queue.enqueue([job()])
+    running, closed = threading.Event(), threading.Event()
+
+    def take(job):
+        running.set()
+        closed.wait(30)
+        raise OSError("the sandbox was closed")
+
+    with working(queue, take, interrupt=closed.set, drain_seconds=0.1) as worker:
+        assert running.wait(30)
+        worker.stop()
+    assert queue.claim("other", Capabilities(), 60) or queue.status()["runs"]["run"]["leased"] == 0
+
+
+def test_a_queue_that_is_away_for_a_while_is_survived(queue):
+    class Flaky:
+        def __init__(self):
+            self.troubles = 3
+
+        def __getattr__(self, name):
+            return getattr(queue, name)
+
+        def claim(self, *arguments):
+            if self.troubles:
+                self.troubles -= 1
+                raise QueueError("the database is away")
+            return queue.claim(*arguments)
+
+    queue.enqueue([job()])
+    with working(Flaky(), outcome):
+        assert queue.wait([job().id], 30)
+
+
+@pytest.mark.slow
+def test_neither_worker_nor_environment_imports_jax():
+    program = "import sys, environments.worker, environments.environment; sys.exit('jax' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], cwd=ROOT).returncode == 0
+
+
+def handle(url, tmp_path, *options, program=PROGRAM):
+    command = [sys.executable, str(program), f"--tasks={tmp_path}", f"--store={tmp_path}/store", *options]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), QUEUE_VARIABLE: url}
+    return WorkerHandle(command, environment, tmp_path / "worker.log")
+
+
+def until(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.05)
+
+
+def test_a_process_drains_on_sigterm_and_logs_lines_of_json(queue, url, tmp_path):
+    queue.enqueue([job(0, "sleep 0.5"), job(1, "sleep 0")])
+    worker = handle(url, tmp_path, "--slots=1")
+    until(lambda: queue.status()["leases"])
+    worker.stop()
+    assert queue.outcomes([job(0, "sleep 0.5").id])
+    first, *events, last = [json.loads(line)["event"] for line in worker.log_path.read_text().splitlines()]
+    assert (first, last) == ("started", "stopped")
+    assert "completed" in events
+    assert queue.status()["workers"][0]["capabilities"]["guarantees"] == ["network"]
+
+
+def test_a_killed_process_is_started_again_and_its_job_is_done(queue, url, tmp_path, monkeypatch):
+    monkeypatch.setattr(supervision, "QUICK_DEATH_SECONDS", 0.0)
+    queue.enqueue([job(0, "sleep 2")])
+    worker = handle(url, tmp_path, "--slots=1", "--lease_seconds=1")
+    until(lambda: queue.status()["leases"])
+    first = worker.pid
+    os.kill(first, signal.SIGKILL)
+    until(lambda: worker.pid != first)
+    assert worker.alive()
+    found = queue.wait([job(0, "sleep 2").id], 60)
+    worker.stop()
+    assert [each.kind for each in found.values()] == [OutcomeKind.NO_EDIT]
+    assert queue.status()["attempts"] == {"2": 1}
+    assert not psutil.pid_exists(worker.pid)
+    assert not worker.alive()
+
+
+def test_a_process_that_cannot_start_is_given_up_with_its_reason(queue, url, tmp_path):
+    worker = handle(url, tmp_path, "--sandbox=docker")
+    until(lambda: not worker.alive())
+    assert "no Docker engine here" in worker.failure()
+    assert "no Docker engine here" in queue.status()["workers"][0]["health"]
+    worker.stop()
+
+
+def test_a_worker_ends_when_its_trainer_was_killed(queue, url, tmp_path):
+    trainer = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    worker = handle(url, tmp_path, f"--parent_pid={trainer.pid}")
+    until(lambda: queue.status()["workers"])
+    trainer.kill()
+    until(lambda: queue.status()["workers"][0]["health"] == "stopped")
+    trainer.wait()
+    worker.stop()
+
+
+def test_the_queues_password_is_in_no_command_line(monkeypatch, tmp_path):
+    started = []
+    monkeypatch.setattr(supervision, "WorkerHandle", lambda *arguments: started.append(arguments))
+    start_workers("postgresql://u:s3cret@host/db", tmp_path, "gs://bucket", "auto", 3, tmp_path / "log")
+    ((command, environment, log_path),) = started
+    assert "s3cret" not in " ".join(command)
+    assert environment[QUEUE_VARIABLE] == "postgresql://u:s3cret@host/db"
+    assert "--slots=3" in command
+    assert f"--parent_pid={os.getpid()}" in command
+    assert log_path == tmp_path / "log"
