@@ -2,6 +2,7 @@
 
 from ml_collections import ConfigDict
 
+from environments import tasks
 from mlagent_jax.config import default_config
 
 
@@ -9,6 +10,8 @@ def get_config() -> ConfigDict:
     config = default_config()
     config.stages = ("collect", "sft", "evaluate", "rl", "evaluate", "export")
     config.policy.compute_dtype = "float32"
+    config.tasks.train = tasks.names("train")
+    config.tasks.held_out = tasks.names("held_out")
     config.tasks.micro_train = 24
     config.tasks.micro_held_out = 8
     config.sft.optimizer = "muon"

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 
 from absl import app, flags
 
+from mlagent_jax.data.jsonl import RecordError
 from mlagent_jax.reporting import table
 from mlagent_jax.reporting.html import write_report
-from mlagent_jax.reporting.jsonl import RecordError
 from mlagent_jax.reporting.summary import pool_summaries
 
 _JSON = flags.DEFINE_boolean("json", False, "Print the summary (pooled, where there are several runs) as JSON instead.")

@@ -9,7 +9,7 @@ from typing import Any, Self
 from etils import epath
 
 from environments.protocol import Job, Outcome, State
-from mlagent_jax.reporting import jsonl
+from mlagent_jax.data import jsonl
 
 
 @dataclasses.dataclass(frozen=True)

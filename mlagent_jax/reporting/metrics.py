@@ -18,7 +18,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 from tensorboardX.record_writer import register_writer_factory
 
-from mlagent_jax.reporting import jsonl
+from mlagent_jax.data import jsonl
 
 FILE = "metrics.jsonl"
 RESERVED = frozenset({"stage", "step", "seconds"})

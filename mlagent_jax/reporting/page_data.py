@@ -18,7 +18,8 @@ from typing import Any
 
 from etils import epath
 
-from mlagent_jax.reporting import jsonl, metrics, records
+from mlagent_jax.data import jsonl
+from mlagent_jax.reporting import metrics, records
 from mlagent_jax.reporting.statistics import relative_gain
 
 

@@ -12,8 +12,8 @@ from environments.protocol import Outcome, OutcomeKind, State
 from mlagent_jax.agent.collector import is_masked
 from mlagent_jax.agent.expert import Move, ScriptedExpert
 from mlagent_jax.agent.prompts import prompt_text
+from mlagent_jax.data import jsonl
 from mlagent_jax.data.trajectories import Record
-from mlagent_jax.reporting import jsonl
 from mlagent_jax.run import Run
 
 EXPERT_VERSION = -1

@@ -13,9 +13,9 @@ from typing import Any
 from environments.protocol import Job, Outcome, State
 from mlagent_jax.agent.actor import Actor, SampledAction
 from mlagent_jax.agent.collector import is_masked
+from mlagent_jax.data import jsonl
 from mlagent_jax.data.trajectories import read_trajectories
 from mlagent_jax.policy import Policy, make_actor, trained_policy
-from mlagent_jax.reporting import jsonl
 from mlagent_jax.run import Run
 from mlagent_jax.stages.sft import trajectories_path
 
@@ -112,10 +112,10 @@ def _episodes(run: Run, name: str, policy: Policy, actor: Actor) -> list[dict[st
         active.sort(key=lambda e: e.trajectory)
         taken = _execute(run, f"episodes {name} step {depth + 1}", name, actions)
         for episode, (action, job, outcome) in zip(active, taken, strict=True):
+            episode.steps.append(_taken(actor, action, outcome))
             if is_masked(outcome):
                 episode.ended = True
                 continue
-            episode.steps.append(_taken(actor, action, outcome))
             episode.state, episode.ended = outcome.next_state(job), outcome.final
             if outcome.submission and _improves(outcome, episode.best):
                 episode.best = outcome

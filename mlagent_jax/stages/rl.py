@@ -25,11 +25,11 @@ import numpy as np
 from environments.protocol import Job, Outcome, OutcomeKind, State
 from mlagent_jax.agent.actor import Actor, SampledAction
 from mlagent_jax.agent.collector import is_masked
+from mlagent_jax.data import jsonl
 from mlagent_jax.data.state_pool import StatePool, expert_states
 from mlagent_jax.data.trajectories import Record, read_trajectories
 from mlagent_jax.learning import controllers, losses, ppo
 from mlagent_jax.policy import Policy, checkpointer, make_actor, trained_policy
-from mlagent_jax.reporting import jsonl
 from mlagent_jax.run import Run
 from mlagent_jax.stages.sft import trajectories_path
 
@@ -60,6 +60,7 @@ class _Trainer:
 
     def __init__(self, run: Run) -> None:
         self.run, self.config = run, run.config.rl
+        self.trajectories = run.workdir / "trajectories" / "rl.jsonl"
         self.policy: Policy = trained_policy(run, "sft")
         self.actor: Actor = make_actor(run, self.policy)
         self.model = ppo.Model(
@@ -90,8 +91,11 @@ class _Trainer:
         total = self.config.iterations
         with checkpointer(self.run, "rl") as saved:
             self._resume(saved)
-            trajectories = jsonl.Appender(self.run.workdir / "trajectories" / "rl.jsonl")
-            with trajectories, self.run.progress("rl", total, unit="iteration", done=self.iteration) as progress:
+            appender = jsonl.Appender(self.trajectories)
+            with (
+                appender as trajectories,
+                self.run.progress("rl", total, unit="iteration", done=self.iteration) as progress,
+            ):
                 while self.iteration < total:
                     self._sample_ahead(total)
                     values, records = self._iterate()
@@ -264,6 +268,9 @@ class _Trainer:
         step = saved.latest()
         self.run.queue.rollback(self.run.name, -1 if step is None else step - 1)
         self.run.metrics.rewind("rl", step or 0)
+        kept = [data for data in jsonl.read(self.trajectories) if data["step"] <= (step or 0)]
+        if self.trajectories.exists():
+            jsonl.replace(self.trajectories, kept)
         if step is None:
             return
         arrays, extra = saved.restore(step, self._checkpoint())

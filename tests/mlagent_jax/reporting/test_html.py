@@ -13,7 +13,8 @@ import pytest
 
 from environments.protocol import OutcomeKind
 from mlagent_jax import report
-from mlagent_jax.reporting import html, jsonl, page_data, summary
+from mlagent_jax.data import jsonl
+from mlagent_jax.reporting import html, page_data, summary
 from mlagent_jax.reporting.page_data import Limits
 
 HOSTILE = (

@@ -2,7 +2,8 @@
 
 import pytest
 
-from mlagent_jax.reporting import html, jsonl
+from mlagent_jax.data import jsonl
+from mlagent_jax.reporting import html
 
 from .chromium import PROGRAM, Browser
 from .test_html import HOSTILE, hostile_run

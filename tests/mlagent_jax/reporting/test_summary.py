@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from environments.protocol import OutcomeKind
-from mlagent_jax.reporting import jsonl, summary, table
+from mlagent_jax.data import jsonl
+from mlagent_jax.reporting import summary, table
 
 
 def read(path):

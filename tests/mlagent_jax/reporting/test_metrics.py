@@ -11,7 +11,8 @@ import pytest
 from etils import epath
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-from mlagent_jax.reporting import jsonl, metrics
+from mlagent_jax.data import jsonl
+from mlagent_jax.reporting import metrics
 from mlagent_jax.reporting.metrics import MetricsLog
 
 
