@@ -1,7 +1,8 @@
-"""The key-value cache of the sampler, and the two steps over it: `prefill` of prompts and `decode_step` of one token a slot.
+"""The key-value cache of the sampler, and the two steps over it: `prefill` of prompts and `decode_step` of one token a
+slot.
 
-A slot is a row of the cache that holds one sequence; slots stand at positions of their own. Keys and values are one array a
-layer: a stacked array, carried through a loop, would be copied by XLA at each token.
+A slot is a row of the cache that holds one sequence; slots stand at positions of their own. Keys and values are one
+array a layer: a stacked array, carried through a loop, would be copied by XLA at each token.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """What a decoder-only checkpoint looks like, read from the `config.json` beside its weights.
 
-A `ModelConfig` is frozen and hashable, so that it can be part of a static argument of a jitted function. It covers dense
-Qwen2 / Qwen2.5, Qwen3 and Llama 3; a field or architecture that `models.decoder` would compute wrongly is refused by name.
+A `ModelConfig` is frozen and hashable, so that it can be part of a static argument of a jitted function. It covers
+dense Qwen2 / Qwen2.5, Qwen3 and Llama 3; a field or architecture that `models.decoder` would compute wrongly is
+refused by name.
 """
 
 from __future__ import annotations

@@ -1,14 +1,15 @@
 """The decoder as pure functions over a static `Graph` and a plain pytree of parameters.
 
-`create` (or an import of a checkpoint into the layout of `abstract`) splits the NNX modules of `models.layers` ONCE into
-a `Graph` and `Params`. Everything after that is plain `jax.jit` with the graph as static argument: SFT and PPO call
-`hidden_states` and `token_log_probs`, the sampler calls `prefill` and `decode_step` of `models.cache`.
+`create` (or an import of a checkpoint into the layout of `abstract`) splits the NNX modules of `models.layers` ONCE
+into a `Graph` and `Params`. Everything after that is plain `jax.jit` with the graph as static argument: SFT and PPO
+call `hidden_states` and `token_log_probs`, the sampler calls `prefill` and `decode_step` of `models.cache`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import operator
 from typing import Any, Literal
 
 import jax
@@ -24,6 +25,7 @@ from mlagent_jax.parallelism import DEFAULT_RULES, Rules, constrain, shardings
 
 Params = dict[str, Any]  # embedder, layers (stacked), final_norm, and head where the embedding is not tied
 Remat = Literal["none", "dots", "full"]
+_CHUNK_ELEMENTS = 2**25  # of logits
 _UNROLLED_UP_TO = 8  # layers: below, a loop in Python compiles fast enough and runs faster than a scan
 
 
@@ -139,7 +141,8 @@ def layer_params(params: Params) -> Params:
     Slice once, outside a decoding loop: within, XLA would copy each layer's weights at each token.
     """
     count = len(jax.tree.leaves(params["layers"])[0])
-    return {**params, "layers": [jax.tree.map(lambda leaf: leaf[index], params["layers"]) for index in range(count)]}
+    layers = [jax.tree.map(operator.itemgetter(index), params["layers"]) for index in range(count)]
+    return {**params, "layers": layers}
 
 
 def hidden_states(
@@ -275,7 +278,7 @@ def token_log_probs(
         scaled = graph.bind(part, head).project(hidden) / temperature
         scaled = constrain(scaled, ("batch", "time", "vocab"), graph.rules, "logits")
         normaliser = jax.nn.logsumexp(scaled, axis=-1)
-        # A masked sum, not a gather: its gradient is no scatter, and it needs no exchange where the vocabulary is split.
+        # A masked sum, not a gather: its gradient is no scatter, and a split vocabulary needs no exchange.
         chosen = jnp.arange(vocab) == targets[..., None]
         log_probs = jnp.sum(jnp.where(chosen, scaled, 0.0), axis=-1) - normaliser
         probabilities = jnp.exp(scaled - normaliser[..., None])
@@ -295,6 +298,3 @@ def token_log_probs(
     step = functools.partial(jax.checkpoint(one), params[part])
     results = jax.lax.map(lambda pair: step(*pair), (split(hidden), split(targets)))
     return tuple(jnp.moveaxis(x, 0, 1).reshape(batch, time + pad)[:, :time] for x in results)
-
-
-_CHUNK_ELEMENTS = 2**25

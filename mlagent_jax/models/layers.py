@@ -1,8 +1,8 @@
 """The parts of the decoder as Flax NNX modules: each parameter with its shape, its logical axes and its initialiser.
 
-The modules are the description of the parameters (creation, sharding, import of checkpoints) and the mathematics of one layer;
-`models.decoder` runs them over plain pytrees. Attention itself is handed in, so that training, prefill and decoding share one
-layer: they differ only in what a query may look at.
+The modules are the description of the parameters (creation, sharding, import of checkpoints) and the mathematics of
+one layer; `models.decoder` runs them over plain pytrees. Attention itself is handed in, so that training, prefill and
+decoding share one layer: they differ only in what a query may look at.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""The one device mesh of a run: `data` (replicas), `fsdp` (parameters split, gathered for use), `tensor` (layers split)."""
+"""The one device mesh of a run: `data` (replicas), `fsdp` (parameters split, gathered for use), `tensor` (layers
+split)."""
 
 from __future__ import annotations
 
