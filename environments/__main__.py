@@ -21,7 +21,7 @@ from environments import rewards, tasks
 from environments.actions import PROFILES, describe_actions, describe_format
 from environments.episode import Episode, default_cache_dir, make
 from environments.protocol import Outcome
-from environments.sandbox import open_sandbox
+from environments.sandbox import PROVIDERS, open_sandbox
 from environments.sandbox.base import SandboxError
 from environments.store import StoreError
 from environments.tasks.base import TaskError
@@ -69,6 +69,8 @@ def _actions(options: argparse.Namespace) -> None:
 
 
 def _prepare(options: argparse.Namespace) -> None:
+    for name in options.tasks:
+        tasks.get(name)  # A name that is not known is said so before anything is built.
     sandbox = open_sandbox(options.sandbox)
     try:
         for name in options.tasks:
@@ -79,24 +81,19 @@ def _prepare(options: argparse.Namespace) -> None:
 
 
 def _play(options: argparse.Namespace) -> None:
-    episode = _episode(options)
-    try:
+    with _episode(options) as episode:
         print(episode.reset()[0])
         print("Type a reply, then a line with a single dot. End of file (Ctrl-D) leaves.")
         for reply in _replies(sys.stdin):
             observation, _, terminated, truncated, info = episode.step(reply)
-            outcome = info["outcome"]
-            print(f"Observation:\n```\n{observation}\n```\n{_summary(outcome)}")
+            print(f"Observation:\n```\n{observation}\n```\n{_summary(info['outcome'])}")
             if terminated or truncated:
                 return
-    finally:
-        episode.close()
 
 
 def _run(options: argparse.Namespace) -> None:
     actions = _read_actions(options.actions)
-    episode = _episode(options)
-    try:
+    with _episode(options) as episode:
         for number, action in enumerate(actions, start=1):
             observation, _, terminated, _, info = episode.step(action)
             outcome = info["outcome"]
@@ -107,8 +104,6 @@ def _run(options: argparse.Namespace) -> None:
             if terminated and number < len(actions):
                 print(f"the episode ended at action {number} of {len(actions)}", file=sys.stderr)
                 return
-    finally:
-        episode.close()
 
 
 def _episode(options: argparse.Namespace) -> Episode:
@@ -217,7 +212,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_place(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--sandbox", metavar="NAME", default="bubblewrap", help="bubblewrap (default) or docker")
+    command.add_argument("--sandbox", choices=("auto", *PROVIDERS), default="bubblewrap", help="where scripts run")
     command.add_argument("--seed", type=int, default=0, help="of the data and of the executions (default 0)")
     command.add_argument(
         "--cache-dir",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from environments.actions import describe_actions, describe_format, profile
 from environments.environment import Environment
@@ -38,14 +38,21 @@ class Episode:
         reward: str = "improvement",
         max_steps: int = 15,
         seed: int = 0,
+        owned_sandbox: Sandbox | None = None,
     ) -> None:
-        """Begin at the task's initial state; `max_steps` is the number of steps after which `truncated` is True."""
+        """Begin at the task's initial state.
+
+        Args:
+          max_steps: number of steps after which `truncated` is True.
+          owned_sandbox: closed together with the episode; None leaves the environment's sandbox to the caller.
+        """
         self._environment = environment
         self._task = environment.task(task_key)
         self._profile = profile
         self._reward = reward
         self._max_steps = max_steps
         self._seed = seed
+        self._owned_sandbox = owned_sandbox
         self.state: State = environment.initial_state(task_key)
 
     def reset(self, *, seed: int | None = None) -> tuple[str, dict[str, Any]]:
@@ -90,9 +97,16 @@ class Episode:
         )
 
     def close(self) -> None:
-        """Free the sandbox and the cache."""
-        self._environment.sandbox.close()
+        """Close the cache, and the sandbox if it is the episode's own. Idempotent."""
         self._environment.close()
+        if self._owned_sandbox is not None:
+            self._owned_sandbox.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
 
 def make(
@@ -109,7 +123,7 @@ def make(
     """An episode in the task called `task`, prepared on first use.
 
     Args:
-      sandbox: name of a sandbox, or an open one.
+      sandbox: name of a sandbox, or an open one, which stays open.
       profile: `full` or `compact`.
       reward: name in `environments.rewards.REWARDS`.
       max_steps: after so many steps the episode is truncated.
@@ -124,8 +138,23 @@ def make(
     from environments import tasks
     from environments.sandbox import open_sandbox
 
+    tasks.get(task)  # A name that is not known is said so before a sandbox is started.
     root = Path(cache_dir) if cache_dir is not None else default_cache_dir()
-    opened = open_sandbox(sandbox) if isinstance(sandbox, str) else sandbox
-    prepared = tasks.prepare(task, root / "tasks", seed, opened)
-    environment = Environment(root / "tasks", opened, open_store(root / "store"), cache=cache)
-    return Episode(environment, prepared.key, profile=profile, reward=reward, max_steps=max_steps, seed=seed)
+    owned = open_sandbox(sandbox) if isinstance(sandbox, str) else None
+    opened = owned or sandbox
+    try:
+        prepared = tasks.prepare(task, root / "tasks", seed, opened)
+        environment = Environment(root / "tasks", opened, open_store(root / "store"), cache=cache)
+        return Episode(
+            environment,
+            prepared.key,
+            profile=profile,
+            reward=reward,
+            max_steps=max_steps,
+            seed=seed,
+            owned_sandbox=owned,
+        )
+    except BaseException:
+        if owned is not None:
+            owned.close()
+        raise
