@@ -90,7 +90,7 @@ def test_hidden_labels_are_private_and_in_nothing_the_sandbox_is_given(tmp_path)
         labels = archive["truth"]
     # A hidden label that equals a public one when written tells nothing.
     known = (task.public / "target.csv").read_text().split()
-    secrets = {f"{label:.6g}" for label in labels} - set(known)
+    secrets = {text for text in (f"{label:.6g}" for label in labels) if len(text) > 5} - set(known)
     given = b"".join(sandbox.seen).decode()
     assert len(secrets) > 30 and not any(secret in given for secret in secrets)
     assert not any(path.is_relative_to(private) for path in (task.env, task.public))
