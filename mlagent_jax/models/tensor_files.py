@@ -1,0 +1,111 @@
+"""Safetensors files, read by slices and written by streams, so that no file is ever held in memory.
+
+The format: 8 bytes of length (little-endian), a JSON header of that length (name -> dtype, shape, offsets), the data.
+Read here rather than with the `safetensors` package because that neither names the tensor that a truncated file breaks,
+nor slices bfloat16 for NumPy.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import struct
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+
+DTYPES: dict[str, np.dtype] = {
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "F64": np.dtype(np.float64),
+}
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+_LARGEST_HEADER = 100_000_000  # bytes, the limit of the format
+
+
+class TensorFileError(ValueError):
+    """A weight file that is damaged or not what the model needs; the message names the file and the tensor."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Tensor:
+    """A tensor in a file, not read yet."""
+
+    path: Path
+    name: str
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    offset: int
+    """Bytes from the start of the file."""
+
+    def map(self) -> np.ndarray:
+        """The tensor as a read-only view of the file: a slice of it reads only its own pages."""
+        if 0 in self.shape:
+            return np.empty(self.shape, self.dtype)
+        return np.memmap(self.path, self.dtype, mode="r", offset=self.offset, shape=self.shape)
+
+
+def read_header(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file by name; reads none of their data.
+
+    Raises:
+      TensorFileError: the file is cut short or is no safetensors file, or a tensor's dtype is not a float of `DTYPES`.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        prefix = file.read(8)
+        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
+        if not 2 <= length <= min(size - 8, _LARGEST_HEADER):
+            raise TensorFileError(f"{path} has {size} bytes and no whole header: truncated, or no safetensors file")
+        try:
+            header = json.loads(file.read(length))
+        except ValueError as error:
+            raise TensorFileError(f"{path} has no readable header: {error}") from error
+    header.pop("__metadata__", None)
+    tensors = {}
+    for name, entry in header.items():
+        if entry["dtype"] not in DTYPES:
+            raise TensorFileError(f"{path}: tensor {name!r} is {entry['dtype']}; supported are {', '.join(DTYPES)}")
+        dtype, shape, (start, end) = DTYPES[entry["dtype"]], tuple(entry["shape"]), entry["data_offsets"]
+        if end - start != math.prod(shape) * dtype.itemsize:
+            raise TensorFileError(f"{path}: tensor {name!r} of shape {shape} has {end - start} bytes: damaged header")
+        if 8 + length + end > size:
+            raise TensorFileError(
+                f"{path} is truncated: tensor {name!r} ends at byte {8 + length + end}, the file at {size}; "
+                "download it again"
+            )
+        tensors[name] = Tensor(path, name, dtype, shape, 8 + length + start)
+    return tensors
+
+
+def write(
+    path: Path, tensors: Mapping[str, tuple[np.dtype, tuple[int, ...]]], read: Callable[[str], np.ndarray]
+) -> None:
+    """Writes a file, one tensor at a time, and flushes it to the disk.
+
+    Args:
+      path: of the file.
+      tensors: dtype and shape by name, in the order of the file.
+      read: gives the tensor of a name when it is its turn.
+    """
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, (dtype, shape) in tensors.items():
+        start, end = end, end + math.prod(shape) * dtype.itemsize
+        header[name] = {"dtype": _NAMES[dtype], "shape": list(shape), "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the format wants the data aligned
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for name, (dtype, shape) in tensors.items():
+            array = read(name)
+            if (array.dtype, array.shape) != (dtype, shape):
+                raise TensorFileError(f"tensor {name!r} is {array.dtype}{array.shape}, announced as {dtype}{shape}")
+            file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+        file.flush()
+        os.fsync(file.fileno())

@@ -1,0 +1,282 @@
+"""Checkpoints in and out, against transformers and safetensors themselves."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors.numpy
+import torch
+import transformers
+
+from mlagent_jax import models
+from mlagent_jax.data.tokenizer import train_tokenizer
+from mlagent_jax.models import hugging_face
+from mlagent_jax.models.tensor_files import TensorFileError
+
+MATRIX = {  # model_type, tied embeddings, further fields
+    "qwen2": ("qwen2", False, {}),
+    "qwen2-tied": ("qwen2", True, {}),
+    "qwen3": ("qwen3", False, {"head_dim": 12}),
+    "qwen3-tied-bias": ("qwen3", True, {"head_dim": 6, "attention_bias": True}),
+    "llama": ("llama", False, {}),
+    "llama-tied": ("llama", True, {"num_key_value_heads": 4}),
+}
+VOCAB = 98
+
+
+def make_checkpoint(folder, name, dtype=torch.float32, **saving):
+    """A checkpoint with random weights, biases and norms too, written by transformers."""
+    model_type, tied, fields = MATRIX[name]
+    sizes = {"vocab_size": VOCAB, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64}
+    tokens = {"bos_token_id": None, "eos_token_id": 1, "pad_token_id": 0}
+    fields = {**sizes, **heads, **tokens, "tie_word_embeddings": tied, **fields}
+    config = transformers.AutoConfig.for_model(model_type, **fields)
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(config).to(dtype)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn_like(parameter) * 0.2 + (parameter.ndim == 1))
+    model.save_pretrained(folder, **saving)
+    return model.eval()
+
+
+def make_params(config):
+    """A graph and random parameters for it, faster than `models.create`."""
+    rng = np.random.default_rng(0)
+    graph, shapes = models.abstract(config)
+    return graph, jax.tree.map(lambda leaf: jnp.asarray(0.2 * rng.normal(size=leaf.shape), leaf.dtype), shapes)
+
+
+def our_logits(graph, params, tokens):
+    return np.asarray(models.logits(graph, params, models.hidden_states(graph, params, jnp.asarray(tokens))))
+
+
+def their_logits(model, tokens):
+    with torch.no_grad():
+        return model(torch.tensor(tokens)).logits.float().numpy()
+
+
+def tensors_of(folder):
+    """All tensors of a folder, read by the safetensors package, as (dtype, shape, bytes)."""
+    found = {}
+    for path in sorted(Path(folder).glob("*.safetensors")):
+        for name, array in safetensors.numpy.load_file(path).items():
+            found[name] = (array.dtype, array.shape, array.tobytes())
+    return found
+
+
+QUICK = ("qwen2", "qwen3-tied-bias", "llama")
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in MATRIX]
+)
+def test_a_checkpoint_of_transformers_gives_its_logits_and_goes_back_bit_by_bit(tmp_path, name):
+    model = make_checkpoint(tmp_path / "theirs", name)
+    config, graph, params = hugging_face.load(tmp_path / "theirs", dtype=jnp.float32)
+    tokens = np.random.default_rng(0).integers(0, VOCAB, (2, 9))
+    expected = their_logits(model, tokens)
+    np.testing.assert_allclose(our_logits(graph, params, tokens), expected, atol=1e-4)
+
+    hugging_face.save(tmp_path / "ours", config, params)
+    assert tensors_of(tmp_path / "ours") == tensors_of(tmp_path / "theirs")
+    exported = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "ours", dtype=torch.float32).eval()
+    np.testing.assert_array_equal(their_logits(exported, tokens), expected)
+
+
+def test_weights_of_our_own_agree_with_transformers_after_export(tmp_path):
+    config = models.ModelConfig(
+        *(VOCAB, 32, 2, 4, 2, 8, 48), model_type="qwen3", qk_norm=True, tie_word_embeddings=True, dtype="float32"
+    )
+    graph, params = make_params(config)
+    hugging_face.save(tmp_path / "export", config, params)
+    exported = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "export", dtype=torch.float32).eval()
+    tokens = np.random.default_rng(0).integers(0, VOCAB, (2, 9))
+    np.testing.assert_allclose(our_logits(graph, params, tokens), their_logits(exported, tokens), atol=1e-4)
+    assert hugging_face.read_config(tmp_path / "export") == config
+
+
+def test_sharded_bfloat16_goes_in_and_out_bit_by_bit(tmp_path):
+    make_checkpoint(tmp_path / "theirs", "qwen2", torch.bfloat16, max_shard_size="20KB")
+    assert len(list((tmp_path / "theirs").glob("*.safetensors"))) > 2
+    config, _, params = hugging_face.load(tmp_path / "theirs")
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype(jnp.bfloat16)}
+    hugging_face.save(tmp_path / "ours", config, params, max_shard_size=15_000)
+    files = sorted((tmp_path / "ours").glob("*.safetensors"))
+    assert len(files) > 2
+    assert all(path.stat().st_size < 15_000 + 5_000 for path in files)
+    assert tensors_of(tmp_path / "ours") == tensors_of(tmp_path / "theirs")
+    transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "ours")
+    again = hugging_face.load(tmp_path / "ours")[2]
+    assert jax.tree.all(jax.tree.map(lambda a, b: np.asarray(a).tobytes() == np.asarray(b).tobytes(), again, params))
+
+
+def test_the_dtype_of_an_export_can_be_chosen(tmp_path):
+    make_checkpoint(tmp_path / "theirs", "llama")
+    config, _, params = hugging_face.load(tmp_path / "theirs")
+    hugging_face.save(tmp_path / "ours", config, params, dtype="bfloat16")
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "ours", dtype="auto")
+    assert loaded.dtype == torch.bfloat16
+    expected = np.asarray(params["embedder"]["embedding"].astype(jnp.bfloat16).astype(jnp.float32))
+    np.testing.assert_array_equal(loaded.model.embed_tokens.weight.detach().float().numpy(), expected)
+
+
+def test_parts_go_straight_to_the_devices_that_own_them(tmp_path):
+    """On 8 simulated devices, in a process of its own: the same parameters, each where the rules put it."""
+    make_checkpoint(tmp_path / "theirs", "qwen2", max_shard_size="40KB")
+    script = """
+import sys, jax, numpy as np
+from mlagent_jax.models import abstract, hugging_face
+from mlagent_jax.parallelism import make_mesh
+mesh = make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
+config, _, sharded = hugging_face.load(sys.argv[1], mesh=mesh)
+whole = hugging_face.load(sys.argv[1])[2]
+target = abstract(config, mesh=mesh)[1]
+for got, placed, expected in zip(*map(jax.tree.leaves, (sharded, target, whole)), strict=True):
+    assert got.sharding.is_equivalent_to(placed.sharding, got.ndim), (got.sharding, placed.sharding)
+    assert np.array_equal(np.asarray(got), np.asarray(expected))
+kernel = sharded["layers"]["mlp"]["up"]["kernel"]
+assert kernel.addressable_shards[0].data.size * 4 == kernel.size
+hugging_face.save(sys.argv[2], config, sharded)
+print("whole")
+"""
+    flags = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    done = subprocess.run(
+        [sys.executable, "-c", script, tmp_path / "theirs", tmp_path / "ours"],
+        env={**os.environ, **flags, "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout.strip() == "whole", done.stderr
+    assert tensors_of(tmp_path / "ours") == tensors_of(tmp_path / "theirs")
+
+
+def edit_tensors(folder, change):
+    """Rewrites a folder with one weight file through `change`, a function of the dict of arrays."""
+    path = folder / "model.safetensors"
+    tensors = dict(safetensors.numpy.load_file(path))
+    change(tensors)
+    safetensors.numpy.save_file(tensors, path, metadata={"format": "pt"})
+
+
+def test_a_truncated_file_names_the_tensor_that_it_breaks(tmp_path):
+    make_checkpoint(tmp_path, "llama")
+    path = tmp_path / "model.safetensors"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-10])
+    with pytest.raises(TensorFileError, match=r"truncated: tensor 'model\.norm\.weight'"):
+        hugging_face.load(tmp_path)
+    for length in (0, 5, 100):
+        path.write_bytes(whole[:length])
+        with pytest.raises(TensorFileError, match=f"{length} bytes and no whole header"):
+            hugging_face.load(tmp_path)
+
+
+def test_a_missing_tensor_a_wrong_shape_and_an_unknown_tensor_are_named(tmp_path):
+    name = "model.layers.1.self_attn.k_proj.weight"
+    for change, message in [
+        (lambda tensors: tensors.pop(name), rf"lacks tensor '{name}'"),
+        (lambda tensors: tensors.update({name: tensors[name][:8]}), rf"'{name}' has shape \[8, 32\].*\[24, 32\]"),
+        (lambda tensors: tensors.update({"model.extra": tensors[name]}), r"has tensor 'model\.extra'"),
+        (lambda tensors: tensors.update({name: tensors[name].astype(np.int8)}), rf"'{name}' is I8"),
+    ]:
+        make_checkpoint(tmp_path, "qwen3")
+        edit_tensors(tmp_path, change)
+        with pytest.raises(TensorFileError, match=message):
+            hugging_face.load(tmp_path)
+
+
+def test_what_old_or_tied_checkpoints_carry_beside_is_ignored(tmp_path):
+    model = make_checkpoint(tmp_path, "llama-tied")
+    head = model.lm_head.weight.detach().numpy().copy()
+    extra = {"lm_head.weight": head, "model.layers.0.self_attn.rotary_emb.inv_freq": np.ones(4, np.float32)}
+    edit_tensors(tmp_path, lambda tensors: tensors.update(extra))
+    assert "head" not in hugging_face.load(tmp_path)[2]
+
+
+def test_a_lost_file_or_folder_is_named(tmp_path):
+    make_checkpoint(tmp_path / "model", "llama", max_shard_size="20KB")
+    lost = sorted((tmp_path / "model").glob("*.safetensors"))[1]
+    lost.unlink()
+    with pytest.raises(TensorFileError, match=rf"{lost.name} does not exist: the index says it holds tensor 'model"):
+        hugging_face.load(tmp_path / "model")
+    with pytest.raises(FileNotFoundError, match=r"config\.json does not exist"):
+        hugging_face.load(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def ours(tmp_path_factory):
+    config = models.ModelConfig(*(400, 32, 2, 4, 2, 8, 48), model_type="llama", dtype="float32")
+    corpus = [Path(hugging_face.__file__).read_text()]
+    tokenizer = train_tokenizer(corpus, config.vocab_size, [], tmp_path_factory.mktemp("tokenizer"))
+    return config, make_params(config)[1], tokenizer
+
+
+def test_an_export_has_all_that_a_user_of_transformers_needs(tmp_path, ours):
+    config, params, tokenizer = ours
+    hugging_face.save(tmp_path / "export", config, params, tokenizer)
+    loaded = transformers.AutoTokenizer.from_pretrained(tmp_path / "export")
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "export")
+    assert loaded("def  f():\n")["input_ids"] == tokenizer.encode("def  f():\n")
+    assert model.generation_config.eos_token_id == model.config.eos_token_id == tokenizer.eos_id
+    assert model.generation_config.pad_token_id == tokenizer.pad_id
+
+
+def test_an_export_that_fails_leaves_nothing_and_keeps_the_one_before(tmp_path, ours):
+    config, params, tokenizer = ours
+    hugging_face.save(tmp_path / "export", config, params, tokenizer)
+    before = tensors_of(tmp_path / "export")
+    broken = {**params, "final_norm": {"scale": None}, "adapter": {"a": jnp.ones(2)}}
+    with pytest.raises(ValueError, match="'adapter/a' has no place"):
+        hugging_face.save(tmp_path / "export", config, broken, tokenizer)
+    wrong = models.ModelConfig(*(400, 32, 2, 4, 2, 8, 48), model_type="qwen2", attention_bias=True)
+    with pytest.raises(ValueError, match="set model_type of the model to qwen3 or llama"):
+        hugging_face.save(tmp_path / "export", wrong, make_params(wrong)[1], tokenizer)
+    assert tensors_of(tmp_path / "export") == before
+    assert [path.name for path in tmp_path.iterdir()] == ["export"]
+
+
+def test_a_process_killed_while_it_writes_leaves_nothing_under_the_name(tmp_path):
+    script = """
+import os, sys, signal, jax, jax.numpy as jnp
+from mlagent_jax import models
+from mlagent_jax.models import hugging_face, tensor_files
+config = models.ModelConfig(50, 32, 2, 4, 2, 8, 48, model_type="llama")
+params = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, leaf.dtype), models.abstract(config)[1])
+write, written = tensor_files.write, []
+def write_and_die(*arguments):
+    write(*arguments)
+    written.append(arguments)
+    if len(written) == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+tensor_files.write = write_and_die
+hugging_face.save(sys.argv[1], config, params, max_shard_size=20_000)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script, tmp_path / "export"],
+        env={**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": os.pathsep.join(sys.path)},
+        check=False,
+    )
+    assert done.returncode == -9
+    assert not (tmp_path / "export").exists()
+
+
+def test_an_export_replaces_an_older_one_but_no_other_folder(tmp_path, ours):
+    config, params, _ = ours
+    hugging_face.save(tmp_path / "export", config, params)
+    other = jax.tree.map(lambda leaf: leaf + 1, params)
+    hugging_face.save(tmp_path / "export", config, other, max_shard_size=30_000)
+    assert not (tmp_path / "export" / "model.safetensors").exists()
+    loaded = hugging_face.load(tmp_path / "export")[2]
+    assert jax.tree.all(jax.tree.map(lambda a, b: bool(jnp.array_equal(a, b)), loaded, other))
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.txt").write_text("irreplaceable")
+    with pytest.raises(FileExistsError, match="is no export"):
+        hugging_face.save(tmp_path / "thesis", config, params)
