@@ -64,8 +64,7 @@ def _show(options: argparse.Namespace) -> None:
 
 
 def _actions(options: argparse.Namespace) -> None:
-    form = PROFILES[options.profile]
-    print(f"{describe_actions(form)}\nReply format:\n{describe_format(form)}")
+    print(f"{describe_actions(options.profile)}\nReply format:\n{describe_format(options.profile)}")
 
 
 def _prepare(options: argparse.Namespace) -> None:

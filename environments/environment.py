@@ -30,14 +30,14 @@ from environments.actions import profile as profile_by_name
 from environments.execution_cache import ExecutionCache, Measurement, cache_key
 from environments.hostile import HostileFileError, place, read_regular, remove, remove_folder
 from environments.protocol import Job, Outcome, OutcomeKind, State
-from environments.sandbox.base import Ending, Sandbox, SandboxError
+from environments.sandbox.base import Ending, Execution, Sandbox, SandboxError
 from environments.store import Store
 from environments.tasks.base import InvalidSubmissionError, PreparedTask
 from environments.tasks.prepared import open_task
 from environments.workspace import Snapshots
 
 MAX_SUBMISSION_BYTES = 16 << 20
-MAX_SCRIPT_BYTES = 1 << 20
+MAX_SCRIPT_BYTES = 256 << 10
 MAX_KEPT_TEXT = 20_000
 """Characters of a script's standard output, of its standard error and of a diff that are kept, head and tail."""
 MIN_SCRATCH_BYTES = 2 << 30
@@ -157,7 +157,9 @@ class Environment:
                 runs = effect.measured or effect.execute is not None
                 if runs:
                     remove(root / task.spec.submission)  # That of an earlier step is never graded again.
-                start = self._snapshot(task, root) if runs or effect.changed else before.snapshot
+                start, script = before.snapshot, before.script
+                if runs or effect.changed:
+                    start, script = self._snapshot(task, root), _script(root / task.spec.entry)
             except ActionError as error:
                 return _invalid(parsed, error, profile)
             except HostileFileError as error:
@@ -165,6 +167,7 @@ class Environment:
             applied = dataclasses.replace(
                 parsed,
                 snapshot=start,
+                script=script,
                 progress=("parsed", "applied"),
                 final=effect.final,
                 diff=observation.cut(effect.diff, MAX_KEPT_TEXT),
@@ -177,8 +180,7 @@ class Environment:
         self, job: Job, task: PreparedTask, profile: Profile, applied: Outcome, effect: Effect, root: Path
     ) -> Outcome:
         """Run a script in the workspace `root`, and judge the step by what that gave."""
-        script = effect.execute or task.spec.entry
-        measurement, cached = self._measure(job, task, script, applied.snapshot, root)
+        measurement, cached = self._measure(job, task, effect.execute or task.spec.entry, applied, root)
         kind = _judge(measurement, is_edit=effect.measured)
         stages = (
             ("submission_written", measurement.written),
@@ -197,28 +199,30 @@ class Environment:
             progress=(*applied.progress, "started", *(name for name, reached in stages if reached)),
             seconds=measurement.execution.wall_seconds,
             cpu_seconds=measurement.execution.cpu_seconds,
-            reason=measurement.reason or measurement.problem or measurement.execution.detail,
+            reason=measurement.reason or measurement.problem or _exit_reason(measurement.execution),
             submission=measurement.submission,
             cached=cached,
         )
 
-    def _measure(self, job: Job, task: PreparedTask, script: str, start: str, root: Path) -> tuple[Measurement, bool]:
-        """What running `script` in the workspace `root` (the snapshot `start`) gives, and whether that was known."""
+    def _measure(
+        self, job: Job, task: PreparedTask, script: str, applied: Outcome, root: Path
+    ) -> tuple[Measurement, bool]:
+        """What running `script` in the workspace `root` gives, and whether that was known."""
         key = cache_key(
-            start, script, task.key, job.limits, job.seed, self.sandbox.name, self.sandbox.environment_digest
+            applied.snapshot, script, task.key, job.limits, job.seed, self.sandbox.name, self.sandbox.environment_digest
         )
         if self._cache is not None:
             known = self._cache.get(key)
             if known is not None and self.store.has(known.snapshot):
                 return known, True
-        edited = _script(root / task.spec.entry)
         execution = self.sandbox.run(root, script, job.limits, data=task.public, seed=job.seed)
         execution = dataclasses.replace(
             execution,
             stdout=observation.cut(observation.sanitise(execution.stdout), MAX_KEPT_TEXT),
             stderr=observation.cut(observation.sanitise(execution.stderr), MAX_KEPT_TEXT),
         )
-        measurement = self._inspect(task, script, Measurement(execution, snapshot=start, script=edited), root)
+        before = Measurement(execution, snapshot=applied.snapshot, script=applied.script)
+        measurement = self._inspect(task, script, before, root)
         if self._cache is not None:
             self._cache.put(key, measurement)
         return measurement, False
@@ -312,6 +316,11 @@ def _invalid(before: Outcome, error: ActionError, profile: Profile) -> Outcome:
         observation=observation.of_error(error, profile),
         reason=error.reason,
     )
+
+
+def _exit_reason(execution: Execution) -> str:
+    """Why a script did not end well, or empty where it did."""
+    return execution.detail or (f"exit code {execution.exit_code}" if execution.exit_code else "")
 
 
 def _judge(measurement: Measurement, is_edit: bool) -> OutcomeKind:

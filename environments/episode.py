@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 from typing import Any, Self
 
-from environments.actions import describe_actions, describe_format, profile
+from environments.actions import describe_actions, describe_format
 from environments.environment import Environment
 from environments.protocol import Job, OutcomeKind, State
 from environments.sandbox.base import Sandbox, SandboxError
@@ -88,11 +88,11 @@ class Episode:
 
     def prompt(self) -> str:
         """What an agent is told at the start."""
-        form, spec = profile(self._profile), self._task.spec
+        spec = self._task.spec
         return (
-            f"You have access to the following tools:\n{describe_actions(form)}\n"
+            f"You have access to the following tools:\n{describe_actions(self._profile)}\n"
             f"Research Problem: {spec.description}\n\n"
-            f"Always respond in this format exactly:\n{describe_format(form)}\n\n"
+            f"Always respond in this format exactly:\n{describe_format(self._profile)}\n\n"
             f"{spec.entry}:\n```python\n{self.state.script}\n```\n"
         )
 

@@ -11,6 +11,8 @@ import re
 
 from environments.actions.errors import ActionError
 
+MAX_HEADER = 300
+"""Longest cell header; a longer line is none, and costs no time."""
 MAX_DIFF_LINES = 400
 """Changed lines on either side up to which a diff is aligned; the alignment's worst case is cubic in them."""
 _HEADER = re.compile(r"# ?%%(?P<title>.*)")
@@ -22,7 +24,7 @@ def cell_name(line: str) -> str | None:
 
     Jupytext's cell type (`[markdown]`) and metadata (`key=value`) are no part of the name.
     """
-    match = _HEADER.fullmatch(line.rstrip())
+    match = _HEADER.fullmatch(line.rstrip()) if len(line) <= MAX_HEADER else None
     return None if match is None else _TITLE_END.sub("", match["title"]).strip()
 
 

@@ -68,12 +68,14 @@ PROFILES = {
 }
 
 
-def profile(name: str) -> Profile:
-    """The profile called `name`.
+def profile(name: str | Profile) -> Profile:
+    """The profile called `name` (a profile stands for itself).
 
     Raises:
       ValueError: no such profile.
     """
+    if isinstance(name, Profile):
+        return name
     if name not in PROFILES:
         raise ValueError(f"profile is {name!r}; choose one of {', '.join(PROFILES)}")
     return PROFILES[name]
@@ -109,8 +111,8 @@ class Action:
         return "\n".join(lines)
 
 
-def parse(reply: str, profile: Profile) -> Action:
-    """Parse a reply.
+def parse(reply: str, form: str | Profile) -> Action:
+    """Parse a reply in a profile or the profile of that name.
 
     Raises:
       ActionError: the reply is not in the format of the profile, names no action, or its input is wrong.
@@ -123,10 +125,11 @@ def parse(reply: str, profile: Profile) -> Action:
         except UnicodeEncodeError as error:
             raise ActionError("the reply is not valid Unicode text.") from error
     sections, blocks = _sections(reply)
-    missing = [label for label in profile.labels if label not in sections]
+    labels = profile(form).labels
+    missing = [label for label in labels if label not in sections]
     if missing:
         text = "Your response was in incorrect format. Please provide a valid response with all entries: "
-        raise ActionError(f"the reply has no line {missing[0]}:", text + ", ".join(profile.labels))
+        raise ActionError(f"the reply has no line {missing[0]}:", text + ", ".join(labels))
     name, raw = sections["Action"].strip(), sections["Action Input"].strip()
     if name not in ACTIONS:
         shown = name if len(name) <= 100 else name[:100] + "..."
@@ -233,15 +236,15 @@ def _usage_message(spec: ActionSpec) -> str:
     )
 
 
-def describe_actions(profile: Profile) -> str:
+def describe_actions(form: str | Profile) -> str:
     """The actions as a prompt of this profile lists them."""
     shown = [spec for spec in ACTIONS.values() if spec.shown]
-    return "".join(map(_describe_briefly if profile.brief else _describe, shown))
+    return "".join(map(_describe_briefly if profile(form).brief else _describe, shown))
 
 
-def describe_format(profile: Profile) -> str:
+def describe_format(form: str | Profile) -> str:
     """The labels of a reply, each with what it is for, as MLAgentBench's prompt gives them."""
-    return "\n".join(f"{label}: {_LABEL_HELP[label]}" for label in profile.labels)
+    return "\n".join(f"{label}: {_LABEL_HELP[label]}" for label in profile(form).labels)
 
 
 def _describe(spec: ActionSpec) -> str:

@@ -17,7 +17,7 @@ from environments.sandbox.base import Ending, Execution
 BRIEF_LINES = 3
 """Lines of output that a brief observation keeps."""
 # ECMA-48: control sequences, operating system commands up to their terminator, and two-character escapes.
-_ANSI = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b[\]PX^_][^\x07\x1b]*(?:\x07|\x1b\\)?|\x1b[ -/]*[0-~]?")
+_ANSI = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b[\]PX^_][^\x07\x1b\n]*(?:\x07|\x1b\\)?|\x1b[ -/]*[0-~]?")
 _MARKER = re.compile(rf"(?im)^([^\S\n]*)((?:{'|'.join(LABELS)}|{STOP[:-1]})[^\S\n]*:|`{{3,}})")
 
 

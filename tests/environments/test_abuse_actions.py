@@ -325,6 +325,17 @@ def test_many_files_written_by_actions_end_in_an_invalid_action(player, monkeypa
     assert player.state.snapshot != before
 
 
+def test_a_script_too_large_to_keep_is_refused_when_it_is_written(player):
+    (player.environment.task("guess@0").public / "big.csv").write_text("x\n" * 200_000)
+    before = player.state.snapshot
+    outcome = player.play("Copy File", source="data/big.csv", destination="train.py")
+    assert outcome.kind is OutcomeKind.INVALID_ACTION
+    assert player.state.snapshot == before
+    outcome = player.edit("guess = 3.0\nopen('train.py', 'a').write('#' * 300_000)")
+    assert outcome.kind is OutcomeKind.SCRIPT_ERROR
+    assert len(outcome.script) < 1000
+
+
 def test_a_job_whose_text_is_anything_at_all_is_answered(player):
     for text in (
         "\0",

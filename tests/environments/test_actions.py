@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from environments.actions import (
@@ -174,12 +174,14 @@ def test_wrong_entries_are_answered_with_the_usage_and_unknown_actions_with_the_
 _TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\r"))
 
 
+@settings(deadline=None)
 @given(block=_TEXT, cell=_TEXT)
 def test_a_rendered_action_parses_to_itself(block, cell):
     action = Action("Edit Script (Cell)", {"script_name": "train.py", "cell": cell}, block)
     assert parse(action.render(), COMPACT) == action
 
 
+@settings(deadline=None)
 @given(st.text())
 def test_any_text_is_an_action_or_an_action_error(reply):
     for text in (reply, f"Action: Edit Script (Patch)\nAction Input: {reply}", CELL.replace("SVC", reply)):

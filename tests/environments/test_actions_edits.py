@@ -4,7 +4,7 @@ import difflib
 import random
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from environments.actions import ActionError
@@ -23,6 +23,8 @@ PATCH = "<<<<<<< SEARCH\nm = 1\n=======\nm = 7\n>>>>>>> REPLACE"
         ("# %% the model [markdown]", "the model"),
         ('# %% the model tags=["x"]', "the model"),
         ("    # %% model", None),
+        ("# %% " + "a-" * 50_000, None),
+        ("# %% " + " " * 100_000 + "x", None),
         ("x = 1  # %% model", None),
     ],
 )
@@ -61,6 +63,7 @@ def test_a_cell_edit_that_does_not_apply_says_why(text, cell, block, message):
         replace_cell(text, cell, block)
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.sampled_from(["", "x", "# %% a", "# %% b"]), max_size=12),
     st.lists(st.sampled_from(["", "y"]), max_size=4),
@@ -117,6 +120,7 @@ def test_a_patch_that_does_not_apply_says_why(text, patch, message):
         apply_patch(text, patch)
 
 
+@settings(deadline=None)
 @given(st.lists(st.sampled_from("abc"), max_size=30), st.lists(st.sampled_from("abc"), max_size=30))
 def test_the_diff_turns_the_old_text_into_the_new(before, after):
     diff = unified_diff("\n".join(before), "\n".join(after), "f")

@@ -1,7 +1,7 @@
 """What the agent sees: cleaned, cut, and shown as MLAgentBench shows it."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from environments.actions import PROFILES
@@ -68,12 +68,14 @@ def test_tokens_of_chat_templates_are_broken():
     assert "<|" not in sanitise("<|im_end|><|im_start|>system <<||")
 
 
+@settings(deadline=None)
 @given(st.text())
 def test_cleaning_twice_changes_nothing(text):
     assert sanitise(sanitise(text)) == sanitise(text)
     sanitise(text).encode()
 
 
+@settings(deadline=None)
 @given(st.text(), st.integers(20, 300))
 def test_a_cut_keeps_head_and_tail_and_never_exceeds_its_limit(text, limit):
     short = cut(text, limit)

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+from concurrent.futures import ThreadPoolExecutor
 
 import fakes
 import pytest
@@ -147,6 +148,7 @@ def test_a_syntax_error_is_a_script_error_with_the_last_line_shown(environment):
     assert outcome.observation == "SyntaxError: invalid syntax"
     assert outcome.metric_after is None
     assert "guess = = 3" in outcome.script
+    assert outcome.reason == "exit code 1"
     assert outcome.progress == ("parsed", "applied", "started")
 
 
@@ -313,6 +315,14 @@ def test_the_cache_outlives_the_process_and_can_be_left_out(environment, sandbox
         assert take(other, edit("guess = 3.0")).cached is cached
         other.close()
     assert (tmp_path / "tasks" / "executions.sqlite").stat().st_mode & 0o077 == 0
+
+
+def test_steps_of_several_threads_do_not_touch_each_other(environment):
+    state = environment.initial_state("guess@0")
+    guesses = [number / 4 for number in range(12)]
+    with ThreadPoolExecutor(4) as pool:
+        outcomes = list(pool.map(lambda guess: take(environment, edit(f"guess = {guess}"), state), guesses))
+    assert [outcome.metric_after for outcome in outcomes] == [abs(guess - fakes.LABEL) for guess in guesses]
 
 
 def test_no_temporary_files_stay(environment, sandbox, tmp_path):
