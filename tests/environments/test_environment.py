@@ -319,7 +319,7 @@ def test_the_cache_outlives_the_process_and_can_be_left_out(environment, sandbox
 
 def test_steps_of_several_threads_do_not_touch_each_other(environment):
     state = environment.initial_state("guess@0")
-    guesses = [number / 4 for number in range(12)]
+    guesses = [2.0 + number / 8 for number in range(12)]
     with ThreadPoolExecutor(4) as pool:
         outcomes = list(pool.map(lambda guess: take(environment, edit(f"guess = {guess}"), state), guesses))
     assert [outcome.metric_after for outcome in outcomes] == [abs(guess - fakes.LABEL) for guess in guesses]
