@@ -130,25 +130,25 @@ class Checkpointer:
         self._require(step)
         return self._manager.restore(step, args=ocp.args.Composite(**{EXTRA: ocp.args.JsonRestore()}))[EXTRA]
 
-    def restore(self, step: int, abstract_arrays: Any) -> tuple[Any, dict[str, Any]]:
+    def restore(self, step: int, abstract_arrays: Any, *, partial: bool = False) -> tuple[Any, dict[str, Any]]:
         """The arrays of `step`, bit by bit, where they are to live, and its JSON.
 
         Args:
           step: one of `steps()`.
-          abstract_arrays: a pytree like the one saved, of arrays or `jax.ShapeDtypeStruct`; it may leave out what is
-            not needed, such as the optimizer's state. Each array is read straight onto its `sharding`, whatever it was
-            saved from; without one onto this process's first device.
+          abstract_arrays: a pytree like the one saved, of arrays or `jax.ShapeDtypeStruct`. Each array is read straight
+            onto its `sharding`, whatever it was saved from; without one onto this process's first device.
+          partial: whether `abstract_arrays` may leave out some of what was saved, such as the optimizer's state.
 
         Raises:
-          CheckpointError: no such step, or an array is missing, or of another shape or dtype; it names it.
+          CheckpointError: no such step, or an array is missing, left over, or of another shape or dtype; it names it.
         """
         self._require(step)
         wanted = jax.tree.map(_placed, abstract_arrays)
-        self._check(step, wanted)
+        self._check(step, wanted, partial)
         arrays = ocp.args.PyTreeRestore(
             item=wanted,
             restore_args=ocp.checkpoint_utils.construct_restore_args(wanted),
-            partial_restore=True,
+            partial_restore=partial,
         )
         restored = self._manager.restore(
             step, args=ocp.args.Composite(**{ARRAYS: arrays, EXTRA: ocp.args.JsonRestore()})
@@ -176,11 +176,13 @@ class Checkpointer:
         if step not in (steps := self.steps()):
             raise CheckpointError(f"no checkpoint of step {step} in {self.directory}: there are {steps or 'none'}")
 
-    def _check(self, step: int, wanted: Any) -> None:
+    def _check(self, step: int, wanted: Any, partial: bool) -> None:
         saved, asked = self.shapes(step), _leaves(wanted)
         where = f"checkpoint {self.directory / str(step)}"
         if missing := sorted(asked.keys() - saved.keys()):
             raise CheckpointError(f"{where} lacks array {missing[0]!r} (and {len(missing) - 1} more)")
+        if not partial and (left := sorted(saved.keys() - asked.keys())):
+            raise CheckpointError(f"{where} has array {left[0]!r} (and {len(left) - 1} more) that was not asked for")
         for path, leaf in asked.items():
             if (saved[path].shape, saved[path].dtype) != (leaf.shape, leaf.dtype):
                 raise CheckpointError(

@@ -81,7 +81,7 @@ def test_a_part_can_be_restored_without_the_rest(tmp_path):
         checkpointer.save(1, arrays, {})
         checkpointer.wait()
     with Checkpointer(tmp_path, read_only=True) as reader:
-        restored, _ = reader.restore(1, {"params": arrays["params"]})
+        restored, _ = reader.restore(1, {"params": arrays["params"]}, partial=True)
         assert reader.shapes(1)["params/layers/kernel"].shape == (2, 4, 8)
     assert_same_bits(restored, {"params": arrays["params"]})
 
@@ -178,6 +178,7 @@ def test_a_mismatch_names_the_array(tmp_path):
             ({"a": {"w": struct(2, 4)}, "b": struct(1)}, r"'a/w' is float32\[2, 3\], asked for is float32\[2, 4\]"),
             ({"a": {"w": struct(2, 3)}, "b": struct(1, dtype=jnp.bfloat16)}, r"'b' is float32.*bfloat16"),
             ({"a": {"w": struct(2, 3), "v": struct(1)}, "b": struct(1)}, r"lacks array 'a/v'"),
+            ({"a": {"w": struct(2, 3)}}, r"has array 'b'.*not asked for"),
         ]:
             with pytest.raises(CheckpointError, match=message):
                 checkpointer.restore(1, target)
