@@ -6,18 +6,21 @@ Embedded tasks (`environments.tasks.embedded`) are named in words; micro-tasks (
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import difflib
 import functools
 from pathlib import Path
 
 from environments.sandbox.base import Sandbox
 from environments.tasks import embedded, micro
-from environments.tasks.base import InvalidSubmissionError, PreparedTask, Task, TaskError, TaskSpec
+from environments.tasks.base import InvalidSubmissionError, NoHeadroomError, PreparedTask, Task, TaskError, TaskSpec
 from environments.tasks.prepared import FolderTask, open_task, prepare_task
 
 __all__ = [
     "FolderTask",
     "InvalidSubmissionError",
+    "NoHeadroomError",
     "PreparedTask",
     "Task",
     "TaskError",
@@ -29,6 +32,7 @@ __all__ = [
 ]
 
 SPLITS = ("train", "held_out")
+DRAWS = 5
 
 
 @functools.cache
@@ -66,8 +70,16 @@ def get(name: str) -> Task:
 def prepare(name: str, root: Path, seed: int, sandbox: Sandbox) -> FolderTask:
     """The task called `name`, built for `seed` under `root` and measured in `sandbox`; reused where it is there.
 
+    A micro-task whose data happen to leave no headroom is drawn again, up to `DRAWS` times.
+
     Raises:
       TaskError: there is no such task, or its own scripts fail or leave no headroom.
       SandboxError: the sandbox failed.
     """
-    return prepare_task(get(name), root, seed, sandbox)
+    task = get(name)
+    if not name.startswith(micro.PREFIX):
+        return prepare_task(task, root, seed, sandbox)
+    for draw in range(DRAWS - 1):
+        with contextlib.suppress(NoHeadroomError):
+            return prepare_task(dataclasses.replace(task, draw=draw), root, seed, sandbox)
+    return prepare_task(dataclasses.replace(task, draw=DRAWS - 1), root, seed, sandbox)

@@ -22,6 +22,10 @@ class TaskError(ValueError):
     """A task is unknown or its folder is broken; the message names what and the remedy."""
 
 
+class NoHeadroomError(TaskError):
+    """The reference does not beat the starting script on both halves of the hidden labels: nothing can be learnt."""
+
+
 class InvalidSubmissionError(ValueError):
     """The submission cannot be graded; the message says why and holds nothing of the labels."""
 

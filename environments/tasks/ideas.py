@@ -142,7 +142,7 @@ def _features() -> list[Idea]:
         "keep components of 90% variance": "StandardScaler(), PCA(0.9)",
         "keep components of 99% variance": "StandardScaler(), PCA(0.99)",
         "whiten the columns": "StandardScaler(), PCA(0.95, whiten=True)",
-        "bin every column in 3": "KBinsDiscretizer(3)",
+        "bin every column in 3": 'KBinsDiscretizer(3, encode="onehot-dense")',
         "map through a radial kernel": "StandardScaler(), Nystroem(n_components=50)",
     }
     narrow = {
@@ -152,8 +152,8 @@ def _features() -> list[Idea]:
         "add squares and products": "StandardScaler(), PolynomialFeatures(2)",
         "add products of columns": "StandardScaler(), PolynomialFeatures(2, interaction_only=True)",
         "expand columns in splines": "SplineTransformer(4)",
-        "bin every column in 8": "KBinsDiscretizer(8)",
-        "bin every column in 2": "KBinsDiscretizer(2)",
+        "bin every column in 8": 'KBinsDiscretizer(8, encode="onehot-dense")',
+        "bin every column in 2": 'KBinsDiscretizer(2, encode="onehot-dense")',
     }
     selections = {
         "select the best tenth of the columns": ("", 10),
@@ -228,7 +228,6 @@ def _models() -> list[Idea]:
         "ridge classifier with alpha 100": "RidgeClassifier(alpha=100)",
         "linear discriminant analysis": "LinearDiscriminantAnalysis()",
         "shrunken linear discriminant analysis": 'LinearDiscriminantAnalysis("lsqr", shrinkage="auto")',
-        "quadratic discriminant analysis": "QuadraticDiscriminantAnalysis(reg_param=0.1)",
         "naive Bayes": "GaussianNB()",
         "smoothed naive Bayes": "GaussianNB(var_smoothing=0.1)",
         "Bernoulli naive Bayes": "BernoulliNB()",

@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import math
 import os
 import shutil
 import tempfile
@@ -20,11 +19,13 @@ from typing import Any
 from environments.hostile import HostileFileError, read_regular
 from environments.protocol import Scale, digest
 from environments.sandbox.base import Ending, Sandbox
-from environments.tasks.base import InvalidSubmissionError, Task, TaskError, TaskSpec
+from environments.tasks.base import InvalidSubmissionError, NoHeadroomError, Task, TaskError, TaskSpec
 from environments.tasks.grading import HALVES, Answers
 
 _DIGEST_LETTERS = 16
 _SUBMISSION_BYTES = 16 * 2**20
+_LEAST_AGREEMENT = 0.25
+"""The gain of the reference on one half is at least this share of that on the other, or the gap is mostly chance."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,7 +108,8 @@ def prepare_task(task: Task, root: Path, seed: int, sandbox: Sandbox) -> FolderT
     """Build `task` for `seed` under `root`, or reuse the folder that an equal build left there.
 
     Raises:
-      TaskError: the starting script or the reference fails, or the reference does not beat the starting script.
+      NoHeadroomError: the reference does not beat the starting script on both halves.
+      TaskError: the starting script or the reference fails.
       SandboxError: the sandbox failed.
     """
     root = Path(root)
@@ -162,11 +164,13 @@ def _measure(folder: Path, spec: TaskSpec, sandbox: Sandbox) -> dict[str, Scale]
         except InvalidSubmissionError as error:
             raise TaskError(f"task {spec.name}: a script of its own hands in what cannot be graded: {error}") from error
         scales[half] = Scale(first, best, answers.metric.higher_is_better)
-    gain = scales["reward"].delta(scales["reward"].m_init, scales["reward"].m_best)
-    if not (math.isfinite(gain) and gain > 0):
-        raise TaskError(
-            f"task {spec.name}: the reference scores {scales['reward'].m_best:.4g}, no better than the starting "
-            f"script's {scales['reward'].m_init:.4g}: there is no headroom; use a better reference or a weaker start"
+    gains = [scale.delta(scale.m_init, scale.m_best) for scale in scales.values()]
+    if not (min(gains) > 0 and min(gains) >= _LEAST_AGREEMENT * max(gains)):
+        reward, report = scales["reward"], scales["report"]
+        raise NoHeadroomError(
+            f"task {spec.name}: no headroom: the starting script scores {reward.m_init:.4g} and {report.m_init:.4g}, "
+            f"the reference {reward.m_best:.4g} and {report.m_best:.4g} on the halves of the hidden labels; use a better "
+            "reference, a weaker start, or more hidden rows"
         )
     return scales
 

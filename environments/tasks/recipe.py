@@ -26,11 +26,13 @@ class Recipe:
     data: Callable[[np.random.Generator], Dataset]
     start: Script
     reference: Script
+    draw: int = 0
+    """Another number draws other data for the same seed."""
 
     def build(self, directory: Path, seed: int) -> TaskSpec:
         # The name is in the seed: tasks of one run share no random numbers.
         name = int.from_bytes(hashlib.sha256(self.spec.name.encode()).digest()[:4], "big")
-        data = self.data(np.random.default_rng([seed, name]))
+        data = self.data(np.random.default_rng([seed, name, self.draw]))
         return write(directory, self.spec, data, self.start, self.reference, seed)
 
 

@@ -21,7 +21,7 @@ _MODULES = {
     "kernel_ridge": "KernelRidge",
     "linear_model": "BayesianRidge ElasticNet HuberRegressor Lasso LinearRegression LogisticRegression Ridge"
     " RidgeClassifier",
-    "discriminant_analysis": "LinearDiscriminantAnalysis QuadraticDiscriminantAnalysis",
+    "discriminant_analysis": "LinearDiscriminantAnalysis",
     "naive_bayes": "BernoulliNB GaussianNB MultinomialNB",
     "neighbors": "KNeighborsClassifier KNeighborsRegressor NearestCentroid",
     "preprocessing": "KBinsDiscretizer MinMaxScaler Normalizer PolynomialFeatures PowerTransformer"

@@ -13,13 +13,15 @@ from environments.tasks.scripts import Script
 
 _TREES = (
     "DecisionTreeRegressor()",
-    "DecisionTreeRegressor(max_depth=2)",
-    "RandomForestRegressor(n_estimators=10, max_depth=3)",
+    "DecisionTreeRegressor(max_depth=3)",
+    "RandomForestRegressor(n_estimators=10)",
+    "RandomForestRegressor(n_estimators=30, max_depth=3)",
 )
 _CLASSIFIERS = (
     "DecisionTreeClassifier()",
     "DecisionTreeClassifier(max_depth=3)",
-    "KNeighborsClassifier(n_neighbors=1)",
+    "KNeighborsClassifier()",
+    "RandomForestClassifier(n_estimators=10)",
     "LogisticRegression(C=0.01)",
 )
 
@@ -34,8 +36,8 @@ def _seasonal(rng: np.random.Generator) -> Design:
 
 
 def _walk(rng: np.random.Generator) -> Design:
-    series = Series(pick(rng, (200, 300)), HIDDEN_ROWS, season=pick(rng, (0.3, 0.6)), walk=0.15,
-                    trend=pick(rng, (-1.0, 1.0)), noise=0.15)  # fmt: skip
+    series = Series(pick(rng, (200, 300)), HIDDEN_ROWS, season=pick(rng, (0.3, 0.6)), walk=0.08,
+                    trend=pick(rng, (-0.4, 0.4)), noise=0.15)  # fmt: skip
     start = Script(pick(rng, (*_TREES, "KNeighborsRegressor()", "SVR()")), load="lags=2")
     reference = Script("Ridge(alpha=1)", load="lags=12, season=True", steps="StandardScaler()", target='"change"')
     return Design(pick(rng, ("mae", "rmse")), series.data, start, reference)
@@ -51,14 +53,16 @@ def _amounts(rng: np.random.Generator) -> Design:
 def _figures(rng: np.random.Generator) -> Design:
     figures = Figures(pick(rng, (200, 300)), HIDDEN_ROWS, classes=pick(rng, (2, 3)), noise=pick(rng, (2.5, 3.5)))
     metrics = ("accuracy", "auc") if figures.classes == 2 else ("accuracy",)
-    start = weaken(rng, Script(pick(rng, _CLASSIFIERS)), ({"load": "size=2"}, {"steps": "PCA(2)"}), 0.5)
+    start = weaken(
+        rng, Script(pick(rng, (*_CLASSIFIERS[:2], *_CLASSIFIERS[3:]))), ({"load": "size=2"}, {"steps": "PCA(2)"}), 0.5
+    )
     reference = Script("SVC(C=10)", load="edges=True, blur=True", steps="StandardScaler()")
     return Design(pick(rng, metrics), figures.data, start, reference)
 
 
 def _patches(rng: np.random.Generator) -> Design:
     patches = Patches(300, HIDDEN_ROWS, noise=pick(rng, (1.5, 3.0)))
-    start = Script(pick(rng, (*_TREES, "KNeighborsRegressor(n_neighbors=1)", "SVR(C=0.1)", "LinearRegression()")))
+    start = Script(pick(rng, (*_TREES, "KNeighborsRegressor(n_neighbors=1)", "SVR()", "LinearRegression()")))
     start = weaken(rng, start, ({"steps": "PCA(2)"}, {"load": "size=2"}), 0.3)
     reference = Script("ExtraTreesRegressor(n_estimators=50)", load="blur=True")
     return Design(pick(rng, ("rmse", "mae")), patches.data, start, reference)
@@ -66,8 +70,8 @@ def _patches(rng: np.random.Generator) -> Design:
 
 def _waves(rng: np.random.Generator) -> Design:
     patches = Patches(300, HIDDEN_ROWS, noise=pick(rng, (1.5, 2.5)), edges=False)
-    start = Script(pick(rng, (*_TREES, "KNeighborsRegressor(n_neighbors=1)")))
-    reference = Script("SVR(C=10)", steps="StandardScaler()", load="blur=True")
+    start = Script(pick(rng, (*_TREES[:2], "LinearRegression()", "KNeighborsRegressor(n_neighbors=30)")))
+    reference = Script("ExtraTreesRegressor(n_estimators=50)", load="blur=True")
     return Design(pick(rng, ("rmse", "mae")), patches.data, start, reference)
 
 

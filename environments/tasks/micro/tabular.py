@@ -113,23 +113,47 @@ class Table:
 
 
 _WEAK_REGRESSORS = {
-    "linear": ("DecisionTreeRegressor()", "KNeighborsRegressor(n_neighbors=30)", "DecisionTreeRegressor(max_depth=2)",
-               "RandomForestRegressor(n_estimators=10, max_depth=3)", "SVR()"),
-    "curved": ("LinearRegression()", "Ridge(alpha=100)", "KNeighborsRegressor(n_neighbors=30)",
-               "DecisionTreeRegressor(max_depth=2)", "SVR()", "Lasso(alpha=1)"),
-}  # fmt: skip
+    "linear": (
+        "DecisionTreeRegressor()",
+        "DecisionTreeRegressor(min_samples_leaf=10)",
+        "KNeighborsRegressor(n_neighbors=15)",
+        "RandomForestRegressor(n_estimators=10)",
+        "RandomForestRegressor(n_estimators=30)",
+        "SVR(C=10)",
+    ),
+    "curved": (
+        "LinearRegression()",
+        "Ridge(alpha=10)",
+        "KNeighborsRegressor(n_neighbors=15)",
+        "DecisionTreeRegressor(max_depth=3)",
+        "SVR()",
+        "Lasso(alpha=1)",
+    ),
+}
 _WEAK_CLASSIFIERS = {
-    "linear": ("DecisionTreeClassifier()", "KNeighborsClassifier(n_neighbors=1)", "DecisionTreeClassifier(max_depth=2)",
-               "RandomForestClassifier(n_estimators=10, max_depth=3)", "GaussianNB()"),
-    "curved": ("LogisticRegression()", "LogisticRegression(C=0.01)", "DecisionTreeClassifier(max_depth=2)",
-               "KNeighborsClassifier(n_neighbors=1)", "RidgeClassifier()"),
-}  # fmt: skip
+    "linear": (
+        "DecisionTreeClassifier()",
+        "DecisionTreeClassifier(max_depth=3)",
+        "KNeighborsClassifier()",
+        "RandomForestClassifier(n_estimators=10)",
+        "RandomForestClassifier(n_estimators=30)",
+        "GaussianNB()",
+    ),
+    "curved": (
+        "LogisticRegression()",
+        "LogisticRegression(C=0.01)",
+        "DecisionTreeClassifier(max_depth=3)",
+        "KNeighborsClassifier(n_neighbors=15)",
+        "RidgeClassifier()",
+        "LinearDiscriminantAnalysis()",
+    ),
+}
 _SURE = ("DecisionTreeClassifier()", "KNeighborsClassifier(n_neighbors=1)", "GaussianNB()")
 _WEAKNESSES = (
     {"load": "rows=60"},
     {"steps": "PCA(2)"},
     {"steps": "StandardScaler(), PCA(3)"},
-    {"steps": "KBinsDiscretizer(2)"},
+    {"steps": 'KBinsDiscretizer(2, encode="onehot-dense")'},
     {"steps": "Normalizer()"},
 )
 
@@ -141,7 +165,7 @@ def _design(
     weak: Sequence[str],
     reference: Script,
     weaknesses: Sequence[dict[str, str]] = _WEAKNESSES,
-    rate: float = 0.6,
+    rate: float = 0.35,
 ) -> Design:
     metric = pick(rng, metrics)
     if metric == "log_loss":
@@ -240,7 +264,7 @@ def _rare_class(rng: np.random.Generator) -> Design:
         "SVC(C=0.3)",
     )
     reference = Script(steps="StandardScaler()", target='"balanced"', model="LogisticRegression(C=1)")
-    return _design(rng, table, ("macro_f1", "macro_f1", "auc"), weak, reference, rate=0.4)
+    return _design(rng, table, ("macro_f1",), weak, reference, rate=0.4)
 
 
 def _missing_cells(rng: np.random.Generator) -> Design:
@@ -248,10 +272,20 @@ def _missing_cells(rng: np.random.Generator) -> Design:
     table = Table(linear, 200, int(rng.integers(5, 9)), redundant=12, noise=0.1, missing=pick(rng, (0.1, 0.2)),
                   scales=0.3, classes=0 if regression else 2)  # fmt: skip
     if regression:
-        weak, metrics = ("LinearRegression()", "KNeighborsRegressor()", "DecisionTreeRegressor()"), ("rmse", "mae")
+        weak, metrics = (
+            ("RandomForestRegressor(n_estimators=10)", "KNeighborsRegressor()", "DecisionTreeRegressor(max_depth=4)"),
+            ("rmse", "mae"),
+        )
         reference = Script(load='fill="mean"', steps="StandardScaler()", model="Ridge(alpha=10)")
     else:
-        weak, metrics = ("KNeighborsClassifier()", "DecisionTreeClassifier()", "GaussianNB()"), ("accuracy", "auc")
+        weak, metrics = (
+            (
+                "KNeighborsClassifier()",
+                "DecisionTreeClassifier(max_depth=3)",
+                "RandomForestClassifier(n_estimators=10)",
+            ),
+            ("accuracy", "auc"),
+        )
         reference = Script(load='fill="mean"', steps="StandardScaler()", model="LogisticRegression(C=0.3)")
     return _design(rng, table, metrics, weak, reference, rate=0.3)
 

@@ -64,8 +64,8 @@ class Essays:
         words, common = _vocabulary(rng), _zipf(rng)
         rare, filler = common.copy(), common.copy()
         chosen = rng.permutation(_WORDS)
-        rare[chosen[:60]] *= 6
-        filler[chosen[60:80]] *= 12
+        rare[chosen[:60]] *= 10
+        filler[chosen[60:80]] *= 20
         skill = rng.random(self.rows + self.hidden)
         texts = []
         for value in skill:

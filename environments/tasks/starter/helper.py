@@ -98,7 +98,8 @@ def build(steps, model, target=None):
     """One estimator. `target`: None, "log", "sqrt", "rank", "change" (regression) or "balanced" (classification)."""
     model = make_pipeline(*steps, model)
     if ABOUT["outputs"] > 1:
-        model = MultiOutputRegressor(model)
+        # In a pipeline, which takes no sample weights: bagging then draws rows instead.
+        model = make_pipeline(MultiOutputRegressor(model))
     if target is None:
         return model
     if target == "balanced" and CLASSES:

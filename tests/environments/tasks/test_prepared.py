@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from environments import tasks
 from environments.protocol import Limits
 from environments.sandbox.base import Ending, Execution
-from environments.tasks import TaskError, open_task, prepare_task
+from environments.tasks import NoHeadroomError, TaskError, open_task, prepare_task
 from environments.tasks.dataset import Dataset
 from environments.tasks.recipe import Recipe, embedded
 from environments.tasks.scripts import Script
@@ -115,6 +116,20 @@ def test_a_task_whose_own_scripts_fail_is_not_prepared(tmp_path, sandbox, messag
     with pytest.raises(TaskError, match=message):
         prepare_task(recipe(), tmp_path, 0, sandbox)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_micro_task_without_headroom_is_drawn_again(tmp_path, monkeypatch):
+    draws = []
+
+    def refuse(task, root, seed, sandbox):
+        draws.append(task.draw)
+        if task.draw < 2:
+            raise NoHeadroomError("none")
+        return "prepared"
+
+    monkeypatch.setattr(tasks, "prepare_task", refuse)
+    assert tasks.prepare("micro-rings-0", tmp_path, 0, WritingSandbox()) == "prepared"
+    assert draws == [0, 1, 2]
 
 
 def test_a_missing_or_broken_folder_is_a_task_error(tmp_path):
