@@ -126,6 +126,7 @@ def _init(up: int, descriptors: list[int]) -> NoReturn:
     kernel.mount("proc", "/proc", "proc", kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC)
     with open("/proc/sys/user/max_user_namespaces", "w", encoding="ascii") as file:
         file.write("0")  # no way to capabilities of any kind
+    kernel.make_read_only("/proc")
     kernel.drop_privileges()
     kernel.set_dumpable(False)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # orphans are reaped by the kernel

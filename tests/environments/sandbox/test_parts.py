@@ -1,0 +1,138 @@
+"""Capture, data store, cgroups' view, and what becomes of a warm sandbox that dies."""
+
+import os
+import signal
+
+import psutil
+import pytest
+
+from environments.protocol import Limits
+from environments.sandbox import SandboxError, SandboxUnavailableError, open_sandbox, warm
+from environments.sandbox.bubblewrap import BubblewrapSandbox
+from environments.sandbox.capture import Capture
+from environments.sandbox.data_store import DataStore
+
+
+@pytest.mark.parametrize("size", [1, 3, 7, 1000])
+def test_capture_keeps_head_and_tail_whatever_the_chunks(size):
+    text = "".join(f"{n:04d}" for n in range(1000)).encode()
+    capture = Capture(100)
+    for start in range(0, len(text), size):
+        capture.feed(text[start : start + size])
+    assert capture.text() == f"{text[:50].decode()}\n[... 3900 bytes cut ...]\n{text[-50:].decode()}"
+
+
+def test_capture_keeps_all_that_fits():
+    capture = Capture(100)
+    capture.feed(b"x" * 60)
+    capture.feed(b"y" * 40)
+    assert capture.text() == "x" * 60 + "y" * 40
+
+
+def test_the_store_copies_once_and_again_after_a_change(tmp_path):
+    store = DataStore(_folder(tmp_path / "store"))
+    data = _folder(tmp_path / "data")
+    (data / "x").write_text("one")
+    (data / "link").symlink_to("/etc/passwd")
+    with store.lease(data) as first, store.lease(data) as second:
+        assert first == second
+        assert [path.name for path in (store.root / first).iterdir()] == ["x"]
+    (data / "x").write_text("other")
+    with store.lease(data) as third:
+        assert (store.root / third / "x").read_text() == "other"
+
+
+def test_the_store_evicts_what_nobody_uses(tmp_path):
+    store = DataStore(_folder(tmp_path / "store"), max_bytes=250)
+    folders = []
+    for n in range(3):
+        folders.append(_folder(tmp_path / f"data{n}"))
+        (folders[-1] / "x").write_bytes(bytes(100))
+    with store.lease(folders[0]) as kept:
+        for folder in folders[1:]:
+            with store.lease(folder) as name:
+                assert (store.root / name / "x").exists()
+        assert (store.root / kept / "x").exists()
+        assert len(list(store.root.iterdir())) == 2
+
+
+def _folder(path):
+    path.mkdir()
+    return path
+
+
+def test_a_warm_sandbox_that_dies_is_our_failure_and_is_started_again(tmp_path):
+    (tmp_path / "train.py").write_text("print('on')")
+    sandbox = BubblewrapSandbox()
+    try:
+        inside = psutil.Process().children(recursive=True)
+        zygote = max(inside, key=lambda process: process.memory_info().rss)
+        zygote.send_signal(signal.SIGKILL)
+        outcomes = []
+        for _ in range(3):
+            try:
+                outcomes.append(sandbox.run(tmp_path, "train.py", Limits()).stdout)
+            except SandboxError:
+                outcomes.append("failed")
+        assert outcomes[-1] == "on\n" and outcomes.count("failed") <= 1
+    finally:
+        sandbox.close()
+    assert not [process for process in inside if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
+    with pytest.raises(SandboxError, match="closed"):
+        sandbox.run(tmp_path, "train.py", Limits())
+
+
+def test_closing_leaves_nothing(tmp_path):
+    before = set(os.listdir("/proc/self/fd")), set(psutil.Process().children(recursive=True))
+    sandbox = BubblewrapSandbox()
+    state = sandbox._state.path
+    assert state.exists()
+    sandbox.close()
+    assert not state.exists()
+    assert (set(os.listdir("/proc/self/fd")), set(psutil.Process().children(recursive=True))) == before
+
+
+def test_a_host_without_bubblewrap_is_told_what_to_install(monkeypatch):
+    monkeypatch.setattr(warm.shutil, "which", lambda name: None)
+    with pytest.raises(SandboxUnavailableError, match="apt-get install bubblewrap"):
+        open_sandbox("bubblewrap")
+
+
+def test_a_host_that_forbids_namespaces_is_told_the_remedy(monkeypatch, tmp_path):
+    fake = tmp_path / "bwrap"
+    fake.write_text("#!/bin/sh\necho 'bwrap: No permissions to create new namespace' >&2\nexit 1\n")
+    fake.chmod(0o755)
+    tmp_path.chmod(0o755)
+    monkeypatch.setattr(warm, "unprivileged_user", lambda: None)
+    monkeypatch.setattr("environments.sandbox.bubblewrap.unprivileged_user", lambda: None)
+    monkeypatch.setattr(warm.shutil, "which", lambda name: str(fake))
+    with pytest.raises(SandboxUnavailableError, match=r"No permissions.*sysctl") as caught:
+        open_sandbox("bubblewrap")
+    assert "unprivileged" in str(caught.value)
+
+
+def test_a_guarantee_that_does_not_hold_is_an_error_at_start(monkeypatch):
+    monkeypatch.setattr("environments.sandbox.bubblewrap.open_cgroups", lambda: None)
+    sandbox = open_sandbox("bubblewrap")
+    try:
+        assert {"memory", "cpu_time"}.isdisjoint(sandbox.guarantees)
+    finally:
+        sandbox.close()
+    with pytest.raises(SandboxUnavailableError, match="memory"):
+        open_sandbox("bubblewrap", required=["memory"])
+
+
+def test_without_control_groups_limits_are_watched_all_the_same(monkeypatch, tmp_path):
+    monkeypatch.setattr("environments.sandbox.bubblewrap.open_cgroups", lambda: None)
+    sandbox = open_sandbox("bubblewrap")
+    limits = Limits(cpu_seconds=1, memory_mb=256)
+    try:
+        for text, ending in (
+            ("x = []\nwhile True: x.append(b'x' * (1 << 20))", "memory_limit"),
+            ("import os\nos.fork()\nwhile True: pass", "time_limit"),
+            ("print('fine')", "exited"),
+        ):
+            (tmp_path / "train.py").write_text(text)
+            assert sandbox.run(tmp_path, "train.py", limits).ending == ending
+    finally:
+        sandbox.close()
