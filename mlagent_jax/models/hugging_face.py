@@ -304,8 +304,10 @@ def save(
             if len(files) > 1:
                 placed = {name: file for file, names in files.items() for name in names}
                 total = sum(math.prod(slot.file_shape) for slot in slots) * stored.itemsize
-                _write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": placed})
-            _describe(folder, config, tokenizer)
+                _write_json(epath.Path(folder / INDEX), {"metadata": {"total_size": total}, "weight_map": placed})
+            describe(folder, config, tokenizer)
+            if tokenizer is not None:
+                tokenizer.check_loads_alike(folder)
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("hugging_face.save")
 
@@ -331,18 +333,22 @@ def _split(slots: list[_Slot], dtype: np.dtype, limit: int) -> dict[str, list[st
     return {f"model-{i:05}-of-{len(groups):05}.safetensors": names for i, names in enumerate(groups, 1)}
 
 
-def _describe(folder: Path, config: ModelConfig, tokenizer: Tokenizer | None) -> None:
-    """config.json, and with a tokenizer its files and the ids that end a text."""
+def describe(directory: str | os.PathLike[str], config: ModelConfig, tokenizer: Tokenizer | None = None) -> None:
+    """Writes everything of a checkpoint but its weights: config.json, generation_config.json and the tokenizer's files.
+
+    Beside the arrays of a run it makes them exportable by themselves (`tools/export_hf.py`).
+    """
+    folder = epath.Path(directory)
+    folder.mkdir(parents=True, exist_ok=True)
     ids = {} if tokenizer is None else {"eos_token_id": tokenizer.eos_id, "pad_token_id": tokenizer.pad_id}
     _write_json(folder / "config.json", {**config.to_hf(), **ids})
     _write_json(folder / "generation_config.json", ids)
     if tokenizer is not None:
         tokenizer.save(folder)
-        tokenizer.check_loads_alike(folder)
 
 
-def _write_json(path: Path, value: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+def _write_json(path: epath.Path, value: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n")
 
 
 @contextlib.contextmanager

@@ -1,0 +1,58 @@
+"""Exports a run's checkpoint as a Hugging Face folder, for transformers, vLLM and the like.
+
+    python tools/export_hf.py --checkpoint=runs/quickstart/checkpoints/rl --output=exported [--step=120]
+
+The folder holds sharded safetensors with their index, the configs and the tokenizer. It appears under its name when it
+is whole, and `tools/verify_hf.py` compares what transformers computes from it with what we do.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from absl import app, flags
+
+CHECKPOINT = flags.DEFINE_string("checkpoint", None, "A stage's checkpoints, WORKDIR/checkpoints/STAGE.", required=True)
+OUTPUT = flags.DEFINE_string("output", None, "Folder to write.", required=True)
+STEP = flags.DEFINE_integer("step", None, "Step to export; default the latest.")
+DTYPE = flags.DEFINE_enum("dtype", None, ["float32", "bfloat16", "float16"], "Of the weights; default as trained.")
+MAX_SHARD_MB = flags.DEFINE_integer("max_shard_mb", 5000, "Size of a weight file in MB.", lower_bound=1)
+
+
+def export(checkpoint: Path, output: str, step: int | None, dtype: str | None, max_shard_size: int) -> int:
+    """Writes `output` and returns the step that was exported.
+
+    Raises:
+      FileNotFoundError, ValueError: no such checkpoint, or none that says which model it is.
+    """
+    from mlagent_jax import models
+    from mlagent_jax.data.tokenizer import Tokenizer
+    from mlagent_jax.learning.checkpoints import Checkpointer
+    from mlagent_jax.models import hugging_face
+
+    config = hugging_face.read_config(checkpoint / "model")
+    tokenizer = Tokenizer.load(checkpoint / "model")
+    with Checkpointer(checkpoint, read_only=True) as saved:
+        step = saved.latest() if step is None else step
+        if step is None:
+            raise FileNotFoundError(f"{checkpoint} holds no checkpoint that is whole")
+        stored = saved.shapes(step)["policy/embedder/embedding"].dtype
+        _, params = models.abstract(config, dtype=stored)
+        arrays, _ = saved.restore(step, {"policy": params}, partial=True)
+    hugging_face.save(output, config, arrays["policy"], tokenizer, dtype, max_shard_size)
+    return step
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected argument {argv[1]!r}: give --checkpoint and --output")
+    try:
+        step = export(Path(CHECKPOINT.value), OUTPUT.value, STEP.value, DTYPE.value, MAX_SHARD_MB.value * 10**6)
+    except (OSError, ValueError) as error:
+        sys.exit(f"error: {error}")
+    print(f"{OUTPUT.value}: step {step} of {CHECKPOINT.value}")
+
+
+if __name__ == "__main__":
+    app.run(main)
