@@ -19,10 +19,8 @@ import fcntl
 import json
 import os
 import select
-import shutil
 import socket
 import struct
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -31,16 +29,16 @@ from typing import Any
 
 from environments.images import RootFsError, ensure_rootfs
 from environments.protocol import Limits
-from environments.sandbox.base import GUARANTEES, Ending, Execution, SandboxError, SandboxUnavailableError
-from environments.sandbox.capture import Capture
+from environments.sandbox.base import GUARANTEES, Execution, SandboxError, SandboxUnavailableError
 from environments.sandbox.cgroups import Cgroup, open_cgroups
-from environments.sandbox.data_store import DataStore
+from environments.sandbox.data_store import DataStore, StateFolder
 from environments.sandbox.inside import transfer
+from environments.sandbox.inside.capture import Capture
+from environments.sandbox.verdict import judge
 from environments.sandbox.warm import WarmSandbox, unprivileged_user
 
 MAX_WORKSPACE_BYTES = 1 << 30
 """Of the files that an execution starts with, task data apart."""
-_STATE_PREFIX = "mlagent-sandbox-"
 _GRACE_SECONDS = 30.0
 """For building the wall and packing the workspace, beyond the script's own wall time."""
 _WATCH_SECONDS = 0.05
@@ -67,7 +65,7 @@ class BubblewrapSandbox:
         self._user = unprivileged_user()
         self._lock = threading.Lock()
         self._closed = False
-        self._state = _StateFolder(self._user)
+        self._state = StateFolder(self._user)
         self._store = DataStore(self._state.path)
         try:
             self._warm = WarmSandbox(self._rootfs.path, self._state.path, self._user)
@@ -127,7 +125,10 @@ class BubblewrapSandbox:
                 transfer.unpack(outgoing, str(workspace), room, keep=skip)
             except (OSError, transfer.TransferError) as error:
                 raise SandboxError(f"cannot bring the workspace back: {error}") from error
-            return call.judge(result)
+            if group:
+                result["cpu_seconds"] = group.cpu_seconds()
+                result["out_of_memory"] = group.out_of_memory()
+            return judge(result, call.stdout.text(), call.stderr.text(), limits)
 
     def close(self) -> None:
         with self._lock:
@@ -160,7 +161,7 @@ class _Call:
 
     def __post_init__(self) -> None:
         room = self.limits.output_kb * 1024
-        self._stdout, self._stderr = Capture(room), Capture(room)
+        self.stdout, self.stderr = Capture(room), Capture(room)
 
     def execute(self, request: dict[str, Any], incoming: int, outgoing: int) -> dict[str, Any]:
         """Submit and see it through; returns what the supervisor reports.
@@ -178,7 +179,7 @@ class _Call:
             with contextlib.ExitStack() as handed_over:
                 handed_over.callback(theirs.close)
                 writers = []
-                for capture in (self._stdout, self._stderr):
+                for capture in (self.stdout, self.stderr):
                     reader, writer = os.pipe()
                     stack.callback(os.close, reader)
                     handed_over.callback(os.close, writer)
@@ -237,35 +238,6 @@ class _Call:
             return "memory"
         return None
 
-    def judge(self, result: dict[str, Any]) -> Execution:
-        """The `Execution` for the supervisor's report; what was measured counts, never what the script says."""
-        cpu_seconds = self.group.cpu_seconds() if self.group else result["cpu_seconds"]
-        status = result["status"]
-        exit_code = None if status is None else os.waitstatus_to_exitcode(status)
-        refused = [f"{path!r}: {why}" for path, why in result["refused"]]
-        over = [why for _, why in result["refused"] if why in transfer.LIMITS]
-        limits = self.limits
-        ending, detail = Ending.EXITED, ""
-        if (self.group and self.group.out_of_memory()) or result["killed"] == "memory":
-            ending, detail = Ending.MEMORY_LIMIT, f"memory: {limits.memory_mb} MiB"
-        elif result["killed"] == "wall":
-            ending, detail = Ending.TIME_LIMIT, f"wall time: {limits.wall_seconds:g} s"
-        elif result["killed"] == "cpu" or cpu_seconds > limits.cpu_seconds:
-            ending, detail = Ending.TIME_LIMIT, f"CPU time: {limits.cpu_seconds:g} s"
-        elif over or (exit_code != 0 and result["full"]):
-            ending, detail = Ending.OTHER_LIMIT, f"files: {over[0] if over else result['full'] + ' full'}"
-        if refused:
-            detail = "; ".join(part for part in (detail, f"not kept: {', '.join(refused[:5])}") if part)
-        return Execution(
-            ending=ending,
-            exit_code=exit_code if ending in (Ending.EXITED, Ending.OTHER_LIMIT) else None,
-            stdout=self._stdout.text(),
-            stderr=self._stderr.text(),
-            wall_seconds=result["wall_seconds"],
-            cpu_seconds=cpu_seconds,
-            detail=detail,
-        )
-
 
 def _drain(reader: int, capture: Capture) -> bool:
     """Read what is there, once; False at the end of the stream and where nothing is there."""
@@ -294,37 +266,3 @@ def _memory_file(name: str) -> Iterator[Any]:
     """An anonymous file that both sides can hold; it goes with its last descriptor."""
     with os.fdopen(os.memfd_create(f"mlagent-{name}", os.MFD_CLOEXEC), "w+b") as file:
         yield file
-
-
-class _StateFolder:
-    """The folder of one sandbox' data store; what predecessors that died left is removed on the way."""
-
-    def __init__(self, user: int | None) -> None:
-        base = Path(tempfile.gettempdir())
-        for leftover in base.glob(f"{_STATE_PREFIX}*"):
-            _remove_if_abandoned(leftover)
-        self.path = Path(tempfile.mkdtemp(prefix=_STATE_PREFIX, dir=base))
-        self._lock = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        fcntl.flock(self._lock, fcntl.LOCK_EX)
-        if user is not None:
-            os.chown(self.path, -1, user)
-            self.path.chmod(0o750)
-
-    def close(self) -> None:
-        shutil.rmtree(self.path, ignore_errors=True)
-        os.close(self._lock)
-
-
-def _remove_if_abandoned(folder: Path) -> None:
-    """Its owner holds a lock for as long as it lives."""
-    try:
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except OSError:
-        return
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        shutil.rmtree(folder, ignore_errors=True)
-    except OSError:
-        return
-    finally:
-        os.close(descriptor)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import fcntl
 import hashlib
 import os
 import shutil
@@ -15,6 +16,8 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+
+_STATE_PREFIX = "mlagent-sandbox-"
 
 
 @dataclasses.dataclass
@@ -96,3 +99,37 @@ def _fingerprint(data: Path) -> str:
             identity = (folder, name, info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns)
             seen.update(repr(identity).encode("utf-8", errors="surrogateescape"))
     return seen.hexdigest()[:32]
+
+
+class StateFolder:
+    """The folder of one sandbox' data store; what predecessors that died left is removed on the way."""
+
+    def __init__(self, user: int | None) -> None:
+        base = Path(tempfile.gettempdir())
+        for leftover in base.glob(f"{_STATE_PREFIX}*"):
+            _remove_if_abandoned(leftover)
+        self.path = Path(tempfile.mkdtemp(prefix=_STATE_PREFIX, dir=base))
+        self._lock = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        fcntl.flock(self._lock, fcntl.LOCK_EX)
+        if user is not None:
+            os.chown(self.path, -1, user)
+            self.path.chmod(0o750)
+
+    def close(self) -> None:
+        shutil.rmtree(self.path, ignore_errors=True)
+        os.close(self._lock)
+
+
+def _remove_if_abandoned(folder: Path) -> None:
+    """Its owner holds a lock for as long as it lives."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        shutil.rmtree(folder, ignore_errors=True)
+    except OSError:
+        return
+    finally:
+        os.close(descriptor)

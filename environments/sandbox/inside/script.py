@@ -6,6 +6,8 @@ The last step on the way of an execution, called by the process that the wall ha
 from __future__ import annotations
 
 import atexit
+import contextlib
+import importlib
 import io
 import os
 import random
@@ -47,8 +49,8 @@ def run_script(script: str, seed: int) -> NoReturn:
     os.environ.clear()
     os.environ.update(environment(seed))
     random.seed(seed)
-    if numpy := sys.modules.get("numpy"):
-        numpy.random.seed(seed % 2**32)
+    with contextlib.suppress(ImportError):
+        importlib.import_module("numpy").random.seed(seed % 2**32)
     sys.argv = [script]
     sys.path.insert(0, os.path.dirname(os.path.abspath(script)))
     # As the interpreter itself would open them; by line, so that a script that is killed leaves what it printed.

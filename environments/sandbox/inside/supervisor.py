@@ -25,13 +25,11 @@ import socket
 import time
 from typing import Any, NoReturn
 
-from . import kernel, script, transfer
+from . import kernel, script, transfer, usage
 
 UID = 1000
 """Of the script, inside."""
 _SCRATCH = "/run"
-_TICKS = os.sysconf("SC_CLK_TCK")
-_PAGE = os.sysconf("SC_PAGESIZE")
 _INTERVAL_SECONDS = 0.025
 
 
@@ -80,15 +78,10 @@ def _execute(
         for descriptor in (output, error, start_reader, end_writer):
             os.close(descriptor)
         result = _watch(init, channel, start_writer, end_reader, limits, request["watch_memory"])
-    usage = os.statvfs(_SCRATCH_VIEW)
-    result["full"] = "disk" if usage.f_bavail == 0 else "inodes" if usage.f_favail == 0 else None
+    result["full"] = usage.full(script.WORKSPACE)
     with os.fdopen(outgoing, "wb") as stream:
         result["refused"] = transfer.pack(script.WORKSPACE, stream, room, skip=skip)
     return result
-
-
-_SCRATCH_VIEW = script.WORKSPACE
-"""Any path on the one bounded file system that workspace, /tmp and /dev/shm share."""
 
 
 def _enter_namespaces(room: int, data: str | None) -> None:
@@ -181,10 +174,10 @@ def _watch(
                 began = time.monotonic()
                 os.write(start, b"g")
             continue
-        cpu = max(cpu, _cpu_seconds())
+        cpu = max(cpu, usage.cpu_seconds())
         if cpu > limits["cpu_seconds"]:
             killed = "cpu"
-        elif watch_memory and _memory_bytes(limits["memory_mb"] * 2**20) > limits["memory_mb"] * 2**20:
+        elif watch_memory and usage.memory_bytes(limits["memory_mb"] * 2**20) > limits["memory_mb"] * 2**20:
             killed = "memory"
     os.kill(init, signal.SIGKILL)
     # When the first process of a pid namespace can be waited for, the kernel has ended all the others.
@@ -197,41 +190,3 @@ def _watch(
         "wall_seconds": time.monotonic() - began,
         "cpu_seconds": max(cpu, ended["cpu_seconds"]),
     }
-
-
-def _processes() -> list[str]:
-    return [name for name in os.listdir("/proc") if name.isdecimal()]
-
-
-def _cpu_seconds() -> float:
-    """User and system time of all processes behind the wall and of the dead ones that were waited for."""
-    ticks = 0
-    for pid in _processes():
-        try:
-            with open(f"/proc/{pid}/stat", "rb") as file:
-                fields = file.read().rpartition(b")")[2].split()
-        except OSError:
-            continue  # gone between the listing and the look
-        ticks += sum(int(field) for field in fields[11:15])
-    return ticks / _TICKS
-
-
-def _memory_bytes(enough: int) -> int:
-    """Resident memory of all processes, shared pages counted once; coarse as long as that is below `enough`."""
-    coarse = 0
-    for pid in _processes():
-        try:
-            with open(f"/proc/{pid}/statm", "rb") as file:
-                coarse += int(file.read().split()[1]) * _PAGE
-        except OSError:
-            continue
-    if coarse <= enough:
-        return coarse
-    exact = 0
-    for pid in _processes():
-        try:
-            with open(f"/proc/{pid}/smaps_rollup", "rb") as file:
-                exact += next(int(line.split()[1]) for line in file if line.startswith(b"Pss:")) * 1024
-        except (OSError, StopIteration):
-            continue
-    return exact

@@ -9,7 +9,7 @@ import pytest
 from environments.protocol import Limits
 from environments.sandbox import SandboxError, SandboxUnavailableError, open_sandbox, warm
 from environments.sandbox.bubblewrap import BubblewrapSandbox
-from environments.sandbox.capture import Capture
+from environments.sandbox.inside.capture import Capture
 from environments.sandbox.data_store import DataStore
 
 
@@ -63,9 +63,10 @@ def _folder(path):
 
 def test_a_warm_sandbox_that_dies_is_our_failure_and_is_started_again(tmp_path):
     (tmp_path / "train.py").write_text("print('on')")
+    before = set(psutil.Process().children(recursive=True))
     sandbox = BubblewrapSandbox()
     try:
-        inside = psutil.Process().children(recursive=True)
+        inside = set(psutil.Process().children(recursive=True)) - before
         zygote = max(inside, key=lambda process: process.memory_info().rss)
         zygote.send_signal(signal.SIGKILL)
         outcomes = []

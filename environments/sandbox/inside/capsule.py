@@ -1,0 +1,153 @@
+"""The program of a container: takes a workspace in, runs the script beside it, hands back what is left.
+
+A container lives for one execution. This program and the script are the same unprivileged user, so the script can kill
+it, and nothing more: then the host has the container's end and no workspace. Limits here are the precise ones; the
+host holds coarser ones from outside, which no script can reach.
+
+    standard input    8 bytes length, JSON request, the packed workspace (see `transfer`)
+    standard output   8 bytes length, JSON result, the packed workspace
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import select
+import signal
+import sys
+import time
+from typing import Any, BinaryIO, NoReturn
+
+from . import kernel, script, transfer, usage
+from .capture import Capture
+
+_INTERVAL_SECONDS = 0.05
+_READ_BYTES = 1 << 16
+
+
+def main() -> None:
+    kernel.set_dumpable(False)  # the script may not look into this process, nor write to its descriptors
+    incoming, outgoing = sys.stdin.buffer, sys.stdout.buffer
+    request = json.loads(_read_exactly(incoming, int.from_bytes(_read_exactly(incoming, 8), "big")))
+    skip = frozenset({"data"} if request["data"] else ())
+    transfer.unpack(incoming, script.WORKSPACE, request["room"], keep=skip)
+    result = _run(request)
+    _end_everything_else()
+    result["full"] = next(filter(None, map(usage.full, (script.WORKSPACE, "/tmp", "/dev/shm"))), None)  # noqa: S108
+    encoded = json.dumps(result).encode()
+    outgoing.write(len(encoded).to_bytes(8, "big") + encoded)
+    transfer.pack(script.WORKSPACE, outgoing, request["room"], skip=skip)
+    outgoing.flush()
+
+
+def _read_exactly(stream: BinaryIO, size: int) -> bytes:
+    data = stream.read(size)
+    if len(data) != size:
+        raise EOFError("the host closed the stream")
+    return data
+
+
+def _run(request: dict[str, Any]) -> dict[str, Any]:
+    limits = request["limits"]
+    pipes = [os.pipe(), os.pipe()]
+    cpu_before = usage.group_cpu_seconds()
+    began = time.monotonic()
+    child = os.fork()
+    if child == 0:
+        try:
+            _become_script(request, [writer for _, writer in pipes])
+        finally:
+            os._exit(120)
+    for _, writer in pipes:
+        os.close(writer)
+    captures = {reader: Capture(limits["output_kb"] * 1024) for reader, _ in pipes}
+    status, killed = _attend(child, captures, limits, cpu_before, began)
+    wall_seconds = time.monotonic() - began
+    return {
+        "status": status,
+        "killed": killed,
+        "wall_seconds": wall_seconds,
+        "cpu_seconds": _cpu_seconds(cpu_before),
+        "out_of_memory": usage.group_out_of_memory(),
+        "stdout": captures[pipes[0][0]].text(),
+        "stderr": captures[pipes[1][0]].text(),
+    }
+
+
+def _become_script(request: dict[str, Any], writers: list[int]) -> NoReturn:
+    os.setsid()
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    for source, target in zip((nothing, *writers), (0, 1, 2), strict=True):
+        os.dup2(source, target)
+    os.closerange(3, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+    kernel.set_dumpable(True)
+    kernel.set_limits({"CPU": int(request["limits"]["cpu_seconds"]) + 2})
+    kernel.filter_system_calls()
+    os.chdir(script.WORKSPACE)
+    script.run_script(request["script"], request["seed"])
+
+
+def _attend(
+    child: int, captures: dict[int, Capture], limits: dict[str, Any], cpu_before: float | None, began: float
+) -> tuple[int | None, str | None]:
+    """Read output and watch limits until the script ends or has to; returns its wait status or why it was killed."""
+    poller = select.poll()
+    for reader in captures:
+        os.set_blocking(reader, False)
+        poller.register(reader, select.POLLIN)
+    end = os.pidfd_open(child)
+    poller.register(end, select.POLLIN)
+    next_look = 0.0
+    killed: str | None = None
+    status: int | None = None
+    while status is None and not killed:
+        for descriptor, _ in poller.poll(_INTERVAL_SECONDS * 1000):
+            if descriptor == end:
+                _, status = os.waitpid(child, 0)
+            elif not _drain(descriptor, captures[descriptor]):
+                poller.unregister(descriptor)
+        if (now := time.monotonic()) >= next_look:
+            next_look = now + _INTERVAL_SECONDS
+            if now - began > limits["wall_seconds"]:
+                killed = "wall"
+            elif _cpu_seconds(cpu_before) > limits["cpu_seconds"]:
+                killed = "cpu"
+            elif usage.group_out_of_memory():
+                killed = "memory"
+    for reader, capture in captures.items():
+        while _drain(reader, capture):
+            pass
+    return status, killed
+
+
+def _drain(reader: int, capture: Capture) -> bool:
+    try:
+        chunk = os.read(reader, _READ_BYTES)
+    except BlockingIOError:
+        return False
+    capture.feed(chunk)
+    return bool(chunk)
+
+
+def _cpu_seconds(before: float | None) -> float:
+    if before is None:
+        return usage.cpu_seconds()
+    return (usage.group_cpu_seconds() or before) - before
+
+
+def _end_everything_else() -> None:
+    """Kill all processes of this user but this one and the container's first, until there is none."""
+    for _ in range(100):
+        try:
+            os.kill(-1, signal.SIGKILL)
+        except ProcessLookupError:
+            return
+        try:
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+        except ChildProcessError:
+            pass
+        if not [pid for pid in usage.processes() if int(pid) not in (1, os.getpid())]:
+            return
+        time.sleep(0.005)
