@@ -15,7 +15,6 @@ import contextlib
 import dataclasses
 import json
 import random
-import shutil
 import statistics
 import sys
 import tempfile
@@ -24,15 +23,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from environments import rewards, tasks
-from environments.hostile import HostileFileError, read_regular
 from environments.protocol import Outcome, OutcomeKind
 from environments.sandbox import open_sandbox
 from environments.sandbox.base import Ending, Sandbox
 from environments.tasks import FolderTask, InvalidSubmissionError, micro
 from environments.tasks.ideas import Idea, ideas_for
+from environments.tasks.prepared import run_script
 from environments.tasks.scripts import replace_cell
-
-_SUBMISSION_BYTES = 16 * 2**20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,19 +54,14 @@ class Trial:
 
 def execute(task: FolderTask, script: str, sandbox: Sandbox) -> tuple[OutcomeKind, float | None, float, str]:
     """Run `script` as the task's entry: how it ended, its metric, CPU seconds, and what it printed."""
-    with tempfile.TemporaryDirectory(prefix="mlagent-headroom-") as folder:
-        workspace = Path(folder) / "workspace"
-        shutil.copytree(task.env, workspace)
-        (workspace / task.spec.entry).write_text(script, encoding="utf-8")
-        run = sandbox.run(workspace, task.spec.entry, task.spec.limits, data=task.public)
-        limit = {Ending.TIME_LIMIT: OutcomeKind.TIME_LIMIT, Ending.MEMORY_LIMIT: OutcomeKind.MEMORY_LIMIT}
-        if run.ending is not Ending.EXITED or run.exit_code != 0:
-            return limit.get(run.ending, OutcomeKind.SCRIPT_ERROR), None, run.cpu_seconds, run.stderr[-300:]
-        try:
-            metric = task.grade(read_regular(workspace / task.spec.submission, _SUBMISSION_BYTES))
-        except (HostileFileError, InvalidSubmissionError) as error:
-            return OutcomeKind.SCRIPT_ERROR, None, run.cpu_seconds, str(error)
-        return OutcomeKind.SCORED, metric, run.cpu_seconds, run.stdout.strip()
+    run, submission = run_script(script, task.folder, task.spec, sandbox)
+    limit = {Ending.TIME_LIMIT: OutcomeKind.TIME_LIMIT, Ending.MEMORY_LIMIT: OutcomeKind.MEMORY_LIMIT}
+    if run.ending is not Ending.EXITED or run.exit_code != 0:
+        return limit.get(run.ending, OutcomeKind.SCRIPT_ERROR), None, run.cpu_seconds, run.stderr[-300:]
+    try:
+        return OutcomeKind.SCORED, task.grade(submission or b""), run.cpu_seconds, run.stdout.strip()
+    except InvalidSubmissionError as error:
+        return OutcomeKind.SCRIPT_ERROR, None, run.cpu_seconds, str(error)
 
 
 def trials(task: FolderTask, deeper: int, sandbox: Sandbox) -> Iterator[Trial]:

@@ -18,7 +18,7 @@ from typing import Any
 
 from environments.hostile import HostileFileError, read_regular
 from environments.protocol import Scale, digest
-from environments.sandbox.base import Ending, Sandbox
+from environments.sandbox.base import Ending, Execution, Sandbox
 from environments.tasks.base import InvalidSubmissionError, NoHeadroomError, Task, TaskError, TaskSpec
 from environments.tasks.grading import HALVES, Answers
 
@@ -168,26 +168,39 @@ def _measure(folder: Path, spec: TaskSpec, sandbox: Sandbox) -> dict[str, Scale]
     if not (min(gains) > 0 and min(gains) >= _LEAST_AGREEMENT * max(gains)):
         reward, report = scales["reward"], scales["report"]
         raise NoHeadroomError(
-            f"task {spec.name}: no headroom: the starting script scores {reward.m_init:.4g} and {report.m_init:.4g}, "
-            f"the reference {reward.m_best:.4g} and {report.m_best:.4g} on the halves of the hidden labels; use a better "
-            "reference, a weaker start, or more hidden rows"
+            f"task {spec.name}: no headroom: on the halves of the hidden labels the starting script scores "
+            f"{reward.m_init:.4g} and {report.m_init:.4g}, the reference {reward.m_best:.4g} and {report.m_best:.4g}; "
+            "use a better reference, a weaker start, or more hidden rows"
         )
     return scales
 
 
 def _run(what: str, script: Path, folder: Path, spec: TaskSpec, sandbox: Sandbox) -> bytes:
-    """Run one of the task's own scripts in the sandbox, in a copy of env/; returns its submission."""
-    with tempfile.TemporaryDirectory(prefix="mlagent-prepare-") as temporary:
+    """Submission of one of the task's own scripts."""
+    execution, submission = run_script(script.read_text(encoding="utf-8"), folder, spec, sandbox)
+    if execution.ending is not Ending.EXITED or execution.exit_code != 0:
+        raise TaskError(
+            f"task {spec.name}: its {what} ended with {execution.ending} (exit code {execution.exit_code}): "
+            f"{execution.detail} {execution.stderr[-500:]}"
+        )
+    if submission is None:
+        raise TaskError(f"task {spec.name}: its {what} leaves no readable {spec.submission}")
+    return submission
+
+
+def run_script(script: str, folder: Path, spec: TaskSpec, sandbox: Sandbox) -> tuple[Execution, bytes | None]:
+    """Run the text `script` as the entry of the task in `folder`, in a fresh copy of its env/: how it ended, and the
+    submission that it left, if any.
+
+    Raises:
+      SandboxError: the sandbox failed.
+    """
+    with tempfile.TemporaryDirectory(prefix="mlagent-task-") as temporary:
         workspace = Path(temporary) / "workspace"
         shutil.copytree(folder / "env", workspace)
-        shutil.copyfile(script, workspace / spec.entry)
+        (workspace / spec.entry).write_text(script, encoding="utf-8")
         execution = sandbox.run(workspace, spec.entry, spec.limits, data=folder / "public")
-        if execution.ending is not Ending.EXITED or execution.exit_code != 0:
-            raise TaskError(
-                f"task {spec.name}: its {what} ended with {execution.ending} (exit code {execution.exit_code}): "
-                f"{execution.detail} {execution.stderr[-500:]}"
-            )
         try:
-            return read_regular(workspace / spec.submission, _SUBMISSION_BYTES)
-        except HostileFileError as error:
-            raise TaskError(f"task {spec.name}: its {what} leaves no submission: {error}") from error
+            return execution, read_regular(workspace / spec.submission, _SUBMISSION_BYTES)
+        except HostileFileError:
+            return execution, None

@@ -1,0 +1,56 @@
+"""Tasks and ideas for real, in a sandbox: every task has headroom, and nearly every idea runs."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+
+import pytest
+
+from environments import tasks
+from environments.sandbox import Sandbox, SandboxUnavailableError, open_sandbox
+from environments.tasks import micro
+from environments.tasks.ideas import ideas_for
+from environments.tasks.prepared import run_script
+from environments.tasks.scripts import replace_cell
+
+FAMILIES = [*micro.family_names("train"), *micro.family_names("held_out")]
+IDEAS_A_TASK = 5
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def sandbox() -> Iterator[Sandbox]:
+    try:
+        opened = open_sandbox("bubblewrap")
+    except SandboxUnavailableError as error:
+        pytest.skip(str(error))
+    yield opened
+    opened.close()
+
+
+@pytest.mark.parametrize("name", [*tasks.names(), *(f"micro-{family}-0" for family in FAMILIES)])
+def test_a_task_is_prepared_and_its_ideas_run(name, tmp_path, sandbox):
+    task = tasks.prepare(name, tmp_path, 0, sandbox)
+    for scale in (task.scale, task.report_scale):
+        assert scale.delta(scale.m_init, scale.m_best) > 0
+    ideas = random.Random(name).sample(ideas_for(task.spec, task.script), IDEAS_A_TASK)
+    failed = {}
+    for idea in ideas:
+        script = replace_cell(task.script, idea.cell, idea.code)
+        execution, submission = run_script(script, task.folder, task.spec, sandbox)
+        if execution.exit_code == 0:
+            assert execution.stdout.startswith(f"validation {task.spec.metric} ")
+            task.grade(submission), task.grade_report(submission)
+        else:
+            failed[idea.text] = execution.stderr
+    assert len(failed) <= 1, failed
+
+
+def test_the_same_script_scores_the_same_again(tmp_path, sandbox):
+    task = tasks.prepare("breast-cancer", tmp_path, 0, sandbox)
+    code = "from sklearn.ensemble import RandomForestClassifier\nmodel = RandomForestClassifier(n_estimators=5)"
+    script = replace_cell(task.script, "model", code)
+    (_, first), (_, second) = (run_script(script, task.folder, task.spec, sandbox) for _ in range(2))
+    assert first == second
