@@ -29,6 +29,7 @@ from mlagent_jax.data import jsonl
 from mlagent_jax.data.state_pool import StatePool, expert_states
 from mlagent_jax.data.trajectories import Record, read_trajectories
 from mlagent_jax.learning import controllers, losses, ppo
+from mlagent_jax.models import hugging_face
 from mlagent_jax.policy import Policy, checkpointer, make_actor, trained_policy
 from mlagent_jax.run import Run
 from mlagent_jax.stages.sft import trajectories_path
@@ -89,6 +90,8 @@ class _Trainer:
 
     def train(self) -> None:
         total = self.config.iterations
+        folder = self.run.workdir / "checkpoints" / "rl" / "model"
+        hugging_face.describe(folder, self.policy.config, self.policy.tokenizer)
         with checkpointer(self.run, "rl") as saved:
             self._resume(saved)
             appender = jsonl.Appender(self.trajectories)

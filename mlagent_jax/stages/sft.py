@@ -13,6 +13,7 @@ from mlagent_jax.data.expert_steps import ExpertSteps
 from mlagent_jax.data.trajectories import Record, read_trajectories
 from mlagent_jax.learning.optimizer import make_optimizer, schedule, with_learning_rate
 from mlagent_jax.learning.sft import sft_step
+from mlagent_jax.models import hugging_face
 from mlagent_jax.policy import base_policy, checkpointer, make_vocabulary, renderer
 from mlagent_jax.run import Run
 
@@ -40,6 +41,7 @@ def sft(run: Run) -> None:
 
     optimizer = make_optimizer(config.optimizer, weight_decay=config.weight_decay, max_grad_norm=config.max_grad_norm)
     arrays = {"policy": policy.params, "optimizer": jax.jit(optimizer.init)(policy.params)}
+    hugging_face.describe(run.workdir / "checkpoints" / "sft" / "model", policy.config, policy.tokenizer)
     with checkpointer(run, "sft") as saved:
         done = saved.latest() or 0
         if done:
