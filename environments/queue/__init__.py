@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 from environments.queue.base import QueueError, RewardQueue
 from environments.queue.engine import parse_url
-from environments.queue.sql import RetryPolicy, SqlQueue
+from environments.queue.leases import RetryPolicy
+from environments.queue.sql import SqlQueue
 from environments.store import Store
 
 __all__ = ["QueueError", "RetryPolicy", "RewardQueue", "open_queue"]

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from urllib.parse import quote_plus
 
 import sqlalchemy
-from sqlalchemy import URL, ColumnElement, Connection, literal
+from sqlalchemy import URL, ColumnElement, Connection, Double, bindparam
 from sqlalchemy.exc import ArgumentError, DBAPIError
 
 from environments.queue.base import Changes, QueueError
@@ -40,12 +40,18 @@ def safe_url(url: URL) -> str:
     return url.set(query={}).render_as_string(hide_password=True)
 
 
+def clock_expression(clock: Callable[[], float]) -> ColumnElement[float]:
+    """The time of a clock of this process, read whenever a statement is executed."""
+    return bindparam("now", callable_=clock, type_=Double)
+
+
 class Engine(abc.ABC):
     """One database, connected.
 
     Attributes:
       insert: INSERT with ON CONFLICT in this database's dialect.
       patience_seconds: how long a transaction is tried again while the database is locked, gone or restarting.
+      now: the queue's time, in seconds since 1970, as an SQL expression; evaluated when a statement is executed.
     """
 
     insert: Callable[..., Any]
@@ -53,12 +59,7 @@ class Engine(abc.ABC):
     def __init__(self, url: URL, patience_seconds: float, clock: Callable[[], float] | None) -> None:
         self.url = url
         self.patience_seconds = patience_seconds
-        self._clock = clock
-
-    @property
-    def now(self) -> ColumnElement[float]:
-        """The queue's time, in seconds since 1970, as an SQL expression."""
-        return self._database_time() if self._clock is None else literal(self._clock())
+        self.now = self._database_time() if clock is None else clock_expression(clock)
 
     def transact(self, work: Callable[[Connection], T], write: bool = True) -> T:
         """Run `work` in one transaction; try again while the database is busy or away. `work` must be repeatable.

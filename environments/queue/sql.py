@@ -1,20 +1,20 @@
 """The reward queue in SQL, once for both engines.
 
 Every operation is one short transaction that may be repeated: a connection that breaks after the commit and before its
-acknowledgement does no harm. The fence is one condition in one place, `_held`: the row is leased, under this token,
-until later than now by the database's clock. Whoever fails it has lost the job, whatever he did meanwhile.
+acknowledgement does no harm. The lease protocol itself is in `environments.queue.leases`.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Row, case, delete, func, literal, select, true, update
+from sqlalchemy import Connection, Row, Update, delete, func, select, true, update
 
 from environments.protocol import (
     Job,
@@ -29,33 +29,18 @@ from environments.protocol import (
 from environments.queue import inspection, schema
 from environments.queue.base import Capabilities, Changes, Lease, QueueError, WorkerReport
 from environments.queue.engine import Engine, safe_url
+from environments.queue.leases import LeaseStatements, RetryPolicy
 from environments.queue.payloads import Payloads
-from environments.queue.schema import CANCELLED, DEAD, DONE, LEASED, QUEUED, jobs
+from environments.queue.schema import CANCELLED, DEAD, DONE, QUEUED, jobs
 from environments.store import Store, StoreError
 
 EXECUTION_OVERHEAD_SECONDS = 300.0
 """Restoring, starting the sandbox and grading: what an execution may take beyond its wall limit."""
 REAP_SECONDS = 0.5
 """How often one process looks for leases that ran out while there is other work."""
-LONGEST_BACKOFF_SECONDS = 60.0
 _CHUNK = 500
 """Ids in one statement."""
 _ADDED, _FINISHED = "mlagent_added", "mlagent_finished"
-
-
-@dataclasses.dataclass(frozen=True)
-class RetryPolicy:
-    """What happens to a job whose attempt failed."""
-
-    max_attempts: int = 5
-    """Claims after which a job is dead."""
-    backoff_seconds: float = 1.0
-    """Before the second attempt; doubles with each, up to a minute."""
-
-    def delay(self, attempts: ColumnElement[int]) -> ColumnElement[float]:
-        """Backoff after `attempts` claims, in SQL."""
-        delays = {n: min(self.backoff_seconds * 2.0 ** (n - 1), LONGEST_BACKOFF_SECONDS) for n in range(1, 20)}
-        return case(delays, value=attempts, else_=LONGEST_BACKOFF_SECONDS)
 
 
 class SqlQueue:
@@ -67,6 +52,7 @@ class SqlQueue:
         self._engine = engine
         self._payloads = Payloads(store)
         self._retries = retries or RetryPolicy()
+        self._leases = LeaseStatements(engine.now, self._retries)
         self._reaped_at = -REAP_SECONDS
         self._transact = engine.transact
 
@@ -219,47 +205,35 @@ class SqlQueue:
             try:
                 job = Job.from_dict(self._payloads.unpack(row.payload))
             except (OSError, ProtocolError) as error:
-                self._fail(row.id, row.token, f"the job cannot be read: {error}")
+                failure = f"the job cannot be read: {error}"
+                self._fail({"job_id": row.id, "held_token": row.token, "failure": failure})
                 continue
             return Lease(job=job, token=row.token, attempt=row.attempts, worker=worker, seconds=lease_seconds)
 
     def heartbeat(self, lease: Lease) -> bool:
-        def renew(connection: Connection) -> bool:
-            until = _lesser(self._engine.now + lease.seconds, jobs.c.deadline)
-            statement = update(jobs).where(self._held(lease.job.id, lease.token)).values(lease_until=until)
-            return connection.execute(statement).rowcount == 1
-
-        return self._transact(renew)
+        claim = {**_claim(lease), "lease_seconds": lease.seconds}
+        return self._transact(lambda connection: connection.execute(self._leases.renew, claim).rowcount == 1)
 
     def complete(self, lease: Lease, outcome: Outcome) -> bool:
         if outcome.kind is OutcomeKind.INFRASTRUCTURE_ERROR:
             raise QueueError(f"an infrastructure error is no result ({outcome.reason}): hand it to `fail`")
-        text, identity = self._payloads.pack(outcome.to_dict()), lease.job.id
+        claim, text = _claim(lease), self._payloads.pack(outcome.to_dict())
+        result = {**claim, "result": text, "result_kind": outcome.kind.value, "result_seconds": outcome.seconds}
 
         def accept(connection: Connection) -> bool:
-            now = self._engine.now
-            values = {
-                "state": DONE,
-                "finished_at": now,
-                "kind": outcome.kind.value,
-                "seconds": outcome.seconds,
-                "outcome": text,
-            }
-            if connection.execute(update(jobs).where(self._held(identity, lease.token)).values(values)).rowcount:
+            if connection.execute(self._leases.accept, result).rowcount:
                 self._engine.notify(connection, _FINISHED)
                 return True
             # The acknowledgement of an earlier try may have been lost: its result is the accepted one.
-            mine = select(jobs.c.id).where(jobs.c.id == identity, jobs.c.token == lease.token, jobs.c.state == DONE)
-            if connection.scalar(mine) is not None:
+            if connection.scalar(self._leases.accepted, claim) is not None:
                 return True
-            late = update(jobs).where(jobs.c.id == identity).values(late_results=jobs.c.late_results + 1)
-            connection.execute(late)
+            connection.execute(self._leases.count_late, claim)
             return False
 
         return self._transact(accept)
 
     def fail(self, lease: Lease, reason: str) -> None:
-        self._fail(lease.job.id, lease.token, reason)
+        self._fail({**_claim(lease), "failure": reason})
 
     def watch(self) -> AbstractContextManager[Changes]:
         return self._engine.watch(_ADDED)
@@ -319,12 +293,6 @@ class SqlQueue:
 
     # -- inside --
 
-    def _held(self, identity: str, token: int) -> ColumnElement[bool]:
-        """The fence: this claim of this job is still the one that counts."""
-        return (
-            (jobs.c.id == identity) & (jobs.c.token == token) & schema.leased & (jobs.c.lease_until > self._engine.now)
-        )
-
     def _lease_oldest(
         self, connection: Connection, worker: str, capabilities: Capabilities, lease_seconds: float
     ) -> Row | None:
@@ -339,53 +307,25 @@ class SqlQueue:
     def _lease_ready(
         self, connection: Connection, worker: str, capabilities: Capabilities, lease_seconds: float
     ) -> Row | None:
-        now = self._engine.now
-        bodies = connection.execute(select(schema.requirements.c.id, schema.requirements.c.body))
-        served = [row.id for row in bodies if not capabilities.lacking(_requirements(row.body))]
+        bodies = connection.execute(_REQUIREMENTS)
+        served = tuple(row.id for row in bodies if not capabilities.lacking(_requirements(row.body)))
         if not served:
             return None
-        statement = (
-            update(jobs)
-            .where(jobs.c.seq == _oldest_ready(served, now))
-            .values(
-                state=LEASED,
-                token=jobs.c.token + 1,
-                attempts=jobs.c.attempts + 1,
-                worker=worker,
-                leased_at=now,
-                lease_until=now + _lesser(literal(lease_seconds), jobs.c.execution_seconds),
-                deadline=now + jobs.c.execution_seconds,
-            )
-            .returning(jobs.c.id, jobs.c.payload, jobs.c.token, jobs.c.attempts)
-        )
-        return connection.execute(statement).one_or_none()
+        parameters = {"claimed_by": worker, "lease_seconds": lease_seconds}
+        return connection.execute(self._leases.claim(served), parameters).one_or_none()
 
     def _reap(self, connection: Connection) -> int:
         """Take back the jobs whose leases ran out; returns how many."""
         self._reaped_at = time.monotonic()
-        ran_out = (
-            select(jobs.c.seq)
-            .where(schema.leased, jobs.c.lease_until <= self._engine.now)
-            .with_for_update(skip_locked=True)
-        )
-        reason = literal("the lease of ") + jobs.c.worker + " ran out: it died, hung or was cut off"
-        return self._give_back(connection, jobs.c.seq.in_(ran_out), reason)
+        return self._give_back(connection, self._leases.reap, {})
 
-    def _fail(self, identity: str, token: int, reason: str) -> None:
-        self._transact(lambda connection: self._give_back(connection, self._held(identity, token), literal(reason)))
+    def _fail(self, failure: dict[str, Any]) -> None:
+        self._transact(lambda connection: self._give_back(connection, self._leases.fail, failure))
 
-    def _give_back(self, connection: Connection, where: ColumnElement[bool], reason: ColumnElement[str]) -> int:
-        """End the current attempt of the jobs `where`: queued again after a backoff, or dead."""
-        now, spent = self._engine.now, jobs.c.attempts >= jobs.c.max_attempts
-        values = {
-            "state": case((spent, DEAD), else_=QUEUED),
-            "ready_at": now + self._retries.delay(jobs.c.attempts),
-            "finished_at": case((spent, now)),
-            "reason": reason,
-        }
-        count = connection.execute(update(jobs).where(where).values(values)).rowcount
+    def _give_back(self, connection: Connection, statement: Update, parameters: dict[str, Any]) -> int:
+        count = connection.execute(statement, parameters).rowcount
         if count:
-            self._engine.notify(connection, _FINISHED)
+            self._engine.notify(connection, _FINISHED)  # Some may be dead now.
         return count
 
     def _until(self, satisfied: Callable[[], bool], timeout_seconds: float) -> bool:
@@ -427,28 +367,14 @@ class SqlQueue:
         return f"step {step} of run {run!r} cannot consume {len(refused)} results, job {refused[0]} for one: {why}"
 
 
-def _oldest_ready(served: Sequence[str], now: ColumnElement[float]) -> ColumnElement[int]:
-    """`seq` of the job, of those with the requirements `served`, that has been ready the longest.
-
-    One look into the index for each of the few distinct requirements: a scan past jobs that this worker cannot serve
-    would cost more the longer they wait.
-    """
-    firsts = [
-        select(jobs.c.seq, jobs.c.ready_at)
-        .where(schema.queued, jobs.c.requirements == identity, jobs.c.ready_at <= now)
-        .order_by(jobs.c.ready_at, jobs.c.seq)
-        .limit(1)
-        .with_for_update(skip_locked=True)
-        for identity in served
-    ]
-    if len(firsts) == 1:
-        return firsts[0].with_only_columns(jobs.c.seq).scalar_subquery()
-    first, *others = [select(query.subquery()) for query in firsts]
-    candidates = first.union_all(*others).subquery()
-    oldest = select(candidates.c.seq).order_by(candidates.c.ready_at, candidates.c.seq).limit(1)
-    return oldest.scalar_subquery()
+_REQUIREMENTS = select(schema.requirements.c.id, schema.requirements.c.body).order_by(schema.requirements.c.id)
 
 
+def _claim(lease: Lease) -> dict[str, Any]:
+    return {"job_id": lease.job.id, "held_token": lease.token}
+
+
+@functools.lru_cache(maxsize=256)
 def _requirements(body: str) -> Requirements:
     return Requirements.from_dict(json.loads(body))
 
@@ -464,10 +390,6 @@ def _masked(snapshot: str, script: str, metric: float, reason: str) -> Outcome:
         scale=Scale(m_init=metric, m_best=metric, higher_is_better=True),
         reason=reason,
     )
-
-
-def _lesser(first: ColumnElement[float], second: ColumnElement[float]) -> ColumnElement[float]:
-    return case((first < second, first), else_=second)
 
 
 def _chunks(job_ids: Collection[str]) -> Iterator[list[str]]:

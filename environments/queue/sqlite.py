@@ -1,12 +1,13 @@
 """The queue in one SQLite file: no server, any number of processes of one host, the host's clock.
 
-Write-ahead logging, so that readers never wait; writers take turns, in one process by a lock, among processes by short
-random waits (SQLite's own waits grow to 100 ms, which starves some of 32 workers). `synchronous` is NORMAL: a killed
-process loses nothing, a power cut may lose the last commits, whose work is then done again.
+Write-ahead logging, so that readers never wait; writers take turns by a lock on a file beside the database.
+`synchronous` is NORMAL: a killed process loses nothing, a power cut may lose the last commits, whose work is then done
+again.
 """
 
 from __future__ import annotations
 
+import fcntl
 import sqlite3
 import threading
 import time
@@ -17,12 +18,12 @@ from typing import Any
 
 import psutil
 import sqlalchemy
-from sqlalchemy import URL, ColumnElement, Connection, event, literal
+from sqlalchemy import URL, ColumnElement, Connection, event
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.exc import DBAPIError
 
 from environments.queue.base import QueueError
-from environments.queue.engine import Engine
+from environments.queue.engine import Engine, clock_expression
 
 NETWORK_FILE_SYSTEMS = frozenset(
     {"9p", "afs", "beegfs", "ceph", "cifs", "glusterfs", "gpfs", "lustre", "nfs", "nfs4", "smb3", "vboxsf", "virtiofs"}
@@ -46,7 +47,7 @@ class SqliteEngine(Engine):
     def __init__(self, url: URL, patience_seconds: float, clock: Callable[[], float] | None) -> None:
         super().__init__(url, patience_seconds, clock)
         self._path = _checked_path(url)
-        self._writing = threading.Lock()
+        self._turn = _Turn(self._path.with_name(f"{self._path.name}-turn"))
         self._engine = sqlalchemy.create_engine(
             URL.create("sqlite", database=str(self._path)),
             connect_args={"timeout": 0, "check_same_thread": False},
@@ -64,7 +65,7 @@ class SqliteEngine(Engine):
             with self._engine.begin() as connection:
                 yield connection
             return
-        with self._writing, self._writer.begin() as connection:
+        with self._turn, self._writer.begin() as connection:
             yield connection
 
     def exclude_others(self, connection: Connection) -> None:
@@ -99,10 +100,42 @@ class SqliteEngine(Engine):
 
     def close(self) -> None:
         self._engine.dispose()
+        self._turn.close()
 
     def _database_time(self) -> ColumnElement[float]:
         # One host, one clock: that of the host is that of the database.
-        return literal(time.time())
+        return clock_expression(time.time)
+
+
+class _Turn:
+    """Lets one thread of one process write at a time, and the others sleep until it is their turn.
+
+    SQLite has a lock of its own, but only to be tried again and again: 32 processes would spend all their time on that.
+    The kernel frees this one when its holder dies. One that is stopped in the millisecond of a transaction holds up the
+    others until it goes on, as it would with SQLite's.
+    """
+
+    def __init__(self, path: Path) -> None:
+        try:
+            self._file = open(path, "ab")  # noqa: SIM115 - open as long as the queue is
+        except OSError as error:
+            raise QueueError(f"{path} cannot be written ({error.strerror}): grant this user write access") from error
+        self._thread = threading.Lock()
+
+    def __enter__(self) -> None:
+        self._thread.acquire()
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX)
+        except BaseException:
+            self._thread.release()
+            raise
+
+    def __exit__(self, *_: object) -> None:
+        fcntl.flock(self._file, fcntl.LOCK_UN)
+        self._thread.release()
+
+    def close(self) -> None:
+        self._file.close()
 
 
 class _FileChanges:

@@ -44,13 +44,18 @@ def kill_workers_at_random(processes, connect, url, log_path, jobs, workers, kil
     while True:
         while len(running) < workers:
             started += 1
-            running.append(processes.Process(target=worker, args=(url, f"w{started}", log_path, seconds), daemon=True))
+            name = f"w{started}"
+            arguments = (url, name, log_path, seconds)
+            running.append(processes.Process(target=worker, name=name, args=arguments, daemon=True))
             running[-1].start()
         found = queue.wait(ids, timeout_seconds=dice.uniform(0.02, 0.2))
         if len(found) == jobs or started > 50 * workers + kills:
             break
-        if started < workers + kills:
-            victim = running.pop(dice.randrange(workers))
+        busy = {lease["worker"] for lease in queue.status()["leases"]}
+        victims = [process for process in running if process.name in busy]
+        if victims and started < workers + kills:
+            victim = dice.choice(victims)
+            running.remove(victim)
             victim.kill()
             victim.join()
     for process in running:
