@@ -125,11 +125,11 @@ def cache_directory() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").absolute() / "mlagent-jax"
 
 
-def _say(message: str) -> None:
+def say(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
 
 
-def ensure_rootfs(progress: Callable[[str], None] = _say) -> RootFs:
+def ensure_rootfs(progress: Callable[[str], None] = say) -> RootFs:
     """The root file system for this interpreter and lock file, built on the first call of a machine (under a minute).
 
     Atomic: a directory with this name is complete. Two processes that ask at once build it once.
@@ -169,7 +169,7 @@ def _require_readable(path: Path) -> None:
         if folder.stat().st_mode & 0o005 != 0o005:
             raise RootFsError(
                 f"{folder} is closed to other users, but the sandbox runs as an unprivileged one: "
-                f"set MLAGENT_CACHE to a folder open to all, or unset it (/var/cache/mlagent-jax), or chmod o+rx {folder}"
+                f"set MLAGENT_CACHE to a folder that is open to all, or chmod o+rx {folder}"
             )
 
 

@@ -13,6 +13,7 @@ from environments.sandbox.base import (
     SandboxUnavailableError,
 )
 from environments.sandbox.bubblewrap import BubblewrapSandbox
+from environments.sandbox.docker import DockerSandbox
 
 __all__ = [
     "GUARANTEES",
@@ -25,7 +26,7 @@ __all__ = [
     "open_sandbox",
 ]
 
-PROVIDERS = {"bubblewrap": BubblewrapSandbox}
+PROVIDERS = {"docker": DockerSandbox, "bubblewrap": BubblewrapSandbox}
 """Sandboxes by name, in the order in which `auto` tries them."""
 
 
