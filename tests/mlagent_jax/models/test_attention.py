@@ -1,0 +1,56 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mlagent_jax.models import causal_attention, choose_kernel
+
+attention = jax.jit(causal_attention, static_argnames="kernel")
+theirs = jax.jit(jax.nn.dot_product_attention, static_argnames="is_causal")
+
+
+def heads(count, time, seed, batch=2, head_dim=8):
+    return jax.random.normal(jax.random.key(seed), (batch, time, count, head_dim))
+
+
+@pytest.mark.parametrize(("time", "kv_heads"), [(1, 2), (64, 4), (65, 2), (600, 1)])
+def test_xla_equals_jax_nn(time, kv_heads):
+    query, key, value = heads(4, time, 0), heads(kv_heads, time, 1), heads(kv_heads, time, 2)
+    expected = theirs(query, key, value, is_causal=True)
+    np.testing.assert_allclose(attention(query, key, value), expected, atol=2e-6)
+
+
+def test_xla_keeps_segments_apart():
+    query, key, value = heads(4, 130, 0), heads(2, 130, 1), heads(2, 130, 2)
+    segments = jnp.asarray([[1] * 70 + [2] * 60, [1] * 3 + [2] * 100 + [0] * 27])
+    mask = (segments[:, :, None] == segments[:, None])[:, None]
+    expected = theirs(query, key, value, is_causal=True, mask=mask)
+    np.testing.assert_allclose(attention(query, key, value, segment_ids=segments), expected, atol=2e-6)
+
+
+def test_gradients_equal_those_of_jax_nn():
+    def gradients(function):
+        return jax.jit(jax.grad(lambda q, k, v: (function(q, k, v, is_causal=True) ** 2).sum(), (0, 1, 2)))(*arguments)
+
+    def ours(query, key, value, *, is_causal):
+        return causal_attention(query, key, value)
+
+    arguments = heads(4, 100, 0), heads(2, 100, 1), heads(2, 100, 2)
+    found, expected = gradients(ours), gradients(jax.nn.dot_product_attention)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), found, expected)
+
+
+def test_a_kernel_that_cannot_run_is_an_error_and_no_fall_back():
+    assert choose_kernel("auto", "cpu") == "xla"
+    assert choose_kernel("auto", "tpu") == "splash"
+    assert choose_kernel("cudnn", "gpu") == "cudnn"
+    with pytest.raises(ValueError, match="'cudnn' runs on 'gpu', this is 'cpu'"):
+        choose_kernel("cudnn", "cpu")
+    with pytest.raises(ValueError, match="'flash' is unknown"):
+        choose_kernel("flash", "cpu")
+
+
+def test_cudnn_refuses_packed_segments():
+    query = heads(4, 8, 0)
+    with pytest.raises(ValueError, match="packed segments"):
+        causal_attention(query, query, query, segment_ids=jnp.ones((2, 8), jnp.int32), kernel="cudnn")
