@@ -120,6 +120,8 @@ class Worker:
             return
         if not self._free.acquire(timeout=IDLE_SECONDS):
             return
+        if self._draining.is_set():  # While this waited for a slot.
+            return
         lease = None
         try:
             lease = self._queue.claim(self.name, self._capabilities, self._lease_seconds)

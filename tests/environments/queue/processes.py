@@ -17,7 +17,7 @@ def worker(url, name, log_path, seconds):
     log = os.open(log_path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     with queue.watch() as added:
         while True:
-            lease = queue.claim(name, Capabilities(), lease_seconds=2.0)
+            lease = queue.claim(name, Capabilities(), lease_seconds=1.0)
             if lease is None:
                 added.wait(0.2)
                 continue

@@ -72,7 +72,7 @@ def kill_workers_at_random(processes, connect, url, log_path, jobs, workers, kil
 
 def test_killed_workers_lose_nothing_and_no_result_counts_twice(processes, connect, url, tmp_path):
     counted, started = kill_workers_at_random(
-        processes, connect, url, tmp_path / "log", jobs=40, workers=4, kills=8, seconds=0.1
+        processes, connect, url, tmp_path / "log", jobs=24, workers=4, kills=4, seconds=0.1
     )
     assert started > 4
     assert max(counted["executed"].values()) > 1  # A killed worker's job was executed again.
