@@ -39,11 +39,11 @@ def _texts(classes: Sequence[Sequence[str]], train: int, hidden: int, rng: np.ra
 
 
 def _docstrings(rng: np.random.Generator) -> Dataset:
-    return _texts([_docstrings_of(names) for names in _DOCSTRING_MODULES], 250, 600, rng, keep=0.7)
+    return _texts([_docstrings_of(names) for names in _DOCSTRING_MODULES], 250, 600, rng, keep=0.85)
 
 
 def _docstrings_of(names: Sequence[str]) -> list[str]:
-    """First 30 words of the docstrings of functions, classes and methods of modules."""
+    """First 50 words of the docstrings of functions, classes and methods of modules."""
     found = []
     for name in names:
         module = importlib.import_module(name)
@@ -51,7 +51,7 @@ def _docstrings_of(names: Sequence[str]) -> list[str]:
         own = [value for value in members if inspect.isclass(value) and value.__module__ == module.__name__]
         members += [value for owner in own for _, value in inspect.getmembers(owner)]
         texts = [value.__doc__ for value in members if callable(value) and isinstance(value.__doc__, str)]
-        found += [" ".join(text.split()[:30]) for text in texts if len(text.split()) >= 6]
+        found += [" ".join(text.split()[:50]) for text in texts if len(text.split()) >= 6]
     return found
 
 
@@ -67,7 +67,7 @@ def _help_topics(rng: np.random.Generator) -> Dataset:
     for group in groups:
         words = " ".join(pydoc_data.topics.topics[topic] for topic in group).split()
         pieces.append([" ".join(words[start : start + 25]) for start in range(0, len(words) - 25, 25)])
-    return _texts(pieces, 250, 600, rng, keep=0.7)
+    return _texts(pieces, 250, 600, rng, keep=0.85)
 
 
 def _character_names(rng: np.random.Generator) -> Dataset:
@@ -88,7 +88,7 @@ def recipes() -> tuple[Recipe, ...]:
             "docstrings", "text", "train", "accuracy",
             "Tell what a docstring is about: numbers, files or the network.",
             "Docstrings of Python's standard library" + disguise, _docstrings,
-            Script("KNeighborsClassifier()", load="words=30"),
+            Script("KNeighborsClassifier(n_neighbors=1)", load="words=20"),
             Script("LogisticRegression(C=10)", load="words=600, letters=4, tfidf=True"),
         ),
         embedded(
