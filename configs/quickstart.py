@@ -9,7 +9,7 @@ from mlagent_jax.config import default_config
 def get_config() -> ConfigDict:
     config = default_config()
     config.stages = ("collect", "sft", "evaluate", "rl", "evaluate", "export")
-    config.policy.compute_dtype = "float32"
+    config.policy.compute_dtype = "bfloat16"
     config.tasks.train = tasks.names("train")
     config.tasks.held_out = tasks.names("held_out")
     config.tasks.micro_train = 24
@@ -17,7 +17,8 @@ def get_config() -> ConfigDict:
     config.sft.optimizer = "muon"
     config.sft.learning_rate = 5e-3
     config.sft.warmup_fraction = 0.05
-    config.sft.epochs = 12
+    config.sft.epochs = 8
+    config.sft.batch_size = 8
     config.rl.learning_rate = 2e-4
     config.rl.iterations = 24
     config.rl.kl_coefficient = 0.02

@@ -112,7 +112,7 @@ def trained_policy(run: Run, stage: str) -> Policy:
         step = saved.latest()
         if step is None or not run.is_done(stage):
             raise ConfigError(f"this workdir has no finished {stage} policy: run the stage {stage!r} first")
-        arrays, _ = saved.restore(step, {"policy": jax.tree.map(_abstract, base.params)})
+        arrays, _ = saved.restore(step, {"policy": jax.tree.map(_abstract, base.params)}, partial=True)
     return base.with_params(arrays["policy"])
 
 

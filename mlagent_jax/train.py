@@ -59,9 +59,7 @@ def run_stages(config_dict: object, workdir: str) -> None:
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}: settings are flags, --config.FIELD=VALUE")
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
-    for noisy in ("absl", "jax", "orbax", "httpx"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    _log_plainly()
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         run_stages(CONFIG.value, WORKDIR.value)
@@ -70,6 +68,16 @@ def main(argv: list[str]) -> None:
     except KeyboardInterrupt:
         log.warning("stopped; start again with the same command to go on")
         sys.exit(INTERRUPTED)
+
+
+def _log_plainly() -> None:
+    """Our own lines without absl's prefix; of the libraries' only warnings."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    logging.getLogger().setLevel(logging.WARNING)
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> None:

@@ -25,7 +25,6 @@ def make_optimizer(kind: str, *, weight_decay: float = 0.0, max_grad_norm: float
                 adam_weight_decay=weight_decay,
                 adam_b2=0.95,
                 muon_weight_dimension_numbers=_layer_matrices,
-                consistent_rms=0.2,
             )
         else:
             rule = optax.adamw(learning_rate, b1=0.9, b2=0.95, weight_decay=weight_decay)
