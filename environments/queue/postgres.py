@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import sqlalchemy
-from sqlalchemy import URL, ColumnElement, Connection, Double, cast, func
+from sqlalchemy import URL, ColumnElement, Connection, Double, Text, bindparam, cast, func, select
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.exc import DBAPIError
 
@@ -21,6 +21,7 @@ from environments.queue.engine import Engine
 
 _LOCK = 0x6D6C6167
 """Advisory lock of those who create the tables."""
+_NOTIFY = select(func.pg_notify(bindparam("channel", type_=Text), ""))
 _REFUSALS = (
     "authentication failed",
     "does not exist",
@@ -65,10 +66,10 @@ class PostgresEngine(Engine):
             yield connection
 
     def exclude_others(self, connection: Connection) -> None:
-        connection.execute(sqlalchemy.select(func.pg_advisory_xact_lock(_LOCK)))
+        connection.execute(select(func.pg_advisory_xact_lock(_LOCK)))
 
     def notify(self, connection: Connection, channel: str) -> None:
-        connection.execute(sqlalchemy.select(func.pg_notify(channel, "")))
+        connection.execute(_NOTIFY, {"channel": channel})
 
     @contextmanager
     def watch(self, channel: str) -> Iterator[_Notifications]:
