@@ -28,9 +28,8 @@ _CLASSIFIERS = (
 
 def _seasonal(rng: np.random.Generator) -> Design:
     series = Series(pick(rng, (200, 300)), HIDDEN_ROWS, period=pick(rng, (7, 12)), season=pick(rng, (0.7, 1.2)))
-    start = Script(
-        pick(rng, (*_TREES, "LinearRegression()", "SVR()", "KNeighborsRegressor(n_neighbors=30)")), load="lags=1"
-    )
+    model = pick(rng, (*_TREES, "LinearRegression()", "SVR()", "KNeighborsRegressor(n_neighbors=30)"))
+    start = Script(model, load=pick(rng, ("lags=2", "lags=4")))
     reference = Script("Ridge(alpha=1)", load="lags=12, season=True", steps="StandardScaler()")
     return Design(pick(rng, ("mae", "rmse")), series.data, start, reference)
 

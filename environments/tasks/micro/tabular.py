@@ -114,7 +114,7 @@ class Table:
 
 _WEAK_REGRESSORS = {
     "linear": (
-        "DecisionTreeRegressor()",
+        "GradientBoostingRegressor(n_estimators=50)",
         "DecisionTreeRegressor(min_samples_leaf=10)",
         "KNeighborsRegressor(n_neighbors=15)",
         "RandomForestRegressor(n_estimators=10)",
@@ -132,7 +132,7 @@ _WEAK_REGRESSORS = {
 }
 _WEAK_CLASSIFIERS = {
     "linear": (
-        "DecisionTreeClassifier()",
+        "GradientBoostingClassifier(n_estimators=50)",
         "DecisionTreeClassifier(max_depth=3)",
         "KNeighborsClassifier()",
         "RandomForestClassifier(n_estimators=10)",
@@ -165,7 +165,7 @@ def _design(
     weak: Sequence[str],
     reference: Script,
     weaknesses: Sequence[dict[str, str]] = _WEAKNESSES,
-    rate: float = 0.35,
+    rate: float = 0.25,
 ) -> Design:
     metric = pick(rng, metrics)
     if metric == "log_loss":
