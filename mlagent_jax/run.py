@@ -36,6 +36,7 @@ from environments.supervision import start_workers
 from environments.tasks.base import PreparedTask, TaskSpec
 from mlagent_jax.agent.collector import Collector
 from mlagent_jax.config import Config, ConfigError, differences
+from mlagent_jax.data.trajectories import Record, read_trajectories
 from mlagent_jax.parallelism import DEFAULT_RULES, make_mesh
 from mlagent_jax.reporting.memory import PeakMemory
 from mlagent_jax.reporting.metrics import MetricsLog
@@ -138,6 +139,23 @@ class Run:
             self._closing.callback(handle.stop)
 
     # -- states, jobs, devices --
+
+    def expert_records(self) -> list[Record]:
+        """The expert's steps: another run's where `pool.trajectories` names its workdir, else this run's.
+
+        Raises:
+          ConfigError: they were taken in a task that this run does not have.
+          FileNotFoundError: nothing was collected.
+        """
+        path = epath.Path(self.config.pool.trajectories or self.workdir) / "trajectories" / "collect.jsonl"
+        records, specs = read_trajectories(path), self.specs
+        for record in records:
+            if record.state.task not in specs:
+                raise ConfigError(
+                    f"{path} holds steps in {record.state.task}, which is not among this run's prepared tasks: name the "
+                    "tasks and the seed that they were collected with (config.tasks), or collect again"
+                )
+        return records
 
     def initial_state(self, name: str) -> State:
         """s_0 of a task: its starting workspace."""

@@ -14,10 +14,8 @@ from environments.protocol import Job, Outcome, State
 from mlagent_jax.agent.actor import Actor, SampledAction
 from mlagent_jax.agent.collector import is_masked
 from mlagent_jax.data import jsonl
-from mlagent_jax.data.trajectories import read_trajectories
 from mlagent_jax.policy import Policy, make_actor, trained_policy
 from mlagent_jax.run import Run
-from mlagent_jax.stages.sft import trajectories_path
 
 POLICY_VERSIONS = {"base": -4, "sft": -3, "rl": -2}
 """Policy versions of the evaluations' jobs, apart from those of training."""
@@ -46,7 +44,7 @@ def _steps(run: Run, name: str, policy: Policy, actor: Actor) -> list[dict[str, 
     config = run.config.evaluate
     limits = {"held_in": config.states_held_in, "held_out": config.states_held_out}
     fixed: dict[str, list[State]] = {"held_in": [], "held_out": []}
-    for record in read_trajectories(trajectories_path(run)):
+    for record in run.expert_records():
         state = dataclasses.replace(record.state, ideas=())
         states = fixed.get(record.split)
         # Trajectories of one task share their first state; it counts once.

@@ -27,12 +27,11 @@ from mlagent_jax.agent.actor import Actor, SampledAction
 from mlagent_jax.agent.collector import is_masked
 from mlagent_jax.data import jsonl
 from mlagent_jax.data.state_pool import StatePool, expert_states
-from mlagent_jax.data.trajectories import Record, read_trajectories
+from mlagent_jax.data.trajectories import Record
 from mlagent_jax.learning import controllers, losses, ppo
 from mlagent_jax.models import hugging_face
 from mlagent_jax.policy import Policy, checkpointer, make_actor, trained_policy
 from mlagent_jax.run import Run
-from mlagent_jax.stages.sft import trajectories_path
 
 
 class DivergedError(RuntimeError):
@@ -67,7 +66,7 @@ class _Trainer:
         self.model = ppo.Model(
             self.policy.graph, run.config.sampling.temperature, run.config.policy.compute_dtype, run.config.policy.remat
         )
-        records = read_trajectories(trajectories_path(run))
+        records = run.expert_records()
         states = expert_states((r for r in records if r.split == "train"), run.config.pool.max_depth)
         self.pool = StatePool([state for state in states if self.actor.renderer.fits(state)], run.config.pool)
         self.reference = self.policy.params

@@ -5,12 +5,11 @@ from __future__ import annotations
 import time
 
 import jax
-from etils import epath
 
 from environments.protocol import OutcomeKind
 from mlagent_jax.agent.prompts import prompt_text
 from mlagent_jax.data.expert_steps import ExpertSteps
-from mlagent_jax.data.trajectories import Record, read_trajectories
+from mlagent_jax.data.trajectories import Record
 from mlagent_jax.learning.optimizer import make_optimizer, schedule, with_learning_rate
 from mlagent_jax.learning.sft import sft_step
 from mlagent_jax.models import hugging_face
@@ -21,17 +20,12 @@ IMITATED = (OutcomeKind.SCORED, OutcomeKind.NO_EDIT)
 """Steps that end so are worth imitating: whether they helped is for the reward to say."""
 
 
-def trajectories_path(run: Run) -> epath.Path:
-    """The expert's steps: another run's where the config names its workdir, else this run's."""
-    return epath.Path(run.config.pool.trajectories or run.workdir) / "trajectories" / "collect.jsonl"
-
-
 def sft(run: Run) -> None:
     """Train on trajectories/collect.jsonl into checkpoints/sft."""
     config = run.config.sft
-    records = [r for r in read_trajectories(trajectories_path(run)) if _worth_imitating(r)]
+    records = [r for r in run.expert_records() if _worth_imitating(r)]
     if not records:
-        raise ValueError(f"no step to imitate in {trajectories_path(run)}: none was scored")
+        raise ValueError("no collected step to imitate: none was scored, or none is of a training task")
     if not run.config.policy.checkpoint:
         texts = {prompt_text(run.config.prompt, run.specs[r.state.task], r.state) for r in records}
         make_vocabulary(run, sorted(texts | {r.action for r in records}))
