@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from environments.tasks.scripts import CELLS
 from mlagent_jax import models
 from mlagent_jax.agent.actor import Actor
 from mlagent_jax.agent.prompts import COMPACT_WORDS, Renderer
@@ -24,9 +25,22 @@ REPLY_WORDS = (
     'Action: List Files\nAction Input: {"dir_path": "."}',
     '"}\n```python\n',
     "\n```",
-    "# %% ",
 )
 """Fixed words of the compact replies: tokens of their own, so that a small policy spends nothing on them."""
+SCRIPT_WORDS = (
+    "# %% data\n",
+    *(f"\n# %% {cell}\n" for cell in CELLS[1:]),
+    "from helper import load, build, check, save\nx, y, z = load(",
+    "from sklearn.",
+    "steps = [",
+    "target = ",
+    "model = ",
+    "model = build(steps, model, target)",
+    "\ncheck(model, x, y)",
+    "\nmodel.fit(x, y)",
+    "save(model, z",
+)
+"""Fixed words of the embedded tasks' scripts, likewise."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +102,7 @@ def make_vocabulary(run: Run, corpus: list[str]) -> None:
     """Train the vocabulary of a policy from scratch on `corpus`, unless it is there."""
     folder = run.workdir / "tokenizer"
     if not folder.exists():
-        words = (*COMPACT_WORDS, *REPLY_WORDS)
+        words = (*COMPACT_WORDS, *REPLY_WORDS, *SCRIPT_WORDS)
         train_tokenizer(corpus, run.config.tokenizer.vocab_size, words, str(folder))
 
 

@@ -152,8 +152,8 @@ class Run:
         for record in records:
             if record.state.task not in specs:
                 raise ConfigError(
-                    f"{path} holds steps in {record.state.task}, which is not among this run's prepared tasks: name the "
-                    "tasks and the seed that they were collected with (config.tasks), or collect again"
+                    f"{path} holds steps in {record.state.task}, which is not among this run's prepared tasks: name "
+                    "the tasks and the seed that they were collected with (config.tasks), or collect again"
                 )
         return records
 
