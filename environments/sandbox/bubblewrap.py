@@ -91,6 +91,7 @@ class BubblewrapSandbox:
 
     def run(self, workspace: Path, script: str, limits: Limits, data: Path | None = None, seed: int = 0) -> Execution:
         """See `environments.sandbox.base.Sandbox.run`."""
+        warm = self._alive()
         with contextlib.ExitStack() as stack:
             try:
                 name = stack.enter_context(self._store.lease(data)) if data else None
@@ -114,7 +115,7 @@ class BubblewrapSandbox:
                 "workspace_bytes": workspace_bytes,
                 "watch_memory": group is None,
             }
-            call = _Call(self._alive(), limits, group)
+            call = _Call(warm, limits, group)
             try:
                 result = call.execute(request, incoming.fileno(), outgoing.fileno())
             except OSError as error:

@@ -7,8 +7,7 @@ Everything that a script can write is a tmpfs with a size and a number of inodes
 disk: half of `disk_mb` (and what the workspace starts with) is /workspace, a quarter each /tmp and /dev/shm. All of it
 counts as memory, as anywhere. The tasks' data is bind-mounted from a copy, so the engine must run on this host.
 
-The capsule keeps the precise limits, but the script could kill it; so this side keeps coarser ones, and takes the
-capsule's silence for a script that ended itself.
+The capsule keeps the precise limits; this side keeps coarser ones, in case a script finds a way to stop it.
 """
 
 from __future__ import annotations
@@ -53,8 +52,8 @@ _GRACE_SECONDS = 10.0
 """For the capsule to start and to pack, beyond the script's own wall time."""
 _LOOK_SECONDS = 1.0
 """Between two looks at a container's CPU time from outside."""
-_PROCESSES_BESIDE = 3
-"""The engine's init, the capsule, and a process on its way out."""
+_PROCESSES_BESIDE = 2
+"""The capsule, and a process on its way out."""
 _READ_BYTES = 1 << 20
 _FRAME = struct.Struct(">BxxxL")
 _STDOUT = 1
@@ -170,7 +169,7 @@ class DockerSandbox:
             cap_drop=["ALL"],
             security_opt=["no-new-privileges"],
             read_only=True,
-            init=True,
+            init=False,  # the capsule is one, and as the first process cannot be killed from inside
             pids_limit=processes,
             mem_limit=memory,
             memswap_limit=memory,
@@ -303,11 +302,10 @@ class _Call:
     def finish(self, workspace: Path, skip: frozenset[str]) -> Execution:
         """Bring the workspace back and judge.
 
-        An answer that is cut short or makes no sense is the script's doing: it killed or mimicked the capsule. The
-        workspace then stays as it was.
+        Without an answer that makes sense, the engine says how the container ended, and the workspace stays as it was.
 
         Raises:
-          SandboxError: the container ended before the script can have begun.
+          SandboxError: the container or the capsule failed.
         """
         stream = io.BytesIO(bytes(self._answer))
         try:
@@ -336,7 +334,7 @@ class _Call:
         execution = judge(result, "", "", self.limits)
         if execution.ending != Ending.EXITED:
             return execution
-        return dataclasses.replace(execution, exit_code=code or 1, detail="the script ended its container")
+        return dataclasses.replace(execution, exit_code=code or 1, detail="the container ended early")
 
 
 class _Frames:
@@ -372,10 +370,7 @@ def _receive(connection: socket.socket) -> bytes | None:
 
 
 def _read_result(stream: io.BytesIO) -> dict[str, Any]:
-    """The capsule's JSON, checked field by field: the script may have forged it.
-
-    Forging gains nothing: files, exit code and output are the script's own to choose anyhow, any limit can be had by
-    running into it, and the true limits are held from outside.
+    """The capsule's JSON, checked field by field: it comes out of a container.
 
     Raises:
       transfer.TransferError: it is not there, or not what a capsule says.

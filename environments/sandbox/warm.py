@@ -9,6 +9,7 @@ import contextlib
 import itertools
 import json
 import os
+import select
 import shutil
 import signal
 import socket
@@ -98,7 +99,10 @@ class WarmSandbox:
 
     @property
     def alive(self) -> bool:
-        return self._process.poll() is None
+        """Whether it takes requests; its last message is that the warm interpreter ended."""
+        poller = select.poll()
+        poller.register(self._control, select.POLLIN)
+        return not poller.poll(0) and self._process.poll() is None
 
     def submit(self, request: dict[str, Any], descriptors: list[int]) -> None:
         """Hand over one execution: see `inside.supervisor.supervise`.
@@ -135,7 +139,7 @@ class WarmSandbox:
     def _ready(self) -> bool:
         self._control.settimeout(_START_SECONDS)
         try:
-            return bool(self._control.recv(4096))
+            return self._control.recv(4096) == b"ready"
         except OSError:
             return False
         finally:

@@ -1,8 +1,8 @@
 """The program of a container: takes a workspace in, runs the script beside it, hands back what is left.
 
-A container lives for one execution. This program and the script are the same unprivileged user, so the script can kill
-it, and nothing more: then the host has the container's end and no workspace. Limits here are the precise ones; the
-host holds coarser ones from outside, which no script can reach.
+A container lives for one execution, and this program is its first process: signals from inside do not reach it, other
+processes may not look into it, and orphans are its children. Limits here are the precise ones; the host holds coarser
+ones from outside.
 
     standard input    8 bytes length, JSON request, the packed workspace (see `transfer`)
     standard output   8 bytes length, JSON result, the packed workspace
@@ -51,6 +51,9 @@ def _read_exactly(stream: BinaryIO, size: int) -> bytes:
 def _run(request: dict[str, Any]) -> dict[str, Any]:
     limits = request["limits"]
     pipes = [os.pipe(), os.pipe()]
+    wake, wake_writer = os.pipe2(os.O_NONBLOCK)
+    signal.set_wakeup_fd(wake_writer, warn_on_full_buffer=False)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
     cpu_before = usage.group_cpu_seconds()
     began = time.monotonic()
     child = os.fork()
@@ -62,7 +65,7 @@ def _run(request: dict[str, Any]) -> dict[str, Any]:
     for _, writer in pipes:
         os.close(writer)
     captures = {reader: Capture(limits["output_kb"] * 1024) for reader, _ in pipes}
-    status, killed = _attend(child, captures, limits, cpu_before, began)
+    status, killed = _attend(child, captures, limits, cpu_before, began, wake)
     wall_seconds = time.monotonic() - began
     return {
         "status": status,
@@ -76,6 +79,8 @@ def _run(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def _become_script(request: dict[str, Any], writers: list[int]) -> NoReturn:
+    signal.set_wakeup_fd(-1)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     os.setsid()
     nothing = os.open(os.devnull, os.O_RDONLY)
     for source, target in zip((nothing, *writers), (0, 1, 2), strict=True):
@@ -89,22 +94,27 @@ def _become_script(request: dict[str, Any], writers: list[int]) -> NoReturn:
 
 
 def _attend(
-    child: int, captures: dict[int, Capture], limits: dict[str, Any], cpu_before: float | None, began: float
+    child: int,
+    captures: dict[int, Capture],
+    limits: dict[str, Any],
+    cpu_before: float | None,
+    began: float,
+    wake: int,
 ) -> tuple[int | None, str | None]:
     """Read output and watch limits until the script ends or has to; returns its wait status or why it was killed."""
     poller = select.poll()
     for reader in captures:
         os.set_blocking(reader, False)
         poller.register(reader, select.POLLIN)
-    end = os.pidfd_open(child)
-    poller.register(end, select.POLLIN)
+    poller.register(wake, select.POLLIN)
     next_look = 0.0
     killed: str | None = None
     status: int | None = None
     while status is None and not killed:
         for descriptor, _ in poller.poll(_INTERVAL_SECONDS * 1000):
-            if descriptor == end:
-                _, status = os.waitpid(child, 0)
+            if descriptor == wake:
+                os.read(wake, 4096)
+                status = _reap().get(child)
             elif not _drain(descriptor, captures[descriptor]):
                 poller.unregister(descriptor)
         if (now := time.monotonic()) >= next_look:
@@ -136,18 +146,23 @@ def _cpu_seconds(before: float | None) -> float:
     return (usage.group_cpu_seconds() or before) - before
 
 
+def _reap() -> dict[int, int]:
+    """Wait statuses of all that has ended, by process id."""
+    ended = {}
+    try:
+        while (found := os.waitpid(-1, os.WNOHANG))[0]:
+            ended[found[0]] = found[1]
+    except ChildProcessError:
+        pass
+    return ended
+
+
 def _end_everything_else() -> None:
-    """Kill all processes of this user but this one and the container's first, until there is none."""
-    for _ in range(100):
-        try:
+    """Kill all processes but this one, until there is none; as the first process, it inherits them all."""
+    try:
+        while True:
             os.kill(-1, signal.SIGKILL)
-        except ProcessLookupError:
-            return
-        try:
-            while os.waitpid(-1, os.WNOHANG)[0]:
-                pass
-        except ChildProcessError:
-            pass
-        if not [pid for pid in usage.processes() if int(pid) not in (1, os.getpid())]:
-            return
-        time.sleep(0.005)
+            _reap()
+            time.sleep(0.002)
+    except ProcessLookupError:
+        return

@@ -28,9 +28,10 @@ def serve(control: socket.socket) -> None:
     while True:
         ready = {descriptor for descriptor, _ in poller.poll()}
         if lifeline in ready:
-            if not os.read(lifeline, 1):
+            started = os.read(lifeline, 1)
+            control.send(b"ready" if started else b"ended")
+            if not started:
                 return
-            control.send(json.dumps({"python": sys.version}).encode())
         if control.fileno() in ready:
             message, descriptors, _, _ = socket.recv_fds(control, MAX_REQUEST_BYTES, REQUEST_DESCRIPTORS)
             if not message:
