@@ -113,7 +113,7 @@ def recipes() -> tuple[Recipe, ...]:
             "breast-cancer", "tabular", "train", "auc",
             "Tell malignant from benign tumours by 30 measurements of cell nuclei, some of them missing.",
             _SOURCE.format("breast cancer"),
-            _bundled(datasets.load_breast_cancer, 200, 1.0, True, missing=0.1, label_noise=0.1),
+            _bundled(datasets.load_breast_cancer, 200, 1.0, True, missing=0.1, label_noise=0.1, hidden=_MANY_HIDDEN),
             Script("KNeighborsClassifier(n_neighbors=15)"),
             Script("LogisticRegression(C=0.1)", load='fill="mean"', steps="StandardScaler()"),
         ),
@@ -152,7 +152,7 @@ def recipes() -> tuple[Recipe, ...]:
             "Tell three species of iris apart by noisy measurements of their flowers.",
             _SOURCE.format("iris"),
             _bundled(datasets.load_iris, 100, 0.5, True, scales=1.5, label_noise=0.2, hidden=_MANY_HIDDEN),
-            Script("KNeighborsClassifier(n_neighbors=1)"),
+            Script("DecisionTreeClassifier()"),
             Script("ExtraTreesClassifier(n_estimators=50, min_samples_leaf=3)"),
         ),
         embedded(
