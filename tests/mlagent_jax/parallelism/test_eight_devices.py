@@ -1,0 +1,87 @@
+"""Loss, gradients and samples are the same on one device and on every factorisation of eight (simulated) ones."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+PROGRAM = """
+import sys
+import jax, jax.numpy as jnp, numpy as np
+from mlagent_jax import models
+from mlagent_jax.parallelism import make_mesh
+from mlagent_jax.sampling import Sampler, SamplerConfig
+
+assert jax.device_count() == 8
+config = models.ModelConfig(96, 32, 2, 8, 8, 8, 64, attention_bias=True, initializer_range=0.2)
+tokens = np.random.default_rng(0).integers(0, 96, (8, 21))
+key = jax.random.key(0)
+
+
+def outcome(mesh):
+    with jax.set_mesh(mesh):
+        graph, params = models.create(config, key, mesh=mesh)
+
+        @jax.jit
+        @jax.value_and_grad
+        def loss(params, tokens):
+            hidden = models.hidden_states(graph, params, tokens[:, :-1])
+            return models.token_log_probs(graph, params, hidden, tokens[:, 1:], chunk_size=7)[0].mean()
+
+        value = jax.device_get(loss(params, tokens))
+        sampled = []
+        if SAMPLE:
+            sampler = Sampler(graph, SamplerConfig(max_new_tokens=6, slots=8, buckets=(8,), prefill_rows=8))
+            sampled = sampler.sample(tokens[:6, :8].tolist(), range(6), 2, params=params)
+        local = sum(leaf.addressable_shards[0].data.size for leaf in jax.tree.leaves(params))
+    return value, [c.token_ids for c in sampled], local
+
+
+SAMPLE = sys.argv[1] == "sample"
+shapes = [tuple(map(int, text.split(","))) for text in sys.argv[2:]]
+expected, expected_samples, whole = outcome(make_mesh({}, jax.devices()[:1]))
+for data, fsdp, tensor in shapes:
+    found, samples, local = outcome(make_mesh({"data": data, "fsdp": fsdp, "tensor": tensor}))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), found, expected)
+    assert samples == expected_samples, (samples, expected_samples)
+    assert local < 1.3 * whole / (fsdp * tensor), "each device holds its part of the parameters"
+try:
+    models.create(config, key, mesh=make_mesh({"tensor": 8}), scan_layers=True)
+    bad = models.ModelConfig(96, 32, 2, 8, 4, 8, 64)
+    models.create(bad, key, mesh=make_mesh({"tensor": 8}))
+except ValueError as error:
+    assert "kv_heads" in str(error) and "tensor=8" in str(error), error
+else:
+    raise AssertionError("4 key-value heads were split over 8 devices")
+print("equal")
+"""
+ALL = [(d, f, 8 // (d * f)) for d in (1, 2, 4, 8) for f in (1, 2, 4, 8) if d * f <= 8]
+
+
+def run(*arguments):
+    environment = {
+        **os.environ,
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0",
+        "JAX_PLATFORMS": "cpu",
+        "PYTHONPATH": os.pathsep.join(sys.path),
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, *arguments], env=environment, capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert done.stdout.endswith("equal\n")
+
+
+def test_one_mesh_of_all_three_axes():
+    run("train", "2,2,2")
+
+
+@pytest.mark.slow
+def test_every_factorisation_trains_alike():
+    run("train", *(",".join(map(str, shape)) for shape in ALL))
+
+
+@pytest.mark.slow
+def test_samples_are_the_same_on_a_mesh():
+    run("sample", "2,2,2", "1,1,8")
