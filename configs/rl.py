@@ -23,6 +23,7 @@ def get_config() -> ConfigDict:
     config.rl.learning_rate = 1e-6
     config.rl.epochs = 1
     config.rl.minibatches = 4
+    config.rl.micro_batch = 8
     config.rl.kl_coefficient = 0.01
     config.rl.max_staleness = 1
     config.sampling.slots = 64

@@ -21,6 +21,7 @@ def get_config() -> ConfigDict:
     config.pool.trajectories = "runs/collect"
     config.sft.epochs = 2
     config.sft.batch_size = 64
+    config.sft.micro_batch = 8
     config.sft.row_tokens = 15_000
     config.sft.renderings = 1
     config.sft.learning_rate = 2e-5

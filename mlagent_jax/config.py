@@ -134,6 +134,8 @@ class SFTConfig:
     """Share of prompts that carry their trajectory's ideas; the policy acts without them later."""
     batch_size: int = 16
     """Packed rows a step."""
+    micro_batch: int = 0
+    """Rows a pass of the device, a divisor of `batch_size`; 0: all at once. Gradients add up exactly."""
     row_tokens: int = 512
     """Tokens a packed row."""
     learning_rate: float = 2e-5
@@ -182,6 +184,8 @@ class RLConfig:
     learning_rate: float = 1e-6
     critic_learning_rate: float = 1e-3
     max_grad_norm: float = 1.0
+    micro_batch: int = 0
+    """Rows a pass of the device, a divisor of a mini-batch; 0: all at once. Gradients add up exactly."""
     clip: float = 0.2
     clip_high: float = 0.0
     """Upper clip of the ratio, 0: the same as `clip`."""
@@ -387,6 +391,14 @@ def _check(config: Config) -> None:
             f"config.rl.minibatches is {config.rl.minibatches}; it must divide states * samples = "
             f"{config.rl.states * config.rl.samples}"
         )
+    for path, rows, micro in (
+        ("sft", config.sft.batch_size, config.sft.micro_batch),
+        ("rl", config.rl.states * config.rl.samples // config.rl.minibatches, config.rl.micro_batch),
+    ):
+        if micro < 0 or (micro and rows % micro):
+            raise ConfigError(
+                f"config.{path}.micro_batch is {micro}; it must divide the {rows} rows of a step, or be 0"
+            )
     if config.rl.max_staleness < 0:
         raise ConfigError(f"config.rl.max_staleness is {config.rl.max_staleness}; it is 0 or above")
     longest = config.prompt.max_prompt_tokens + config.prompt.max_action_tokens

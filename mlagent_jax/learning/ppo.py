@@ -20,6 +20,7 @@ import optax
 from mlagent_jax import models
 from mlagent_jax.config import RLConfig
 from mlagent_jax.learning import estimators, losses
+from mlagent_jax.learning.accumulation import mapped, summed_gradients
 
 Params = Any
 
@@ -142,8 +143,10 @@ def _score(model: Model, policy: Params, critic: Params | None, batch: Batch) ->
     return Scores(log_probs, entropy, hidden.astype(jnp.float32) @ critic["kernel"] + critic["bias"])
 
 
-score = jax.jit(_score, static_argnames=("model",))
-"""Scores of a batch, without gradients: for proximal and reference log-probs and old values."""
+@functools.partial(jax.jit, static_argnames=("model", "micro_rows"))
+def score(model: Model, policy: Params, critic: Params | None, batch: Batch, micro_rows: int = 0) -> Scores:
+    """Scores of a batch, `micro_rows` rows at a time (0: all at once): proximal and reference log-probs, old values."""
+    return mapped(functools.partial(_score, model, policy, critic), batch, micro_rows)
 
 
 @functools.partial(jax.jit, static_argnames=("config",))
@@ -183,7 +186,8 @@ def ppo_step(
     Returns metrics as (total, count) pairs, each over the tokens or rows that it is a mean of.
     """
 
-    def loss(params: Params) -> tuple[jax.Array, dict[str, losses.Mean]]:
+    def loss(params: Params, rows: tuple[Batch, Targets]) -> tuple[jax.Array, dict[str, losses.Mean]]:
+        batch, targets = rows
         scores = _score(model, params["policy"], params["critic"], batch)
         policy, metrics = losses.ppo_policy_loss(
             scores.log_probs,
@@ -214,15 +218,18 @@ def ppo_step(
         )
         entropy = losses.aggregate(scores.entropy, batch.mask, config.aggregation)
         total = (
-            policy.value
-            + config.value_coefficient * value.value
-            + kl_coefficient * kl.value
-            - config.entropy_coefficient * entropy.value
+            policy.total
+            + config.value_coefficient * value.total
+            + kl_coefficient * kl.total
+            - config.entropy_coefficient * entropy.total
         )
         terms = {"policy_loss": policy, "value_loss": value, "kl": kl, "entropy": entropy}
         return total, jax.lax.stop_gradient({**metrics, **value_metrics, **terms})
 
-    grads, metrics = jax.grad(loss, has_aux=True)(params)
+    grads, metrics = summed_gradients(loss, params, (batch, targets), config.micro_batch)
+    # Every term counts the same tokens (or sequences), so the total of means is the mean of totals.
+    count = jnp.maximum(metrics["policy_loss"].count, 1.0)
+    grads = jax.tree.map(lambda grad: grad / count, grads)
     metrics["grad_norm"] = losses.Mean(optax.tree.norm(grads["policy"]), jnp.ones(()))
     updates, opt_state = optimizer.update(grads, opt_state, params)
     return optax.apply_updates(params, updates), opt_state, metrics

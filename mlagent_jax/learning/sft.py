@@ -14,11 +14,14 @@ import jax.numpy as jnp
 import optax
 
 from mlagent_jax import models
+from mlagent_jax.learning.accumulation import summed_gradients
 
 Params = Any
 
 
-@functools.partial(jax.jit, static_argnames=("graph", "optimizer", "remat", "compute_dtype"), donate_argnums=(0, 1))
+@functools.partial(
+    jax.jit, static_argnames=("graph", "optimizer", "remat", "compute_dtype", "micro_rows"), donate_argnums=(0, 1)
+)
 def sft_step(
     params: Params,
     opt_state: optax.OptState,
@@ -28,26 +31,24 @@ def sft_step(
     optimizer: optax.GradientTransformation,
     remat: str,
     compute_dtype: str,
+    micro_rows: int = 0,
 ) -> tuple[Params, optax.OptState, dict[str, jax.Array]]:
-    """One step over `rows` (arrays of `data.packing.Rows`, [batch, time]); parameters and state are donated.
+    """One step over `rows` (arrays of `data.packing.Rows`, [batch, time]), `micro_rows` of them at a time (0: all at
+    once; the result is the same). Parameters and state are donated.
 
     Returns metrics: `loss` (nats an action token), `grad_norm`, `tokens` (not padding) and `action_tokens`.
     """
 
-    def loss(params: Params) -> tuple[jax.Array, jax.Array]:
-        log_probs, _ = _action_log_probs(graph, params, rows, remat, compute_dtype)
-        count = jnp.sum(rows["mask"])
-        total = -jnp.sum(jnp.where(rows["mask"], log_probs, 0.0))
-        return total / jnp.maximum(count, 1), count
+    def loss(params: Params, rows: Mapping[str, jax.Array]) -> tuple[jax.Array, dict[str, jax.Array]]:
+        total, count = _negative_log_likelihood(graph, params, rows, remat, compute_dtype)
+        sums = {"loss": total, "action_tokens": count, "tokens": jnp.sum(rows["segment_ids"] > 0)}
+        return total, jax.lax.stop_gradient(sums)
 
-    (value, count), grads = jax.value_and_grad(loss, has_aux=True)(params)
+    grads, metrics = summed_gradients(loss, params, rows, micro_rows)
+    count = jnp.maximum(metrics["action_tokens"], 1)
+    grads = jax.tree.map(lambda grad: grad / count, grads)
     updates, opt_state = optimizer.update(grads, opt_state, params)
-    metrics = {
-        "loss": value,
-        "grad_norm": optax.tree.norm(grads),
-        "tokens": jnp.sum(rows["segment_ids"] > 0),
-        "action_tokens": count,
-    }
+    metrics |= {"loss": metrics["loss"] / count, "grad_norm": optax.tree.norm(grads)}
     return optax.apply_updates(params, updates), opt_state, metrics
 
 
@@ -56,11 +57,10 @@ def sft_loss(
     params: Params, rows: Mapping[str, jax.Array], *, graph: Any, compute_dtype: str
 ) -> tuple[jax.Array, jax.Array]:
     """(total negative log-likelihood in nats, number) of the action tokens of `rows`: pairs add exactly."""
-    log_probs, _ = _action_log_probs(graph, params, rows, "none", compute_dtype)
-    return -jnp.sum(jnp.where(rows["mask"], log_probs, 0.0)), jnp.sum(rows["mask"])
+    return _negative_log_likelihood(graph, params, rows, "none", compute_dtype)
 
 
-def _action_log_probs(
+def _negative_log_likelihood(
     graph: Any, params: Params, rows: Mapping[str, jax.Array], remat: str, compute_dtype: str
 ) -> tuple[jax.Array, jax.Array]:
     hidden = models.hidden_states(
@@ -72,4 +72,5 @@ def _action_log_probs(
         remat=remat,
         compute_dtype=jnp.dtype(compute_dtype),
     )
-    return models.token_log_probs(graph, params, hidden, rows["targets"])
+    log_probs, _ = models.token_log_probs(graph, params, hidden, rows["targets"])
+    return -jnp.sum(jnp.where(rows["mask"], log_probs, 0.0)), jnp.sum(rows["mask"])

@@ -170,8 +170,8 @@ class _Trainer:
         """
         config, params = self.config, self.arrays["params"]
         placed = self.run.place(batch)
-        proximal = ppo.score(self.model, params["policy"], params["critic"], placed)
-        reference = ppo.score(self.model, self.reference, None, placed)
+        proximal = ppo.score(self.model, params["policy"], params["critic"], placed, config.micro_batch)
+        reference = ppo.score(self.model, self.reference, None, placed, config.micro_batch)
         targets = ppo.make_targets(placed, proximal, reference, config)
         self._check_sampler(batch, np.asarray(proximal.log_probs), rollout)
         totals: dict[str, losses.Mean] = {}

@@ -53,6 +53,7 @@ def sft(run: Run) -> None:
                     optimizer=optimizer,
                     remat=run.config.policy.remat,
                     compute_dtype=run.config.policy.compute_dtype,
+                    micro_rows=config.micro_batch,
                 )
                 values = {name: float(value) for name, value in metrics.items()}
                 run.metrics.write("sft", step + 1, values | {"learning_rate": rate})
