@@ -4,15 +4,18 @@ A tokenizer is a folder as Hugging Face's `AutoTokenizer` reads it; it travels w
 and action are encoded apart and their ids concatenated, as they are when an action is sampled; nothing is added to
 either.
 
-SentencePiece's defaults destroy code, so `train_tokenizer` changes them: text is not normalised, newlines and runs of
-spaces are kept, nothing is put in front, and what is not in the vocabulary falls back to bytes. One character is lost:
-U+2581, by which SentencePiece itself writes a space, comes back as a space.
+The trained one is of Qwen2's kind, as the policy is: whoever loads an export gets transformers' `Qwen2Tokenizer`, which
+takes vocabulary and merges from the folder and nothing else. Text is composed (NFC), cut into words by a regular
+expression, and each word's UTF-8 bytes are written as characters of a 256-letter alphabet; no byte is ever lost. Within
+such words the vocabulary is SentencePiece's (BPE).
 """
 
 from __future__ import annotations
 
 import io
 import json
+import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Self
@@ -22,7 +25,7 @@ import tokenizers
 import transformers
 from etils import epath
 from sentencepiece import sentencepiece_model_pb2
-from tokenizers import decoders, models, normalizers
+from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 FILES = (
     *("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json"),
@@ -30,14 +33,20 @@ FILES = (
 )
 """What a tokenizer may consist of in a checkpoint's folder."""
 
-SPACE = "\u2581"
-"""By which SentencePiece writes a space."""
-PAD, EOS, UNKNOWN = "<pad>", "<eos>", "<unk>"
-PRINTABLE_ASCII = "".join(map(chr, range(33, 127)))
+PAD, EOS = "<|pad|>", "<|endoftext|>"
+ALPHABET = frozenset(pre_tokenizers.ByteLevel.alphabet())
+"""A character for each of the 256 bytes."""
+NORMALIZER = normalizers.NFC()
+# transformers/models/qwen2/tokenization_qwen2.py
+WORD = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+PRE_TOKENIZER = pre_tokenizers.Sequence(
+    [
+        pre_tokenizers.Split(tokenizers.Regex(WORD), behavior="isolated"),
+        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+    ]
+)
 PROBE = "def f(x):\n    return  x['caf\u00e9'] + 12\n\n\tif x:  # \U0001f389"
 """A text that tokenizers of different kinds cut differently."""
-CHECKED_LINES = 10_000
-_Piece = sentencepiece_model_pb2.ModelProto.SentencePiece
 
 
 class Tokenizer:
@@ -66,9 +75,7 @@ class Tokenizer:
             folder = Path(huggingface_hub.snapshot_download(str(path_or_hub_id), allow_patterns=list(FILES)))
         if not any((folder / name).exists() for name in FILES):
             raise FileNotFoundError(f"{folder} holds no tokenizer: expected at least one of {', '.join(FILES)}")
-        # Directly where the folder says so: beside the config of a Qwen2 model transformers 5 would build another one.
-        kind = transformers.PreTrainedTokenizerFast if _declares_generic(folder) else transformers.AutoTokenizer
-        tokenizer = kind.from_pretrained(folder)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
         if not tokenizer.is_fast:
             raise ValueError(f"the tokenizer in {folder} is a {type(tokenizer).__name__}, which has no tokenizer.json")
         return cls(tokenizer, folder)
@@ -133,130 +140,136 @@ class Tokenizer:
         """Whether anyone who loads `directory` (tokenizer and config.json) with `AutoTokenizer` gets this tokenizer.
 
         Raises:
-          ValueError: he does not. transformers 5 builds a byte-level Qwen2 tokenizer for every `model_type` qwen2.
+          ValueError: he does not. For some kinds of model, Qwen2 among them, transformers 5 makes a tokenizer of their
+            own kind, whatever the tokenizer's files say.
         """
         loaded = transformers.AutoTokenizer.from_pretrained(directory)
         if loaded.encode(PROBE, add_special_tokens=False, split_special_tokens=True) != self.encode(PROBE):
             raise ValueError(
-                f"AutoTokenizer loads another tokenizer from {directory} than the one saved there ({self._folder}): "
-                "with a tokenizer of your own, set model_type of the model to qwen3 or llama"
+                f"beside the config.json in {directory} AutoTokenizer makes a {type(loaded).__name__} of the tokenizer "
+                f"in {self._folder}, which cuts text in another way: use a tokenizer of the model's own kind"
             )
-
-
-def _declares_generic(folder: Path) -> bool:
-    """Whether the folder's tokenizer.json is all there is to its tokenizer."""
-    path = folder / "tokenizer_config.json"
-    declared = json.loads(path.read_text(encoding="utf-8")).get("tokenizer_class") if path.exists() else None
-    return declared in ("PreTrainedTokenizerFast", "TokenizersBackend")
 
 
 def train_tokenizer(
     corpus: Iterable[str], vocab_size: int, special_tokens: Sequence[str], directory: str | Path
 ) -> Tokenizer:
-    """Trains a SentencePiece model (BPE) on `corpus` and writes it for `AutoTokenizer`; the same input, the same files.
+    """Trains a vocabulary on `corpus` and writes it for `AutoTokenizer`; the same input, the same files.
 
     Args:
-      corpus: texts of the domain, of any length. Newlines and tabs are tokens of their own, so are digits.
-      vocab_size: pieces in all: 3 control tokens, the special tokens, 256 bytes, the characters and what is learned.
-      special_tokens: fixed words of the reply format, each one token wherever it stands.
-      directory: to be written, local: `tokenizer.model` (SentencePiece), `tokenizer.json` and its config.
+      corpus: texts of the domain, of any length. A digit is always a token of its own.
+      vocab_size: entries in all: end of text, padding, 256 bytes, what is learned, the special tokens.
+      special_tokens: fixed words of the reply format, each one token wherever it stands, the longest where several fit.
+      directory: to be written, local: `tokenizer.json`, its config, and `tokenizer.model`, SentencePiece's own record.
 
     Raises:
-      ValueError: the corpus does not support `vocab_size` pieces, or a special token is unusable.
+      ValueError: `vocab_size` is too small, or larger than the corpus supports, or a special token is unusable.
     """
-    for word in special_tokens:
-        if not word or SPACE in word or word in (PAD, EOS, UNKNOWN):
-            raise ValueError(f"special token {word!r} is empty, reserved, or has the reserved character U+2581")
-    fixed = dict.fromkeys(("\n", "\t", *special_tokens))
-    # By lines: a newline is a token of its own, so nothing is learned across it.
-    lines = [line for text in corpus for line in text.split("\n") if line]
-    model = io.BytesIO()
-    try:
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(lines),
-            model_writer=model,
-            model_type="bpe",
-            vocab_size=vocab_size,
-            user_defined_symbols=[word.replace(" ", SPACE) for word in fixed],
-            normalization_rule_name="identity",
-            add_dummy_prefix=False,
-            remove_extra_whitespaces=False,
-            allow_whitespace_only_pieces=True,
-            split_digits=True,
-            byte_fallback=True,
-            required_chars=PRINTABLE_ASCII,
-            max_sentence_length=1 << 24,  # longer ones would be left out without a word
-            num_threads=1,
-            minloglevel=2,
-            pad_id=0,
-            eos_id=1,
-            unk_id=2,
-            bos_id=-1,  # none
-            pad_piece=PAD,
-            eos_piece=EOS,
-            unk_piece=UNKNOWN,
+    fixed = list(dict.fromkeys(special_tokens))
+    for word in fixed:
+        # ByteLevel reads a token all of whose characters are in its alphabet as bytes.
+        if not word or word in (PAD, EOS) or (ALPHABET.issuperset(word) and not word.isascii()):
+            raise ValueError(f"special token {word!r} is empty, reserved, or would be decoded as bytes: choose another")
+    own = [word for word in fixed if word not in ALPHABET]  # a single character has its entry already
+    learned_size = vocab_size - len(own)
+    if learned_size < 2 + len(ALPHABET):
+        raise ValueError(
+            f"vocab_size {vocab_size} is too small: 2 control tokens, {len(ALPHABET)} bytes and {len(own)} special "
+            f"tokens make {2 + len(ALPHABET) + len(own)}"
         )
-    except RuntimeError as error:
-        raise ValueError(f"no SentencePiece model of vocab_size {vocab_size} from this corpus: {error}") from error
-    _write(model.getvalue(), Path(directory))
-    tokenizer = Tokenizer.load(directory)
-    _check_equal(model.getvalue(), tokenizer, lines[:CHECKED_LINES])
-    return tokenizer
+    model = _learn(_count_words(corpus, fixed), learned_size)
+    pieces = [piece.piece for piece in model.pieces if piece.type == piece.NORMAL]
+    if 2 + len(pieces) < learned_size:
+        raise ValueError(
+            f"vocab_size {vocab_size} is too large: there are no more than {2 + len(pieces) + len(own)} entries to "
+            "learn from this corpus"
+        )
+    _write(Path(directory), model, [PAD, EOS, *pieces, *own], _merges(pieces), fixed)
+    return Tokenizer.load(directory)
 
 
-def _write(model: bytes, folder: Path) -> None:
-    """A SentencePiece BPE model as a folder for `AutoTokenizer`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "tokenizer.model").write_bytes(model)
-    _to_fast(sentencepiece_model_pb2.ModelProto.FromString(model)).save(str(folder / "tokenizer.json"))
-    config = {
-        # A name that transformers 4 and 5 both know.
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "eos_token": EOS,
-        "pad_token": PAD,
-        "unk_token": UNKNOWN,
-        "clean_up_tokenization_spaces": False,
-        "model_max_length": 1 << 30,  # unknown to a tokenizer: the model's config has it
-    }
-    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+def _count_words(corpus: Iterable[str], fixed: Sequence[str]) -> Counter[str]:
+    """Words of the texts between the fixed ones, in the alphabet of bytes; each letter of it is there at least once."""
+    longest_first = sorted(fixed, key=len, reverse=True)
+    separator = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
+    counts = Counter(ALPHABET)
+    for text in corpus:
+        for part in separator.split(NORMALIZER.normalize_str(text)):
+            counts.update(word for word, _ in PRE_TOKENIZER.pre_tokenize_str(part))
+    return counts
 
 
-def _to_fast(proto: sentencepiece_model_pb2.ModelProto) -> tokenizers.Tokenizer:
-    """The same segmentation in the `tokenizers` library.
+def _learn(counts: Mapping[str, int], size: int) -> sentencepiece_model_pb2.ModelProto:
+    """A SentencePiece model (BPE) of words, without any rule of its own on what may be joined.
 
-    SentencePiece merges any two neighbours whose text is a piece, the piece learned first first, and of equals the
-    leftmost. `tokenizers` wants pairs in order of rank: every split of a piece into two pieces, in the order in which
-    pieces were learned. User-defined pieces are cut out first, the longest at each position, as added tokens are.
+    `size` counts the two control tokens; SentencePiece's third, the unknown piece, comes on top and is never used.
     """
-    kinds = _Piece.Type
-    text = [
-        piece.piece.replace(SPACE, " ") if piece.type == kinds.USER_DEFINED else piece.piece for piece in proto.pieces
-    ]
-    learned = [piece.piece for piece in proto.pieces if piece.type == kinds.NORMAL]
-    known = set(learned)
-    merges = [
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=(f"{word}\t{count}" for word, count in sorted(counts.items())),
+        input_format="tsv",
+        model_writer=model,
+        model_type="bpe",
+        vocab_size=size + 1,
+        hard_vocab_limit=False,  # the caller's error says more
+        character_coverage=1.0,
+        normalization_rule_name="identity",
+        add_dummy_prefix=False,
+        remove_extra_whitespaces=False,
+        split_by_whitespace=False,
+        split_by_unicode_script=False,
+        split_by_number=False,
+        max_sentence_length=1 << 24,  # longer ones would be left out without a word
+        num_threads=1,
+        minloglevel=2,
+        pad_id=0,
+        eos_id=1,
+        unk_id=2,
+        bos_id=-1,  # none
+        pad_piece=PAD,
+        eos_piece=EOS,
+    )
+    return sentencepiece_model_pb2.ModelProto.FromString(model.getvalue())
+
+
+def _merges(pieces: Sequence[str]) -> list[tuple[str, str]]:
+    """Pairs to join, the most urgent first, that segment a word as SentencePiece does.
+
+    SentencePiece joins any two neighbours whose text is a piece, the piece learned first first. `tokenizers` wants the
+    pairs themselves: every split of a piece into two pieces, in the order in which pieces were learned.
+    """
+    known = set(pieces)
+    return [
         (piece[:cut], piece[cut:])
-        for piece in learned  # already in the order of their scores
+        for piece in pieces  # already in the order of their scores
         for cut in range(len(piece) - 1, 0, -1)
         if piece[:cut] in known and piece[cut:] in known
     ]
-    fast = tokenizers.Tokenizer(
-        models.BPE({piece: index for index, piece in enumerate(text)}, merges, unk_token=UNKNOWN, byte_fallback=True)
-    )
-    fast.normalizer = normalizers.Replace(" ", SPACE)
-    fast.decoder = decoders.Sequence([decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()])
-    for piece, content in zip(proto.pieces, text, strict=True):
-        if piece.type in (kinds.CONTROL, kinds.UNKNOWN):
-            fast.add_special_tokens([tokenizers.AddedToken(content, special=True, normalized=False)])
-        elif piece.type == kinds.USER_DEFINED:
-            fast.add_tokens([tokenizers.AddedToken(content, normalized=True)])
-    return fast
 
 
-def _check_equal(model: bytes, tokenizer: Tokenizer, lines: Iterable[str]) -> None:
-    """A guard against a library that changes under us: both tokenizers must agree on what was trained on."""
-    reference = sentencepiece.SentencePieceProcessor(model_proto=model)
-    for line in lines:
-        expected, actual = reference.encode(line), tokenizer.encode(line)
-        if expected != actual:
-            raise RuntimeError(f"SentencePiece and tokenizer.json disagree on {line!r}: {expected} and {actual}")
+def _write(
+    folder: Path,
+    model: sentencepiece_model_pb2.ModelProto,
+    vocabulary: Sequence[str],
+    merges: list[tuple[str, str]],
+    fixed: Sequence[str],
+) -> None:
+    """The folder of a tokenizer, as `Qwen2Tokenizer` reads it."""
+    fast = tokenizers.Tokenizer(models.BPE({piece: index for index, piece in enumerate(vocabulary)}, merges))
+    fast.normalizer, fast.pre_tokenizer, fast.decoder = NORMALIZER, PRE_TOKENIZER, decoders.ByteLevel()
+    fast.add_special_tokens([tokenizers.AddedToken(name, special=True, normalized=False) for name in (PAD, EOS)])
+    # Not special: they are part of what is written, so they are decoded, and never skipped.
+    fast.add_tokens([tokenizers.AddedToken(word, special=False, normalized=False) for word in fixed])
+    config = {
+        "tokenizer_class": "Qwen2Tokenizer",
+        "eos_token": EOS,
+        "pad_token": PAD,
+        "unk_token": EOS,  # as Qwen2 has it; nothing is unknown
+        "add_prefix_space": False,
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": 1 << 30,  # unknown to a tokenizer: the model's config has it
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "tokenizer.model").write_bytes(model.SerializeToString(deterministic=True))
+    fast.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

@@ -213,9 +213,11 @@ def test_a_lost_file_or_folder_is_named(tmp_path):
 
 @pytest.fixture(scope="module")
 def ours(tmp_path_factory):
-    config = models.ModelConfig(*(400, 32, 2, 4, 2, 8, 48), model_type="llama", dtype="float32")
+    config = models.ModelConfig(
+        *(400, 32, 2, 4, 2, 8, 48), model_type="qwen2", attention_bias=True, tie_word_embeddings=True, dtype="float32"
+    )
     corpus = [Path(hugging_face.__file__).read_text()]
-    tokenizer = train_tokenizer(corpus, config.vocab_size, [], tmp_path_factory.mktemp("tokenizer"))
+    tokenizer = train_tokenizer(corpus, config.vocab_size, ["Next:\n"], tmp_path_factory.mktemp("tokenizer"))
     return config, make_params(config)[1], tokenizer
 
 
@@ -224,21 +226,25 @@ def test_an_export_has_all_that_a_user_of_transformers_needs(tmp_path, ours):
     hugging_face.save(tmp_path / "export", config, params, tokenizer)
     loaded = transformers.AutoTokenizer.from_pretrained(tmp_path / "export")
     model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "export")
-    assert loaded("def  f():\n")["input_ids"] == tokenizer.encode("def  f():\n")
+    text = "def  f():\n\n    return é  # 🎉\nNext:\n"
+    assert loaded(text)["input_ids"] == tokenizer.encode(text)
+    assert loaded.decode(tokenizer.encode(text)) == text
+    assert model.config.model_type == "qwen2"
+    assert model.config.vocab_size == len(loaded) == tokenizer.vocab_size
     assert model.generation_config.eos_token_id == model.config.eos_token_id == tokenizer.eos_id
     assert model.generation_config.pad_token_id == tokenizer.pad_id
 
 
-def test_an_export_that_fails_leaves_nothing_and_keeps_the_one_before(tmp_path, ours):
+def test_an_export_that_fails_leaves_nothing_and_keeps_the_one_before(tmp_path, ours, monkeypatch):
     config, params, tokenizer = ours
     hugging_face.save(tmp_path / "export", config, params, tokenizer)
     before = tensors_of(tmp_path / "export")
     broken = {**params, "final_norm": {"scale": None}, "adapter": {"a": jnp.ones(2)}}
     with pytest.raises(ValueError, match="'adapter/a' has no place"):
         hugging_face.save(tmp_path / "export", config, broken, tokenizer)
-    wrong = models.ModelConfig(*(400, 32, 2, 4, 2, 8, 48), model_type="qwen2", attention_bias=True)
-    with pytest.raises(ValueError, match="set model_type of the model to qwen3 or llama"):
-        hugging_face.save(tmp_path / "export", wrong, make_params(wrong)[1], tokenizer)
+    monkeypatch.setattr(tokenizer, "encode", lambda text: [])  # as of another kind
+    with pytest.raises(ValueError, match="cuts text in another way"):
+        hugging_face.save(tmp_path / "export", config, params, tokenizer)
     assert tensors_of(tmp_path / "export") == before
     assert [path.name for path in tmp_path.iterdir()] == ["export"]
 
