@@ -12,21 +12,20 @@ import dataclasses
 import json
 import random
 
-from environments.tasks.ideas import Idea, ideas_for
-
 from environments.protocol import OutcomeKind, State
 from environments.tasks.base import TaskSpec
+from environments.tasks.ideas import Idea, ideas_for
 from mlagent_jax.config import CollectConfig
 
 
 def cell_edit(script: str, cell: str, code: str) -> str:
-    """Reply text, compact profile, of an edit of one cell."""
+    """Action, its input and its block, of an edit of one cell."""
     arguments = json.dumps({"script_name": script, "cell": cell})
     return f"Action: Edit Script (Cell)\nAction Input: {arguments}\n```python\n{code.rstrip()}\n```"
 
 
 def plain_action(name: str, **arguments: str) -> str:
-    """Reply text, compact profile, of an action that is not an edit."""
+    """Action and its input, of an action that is not an edit."""
     return f"Action: {name}\nAction Input: {json.dumps(arguments)}"
 
 
@@ -48,23 +47,21 @@ class ScriptedExpert:
       spec: the task.
       script: its starting script.
       config: rates and numbers.
+      profile: `compact` or `full`; a full reply carries the four labels of thought before its action.
       seed: of this trajectory.
     """
 
-    def __init__(self, spec: TaskSpec, script: str, config: CollectConfig, seed: str) -> None:
-        self._spec, self._config, self._seed = spec, config, seed
+    def __init__(self, spec: TaskSpec, script: str, config: CollectConfig, profile: str, seed: str) -> None:
+        self._spec, self._config, self._profile, self._seed = spec, config, profile, seed
         rng = random.Random(f"{seed}/ideas")  # noqa: S311 - reproducible, not secret
         library = ideas_for(spec, script)
         count = rng.randint(config.min_ideas, config.max_ideas)
         # Ideas for different cells first: two ideas for one cell would replace each other.
-        self._order = rng.sample(library, len(library))
         cells: dict[str, Idea] = {}
-        for idea in self._order:
+        for idea in rng.sample(library, len(library)):
             cells.setdefault(idea.cell, idea)
-        first = list(cells.values())
-        rng.shuffle(first)
-        chosen = (first + [idea for idea in self._order if idea not in first])[:count]
-        self._plan = chosen + [idea for idea in self._order if idea not in chosen]
+        chosen = list(cells.values())[:count]
+        self._plan = chosen + [idea for idea in rng.sample(library, len(library)) if idea not in chosen]
         self.ideas: tuple[str, ...] = tuple(idea.text for idea in chosen)
 
     def propose(self, state: State, last: Move | None, last_kind: OutcomeKind | None) -> Move:
@@ -72,21 +69,34 @@ class ScriptedExpert:
         depth = len(state.history)
         rng = random.Random(f"{self._seed}/{depth}")  # noqa: S311 - reproducible, not secret
         if last is not None and last.slip and last.intended and last_kind is not OutcomeKind.INFRASTRUCTURE_ERROR:
-            return self._edit(last.intended)
+            return self._edit(state, last.intended, "The last edit failed on a slip of mine. I repair it.")
         if rng.random() < self._config.look_rate:
-            return Move(rng.choice(self._looks()))
+            return Move(self._reply(state, rng.choice(self._looks()), "I look before I change anything else."))
         idea = self._plan[depth % len(self._plan)]
         if rng.random() < self._config.error_rate:
-            return Move(cell_edit(self._spec.entry, idea.cell, _slip(idea.code, rng)), slip=True, intended=idea)
-        return self._edit(idea)
+            slipped = dataclasses.replace(idea, code=_slip(idea.code, rng))
+            return dataclasses.replace(self._edit(state, slipped, f"I try: {idea.text}."), slip=True, intended=idea)
+        return self._edit(state, idea, f"I try: {idea.text}.")
 
-    def _edit(self, idea: Idea) -> Move:
-        return Move(cell_edit(self._spec.entry, idea.cell, idea.code), intended=idea)
+    def _edit(self, state: State, idea: Idea, thought: str) -> Move:
+        return Move(self._reply(state, cell_edit(self._spec.entry, idea.cell, idea.code), thought), intended=idea)
 
     def _looks(self) -> tuple[str, ...]:
         return (
             plain_action("Execute Script", script_name=self._spec.entry),
             plain_action("List Files", dir_path="."),
+        )
+
+    def _reply(self, state: State, action: str, thought: str) -> str:
+        if self._profile == "compact":
+            return action
+        seen = state.history[-1].observation.strip() if state.history else "Nothing has been run yet."
+        tried = len(state.history)
+        return (
+            f"Reflection: {seen.splitlines()[-1] if seen else 'The last step printed nothing.'}\n"
+            f"Research Plan and Status: Try the ideas one after the other and keep what helps; {tried} steps taken.\n"
+            "Fact Check: What the last observation printed is confirmed; whether the next edit helps is not.\n"
+            f"Thought: {thought}\n{action}"
         )
 
 

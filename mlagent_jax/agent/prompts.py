@@ -10,7 +10,7 @@ import dataclasses
 import re
 from collections.abc import Mapping
 
-from environments.actions import describe_actions
+from environments.actions import describe_actions, describe_format
 from environments.metrics import METRICS
 from environments.protocol import State, Step
 from environments.tasks.base import TaskSpec
@@ -123,6 +123,7 @@ def _full(spec: TaskSpec, state: State, steps: tuple[Step, ...]) -> str:
         f"The metric is {spec.metric}; {'higher' if direction(spec) == 'up' else 'lower'} is better. The script that "
         f"is run and scored is {spec.entry}; it writes {spec.submission}.\n\n",
         f"You have access to the following tools:\n{describe_actions('full')}\n\n",
+        f"Always respond in this format exactly:\n{describe_format('full')}\n\n",
     ]
     if state.ideas:
         parts.append("Ideas worth trying:\n" + "".join(f"- {idea}\n" for idea in state.ideas) + "\n")

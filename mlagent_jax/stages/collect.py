@@ -88,7 +88,11 @@ def _trajectories(run: Run) -> list[_Trajectory]:
     for split, name, index in plan:
         state = run.initial_state(name)
         expert = ScriptedExpert(
-            run.tasks[name].spec, state.script, config.collect, seed=f"{config.seed}/{split}/{name}/{index}"
+            run.tasks[name].spec,
+            state.script,
+            config.collect,
+            config.prompt.profile,
+            seed=f"{config.seed}/{split}/{name}/{index}",
         )
         found.append(_Trajectory(split, index, expert, dataclasses.replace(state, ideas=expert.ideas)))
     return found

@@ -10,7 +10,7 @@ import dataclasses
 import math
 from typing import Any
 
-from environments.protocol import Job, Outcome, State
+from environments.protocol import Job, Outcome, OutcomeKind, State
 from mlagent_jax.agent.actor import Actor, SampledAction
 from mlagent_jax.agent.collector import is_masked
 from mlagent_jax.data import jsonl
@@ -115,7 +115,7 @@ def _episodes(run: Run, name: str, policy: Policy, actor: Actor) -> list[dict[st
                 episode.ended = True
                 continue
             episode.state, episode.ended = outcome.next_state(job), outcome.final
-            if outcome.submission and _improves(outcome, episode.best):
+            if outcome.kind is OutcomeKind.SCORED and _improves(outcome, episode.best):
                 episode.best = outcome
     return [_episode_record(run, name, episode) for episode in episodes]
 

@@ -1,0 +1,65 @@
+"""The scripted expert: varied, reproducible, recovering, and in the grammar of both profiles."""
+
+import collections
+
+import pytest
+
+from environments import tasks
+from environments.actions import parse
+from environments.protocol import OutcomeKind, State
+from environments.tasks.ideas import ideas_for
+from environments.tasks.scripts import Script
+from mlagent_jax.agent.expert import ScriptedExpert
+from mlagent_jax.config import CollectConfig
+
+SPEC = tasks.get("micro-rings-0").spec
+SCRIPT = Script("LogisticRegression(C=0.01)").text()
+STATE = State("micro-rings-0@1", (), "snapshot", SCRIPT, 0.5)
+
+
+def expert(seed, profile="compact", **rates):
+    return ScriptedExpert(SPEC, SCRIPT, CollectConfig(**rates), profile, seed)
+
+
+@pytest.mark.parametrize("profile", ["compact", "full"])
+def test_every_move_is_in_the_grammar(profile):
+    for seed in range(60):
+        move = expert(str(seed), profile).propose(STATE, None, None)
+        assert parse(move.action, profile).name in ("Edit Script (Cell)", "Execute Script", "List Files")
+
+
+def test_the_same_seed_makes_the_same_moves():
+    moves = [expert("7").propose(STATE, None, None).action for _ in range(2)]
+    assert moves[0] == moves[1]
+
+
+def test_prompts_carry_one_to_three_ideas_of_the_library():
+    library = {idea.text for idea in ideas_for(SPEC, SCRIPT)}
+    counts = collections.Counter()
+    for seed in range(90):
+        ideas = expert(str(seed)).ideas
+        assert set(ideas) <= library
+        counts[len(ideas)] += 1
+    assert set(counts) == {1, 2, 3}
+
+
+def test_first_edits_are_varied():
+    actions = {expert(str(seed), look_rate=0.0, error_rate=0.0).propose(STATE, None, None).action for seed in range(60)}
+    assert len(actions) > 25
+
+
+def test_the_first_edit_tries_an_idea_of_the_prompt():
+    for seed in range(20):
+        one = expert(str(seed), look_rate=0.0, error_rate=0.0)
+        assert one.propose(STATE, None, None).intended.text == one.ideas[0]
+
+
+def test_a_slip_is_no_target_and_is_repaired_by_the_edit_that_was_meant():
+    for seed in range(20):
+        one = expert(str(seed), look_rate=0.0, error_rate=1.0)
+        slip = one.propose(STATE, None, None)
+        assert slip.slip
+        repair = one.propose(STATE, slip, OutcomeKind.SCRIPT_ERROR)
+        assert not repair.slip
+        assert slip.intended.code.rstrip() in repair.action
+        assert f"\n{slip.intended.code.rstrip()}\n```" not in slip.action

@@ -1,0 +1,195 @@
+"""The whole pipeline on real executions: interrupted in every stage, resumed, reported, exported."""
+
+import contextlib
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mlagent_jax.data import jsonl
+
+pytestmark = pytest.mark.slow
+
+SMALL = (
+    "--config.policy.hidden_size=48",
+    "--config.policy.num_layers=2",
+    "--config.policy.intermediate_size=96",
+    "--config.policy.compute_dtype=float32",
+    "--config.prompt.max_action_tokens=40",
+)
+
+
+def start(config, workdir, *overrides):
+    log = open(f"{workdir}.log", "ab")  # noqa: SIM115 - the child's
+    return subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "mlagent_jax.train",
+            f"--config=configs/{config}.py",
+            f"--workdir={workdir}",
+            *overrides,
+        ],
+        stdout=log,
+        stderr=log,
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+        start_new_session=True,
+    )
+
+
+def finish(process, workdir, timeout=400):
+    assert process.wait(timeout) == 0, Path(f"{workdir}.log").read_text()[-4000:]
+
+
+def kill_when(process, workdir, condition, timeout=200):
+    """`kill -9` as soon as the condition holds; the worker must notice that its trainer is gone by itself."""
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert process.poll() is None, Path(f"{workdir}.log").read_text()[-4000:]
+        assert time.monotonic() < deadline, "the condition never held"
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+
+def jobs(workdir, where="1"):
+    with contextlib.closing(sqlite3.connect(workdir / "queue.db")) as db:
+        return db.execute(f"select count(*) from jobs where {where}").fetchone()[0]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A smoke run, killed in collect, in sft and in rl."""
+    workdir = tmp_path_factory.mktemp("runs") / "smoke"
+    (workdir.parent).mkdir(exist_ok=True)
+
+    def some_results():
+        with contextlib.suppress(sqlite3.Error):
+            return (workdir / "queue.db").exists() and jobs(workdir, "state = 'done'") >= 3
+        return False
+
+    kill_when(start("smoke", workdir, *SMALL), workdir, some_results)
+    done_before = jobs(workdir, "state = 'done'")
+    kill_when(start("smoke", workdir, *SMALL), workdir, (workdir / "metrics.jsonl").exists)
+    kill_when(start("smoke", workdir, *SMALL), workdir, (workdir / "trajectories" / "rl.jsonl").exists)
+    finish(start("smoke", workdir, *SMALL), workdir)
+    assert done_before >= 3
+    return workdir
+
+
+def test_nothing_that_was_executed_is_executed_again(run):
+    assert jobs(run, "state != 'done'") == 0
+    # A job that was leased when its worker died is tried again; one that was done never.
+    assert jobs(run, "attempts > 2") == 0
+    records = jsonl.read(run / "trajectories" / "rl.jsonl")
+    assert len(records) == 2 * 4 * 2
+    assert [record["step"] for record in records] == [1] * 8 + [2] * 8
+    assert [r["step"] for r in jsonl.read(run / "metrics.jsonl") if r["stage"] == "rl"] == [1, 2]
+
+
+def test_the_summary_holds_every_figure(run):
+    summary = json.loads((run / "report" / "summary.json").read_text())
+    assert set(summary["policies"]) == {"base", "sft", "rl"}
+    for policy in summary["policies"].values():
+        assert 0.0 <= policy["valid_action_rate"] <= 1.0
+        for split in ("held_in", "held_out"):
+            assert {"mean", "ci95", "n"} <= set(policy["step_reward"][split])
+            assert {"avg", "best", "ci95", "n"} <= set(policy["relative_gain"][split])
+    facts = summary["run"]
+    assert {"collect", "sft", "evaluate", "rl", "evaluate.2", "export"} <= set(facts["seconds"])
+    assert facts["executions"] > 0
+    assert facts["peak_memory_gb"] > 0
+    assert facts["sandbox"] in ("bubblewrap", "docker")
+    assert facts["versions"]["jax"]
+    assert "<html" in (run / "report" / "index.html").read_text()[:200].lower()
+
+
+def test_hidden_labels_are_nowhere_in_the_run(run):
+    """No observation, prompt or queue row holds the metric on hidden labels."""
+    for record in jsonl.read(run / "trajectories" / "collect.jsonl"):
+        metric = record["outcome"]["metric_after"]
+        if metric is not None and metric != round(metric, 3):
+            assert repr(metric) not in record["outcome"]["observation"]
+
+
+def test_the_export_is_the_same_policy_in_transformers(run):
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    import jax.numpy as jnp
+
+    from mlagent_jax import models
+    from mlagent_jax.data.tokenizer import Tokenizer
+    from mlagent_jax.models import hugging_face
+
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(run / "export", dtype=torch.float32).eval()
+    their_tokenizer = transformers.AutoTokenizer.from_pretrained(run / "export")
+    tokenizer = Tokenizer.load(run / "export")
+    config, graph, params = hugging_face.load(run / "export", dtype=jnp.float32)
+    assert config.model_type == "qwen2"
+    prompts = sorted({r["prompt"] for r in jsonl.read(run / "trajectories" / "collect.jsonl")})
+    for prompt in prompts:
+        ids = tokenizer.encode(prompt)
+        assert their_tokenizer.encode(prompt, add_special_tokens=False) == ids
+        assert tokenizer.decode(ids) == prompt
+    ids = tokenizer.encode(prompts[0])
+    ours = models.logits(graph, params, models.hidden_states(graph, params, jnp.asarray([ids])))
+    with torch.no_grad():
+        wanted = theirs(torch.tensor([ids])).logits.numpy()
+    np.testing.assert_allclose(np.asarray(ours), wanted, atol=1e-4)
+
+
+def test_a_workdir_of_another_config_is_refused(run):
+    process = subprocess.run(
+        [
+            *(sys.executable, "-m", "mlagent_jax.train", "--config=configs/smoke.py", f"--workdir={run}", *SMALL),
+            "--config.rl.clip=0.3",
+        ],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+        check=False,
+    )
+    assert process.returncode != 0
+    assert "rl.clip: 0.2 -> 0.3" in process.stderr
+
+
+def test_the_headline_config_runs_end_to_end_on_a_tiny_checkpoint(run, tmp_path):
+    """`configs/rl.py` itself, then evaluate and export, with overrides of size and place alone."""
+    tiny = (
+        f"--config.policy.checkpoint={run / 'export'}",
+        f"--config.pool.trajectories={run}",
+        f"--config.workers.queue=sqlite:///{tmp_path}/queue.db",
+        "--config.workers.slots=2",
+        "--config.workers.sandbox=auto",
+        "--config.prompt.profile=compact",
+        "--config.prompt.max_prompt_tokens=320",
+        "--config.prompt.max_action_tokens=40",
+        "--config.tasks.train=" + ",".join(json.loads((run / "config.json").read_text())["tasks"]["train"]),
+        "--config.tasks.held_out=" + ",".join(json.loads((run / "config.json").read_text())["tasks"]["held_out"]),
+        "--config.tasks.micro_train=2",
+        "--config.tasks.micro_held_out=1",
+        "--config.rl.iterations=2",
+        "--config.rl.states=4",
+        "--config.rl.samples=2",
+        "--config.rl.minibatches=1",
+        "--config.rl.micro_batch=4",
+        "--config.evaluate.states_held_in=2",
+        "--config.evaluate.states_held_out=2",
+        "--config.evaluate.samples=1",
+        "--config.evaluate.episode_tasks_held_in=1",
+        "--config.evaluate.episode_tasks_held_out=1",
+        "--config.evaluate.trajectories=1",
+        "--config.evaluate.steps=1",
+    )
+    workdir = tmp_path / "rl"
+    finish(start("rl", workdir, *tiny), workdir)
+    summary = json.loads((workdir / "report" / "summary.json").read_text())
+    assert set(summary["policies"]) == {"sft", "rl"}
+    assert (workdir / "export" / "config.json").exists()

@@ -1,0 +1,58 @@
+"""The entry refuses what cannot work, before any work is done, and says what to do."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+
+def train(*arguments, **environment):
+    return subprocess.run(
+        [sys.executable, "-m", "mlagent_jax.train", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=os.environ | {"JAX_PLATFORMS": "cpu"} | environment,
+        check=False,
+    )
+
+
+def error_of(result):
+    assert result.returncode != 0
+    assert "Traceback" not in result.stderr
+    return result.stderr
+
+
+def test_an_unknown_field_is_refused_with_the_nearest(tmp_path):
+    result = train("--config=configs/smoke.py", f"--workdir={tmp_path / 'run'}", "--config.rl.clipp=0.1")
+    assert 'Did you mean "clip"' in error_of(result)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_wrong_type_is_refused(tmp_path):
+    result = train("--config=configs/smoke.py", f"--workdir={tmp_path / 'run'}", "--config.rl.states=many")
+    assert "config.rl.states" in error_of(result)
+
+
+def test_an_impossible_value_is_refused(tmp_path):
+    result = train("--config=configs/smoke.py", f"--workdir={tmp_path / 'run'}", "--config.rl.estimator=vtrace")
+    assert "config.rl.estimator is 'vtrace'; choose one of gae" in error_of(result)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_a_workdir_that_cannot_be_written_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    result = train("--config=configs/smoke.py", f"--workdir={tmp_path / 'file' / 'run'}")
+    assert "cannot be written" in error_of(result)
+    assert "--workdir" in result.stderr
+
+
+@pytest.mark.slow
+def test_a_missing_sandbox_is_refused_with_the_command_that_provides_it(tmp_path):
+    result = train(
+        "--config=configs/smoke.py", f"--workdir={tmp_path}", PATH="/nonexistent", DOCKER_HOST="unix:///nonexistent"
+    )
+    assert "bubblewrap" in error_of(result)
+    assert not (tmp_path / "trajectories").exists()
