@@ -34,6 +34,7 @@ from environments.sandbox.cgroups import Cgroup, open_cgroups
 from environments.sandbox.data_store import DataStore, StateFolder
 from environments.sandbox.inside import transfer
 from environments.sandbox.inside.capture import Capture
+from environments.sandbox.probe import probe
 from environments.sandbox.verdict import judge
 from environments.sandbox.warm import WarmSandbox, unprivileged_user
 
@@ -85,8 +86,6 @@ class BubblewrapSandbox:
 
     @property
     def guarantees(self) -> frozenset[str]:
-        from environments.sandbox.probe import probe
-
         return probe(self)
 
     def run(self, workspace: Path, script: str, limits: Limits, data: Path | None = None, seed: int = 0) -> Execution:

@@ -40,6 +40,7 @@ from environments.sandbox.base import GUARANTEES, Ending, Execution, SandboxErro
 from environments.sandbox.data_store import DataStore, StateFolder
 from environments.sandbox.inside import transfer
 from environments.sandbox.inside.script import environment
+from environments.sandbox.probe import probe
 from environments.sandbox.verdict import judge
 
 _INSTALL = "install and start one (Debian, Ubuntu: `apt-get install docker.io`), or set DOCKER_HOST"
@@ -105,8 +106,6 @@ class DockerSandbox:
 
     @property
     def guarantees(self) -> frozenset[str]:
-        from environments.sandbox.probe import probe
-
         return probe(self)
 
     def run(self, workspace: Path, script: str, limits: Limits, data: Path | None = None, seed: int = 0) -> Execution:

@@ -140,3 +140,13 @@ def test_without_control_groups_limits_are_watched_all_the_same(monkeypatch, tmp
             assert sandbox.run(tmp_path, "train.py", limits).ending == ending
     finally:
         sandbox.close()
+
+
+def test_auto_takes_the_first_that_works_here_and_names_every_remedy_where_none_does(monkeypatch, tmp_path):
+    monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/no-engine.sock")
+    sandbox = open_sandbox("auto")
+    assert sandbox.name == "bubblewrap"
+    sandbox.close()
+    monkeypatch.setattr(warm.shutil, "which", lambda name: None)
+    with pytest.raises(SandboxUnavailableError, match=r"(?s)apt-get install docker\.io.*apt-get install bubblewrap"):
+        open_sandbox("auto")
