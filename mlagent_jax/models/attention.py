@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 from absl import logging
 
+from mlagent_jax.parallelism import DEFAULT_RULES, Rules
+
 Kernel = Literal["xla", "cudnn", "splash"]
 
 _PLATFORM: dict[str, str] = {"cudnn": "gpu", "splash": "tpu"}
@@ -48,6 +50,7 @@ def causal_attention(
     segment_ids: jax.Array | None = None,
     lengths: jax.Array | None = None,
     kernel: Kernel = "xla",
+    rules: Rules = DEFAULT_RULES,
 ) -> jax.Array:
     """Softmax attention of each token to those before it in its segment; grouped queries share a key-value head.
 
@@ -59,6 +62,7 @@ def causal_attention(
         lengths: int32 [batch], of right-padded rows; an alternative to `segment_ids`. What comes out beyond a length is
             finite and meaningless.
         kernel: Which implementation; see the module.
+        rules: From logical axes to mesh axes, for a kernel that the compiler cannot split by itself.
 
     Returns:
         [batch, time, heads, head_dim] in the dtype of `query`.
@@ -73,7 +77,7 @@ def causal_attention(
 
         if segment_ids is None and lengths is not None:
             segment_ids = (jnp.arange(query.shape[1]) < lengths[:, None]).astype(jnp.int32)
-        return splash_attention(query, key, value, segment_ids)
+        return splash_attention(query, key, value, segment_ids, rules)
     return _xla(query, key, value, segment_ids)  # causal and right-padded: no valid token sees padding
 
 

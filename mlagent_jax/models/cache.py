@@ -66,7 +66,7 @@ def prefill(
     """
 
     def attend(query: jax.Array, key: jax.Array, value: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-        attended = causal_attention(query, key, value, lengths=lengths, kernel=graph.attention)
+        attended = causal_attention(query, key, value, lengths=lengths, kernel=graph.attention, rules=graph.rules)
         return attended, (jnp.swapaxes(key, 1, 2), jnp.swapaxes(value, 1, 2))
 
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)

@@ -51,6 +51,7 @@ def build(
     rules: Rules = DEFAULT_RULES,
     attention: str = "auto",
     scan_layers: bool | None = None,
+    platform: str | None = None,
 ) -> tuple[Graph, Params, Params]:
     """The graph, and the shapes and logical axes of its parameters (two trees alike); allocates nothing.
 
@@ -74,7 +75,7 @@ def build(
             is_leaf=lambda node: isinstance(node, nnx.Variable),
         )
     scan = config.num_layers > _UNROLLED_UP_TO if scan_layers is None else scan_layers
-    return Graph(config, rules, choose_kernel(attention), scan, definitions), shapes, axes
+    return Graph(config, rules, choose_kernel(attention, platform), scan, definitions), shapes, axes
 
 
 def abstract(
@@ -114,8 +115,9 @@ def create(
         dtype: Of the parameters.
         mesh: Where to make them, each device its own part; None for the default device.
         rules: From logical axes to mesh axes; default `DEFAULT_RULES`.
-        **options: `attention` (a kernel's name or "auto") and `scan_layers` (scan over the stacked layers instead of
-            unrolling them; default: from 9 layers on).
+        **options: `attention` (a kernel's name or "auto"), `scan_layers` (scan over the stacked layers instead of
+            unrolling them; default: from 9 layers on) and `platform` (where the program will run, when it is compiled
+            ahead of time for other hardware).
 
     Raises:
         ValueError: Where the mesh does not divide a dimension, or a kernel does not run here.
@@ -176,7 +178,9 @@ def hidden_states(
         positions = _positions(tokens, segment_ids)
 
     def attend(query: jax.Array, key: jax.Array, value: jax.Array) -> tuple[jax.Array, None]:
-        attended = causal_attention(query, key, value, segment_ids=segment_ids, lengths=lengths, kernel=graph.attention)
+        attended = causal_attention(
+            query, key, value, segment_ids=segment_ids, lengths=lengths, kernel=graph.attention, rules=graph.rules
+        )
         return attended, None
 
     return run_layers(graph, params, tokens, positions, attend, remat=remat, compute_dtype=compute_dtype)[0]

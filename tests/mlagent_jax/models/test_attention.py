@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 
 from mlagent_jax.models import causal_attention, choose_kernel
+from mlagent_jax.models.splash import splash_attention
+from mlagent_jax.parallelism import DEFAULT_RULES
 
 attention = jax.jit(causal_attention, static_argnames="kernel")
 theirs = jax.jit(jax.nn.dot_product_attention, static_argnames="is_causal")
@@ -54,3 +56,20 @@ def test_cudnn_refuses_packed_segments():
     query = heads(4, 8, 0)
     with pytest.raises(ValueError, match="packed segments"):
         causal_attention(query, query, query, segment_ids=jnp.ones((2, 8), jnp.int32), kernel="cudnn")
+
+
+def test_splash_equals_xla_in_value_and_gradient():
+    query, key, value = heads(4, 130, 0, head_dim=128), heads(2, 130, 1, head_dim=128), heads(2, 130, 2, head_dim=128)
+    segments = jnp.asarray([[1] * 70 + [2] * 60, [1] * 3 + [2] * 100 + [0] * 27])
+    valid = (segments > 0)[:, :, None, None]
+
+    def outcome(function):
+        def value_and_output(query, key, value):
+            out = jnp.where(valid, function(query, key, value), 0)
+            return (out**2).sum(), out
+
+        return jax.jit(jax.grad(value_and_output, (0, 1, 2), has_aux=True))(query, key, value)
+
+    found = outcome(lambda q, k, v: splash_attention(q, k, v, segments, DEFAULT_RULES, interpret=True))
+    expected = outcome(lambda q, k, v: causal_attention(q, k, v, segment_ids=segments))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), found, expected)
