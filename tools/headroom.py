@@ -64,18 +64,22 @@ def execute(task: FolderTask, script: str, sandbox: Sandbox) -> tuple[OutcomeKin
         return OutcomeKind.SCRIPT_ERROR, None, run.cpu_seconds, str(error)
 
 
-def trials(task: FolderTask, deeper: int, sandbox: Sandbox) -> Iterator[Trial]:
-    """Every idea from the start, then from `deeper` states that lie one helpful edit further."""
-    first = list(_from_state(task, task.spec.name, task.script, task.scale.m_init, sandbox))
+def trials(task: FolderTask, ideas: int, deeper: int, sandbox: Sandbox) -> Iterator[Trial]:
+    """`ideas` ideas (0: all) from the start, then from `deeper` states that lie one helpful edit further."""
+    first = list(_from_state(task, task.spec.name, task.script, task.scale.m_init, ideas, sandbox))
     yield from first
     helpful = [trial for trial in first if trial.reward > 0.55]
     for trial in random.Random(0).sample(helpful, min(deeper, len(helpful))):
         script = replace_cell(task.script, trial.cell, trial.code)
-        yield from _from_state(task, f"{task.spec.name} + {trial.idea}", script, trial.metric, sandbox)
+        yield from _from_state(task, f"{task.spec.name} + {trial.idea}", script, trial.metric, ideas, sandbox)
 
 
-def _from_state(task: FolderTask, state: str, script: str, before: float, sandbox: Sandbox) -> Iterator[Trial]:
-    for idea in ideas_for(task.spec, script):
+def _from_state(
+    task: FolderTask, state: str, script: str, before: float, ideas: int, sandbox: Sandbox
+) -> Iterator[Trial]:
+    known = ideas_for(task.spec, script)
+    count = min(ideas or len(known), len(known))
+    for idea in random.Random(state).sample(known, count):
         yield _try(task, state, script, before, idea, sandbox)
 
 
@@ -157,6 +161,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("tasks", nargs="*", help="names; all embedded tasks where neither names nor --micro are given")
     parser.add_argument("--micro", type=int, default=0, help="micro-tasks of each split besides")
+    parser.add_argument("--ideas", type=int, default=0, help="so many of each state's ideas, at random; 0: all")
     parser.add_argument("--deeper", type=int, default=0, help="states one helpful edit deeper, of every task")
     parser.add_argument("--seed", type=int, default=0, help="of the data")
     parser.add_argument("--sandbox", default="bubblewrap")
@@ -171,7 +176,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         out = stack.enter_context(options.json.open("w", encoding="utf-8")) if options.json else None
         for name in names:
             print(name, file=sys.stderr, flush=True)
-            for row in trials(tasks.prepare(name, root, options.seed, sandbox), options.deeper, sandbox):
+            for row in trials(tasks.prepare(name, root, options.seed, sandbox), options.ideas, options.deeper, sandbox):
                 rows.append(row)
                 if out:
                     out.write(json.dumps(dataclasses.asdict(row)) + "\n")
