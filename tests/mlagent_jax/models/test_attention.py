@@ -58,6 +58,7 @@ def test_cudnn_refuses_packed_segments():
         causal_attention(query, query, query, segment_ids=jnp.ones((2, 8), jnp.int32), kernel="cudnn")
 
 
+@pytest.mark.slow
 def test_splash_equals_xla_in_value_and_gradient():
     query, key, value = heads(4, 130, 0, head_dim=128), heads(2, 130, 1, head_dim=128), heads(2, 130, 2, head_dim=128)
     segments = jnp.asarray([[1] * 70 + [2] * 60, [1] * 3 + [2] * 100 + [0] * 27])

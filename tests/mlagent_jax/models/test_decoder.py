@@ -9,7 +9,7 @@ import pytest
 
 from mlagent_jax import models
 
-CONFIG = models.ModelConfig(61, 32, 3, 4, 2, 8, 48, model_type="qwen3", qk_norm=True, initializer_range=0.3)
+CONFIG = models.ModelConfig(61, 32, 2, 4, 2, 8, 48, model_type="qwen3", qk_norm=True, initializer_range=0.3)
 
 hidden_states = jax.jit(models.hidden_states, static_argnums=0, static_argnames=("remat", "compute_dtype"))
 token_log_probs = jax.jit(models.token_log_probs, static_argnums=0, static_argnames="chunk_size")
@@ -59,6 +59,7 @@ def loss(graph, params, remat, chunk_size):
     return (log_probs + 0.1 * entropy).mean()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("scan_layers", "remat", "chunk_size"), [(False, "full", 6), (True, "dots", None)])
 def test_ways_to_save_memory_change_no_gradient(model, scan_layers, remat, chunk_size):
     graph, params = model
@@ -68,6 +69,7 @@ def test_ways_to_save_memory_change_no_gradient(model, scan_layers, remat, chunk
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), found, expected)
 
 
+@pytest.mark.slow
 def test_chunks_keep_the_logits_of_a_sequence_from_ever_existing():
     config = dataclasses.replace(CONFIG, vocab_size=4096, num_layers=1)
     graph, params = models.abstract(config)

@@ -27,7 +27,7 @@ def reference_logits(model, tokens, mask):
     return model(torch.tensor(tokens), attention_mask=torch.tensor(mask.astype(np.int64))).logits
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES[:1], *(pytest.param(name, marks=pytest.mark.slow) for name in NAMES[1:])])
 def test_logits(name, checkpoint, batch):
     made, (tokens, mask) = checkpoint(name), batch
     _, graph, params = hugging_face.load(made.folder, dtype=jnp.float32)
