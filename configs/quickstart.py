@@ -10,16 +10,22 @@ def get_config() -> ConfigDict:
     config = default_config()
     config.stages = ("collect", "sft", "evaluate", "rl", "evaluate", "export")
     config.policy.compute_dtype = "bfloat16"
+    config.prompt.max_prompt_tokens = 256
+    config.prompt.max_action_tokens = 64
     config.tasks.train = tasks.names("train")
     config.tasks.held_out = tasks.names("held_out")
     config.tasks.micro_train = 24
     config.tasks.micro_held_out = 8
+    config.collect.trajectories = 6
     config.sft.optimizer = "muon"
     config.sft.learning_rate = 5e-3
     config.sft.warmup_fraction = 0.05
     config.sft.epochs = 8
     config.sft.batch_size = 8
-    config.rl.learning_rate = 2e-4
-    config.rl.iterations = 24
+    config.rl.learning_rate = 5e-5
+    config.rl.kl_estimator = "k2"
+    config.rl.iterations = 36
+    config.rl.states = 16
+    config.rl.samples = 4
     config.rl.kl_coefficient = 0.02
     return config
