@@ -36,7 +36,7 @@ class PolicyConfig:
     """Of the parameters that the optimizer updates."""
     remat: str = "none"
     """What a backward pass computes again: none, dots (all but the projections) or full (whole layers)."""
-    attention: str = "xla"
+    attention: str = "auto"
     """Attention kernel: auto, xla, cudnn or splash. One that cannot run here is an error."""
 
 

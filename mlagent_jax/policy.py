@@ -70,7 +70,9 @@ def base_policy(run: Run) -> Policy:
     config = run.config.policy
     dtype = jnp.dtype(config.param_dtype)
     if config.checkpoint:
-        shape, graph, params = hugging_face.load(config.checkpoint, dtype=dtype, mesh=run.mesh)
+        shape, graph, params = hugging_face.load(
+            config.checkpoint, dtype=dtype, mesh=run.mesh, attention=config.attention
+        )
         return Policy(shape, graph, params, Tokenizer.load(config.checkpoint))
     folder = run.workdir / "tokenizer"
     if not folder.exists():
@@ -94,7 +96,9 @@ def base_policy(run: Run) -> Policy:
         max_position_embeddings=4096,
         dtype=config.param_dtype,
     )
-    graph, params = models.create(shape, jax.random.key(run.config.seed), dtype=dtype, mesh=run.mesh)
+    graph, params = models.create(
+        shape, jax.random.key(run.config.seed), dtype=dtype, mesh=run.mesh, attention=config.attention
+    )
     return Policy(shape, graph, params, tokenizer)
 
 

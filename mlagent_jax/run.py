@@ -64,6 +64,7 @@ class Run:
         self.metrics = MetricsLog(workdir)
         self.tasks: dict[str, PreparedTask] = {}
         self.mesh = make_mesh(dataclasses.asdict(config.mesh))
+        jax.set_mesh(self.mesh)  # what constrains activations reads it
         rows = DEFAULT_RULES.spec(("batch",), self.mesh)
         self._batch_sharding = NamedSharding(self.mesh, rows)
         self._memory = PeakMemory(facts.get("peak_memory_gb", 0.0))

@@ -121,13 +121,11 @@ class Model:
 
 
 def _score(model: Model, policy: Params, critic: Params | None, batch: Batch) -> Scores:
-    lengths = batch.prompt_lengths[:, None] + jnp.sum(batch.mask, axis=1, keepdims=True)
-    segment_ids = (jnp.arange(batch.tokens.shape[1])[None, :] < lengths).astype(jnp.int32)
     hidden = models.hidden_states(
         model.graph,
         policy,
         batch.tokens,
-        segment_ids=segment_ids,
+        lengths=batch.prompt_lengths + jnp.sum(batch.mask, axis=1),
         remat=model.remat,
         compute_dtype=jnp.dtype(model.compute_dtype),
     )
