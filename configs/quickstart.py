@@ -28,4 +28,6 @@ def get_config() -> ConfigDict:
     config.rl.states = 16
     config.rl.samples = 4
     config.rl.kl_coefficient = 0.02
+    config.evaluate.episode_tasks_held_in = 12
+    config.evaluate.episode_tasks_held_out = 10
     return config
