@@ -137,7 +137,12 @@ class _Notifications:
             return True  # What happened meanwhile is not known.
         try:
             driver = self._connection.driver_connection
-            return any(True for _ in driver.notifies(timeout=timeout_seconds, stop_after=1))
+            if not any(True for _ in driver.notifies(timeout=timeout_seconds, stop_after=1)):
+                return False
+            # Those that came meanwhile ask for no further look.
+            for _ in driver.notifies(timeout=0):
+                pass
+            return True
         except self._engine.dialect.dbapi.Error:
             self.close()
             return True

@@ -111,20 +111,20 @@ _partial_index("mlagent_jobs_finished", finished, jobs.c.run, jobs.c.finished_at
 _partial_index("mlagent_jobs_consumed", consumed, jobs.c.run, jobs.c.consumed_step)
 
 
-def prepare(connection: Connection, create: bool, where: str) -> None:
-    """Create the tables where there are none, and check their version. Call it in a transaction that excludes others.
+def exists(connection: Connection) -> bool:
+    """Whether a queue is there, of whatever version."""
+    return inspect(connection).has_table(schema.name)
 
-    Args:
-      where: the database, for messages.
 
-    Raises:
-      QueueError: no queue there and `create` is false, or one of another version.
-    """
-    if not inspect(connection).has_table(schema.name):
-        if not create:
-            raise QueueError(f"no queue at {where}: start the trainer first, or check the URL")
+def create(connection: Connection) -> None:
+    """Make the tables, unless another did meanwhile. Call it in a transaction that excludes others."""
+    if not exists(connection):
         metadata.create_all(connection)
         connection.execute(schema.insert().values(version=SCHEMA_VERSION))
+
+
+def check(connection: Connection, where: str) -> None:
+    """Raise QueueError where the queue is of another version. `where` names the database for people."""
     version = connection.scalar(select(schema.c.version))
     if version != SCHEMA_VERSION:
         raise QueueError(

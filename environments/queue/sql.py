@@ -55,12 +55,13 @@ class SqlQueue:
         self._leases = LeaseStatements(engine.now, self._retries)
         self._reaped_at = -REAP_SECONDS
         self._transact = engine.transact
-
-        def prepare(connection: Connection) -> None:
-            engine.exclude_others(connection)
-            schema.prepare(connection, create, safe_url(engine.url))
-
-        self._transact(prepare)
+        where = safe_url(engine.url)
+        # Locks only where there is something to make: a thousand workers may start at once.
+        if not self._transact(schema.exists, write=False):
+            if not create:
+                raise QueueError(f"no queue at {where}: start the trainer first, or check the URL")
+            self._transact(self._create)
+        self._transact(lambda connection: schema.check(connection, where), write=False)
 
     # -- trainer --
 
@@ -292,6 +293,10 @@ class SqlQueue:
         self._engine.close()
 
     # -- inside --
+
+    def _create(self, connection: Connection) -> None:
+        self._engine.exclude_others(connection)
+        schema.create(connection)
 
     def _lease_oldest(
         self, connection: Connection, worker: str, capabilities: Capabilities, lease_seconds: float
