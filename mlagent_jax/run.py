@@ -38,6 +38,7 @@ from mlagent_jax.agent.collector import Collector
 from mlagent_jax.config import Config, ConfigError, differences
 from mlagent_jax.data.trajectories import Record, read_trajectories
 from mlagent_jax.parallelism import DEFAULT_RULES, make_mesh
+from mlagent_jax.reporting.compilations import Compilations
 from mlagent_jax.reporting.memory import PeakMemory
 from mlagent_jax.reporting.metrics import MetricsLog
 from mlagent_jax.reporting.progress import Progress
@@ -67,6 +68,7 @@ class Run:
         jax.set_mesh(self.mesh)  # what constrains activations reads it
         rows = DEFAULT_RULES.spec(("batch",), self.mesh)
         self._batch_sharding = NamedSharding(self.mesh, rows)
+        self._compilations = Compilations()
         self._memory = PeakMemory(facts.get("peak_memory_gb", 0.0))
         self._closing = contextlib.ExitStack()
         self._closing.callback(self._memory.stop)
@@ -198,7 +200,13 @@ class Run:
             yield True
             self._facts["done"].append(key)
         finally:
-            self._facts["seconds"][key] = before + time.monotonic() - started
+            seconds = time.monotonic() - started
+            self._facts["seconds"][key] = before + seconds
+            compiled = self._compilations.take()
+            log.info(
+                "stage %s took %.0f s, %d compilations %.0f s of it",
+                *(key, seconds, compiled["compilations"], compiled["compile_seconds"]),
+            )
             self._save_facts()
 
     def is_done(self, name: str) -> bool:
