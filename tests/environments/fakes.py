@@ -32,6 +32,9 @@ LABEL = 3.25
 """The hidden label: the metric is the distance from it."""
 
 
+SCALE = Scale(m_init=LABEL - 1.0, m_best=0.0, higher_is_better=False)
+
+
 @dataclasses.dataclass
 class FakeTask:
     """Guess a number. Starts at 1.0, the best is 3.25, and lower is better."""
@@ -40,7 +43,7 @@ class FakeTask:
     env: Path
     public: Path
     spec: TaskSpec
-    scale: Scale = Scale(m_init=LABEL - 1.0, m_best=0.0, higher_is_better=False)
+    scale: Scale = SCALE
     report_init: float = 0.0
 
     def grade(self, submission: bytes) -> float:
