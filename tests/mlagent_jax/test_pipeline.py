@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -26,7 +27,7 @@ SMALL = (
 )
 
 
-def start(config, workdir, *overrides):
+def start(config, workdir, *overrides, devices=1):
     log = open(f"{workdir}.log", "ab")  # noqa: SIM115 - the child's
     return subprocess.Popen(
         [
@@ -39,7 +40,7 @@ def start(config, workdir, *overrides):
         ],
         stdout=log,
         stderr=log,
-        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+        env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"},
         start_new_session=True,
     )
 
@@ -160,36 +161,55 @@ def test_a_workdir_of_another_config_is_refused(run):
     assert "rl.clip: 0.2 -> 0.3" in process.stderr
 
 
-def test_the_headline_config_runs_end_to_end_on_a_tiny_checkpoint(run, tmp_path):
-    """`configs/rl.py` itself, then evaluate and export, with overrides of size and place alone."""
-    tiny = (
-        f"--config.policy.checkpoint={run / 'export'}",
-        f"--config.pool.trajectories={run}",
-        f"--config.workers.queue=sqlite:///{tmp_path}/queue.db",
+def test_the_configs_for_7b_run_in_turn_on_a_tiny_checkpoint_and_two_devices(run, tmp_path):
+    """`collect.py`, `sft.py`, `rl.py`, `evaluate.py` and `export.py` themselves, with overrides of size and place."""
+    tasks = json.loads((run / "config.json").read_text())["tasks"]
+    small = (
+        "--config.tasks.train=" + ",".join(tasks["train"]),
+        "--config.tasks.held_out=" + ",".join(tasks["held_out"]),
+        "--config.tasks.micro_train=1",
+        "--config.tasks.micro_held_out=0",
         "--config.workers.slots=2",
-        "--config.workers.sandbox=auto",
+        "--config.workers.sandbox=bubblewrap",
         "--config.prompt.profile=compact",
         "--config.prompt.max_prompt_tokens=320",
         "--config.prompt.max_action_tokens=40",
-        "--config.tasks.train=" + ",".join(json.loads((run / "config.json").read_text())["tasks"]["train"]),
-        "--config.tasks.held_out=" + ",".join(json.loads((run / "config.json").read_text())["tasks"]["held_out"]),
-        "--config.tasks.micro_train=2",
-        "--config.tasks.micro_held_out=1",
-        "--config.rl.iterations=2",
-        "--config.rl.states=4",
-        "--config.rl.samples=2",
-        "--config.rl.minibatches=1",
-        "--config.rl.micro_batch=4",
+        "--config.collect.trajectories=2",
+        "--config.collect.steps=2",
         "--config.evaluate.states_held_in=2",
         "--config.evaluate.states_held_out=2",
+        "--config.sft.row_tokens=384",
         "--config.evaluate.samples=1",
         "--config.evaluate.episode_tasks_held_in=1",
         "--config.evaluate.episode_tasks_held_out=1",
         "--config.evaluate.trajectories=1",
         "--config.evaluate.steps=1",
     )
-    workdir = tmp_path / "rl"
-    finish(start("rl", workdir, *tiny), workdir)
-    summary = json.loads((workdir / "report" / "summary.json").read_text())
-    assert set(summary["policies"]) == {"sft", "rl"}
-    assert (workdir / "export" / "config.json").exists()
+    trained = (*small, f"--config.pool.trajectories={tmp_path / 'collect'}", "--config.workers.queue=")
+    sft = (*trained, f"--config.policy.checkpoint={run / 'export'}", "--config.sft.batch_size=4")
+    rl = (
+        *trained,
+        f"--config.policy.checkpoint={tmp_path / 'sft' / 'export'}",
+        "--config.rl.iterations=2",
+        "--config.rl.states=4",
+        "--config.rl.samples=2",
+        "--config.rl.minibatches=1",
+        "--config.rl.micro_batch=4",
+    )
+    for config, workdir, overrides in (
+        ("collect", "collect", small),
+        ("sft", "sft", (*sft, "--config.sft.micro_batch=2")),
+        ("rl", "rl", rl),
+        ("evaluate", "evaluate", (*trained, f"--config.policy.checkpoint={tmp_path / 'rl' / 'export'}")),
+    ):
+        finish(start(config, tmp_path / workdir, *overrides, devices=2), tmp_path / workdir)
+    assert set(json.loads((tmp_path / "rl" / "report" / "summary.json").read_text())["policies"]) == {"sft", "rl"}
+    assert set(json.loads((tmp_path / "evaluate" / "report" / "summary.json").read_text())["policies"]) == {"base"}
+
+    exported = (tmp_path / "rl" / "export" / "model.safetensors").read_bytes()
+    shutil.rmtree(tmp_path / "rl" / "export")
+    facts = json.loads((tmp_path / "rl" / "run.json").read_text())
+    facts["done"].remove("export")
+    (tmp_path / "rl" / "run.json").write_text(json.dumps(facts))
+    finish(start("export", tmp_path / "rl", *rl), tmp_path / "rl")
+    assert (tmp_path / "rl" / "export" / "model.safetensors").read_bytes() == exported
