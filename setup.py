@@ -36,6 +36,8 @@ EXTRAS = {
     "cpu": [*TRAINER, JAX.format(extra="")],
     "cuda": [*TRAINER, JAX.format(extra="[cuda13]")],
     "tpu": [*TRAINER, JAX.format(extra="[tpu]")],
+    "gcs": ["gcsfs>=2024.6"],
+    "s3": ["s3fs>=2024.6"],
     "postgres": ["psycopg[binary]>=3.2"],
     "test": ["hypothesis>=6.100", "psycopg[binary]>=3.2", "pytest>=8.2", "ruff>=0.12", "torch>=2.4"],
 }

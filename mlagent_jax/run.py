@@ -129,7 +129,7 @@ class Run:
         store_url = workers.store or os.fspath(self.workdir / "store")
         self.store = open_store(store_url)
         self.queue = self._closing.enter_context(contextlib.closing(open_queue(queue_url, store=self.store)))
-        self.collector = Collector(self.queue, self.name, workers.silence_seconds)
+        failure = None
         if workers.slots:
             handle = start_workers(
                 queue_url,
@@ -140,6 +140,8 @@ class Run:
                 log_path=os.fspath(self.workdir / "logs" / "worker.log"),
             )
             self._closing.callback(handle.stop)
+            failure = handle.failure
+        self.collector = Collector(self.queue, self.name, workers.silence_seconds, failure)
 
     # -- states, jobs, devices --
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from environments.protocol import Job, Outcome, OutcomeKind
-from environments.queue.base import RewardQueue
+from environments.queue.base import QueueError, RewardQueue
 
 POLL_SECONDS = 5.0
 
@@ -17,10 +17,19 @@ class Collector:
       queue: where workers take jobs from.
       run: name of the run, for the queue's own checks.
       silence_seconds: fail when nothing came back for so long.
+      worker_failure: why this host's own workers cannot start, or None; asked while nothing comes back. None where
+        workers are started elsewhere.
     """
 
-    def __init__(self, queue: RewardQueue, run: str, silence_seconds: float) -> None:
+    def __init__(
+        self,
+        queue: RewardQueue,
+        run: str,
+        silence_seconds: float,
+        worker_failure: Callable[[], str | None] | None = None,
+    ) -> None:
         self.queue, self.run, self.silence_seconds = queue, run, silence_seconds
+        self._worker_failure = worker_failure
         self.executions = 0
         """Scripts really executed for the outcomes gathered so far (answers of the execution cache left out)."""
 
@@ -48,6 +57,9 @@ class Collector:
                 found[job_id] = outcome
             waiting -= new.keys()
             if not new:
+                failure = self._worker_failure() if self._worker_failure else None
+                if failure is not None:
+                    raise QueueError(f"the workers of this host do not start: {failure}")
                 self.queue.check_alive(self.run, self.silence_seconds)
         return [found[job.id] for job in jobs]
 

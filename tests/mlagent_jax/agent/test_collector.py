@@ -1,0 +1,88 @@
+"""The trainer's end of the queue: order kept, results asked for once, silence never waited out."""
+
+import contextlib
+
+import pytest
+
+from environments.protocol import Job, Outcome, OutcomeKind, Scale, State
+from environments.queue import open_queue
+from environments.queue.base import Capabilities, QueueError
+from mlagent_jax.agent import collector as module
+from mlagent_jax.agent.collector import Collector
+
+STATE = State("task@1", (), "snapshot", "x = 1", 0.5)
+CAPABILITIES = Capabilities(cores=4, memory_mb=8192)
+
+
+def job(number):
+    return Job("run", 0, STATE, number, f"action {number}")
+
+
+def outcome(number, kind=OutcomeKind.SCORED, cached=False):
+    return Outcome(
+        kind=kind,
+        observation=str(number),
+        snapshot="s",
+        script="",
+        metric_before=0.5,
+        metric_after=0.6,
+        scale=Scale(0.5, 1.0, True),
+        reward=0.7,
+        progress=("parsed", "applied", "started"),
+        cached=cached,
+    )
+
+
+@pytest.fixture
+def queue(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "POLL_SECONDS", 0.05)
+    with contextlib.closing(open_queue(f"sqlite:///{tmp_path}/queue.db")) as queue:
+        yield queue
+
+
+def work(queue, numbers, **fields):
+    """Finish all queued jobs, in an order of its own."""
+    leases = [queue.claim("worker", CAPABILITIES) for _ in numbers]
+    for lease in reversed(leases):
+        assert queue.complete(lease, outcome(lease.job.sample, **fields))
+
+
+def test_outcomes_come_in_the_order_of_the_jobs(queue):
+    jobs = [job(n) for n in range(5)]
+    collector = Collector(queue, "run", 60.0)
+    collector.submit(jobs)
+    work(queue, range(5))
+    seen = []
+    outcomes = collector.gather(jobs, lambda o: seen.append(o.observation))
+    assert [o.observation for o in outcomes] == ["0", "1", "2", "3", "4"]
+    assert sorted(seen) == ["0", "1", "2", "3", "4"]
+
+
+def test_results_from_before_a_restart_are_not_executed_again(queue):
+    jobs = [job(n) for n in range(3)]
+    Collector(queue, "run", 60.0).submit(jobs)
+    work(queue, range(3))
+    again = Collector(queue, "run", 60.0)
+    assert len(again.gather(jobs)) == 3
+    assert queue.claim("worker", CAPABILITIES) is None
+
+
+def test_only_real_executions_are_counted(queue):
+    jobs = [job(n) for n in range(4)]
+    collector = Collector(queue, "run", 60.0)
+    collector.submit(jobs)
+    work(queue, range(2))
+    work(queue, range(2), cached=True)
+    collector.gather(jobs)
+    assert collector.executions == 2
+
+
+def test_workers_that_cannot_start_end_the_wait_with_the_reason(queue):
+    collector = Collector(queue, "run", 600.0, lambda: "bubblewrap is missing")
+    with pytest.raises(QueueError, match="bubblewrap is missing"):
+        collector.gather([job(0)])
+
+
+def test_silence_ends_the_wait(queue):
+    with pytest.raises(QueueError, match="worker"):
+        Collector(queue, "run", 0.1).gather([job(0)])
