@@ -1,14 +1,13 @@
-"""What the queue's tests share: both engines for real, builders of jobs and outcomes, a clock to turn by hand."""
+"""Both engines for real, and queues on them that are closed at the end."""
 
-import dataclasses
 import os
 import uuid
 
 import pytest
 import sqlalchemy
 from postgres_server import PostgresServer, find_binaries
+from queue_cases import Clock
 
-from environments.protocol import Job, Outcome, OutcomeKind, Scale, State
 from environments.queue import open_queue
 
 
@@ -66,16 +65,6 @@ def url(request):
     return request.getfixturevalue(f"{request.param}_database")
 
 
-@dataclasses.dataclass
-class Clock:
-    """The queue's time, where a test turns it."""
-
-    now: float = 1_000_000.0
-
-    def __call__(self):
-        return self.now
-
-
 @pytest.fixture
 def clock():
     return Clock()
@@ -93,23 +82,3 @@ def connect(url):
     yield connect
     for queue in opened:
         queue.close()
-
-
-def job(sample=0, *, run="run", version=0, action="Action: Final Answer", **fields):
-    state = State(task="iris@1", history=(), snapshot="snap", script="print()", metric=0.5)
-    return Job(run=run, policy_version=version, state=state, sample=sample, action=action, **fields)
-
-
-def outcome(note="", **fields):
-    values = {
-        "kind": OutcomeKind.SCORED,
-        "observation": note,
-        "snapshot": "next",
-        "script": "print(1)",
-        "metric_before": 0.5,
-        "metric_after": 0.75,
-        "scale": Scale(m_init=0.5, m_best=1.0, higher_is_better=True),
-        "reward": 0.9,
-        "seconds": 2.0,
-    }
-    return Outcome(**values | fields)

@@ -5,7 +5,7 @@ import os
 import signal
 import time
 
-from conftest import job, outcome
+from queue_cases import job, outcome
 
 from environments.queue import RetryPolicy, open_queue
 from environments.queue.base import Capabilities

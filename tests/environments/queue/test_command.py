@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from conftest import job, outcome
+from queue_cases import job, outcome
 
 from environments.queue import RetryPolicy
 from environments.queue.__main__ import main

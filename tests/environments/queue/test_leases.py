@@ -3,7 +3,7 @@
 import dataclasses
 
 import pytest
-from conftest import job, outcome
+from queue_cases import job, outcome
 
 from environments.protocol import Limits, OutcomeKind, Requirements
 from environments.queue import QueueError, RetryPolicy

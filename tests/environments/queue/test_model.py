@@ -4,7 +4,6 @@ import dataclasses
 
 import pytest
 import sqlalchemy
-from conftest import Clock, job, outcome
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -17,6 +16,7 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
+from queue_cases import Clock, job, outcome
 
 from environments.protocol import OutcomeKind
 from environments.queue import QueueError, RetryPolicy, open_queue, sql

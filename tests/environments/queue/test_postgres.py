@@ -6,7 +6,7 @@ import traceback
 
 import pytest
 import sqlalchemy
-from conftest import job, outcome
+from queue_cases import job, outcome
 
 from environments.protocol import OutcomeKind, Requirements
 from environments.queue import QueueError, RetryPolicy, open_queue

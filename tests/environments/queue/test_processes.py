@@ -9,8 +9,8 @@ import signal
 import time
 
 import pytest
-from conftest import job, outcome
 from processes import stopped_worker, trainer, worker
+from queue_cases import job, outcome
 
 from environments.protocol import OutcomeKind
 from environments.queue import RetryPolicy
@@ -22,7 +22,7 @@ def processes():
     """Starts processes cheaply, with everything imported."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
-        ["conftest", "processes", "environments.queue.sqlite", "environments.queue.postgres"]
+        ["queue_cases", "processes", "environments.queue.sqlite", "environments.queue.postgres"]
     )
     return context
 

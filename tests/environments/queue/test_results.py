@@ -3,7 +3,7 @@
 import threading
 
 import pytest
-from conftest import job, outcome
+from queue_cases import job, outcome
 
 from environments.protocol import OutcomeKind, Requirements
 from environments.queue import QueueError, RetryPolicy, sql

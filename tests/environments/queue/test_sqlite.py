@@ -5,7 +5,7 @@ import sqlite3
 import threading
 
 import pytest
-from conftest import job, outcome
+from queue_cases import job, outcome
 
 from environments.queue import QueueError, open_queue, sqlite
 from environments.queue.base import Capabilities
