@@ -28,7 +28,8 @@ from environments import rewards
 from environments.actions import ActionError, AgentFiles, Effect, Profile, observation, parse
 from environments.actions import profile as profile_by_name
 from environments.execution_cache import ExecutionCache, Measurement, cache_key
-from environments.hostile import HostileFileError, place, read_regular, remove, remove_folder
+from environments.hostile import HostileFileError, place, read_regular, remove
+from environments.owned_folder import OwnedFolder, remove_abandoned
 from environments.protocol import Job, Outcome, OutcomeKind, State
 from environments.sandbox.base import Ending, Execution, Sandbox, SandboxError
 from environments.store import Store
@@ -42,6 +43,8 @@ MAX_KEPT_TEXT = 20_000
 """Characters of a script's standard output, of its standard error and of a diff that are kept, head and tail."""
 MIN_SCRATCH_BYTES = 2 << 30
 """Free memory from which workspaces are kept there."""
+_STEP_PREFIX = "mlagent-step-"
+"""Of the folders in scratch, one for each step that is being taken."""
 _NEVER_KEPT = ("data", "__pycache__", "*/__pycache__")
 """Not part of a snapshot: the mount point of the data, and byte code, which could stand for another source."""
 _LIMIT_KINDS = {
@@ -86,6 +89,7 @@ class Environment:
         self._opened: dict[str, PreparedTask] = {}
         self._lock = threading.Lock()
         self._scratch = scratch or default_scratch()
+        remove_abandoned(_STEP_PREFIX, self._scratch)  # Of workers that were killed in the middle of a step.
         self._cache: ExecutionCache | None = None
         if cache is not False:
             self._cache = ExecutionCache(tasks / "executions.sqlite" if cache is True else cache)
@@ -270,15 +274,15 @@ class Environment:
     @contextlib.contextmanager
     def _workspace(self, task: PreparedTask, snapshot: str) -> Iterator[Path]:
         """A folder of its own that holds a snapshot and, fresh from the task, what is not the agent's."""
-        folder = Path(tempfile.mkdtemp(prefix="mlagent-", dir=self._scratch))
+        folder = OwnedFolder(_STEP_PREFIX, self._scratch)
         try:
-            root = folder / "workspace"
+            root = folder.path / "workspace"
             Snapshots(self.store).restore(snapshot, root)
             for name in _read_only_files(task):
                 place(root, name, (task.env / name).read_bytes())
             yield root
         finally:
-            remove_folder(folder)
+            folder.close()
 
 
 def default_scratch() -> Path:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import os
 import shutil
@@ -16,6 +15,8 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+
+from environments.owned_folder import OwnedFolder, remove_abandoned
 
 _STATE_PREFIX = "mlagent-sandbox-"
 
@@ -106,30 +107,13 @@ class StateFolder:
 
     def __init__(self, user: int | None) -> None:
         base = Path(tempfile.gettempdir())
-        for leftover in base.glob(f"{_STATE_PREFIX}*"):
-            _remove_if_abandoned(leftover)
-        self.path = Path(tempfile.mkdtemp(prefix=_STATE_PREFIX, dir=base))
-        self._lock = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        fcntl.flock(self._lock, fcntl.LOCK_EX)
+        remove_abandoned(_STATE_PREFIX, base)
+        self._folder = OwnedFolder(_STATE_PREFIX, base)
+        self.path = self._folder.path
         if user is not None:
             os.chown(self.path, -1, user)
             self.path.chmod(0o750)
 
     def close(self) -> None:
-        shutil.rmtree(self.path, ignore_errors=True)
-        os.close(self._lock)
-
-
-def _remove_if_abandoned(folder: Path) -> None:
-    """Its owner holds a lock for as long as it lives."""
-    try:
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except OSError:
-        return
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        shutil.rmtree(folder, ignore_errors=True)
-    except OSError:
-        return
-    finally:
-        os.close(descriptor)
+        with contextlib.suppress(OSError):
+            self._folder.close()
