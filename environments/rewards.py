@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from environments.protocol import Outcome, OutcomeKind
+from environments.protocol import Outcome, OutcomeKind, digest
 
 FAILURES = (OutcomeKind.INVALID_ACTION, OutcomeKind.SCRIPT_ERROR)
 LIMITS = (OutcomeKind.TIME_LIMIT, OutcomeKind.MEMORY_LIMIT)
@@ -63,10 +63,16 @@ def improvement(outcome: Outcome) -> float:
     return 0.5 + 0.5 * math.tanh(2.0 * _relative_delta(outcome))
 
 
+def noise(outcome: Outcome) -> float:
+    """A control, uniform in [0, 1]: what it trains must not get better. It knows nothing but which outcome it is."""
+    return int(digest([outcome.snapshot, outcome.observation, outcome.diff])[:8], 16) / 0xFFFFFFFF
+
+
 REWARDS: dict[str, Callable[[Outcome], float]] = {
     "paper_v1": paper_v1,
     "paper_v2": paper_v2,
     "improvement": improvement,
+    "noise": noise,
 }
 
 

@@ -12,6 +12,8 @@ from typing import Any, get_type_hints
 
 from ml_collections import ConfigDict
 
+from environments.rewards import REWARDS
+
 STAGES = ("collect", "sft", "evaluate", "rl", "export")
 
 
@@ -172,7 +174,7 @@ class RLConfig:
     samples: int = 4
     """Actions sampled per state."""
     reward: str = "improvement"
-    """Name in environments.rewards: paper_v1, paper_v2 or improvement."""
+    """Name in environments.rewards: paper_v1, paper_v2, improvement, or noise (a control)."""
     estimator: str = "gae"
     """Advantages: gae, grpo, rloo or reinforce_plus_plus."""
     gamma: float = 1.0
@@ -233,6 +235,8 @@ class EvaluateConfig:
 
     policies: tuple[str, ...] = ("base", "sft", "rl")
     """Those of them that exist and are not evaluated yet."""
+    reward: str = "improvement"
+    """What step rewards are reported in, whatever was trained on; see `rl.reward`."""
     states_held_in: int = 48
     states_held_out: int = 48
     samples: int = 4
@@ -375,6 +379,8 @@ def _check(config: Config) -> None:
     choose("workers.sandbox", config.workers.sandbox, ("auto", "docker", "bubblewrap"))
     choose("sft.schedule", config.sft.schedule, ("cosine", "constant"))
     choose("sft.optimizer", config.sft.optimizer, ("adamw", "muon"))
+    choose("rl.reward", config.rl.reward, tuple(REWARDS))
+    choose("evaluate.reward", config.evaluate.reward, tuple(REWARDS))
     choose("rl.estimator", config.rl.estimator, ("gae", "grpo", "rloo", "reinforce_plus_plus"))
     choose("rl.kl_estimator", config.rl.kl_estimator, ("k1", "k2", "k3"))
     choose("rl.aggregation", config.rl.aggregation, ("token", "sequence"))

@@ -166,8 +166,8 @@ class Run:
         """s_0 of a task: its starting workspace."""
         return initial_state(self.tasks[name], self.store)
 
-    def job(self, state: State, action: str, *, version: int, sample: int, truncated: bool = False) -> Job:
-        """The job of taking `action` in `state`."""
+    def job(self, state: State, action: str, *, version: int, sample: int, reward: str, truncated: bool = False) -> Job:
+        """The job of taking `action` in `state`, for the reward of that name."""
         limits = self.tasks[state.task_name].spec.limits
         return Job(
             run=self.name,
@@ -176,7 +176,7 @@ class Run:
             sample=sample,
             action=action,
             truncated=truncated,
-            reward=self.config.rl.reward,
+            reward=reward,
             profile=self.config.prompt.profile,
             limits=limits,
             requirements=Requirements(memory_mb=limits.memory_mb),

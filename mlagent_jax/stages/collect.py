@@ -35,7 +35,7 @@ class _Trajectory:
 
 def collect(run: Run) -> None:
     """Write trajectories/collect.jsonl: expert steps to train on, and the states of the fixed evaluation."""
-    config = run.config.collect
+    config, reward = run.config.collect, run.config.evaluate.reward
     trajectories = list(_trajectories(run))
     records: list[Record] = []
     with run.progress("collect", len(trajectories) * config.steps) as progress:
@@ -48,7 +48,9 @@ def collect(run: Run) -> None:
             active = [t for t in trajectories if not t.ended]
             for t in active:
                 t.move = t.expert.propose(t.state, t.move, t.kind)
-            jobs = [run.job(t.state, t.move.action, version=EXPERT_VERSION, sample=t.index) for t in active]
+            jobs = [
+                run.job(t.state, t.move.action, version=EXPERT_VERSION, sample=t.index, reward=reward) for t in active
+            ]
             for t, job, outcome in zip(active, jobs, run.collector.gather(jobs, show), strict=True):
                 t.kind = outcome.kind
                 # A step that our side could not execute says nothing of the script: the trajectory ends before it.

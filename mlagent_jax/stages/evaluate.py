@@ -148,7 +148,12 @@ def _execute(run: Run, label: str, name: str, actions: list[SampledAction]) -> l
     """Actions with their jobs and outcomes, in order."""
     jobs = [
         run.job(
-            action.state, action.text, version=POLICY_VERSIONS[name], sample=action.sample, truncated=action.truncated
+            action.state,
+            action.text,
+            version=POLICY_VERSIONS[name],
+            sample=action.sample,
+            reward=run.config.evaluate.reward,
+            truncated=action.truncated,
         )
         for action in actions
     ]

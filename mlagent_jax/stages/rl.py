@@ -124,7 +124,14 @@ class _Trainer:
 
     def _job(self, index: int, action: SampledAction, version: int) -> Job:
         # The index in the rollout, not in the state's group: a state may be drawn twice for one rollout.
-        return self.run.job(action.state, action.text, version=version, sample=index, truncated=action.truncated)
+        return self.run.job(
+            action.state,
+            action.text,
+            version=version,
+            sample=index,
+            reward=self.config.reward,
+            truncated=action.truncated,
+        )
 
     def _iterate(self) -> tuple[dict[str, float], list[dict[str, Any]]]:
         """Train on the oldest rollout under way; returns scalars and the rollout's records."""
