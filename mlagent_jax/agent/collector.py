@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 
 from environments.protocol import Job, Outcome, OutcomeKind
@@ -48,6 +49,8 @@ class Collector:
         self.submit(jobs)
         found: dict[str, Outcome] = {}
         waiting = {job.id for job in jobs}
+        # Silence is counted from here: jobs of a run that was stopped may have waited for days.
+        heard = time.monotonic()
         while waiting:
             new = self.queue.wait(waiting, timeout_seconds=POLL_SECONDS, count=1)
             for job_id, outcome in new.items():
@@ -56,11 +59,14 @@ class Collector:
                     progress(outcome)
                 found[job_id] = outcome
             waiting -= new.keys()
-            if not new:
+            if new:
+                heard = time.monotonic()
+            else:
                 failure = self._worker_failure() if self._worker_failure else None
                 if failure is not None:
                     raise QueueError(f"the workers of this host do not start: {failure}")
-                self.queue.check_alive(self.run, self.silence_seconds)
+                if time.monotonic() - heard >= self.silence_seconds:
+                    self.queue.check_alive(self.run, self.silence_seconds)
         return [found[job.id] for job in jobs]
 
 

@@ -1,6 +1,7 @@
 """The trainer's end of the queue: order kept, results asked for once, silence never waited out."""
 
 import contextlib
+import threading
 
 import pytest
 
@@ -81,6 +82,16 @@ def test_workers_that_cannot_start_end_the_wait_with_the_reason(queue):
     collector = Collector(queue, "run", 600.0, lambda: "bubblewrap is missing")
     with pytest.raises(QueueError, match="bubblewrap is missing"):
         collector.gather([job(0)])
+
+
+def test_what_waited_while_the_run_was_stopped_is_not_silence(queue, monkeypatch):
+    """The queue sees jobs of yesterday and workers that have not reported yet: it is not asked before its time."""
+    monkeypatch.setattr(queue, "check_alive", lambda run, seconds: pytest.fail("asked too early"))
+    Collector(queue, "run", 600.0).submit([job(0)])
+    worker = threading.Timer(0.2, work, (queue, range(1)))
+    worker.start()
+    assert len(Collector(queue, "run", 600.0).gather([job(0)])) == 1
+    worker.join()
 
 
 def test_silence_ends_the_wait(queue):
