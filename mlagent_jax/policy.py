@@ -107,7 +107,9 @@ def make_vocabulary(run: Run, corpus: list[str]) -> None:
     folder = run.workdir / "tokenizer"
     if not folder.exists():
         words = (*COMPACT_WORDS, *REPLY_WORDS, *SCRIPT_WORDS)
-        train_tokenizer(corpus, run.config.tokenizer.vocab_size, words, str(folder))
+        partial = run.workdir / "tokenizer.partial"
+        train_tokenizer(corpus, run.config.tokenizer.vocab_size, words, str(partial))
+        partial.rename(folder)
 
 
 def checkpointer(run: Run, stage: str, keep: int = 2) -> Checkpointer:
@@ -118,13 +120,15 @@ def checkpointer(run: Run, stage: str, keep: int = 2) -> Checkpointer:
 def trained_policy(run: Run, stage: str) -> Policy:
     """The policy that a stage of this run ended with (`base`, `sft` or `rl`).
 
-    `sft` is the base policy itself where this run names a checkpoint and has no sft stage: then the checkpoint is one.
+    `sft` is the base policy itself where this run names a checkpoint and has no sft stage, now or before: then the
+    checkpoint is one.
 
     Raises:
       ConfigError: the stage has not been run in this workdir.
     """
     base = base_policy(run)
-    if stage == "base" or (stage == "sft" and run.config.policy.checkpoint and "sft" not in run.config.stages):
+    given = run.config.policy.checkpoint and "sft" not in run.config.stages and not run.is_done("sft")
+    if stage == "base" or (stage == "sft" and given):
         return base
     with checkpointer(run, stage) as saved:
         step = saved.latest()

@@ -43,8 +43,8 @@ class Actor:
     def act(self, params: Any, states: Sequence[State], samples: int, purpose: str) -> list[SampledAction]:
         """`samples` actions from each of `states`, grouped by state.
 
-        What is drawn depends on the run's seed, `purpose`, the state and the sample's index alone: the same call after
-        a restart draws the same actions, whose results are in the queue.
+        What is drawn depends on the run's seed, `purpose`, the state, its place among `states` and the sample's index
+        alone: the same call after a restart draws the same actions, whose results are in the queue.
         """
         prompts = [self.renderer.encode(state) for state in states]
         seeds = [_seed(self._seed, purpose, index, state.id) for index, state in enumerate(states)]

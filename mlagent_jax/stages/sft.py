@@ -40,7 +40,7 @@ def sft(run: Run) -> None:
         done = saved.latest() or 0
         if done:
             arrays, _ = saved.restore(done, arrays)
-            run.metrics.rewind("sft", done)
+        run.metrics.rewind("sft", done)
         saved_at = time.monotonic()
         with run.progress("sft", total, done=done) as progress:
             for step in range(done, total):
