@@ -18,7 +18,7 @@ import os
 import platform
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Self
 
@@ -110,17 +110,24 @@ class Run:
         named, count = (
             (config.train, config.micro_train) if split == "train" else (config.held_out, config.micro_held_out)
         )
-        return (*named, *tasks.micro.names(split, count, config.seed))
+        # A folder or an entry point is called by the name in its task.yaml from here on.
+        return (*(tasks.get(name).spec.name for name in named), *tasks.micro.names(split, count, config.seed))
 
     def _prepare_tasks(self) -> None:
+        config = self.config.tasks
+        places = {tasks.get(name).spec.name: name for name in (*config.train, *config.held_out)}
         names = (*self.task_names("train"), *self.task_names("held_out"))
         if not names:
             raise ConfigError("config.tasks names no task: set config.tasks.train or config.tasks.micro_train")
+        if twice := sorted(name for name in set(names) if names.count(name) > 1):
+            raise ConfigError(f"config.tasks names {twice[0]!r} twice: a task is held in or held out, and there once")
         sandbox = open_sandbox(self.config.workers.sandbox, self.config.workers.guarantees)
         self._facts["sandbox"] = sandbox.name
         with contextlib.closing(sandbox), self.progress("tasks", len(names)) as progress:
             for name in names:
-                self.tasks[name] = tasks.prepare(name, self.task_folder, self.config.tasks.seed, sandbox)
+                self.tasks[name] = tasks.prepare(
+                    places.get(name, name), self.task_folder, self.config.tasks.seed, sandbox
+                )
                 progress.update(1)
 
     def _connect(self) -> None:
@@ -162,6 +169,19 @@ class Run:
                 )
         return records
 
+    def check_snapshots(self, states: Iterable[State]) -> None:
+        """Look for the workspaces of recorded states in this run's store, one a task.
+
+        Raises:
+          ConfigError: one is missing, so that every job from such states would fail.
+        """
+        for state in {state.task: state for state in states}.values():
+            if not self.store.has(state.snapshot):
+                raise ConfigError(
+                    f"the workspace of a collected state of {state.task_name} is not in the store {self.store.url}: "
+                    "set config.workers.store to the one it was collected with (by default `store` in that workdir)"
+                )
+
     def initial_state(self, name: str) -> State:
         """s_0 of a task: its starting workspace."""
         return initial_state(self.tasks[name], self.store)
@@ -179,7 +199,7 @@ class Run:
             reward=reward,
             profile=self.config.prompt.profile,
             limits=limits,
-            requirements=Requirements(memory_mb=limits.memory_mb),
+            requirements=Requirements(memory_mb=limits.memory_mb, guarantees=self.config.workers.guarantees),
             seed=self.config.seed,
         )
 

@@ -1,7 +1,8 @@
 """Tasks: what to solve and how it is graded. `get` finds a recipe by name, `prepare` makes it a folder for a seed.
 
 Embedded tasks (`environments.tasks.embedded`) are named in words; micro-tasks (`environments.tasks.micro`) are named
-`micro-<family>-<seed>`, and there are as many as one likes.
+`micro-<family>-<seed>`, and there are as many as one likes. A task of one's own (`environments.tasks.folder`) is named
+by the path of its folder, or by the entry point of the package that brings it.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import functools
 from pathlib import Path
 
 from environments.sandbox.base import Sandbox
-from environments.tasks import embedded, micro
+from environments.tasks import embedded, folder, micro
 from environments.tasks.base import InvalidSubmissionError, NoHeadroomError, PreparedTask, Task, TaskError, TaskSpec
 from environments.tasks.prepared import FolderTask, open_task, prepare_task
 
@@ -52,19 +53,35 @@ def names(split: str | None = None) -> tuple[str, ...]:
 
 
 def get(name: str) -> Task:
-    """The recipe of an embedded task or a micro-task.
+    """The recipe of an embedded task, of a micro-task, of the task in the folder `name`, or of an installed one.
 
     Raises:
-      TaskError: there is none; the message names the nearest.
+      TaskError: there is none, and the message names the nearest; or a folder is not what it should be.
     """
     if name in _embedded():
         return _embedded()[name]
+    if folder.is_folder(name):
+        return _own(folder.read_folder(Path(name)))
+    if name in folder.installed():
+        return _own(folder.read_installed(name))
     if name.startswith(micro.PREFIX):
         return micro.get(name)
-    known = [*names(), *(f"{micro.PREFIX}{family}-0" for split in SPLITS for family in micro.family_names(split))]
+    known = [
+        *names(),
+        *folder.installed(),
+        *(f"{micro.PREFIX}{family}-0" for split in SPLITS for family in micro.family_names(split)),
+    ]
     nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.3)
     hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
     raise TaskError(f"no task is called {name!r}{hint} (`python -m environments list` lists them)")
+
+
+def _own(recipe: folder.FolderRecipe) -> folder.FolderRecipe:
+    """`recipe`, whose name is its own."""
+    name = recipe.spec.name
+    if name in _embedded() or name.startswith(micro.PREFIX):
+        raise TaskError(f"{recipe.folder / 'task.yaml'}: name is {name!r}, which an embedded task has; choose another")
+    return recipe
 
 
 def prepare(name: str, root: Path, seed: int, sandbox: Sandbox) -> FolderTask:
@@ -77,7 +94,7 @@ def prepare(name: str, root: Path, seed: int, sandbox: Sandbox) -> FolderTask:
       SandboxError: the sandbox failed.
     """
     task = get(name)
-    if not name.startswith(micro.PREFIX):
+    if not task.spec.name.startswith(micro.PREFIX):
         return prepare_task(task, root, seed, sandbox)
     for draw in range(DRAWS - 1):
         with contextlib.suppress(NoHeadroomError):

@@ -15,6 +15,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any, Protocol
 
+from environments import metrics
 from environments.protocol import Limits, Scale
 
 
@@ -40,7 +41,7 @@ class TaskSpec:
     split: str
     """`train` or `held_out`."""
     metric: str
-    """Name in `environments.metrics.METRICS`, which also knows the direction."""
+    """Name in `environments.metrics.METRICS`, which also knows the direction; else `direction` is set."""
     description: str
     """The research problem as the agent reads it in the full profile."""
     traits: str
@@ -52,9 +53,18 @@ class TaskSpec:
     submission: str = "submission.csv"
     read_only: tuple[str, ...] = ("helper.py",)
     limits: Limits = dataclasses.field(default_factory=Limits)
+    direction: str = ""
+    """For a metric of the task's own: `higher` or `lower` is better. Empty: as `environments.metrics.METRICS` says."""
+
+    @property
+    def higher_is_better(self) -> bool:
+        return self.direction == "higher" if self.direction else metrics.get(self.metric).higher_is_better
 
     def to_dict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        record = dataclasses.asdict(self)
+        if not self.direction:
+            del record["direction"]  # What is not set is in no digest.
+        return record
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> TaskSpec:

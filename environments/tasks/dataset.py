@@ -44,7 +44,7 @@ def write(directory: Path, spec: TaskSpec, data: Dataset, script: Script, refere
     metric = metrics.get(spec.metric)
     classes = int(data.targets.max()) + 1 if metric.classification else 0
     hidden = data.targets[data.train_rows :]
-    answers = Answers(metric, classes, hidden, report=_report_half(len(hidden), seed))
+    answers = Answers(metric, classes, hidden, report=report_half(len(hidden), seed))
     env, public, private = (directory / name for name in ("env", "public", "private"))
     for folder in (env, public, private):
         folder.mkdir(parents=True)
@@ -58,7 +58,7 @@ def write(directory: Path, spec: TaskSpec, data: Dataset, script: Script, refere
     return spec
 
 
-def _report_half(rows: int, seed: int) -> np.ndarray:
+def report_half(rows: int, seed: int) -> np.ndarray:
     """Which hidden rows are in the report half: every second one of a random order. [rows] bool"""
     half = np.zeros(rows, dtype=bool)
     half[np.random.default_rng([seed, 0x5EED]).permutation(rows)[::2]] = True

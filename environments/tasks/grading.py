@@ -20,10 +20,10 @@ from environments.tasks.base import InvalidSubmissionError
 HALVES = ("reward", "report")
 LARGEST = 1e12
 """Largest magnitude of a number: squares of it stay finite."""
-_CELL_BYTES = 40
+CELL_BYTES = 40
 """No cell of a fair submission is longer: `-1.2345678901234567e-123` has 24."""
-_NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d{1,3})?")
-_INTEGER = re.compile(r"[+-]?\d{1,9}(\.0*)?")
+NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d{1,3})?")
+INTEGER = re.compile(r"[+-]?\d{1,9}(\.0*)?")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -41,6 +41,26 @@ class Answers:
     @property
     def columns(self) -> tuple[str, ...]:
         return metrics.columns(self.metric, self.classes, 1 if self.truth.ndim == 1 else self.truth.shape[1])
+
+    @property
+    def rows(self) -> int:
+        return len(self.truth)
+
+    @property
+    def id_column(self) -> str:
+        return "id"
+
+    @property
+    def kinds(self) -> dict[str, str]:
+        whole = self.metric.form in (Form.LABEL, Form.RANKING, Form.ORDINAL)
+        return dict.fromkeys(self.columns, "integer" if whole else "number")
+
+    def labels(self) -> dict[str, list[str]]:
+        """Hidden values as text (see `graders.Grader.labels`)."""
+        outputs = self.truth.reshape(len(self.truth), -1).T
+        return {"id": [str(row) for row in range(self.rows)]} | {
+            f"y{number}": [f"{value:.6g}" for value in output] for number, output in enumerate(outputs)
+        }
 
     def grade(self, submission: bytes, half: str) -> float:
         """Metric of `submission` on `half`, `reward` or `report`.
@@ -77,7 +97,7 @@ def read_submission(
         0 ... rows - 1 in any order, cells that are not finite numbers of the form asked for.
     """
     header = ",".join(("id", *columns))
-    cap = len(header) + 2 + rows * (_CELL_BYTES * len(columns) + 12)
+    cap = len(header) + 2 + rows * (CELL_BYTES * len(columns) + 12)
     if len(submission) > cap:
         raise InvalidSubmissionError(f"the submission has {len(submission)} bytes, at most {cap} are read")
     try:
@@ -89,7 +109,7 @@ def read_submission(
     if len(lines) != rows + 1:
         raise InvalidSubmissionError(f"the submission has {len(lines) - 1} rows, expected {rows}")
     whole = form in (Form.LABEL, Form.RANKING, Form.ORDINAL)
-    pattern, what = (_INTEGER, "an integer") if whole else (_NUMBER, "a finite number")
+    pattern, what = (INTEGER, "an integer") if whole else (NUMBER, "a finite number")
     prediction = np.full((rows, len(columns)), np.nan)
     for number, line in enumerate(lines[1:], start=2):
         name, *cells = line.split(",")
@@ -100,7 +120,7 @@ def read_submission(
         if not np.isnan(prediction[int(name), 0]):
             raise InvalidSubmissionError(f"line {number}: id {name} is there twice")
         for column, cell in zip(columns, cells, strict=True):
-            if len(cell) > _CELL_BYTES or not pattern.fullmatch(cell):
+            if len(cell) > CELL_BYTES or not pattern.fullmatch(cell):
                 raise InvalidSubmissionError(f"line {number}: {column} is {cell[:20]!r}, not {what}")
         prediction[int(name)] = [float(cell) for cell in cells]
     _check_range(prediction, form, classes)

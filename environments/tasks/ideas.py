@@ -39,13 +39,12 @@ class Idea:
 
     def suits(self, spec: TaskSpec) -> bool:
         """Whether the idea makes sense for a task, as far as its spec tells."""
+        if spec.kind not in self.kinds or self.trait not in spec.traits:
+            return False
+        if spec.metric not in metrics.METRICS:  # A task's own: nothing tells what its submission holds.
+            return self.classification is None and self.forms == tuple(Form)
         metric = metrics.get(spec.metric)
-        return (
-            spec.kind in self.kinds
-            and self.classification in (None, metric.classification)
-            and metric.form in self.forms
-            and self.trait in spec.traits
-        )
+        return self.classification in (None, metric.classification) and metric.form in self.forms
 
 
 def ideas_for(spec: TaskSpec, script: str) -> tuple[Idea, ...]:

@@ -8,6 +8,7 @@ The rename is atomic and comes last: a folder that exists is complete, and prepa
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -20,8 +21,11 @@ from environments.hostile import HostileFileError, read_regular
 from environments.protocol import Scale, digest
 from environments.sandbox.base import Ending, Execution, Sandbox
 from environments.tasks.base import InvalidSubmissionError, NoHeadroomError, Task, TaskError, TaskSpec
-from environments.tasks.grading import HALVES, Answers
+from environments.tasks.graders import Grader, load_grader
+from environments.tasks.grading import HALVES
 
+M_BEST = "m_best.json"
+"""In private/ of a task that states the score of a reference instead of holding one: a number."""
 _DIGEST_LETTERS = 16
 _SUBMISSION_BYTES = 16 * 2**20
 _LEAST_AGREEMENT = 0.25
@@ -63,7 +67,7 @@ class FolderTask:
         Raises:
           InvalidSubmissionError: it is not a complete table of valid predictions.
         """
-        return self._answers().grade(submission, "reward")
+        return self.grader.grade(submission, "reward")
 
     def grade_report(self, submission: bytes) -> float:
         """Metric on the report half; called only when a report is made.
@@ -71,13 +75,12 @@ class FolderTask:
         Raises:
           InvalidSubmissionError: it is not a complete table of valid predictions.
         """
-        return self._answers().grade(submission, "report")
+        return self.grader.grade(submission, "report")
 
-    def _answers(self) -> Answers:
-        # A frozen dataclass still has a dictionary: the one value that is held, not described.
-        if "answers" not in self.__dict__:
-            self.__dict__["answers"] = Answers.load(self.folder / "private" / "answers.npz")
-        return self.__dict__["answers"]
+    @functools.cached_property
+    def grader(self) -> Grader:
+        """The hidden labels, with how a submission is held against them."""
+        return load_grader(self.folder / "private")
 
 
 def open_task(root: Path, key: str) -> FolderTask:
@@ -153,17 +156,22 @@ def _digest_folder(folder: Path) -> dict[str, str]:
 
 
 def _measure(folder: Path, spec: TaskSpec, sandbox: Sandbox) -> dict[str, Scale]:
-    """Scores of the starting script and of the reference, as a scale for each half of the labels."""
-    answers = Answers.load(folder / "private" / "answers.npz")
-    texts = {"starting script": folder / "env" / spec.entry, "reference": folder / "private" / "reference.py"}
-    submissions = {what: _run(what, path, folder, spec, sandbox) for what, path in texts.items()}
+    """Scores of the starting script and of the reference (or the score that the task states for one), as a scale for
+    each half of the labels."""
+    grader = load_grader(folder / "private")
+    start = _run("starting script", folder / "env" / spec.entry, folder, spec, sandbox)
+    stated = folder / "private" / M_BEST
+    reference = None
+    if not stated.exists():
+        reference = _run("reference", folder / "private" / "reference.py", folder, spec, sandbox)
     scales = {}
     for half in HALVES:
         try:
-            first, best = (answers.grade(submission, half) for submission in submissions.values())
+            first = grader.grade(start, half)
+            best = json.loads(stated.read_text()) if reference is None else grader.grade(reference, half)
         except InvalidSubmissionError as error:
             raise TaskError(f"task {spec.name}: a script of its own hands in what cannot be graded: {error}") from error
-        scales[half] = Scale(first, best, answers.metric.higher_is_better)
+        scales[half] = Scale(first, best, spec.higher_is_better)
     gains = [scale.delta(scale.m_init, scale.m_best) for scale in scales.values()]
     if not (min(gains) > 0 and min(gains) >= _LEAST_AGREEMENT * max(gains)):
         reward, report = scales["reward"], scales["report"]

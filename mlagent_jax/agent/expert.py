@@ -70,7 +70,7 @@ class ScriptedExpert:
         rng = random.Random(f"{self._seed}/{depth}")  # noqa: S311 - reproducible, not secret
         if last is not None and last.slip and last.intended and last_kind is not OutcomeKind.INFRASTRUCTURE_ERROR:
             return self._edit(state, last.intended, "The last edit failed on a slip of mine. I repair it.")
-        if rng.random() < self._config.look_rate:
+        if rng.random() < self._config.look_rate or not self._plan:  # No idea fits a script without our cells.
             return Move(self._reply(state, rng.choice(self._looks()), "I look before I change anything else."))
         idea = self._plan[depth % len(self._plan)]
         if rng.random() < self._config.error_rate:

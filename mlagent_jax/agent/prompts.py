@@ -11,7 +11,6 @@ import re
 from collections.abc import Mapping
 
 from environments.actions import describe_actions, describe_format
-from environments.metrics import METRICS
 from environments.protocol import State, Step
 from environments.tasks.base import TaskSpec
 from mlagent_jax.config import PromptConfig
@@ -93,7 +92,7 @@ def prompt_text(config: PromptConfig, spec: TaskSpec, state: State) -> str:
 
 def direction(spec: TaskSpec) -> str:
     """`up` where a higher metric is better, else `down`."""
-    return "up" if METRICS[spec.metric].higher_is_better else "down"
+    return "up" if spec.higher_is_better else "down"
 
 
 def _compact(spec: TaskSpec, state: State, steps: tuple[Step, ...]) -> str:

@@ -1,0 +1,282 @@
+"""Tasks of your own: a folder that is read as a recipe, like the embedded ones (docs/bring_your_own_task.md).
+
+    <folder>/
+      task.yaml        name, kind, metric, submission ... (`FIELDS`)
+      description.md   the research problem, as the agent reads it
+      env/             the workspace the agent starts from
+      prepare.py       prepare(raw, public, private, seed): writes public data, and private/answers.csv
+      grade.py         grade(submission, answers) -> float, of two tables in the same order
+      reference.py     optional: a good entry script, which gives m_best; else task.yaml states m_best
+      raw/             optional: what prepare.py reads
+
+A folder is found by its path, or by the name of an installed entry point of the group `mlagent_jax.tasks`, whose
+object is the folder's path.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import importlib.metadata
+import json
+import os
+import re
+import shutil
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import yaml
+
+from environments.protocol import Limits
+from environments.tasks.base import TaskError, TaskSpec
+from environments.tasks.dataset import report_half
+from environments.tasks.own_grading import (
+    CELLS,
+    HALF,
+    OwnGrader,
+    SubmissionForm,
+    call,
+    load_function,
+    read_answers,
+)
+from environments.tasks.prepared import M_BEST
+
+ENTRY_POINTS = "mlagent_jax.tasks"
+KINDS = ("tabular", "image", "text", "time_series", "graph")
+FIELDS = {
+    "name": "small letters, digits, `.`, `_` and `-`: it names files",
+    "kind": f"one of {', '.join(KINDS)}",
+    "split": "train (default) or held_out",
+    "metric": "name: as you like; direction: higher or lower, which of them is better",
+    "submission": "columns: kind of cell by name (number, integer, probability, text); "
+    "file: default submission.csv; id: column of the ids, default id",
+    "traits": "one line about the data for compact prompts; default: the kind",
+    "source": "where the data are from",
+    "entry": "the script that is run and scored, default train.py",
+    "read_only": "list of globs in env/ that are not the agent's to change, default none",
+    "limits": f"of one execution: {', '.join(field.name for field in dataclasses.fields(Limits))}",
+    "hidden": "columns of answers.csv that nothing public may show, default all but the ids",
+    "m_best": "score of a good solution on the hidden labels, where there is no reference.py",
+}
+"""What task.yaml may hold."""
+_REQUIRED = ("name", "kind", "metric", "submission")
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+
+
+@dataclasses.dataclass(frozen=True)
+class FolderRecipe:
+    """An `environments.tasks.base.Task` that is read from a folder."""
+
+    spec: TaskSpec
+    form: SubmissionForm
+    m_best: float | None
+    folder: Path
+
+    def build(self, directory: Path, seed: int) -> TaskSpec:
+        """Write env/, public/ and private/ under `directory` (see `environments.tasks.base.Task`).
+
+        Raises:
+          TaskError: prepare.py fails or writes something else than was agreed.
+        """
+        public, private = directory / "public", directory / "private"
+        public.mkdir()
+        private.mkdir(mode=0o700)
+        shutil.copytree(self.folder / "env", directory / "env", ignore=shutil.ignore_patterns("__pycache__"))
+        script = self.folder / "prepare.py"
+        call(script, load_function(script, "prepare"), self.folder / "raw", public, private, seed)
+        if not any(public.iterdir()):
+            raise TaskError(f"{script} wrote nothing into its folder `public`: the script would have no data")
+        if not (public / "description.md").exists():
+            (public / "description.md").write_text(f"# {self.spec.name}\n\n{self.spec.description}\n", encoding="utf-8")
+        shutil.copyfile(self.folder / "grade.py", private / "grade.py")
+        self._grader(private, seed).save(private)
+        if self.m_best is None:
+            shutil.copyfile(self.folder / "reference.py", private / "reference.py")
+        else:
+            (private / M_BEST).write_text(json.dumps(self.m_best), encoding="utf-8")
+        return self.spec
+
+    def _grader(self, private: Path, seed: int) -> OwnGrader:
+        path, name = private / "answers.csv", self.form.id_column
+        if not path.is_file():
+            raise TaskError(f"{self.folder / 'prepare.py'} wrote no answers.csv into its folder `private`")
+        try:
+            answers = read_answers(path, name)
+        except ValueError as error:
+            raise TaskError(f"answers.csv of {self.folder} cannot be read as a table: {error}") from error
+        for column in (name, *self.form.hidden):
+            if column not in answers:
+                raise TaskError(f"answers.csv of {self.folder} has no column {column!r}; it has {', '.join(answers)}")
+        ids = answers[name]
+        if ids.isna().any() or ids.duplicated().any():
+            raise TaskError(f"answers.csv of {self.folder}: the ids ({name}) must be there and different in every row")
+        if HALF not in answers:
+            report = report_half(len(answers), seed)
+        elif set(answers[HALF]) == {"reward", "report"}:
+            report = (answers.pop(HALF) == "report").to_numpy()
+        else:
+            raise TaskError(f"answers.csv of {self.folder}: column {HALF!r} must hold `reward` and `report`, both")
+        if min(np.sum(report), np.sum(~report)) < 1:
+            raise TaskError(f"answers.csv of {self.folder} has {len(answers)} rows: each half needs some")
+        return OwnGrader(self.form, answers, report, private / "grade.py")
+
+
+def is_folder(name: str) -> bool:
+    """Whether `name` is the path of a task's folder, or was meant as one."""
+    return os.sep in name or (Path(name) / "task.yaml").is_file()
+
+
+def installed() -> dict[str, importlib.metadata.EntryPoint]:
+    """The tasks that installed packages bring, by name."""
+    return {point.name: point for point in importlib.metadata.entry_points(group=ENTRY_POINTS)}
+
+
+def read_installed(name: str) -> FolderRecipe:
+    """The task of the entry point called `name`, which is one of `installed()`.
+
+    Raises:
+      TaskError: its object is not the path of a task's folder.
+    """
+    point = installed()[name]
+    try:
+        folder = Path(point.load())
+    except (ImportError, AttributeError, TypeError) as error:
+        raise TaskError(f"entry point {name} = {point.value} of {ENTRY_POINTS} gives no path: {error}") from error
+    recipe = read_folder(folder)
+    if recipe.spec.name != name:
+        raise TaskError(f"entry point {name} leads to {folder}, whose task.yaml says name: {recipe.spec.name}")
+    return recipe
+
+
+def read_folder(folder: Path) -> FolderRecipe:
+    """The task in `folder`; nothing in it is executed.
+
+    Raises:
+      TaskError: a file is missing or a field of task.yaml is wrong; the message names it and what it may be.
+    """
+    folder = Path(folder).resolve()
+    text = _text(folder / "task.yaml")
+    try:
+        fields = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise TaskError(f"{folder / 'task.yaml'} is not YAML: {error}") from error
+    reader = _Fields(folder / "task.yaml", fields)
+    spec, form = reader.spec(_text(folder / "description.md")), reader.form()
+    for name in (f"env/{spec.entry}", "prepare.py", "grade.py"):
+        if not (folder / name).is_file():
+            raise TaskError(f"{folder} has no {name}: docs/bring_your_own_task.md says what it holds")
+    for name in ("data", spec.submission):
+        if os.path.lexists(folder / "env" / name):
+            raise TaskError(f"{folder}/env holds {name}: that name is for what comes later, so rename or delete it")
+    m_best = reader.number("m_best")
+    if (m_best is None) != (folder / "reference.py").is_file():
+        raise TaskError(f"{folder} needs either reference.py or m_best in task.yaml, and not both")
+    return FolderRecipe(spec, form, m_best, folder)
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise TaskError(f"{path} cannot be read: {error}; docs/bring_your_own_task.md says what it holds") from error
+
+
+class _Fields:
+    """The fields of a task.yaml, checked as they are taken."""
+
+    def __init__(self, path: Path, fields: Any) -> None:
+        self._path = path
+        self._fields = self._mapping(fields, "the file", FIELDS)
+        for name in _REQUIRED:
+            if name not in self._fields:
+                raise self._error(name, "missing", FIELDS[name])
+
+    def spec(self, description: str) -> TaskSpec:
+        if not description:
+            raise TaskError(f"{self._path.parent / 'description.md'} is empty: it is what the agent reads")
+        name = self._choice("name", self._fields["name"], _NAME)
+        kind = self._choice("kind", self._fields["kind"], KINDS)
+        metric = self._mapping(self._fields["metric"], "metric", ("name", "direction"))
+        return TaskSpec(
+            name=name,
+            kind=kind,
+            split=self._choice("split", self._fields.get("split", "train"), ("train", "held_out")),
+            metric=self._choice("metric.name", metric.get("name"), re.compile(r"\w[\w@. -]{0,39}")),
+            description=description,
+            traits=self._line("traits", kind.replace("_", " ")),
+            source=self._line("source", "Given with the task."),
+            entry=self._file("entry", self._fields.get("entry", "train.py")),
+            submission=self._file("submission.file", self._submission.get("file", "submission.csv")),
+            read_only=self._read_only(),
+            limits=self._limits(),
+            direction=self._choice("metric.direction", metric.get("direction"), ("higher", "lower")),
+        )
+
+    def form(self) -> SubmissionForm:
+        columns = self._mapping(self._submission.get("columns"), "submission.columns", None)
+        for column, kind in columns.items():
+            self._choice(f"submission.columns.{column}", kind, tuple(CELLS))
+        hidden = self._fields.get("hidden", [])
+        if not columns or not isinstance(hidden, list):
+            raise self._error("hidden" if columns else "submission.columns", hidden if columns else columns, "a list")
+        return SubmissionForm(self._name("submission.id", self._submission.get("id", "id")), columns, tuple(hidden))
+
+    def number(self, name: str) -> float | None:
+        value = self._fields.get(name)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+            raise self._error(name, value, "a number")
+        return None if value is None else float(value)
+
+    @property
+    def _submission(self) -> dict[str, Any]:
+        return self._mapping(self._fields["submission"], "submission", ("columns", "file", "id"))
+
+    def _limits(self) -> Limits:
+        given = self._mapping(self._fields.get("limits", {}), "limits", Limits().to_dict())
+        for name, value in given.items():
+            if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+                raise self._error(f"limits.{name}", value, "a number above 0")
+        return Limits(**given)
+
+    def _read_only(self) -> tuple[str, ...]:
+        globs = self._fields.get("read_only", [])
+        if not isinstance(globs, list):
+            raise self._error("read_only", globs, "a list of globs")
+        return tuple(self._file("read_only", glob) for glob in globs)
+
+    def _line(self, name: str, default: str) -> str:
+        return " ".join(self._name(name, self._fields.get(name, default)).split())
+
+    def _name(self, name: str, value: Any) -> str:
+        if not isinstance(value, str) or not value.strip():
+            raise self._error(name, value, "a text")
+        return value
+
+    def _file(self, name: str, value: Any) -> str:
+        path = PurePosixPath(self._name(name, value))
+        if path.is_absolute() or ".." in path.parts or path.parts[0] == "data":
+            raise self._error(name, value, "a path inside env/")
+        return str(path)
+
+    def _choice(self, name: str, value: Any, allowed: tuple[str, ...] | re.Pattern[str]) -> str:
+        if isinstance(allowed, tuple):
+            if value not in allowed:
+                raise self._error(name, value, f"one of {', '.join(allowed)}")
+        elif not isinstance(value, str) or not allowed.fullmatch(value):
+            raise self._error(name, value, f"a text like {allowed.pattern}")
+        return value
+
+    def _mapping(self, value: Any, name: str, allowed: Any) -> dict[str, Any]:
+        """`value`, which must be a mapping from texts, of no other fields than `allowed` (None: any)."""
+        if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
+            raise self._error(name, value, "fields with values")
+        for key in value if allowed is not None else ():
+            if key not in allowed:
+                near = difflib.get_close_matches(key, list(allowed), n=1)
+                hint = f"; did you mean {near[0]}?" if near else ""
+                raise TaskError(f"{self._path}: {name} has no field {key!r}{hint} (there are {', '.join(allowed)})")
+        return value
+
+    def _error(self, name: str, value: Any, expected: str) -> TaskError:
+        return TaskError(f"{self._path}: {name} is {value!r}, expected {expected}")

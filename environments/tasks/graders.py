@@ -1,0 +1,41 @@
+"""Which grader a prepared task has, from what lies in its private/ folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+from environments.tasks import grading, own_grading
+
+
+class Grader(Protocol):
+    """Hidden labels in two halves, and how a submission is held against them."""
+
+    @property
+    def rows(self) -> int:
+        """Number of hidden rows."""
+
+    @property
+    def id_column(self) -> str:
+        """Name of a submission's column of ids."""
+
+    @property
+    def kinds(self) -> dict[str, str]:
+        """Kind of cell (`own_grading.CELLS`) by column of a submission, but for the ids."""
+
+    def labels(self) -> dict[str, list[str]]:
+        """Hidden values as text, by column, and under `id` the ids that they belong to: for the checker alone."""
+
+    def grade(self, submission: bytes, half: str) -> float:
+        """Metric of `submission` on `half`, `reward` or `report`.
+
+        Raises:
+          InvalidSubmissionError: it is not a complete table of valid predictions.
+        """
+
+
+def load_grader(private: Path) -> Grader:
+    """The grader whose files are in `private`: the task's own grade.py, or one of our metrics."""
+    if (private / own_grading.FORM).exists():
+        return own_grading.OwnGrader.load(private)
+    return grading.Answers.load(private / "answers.npz")
