@@ -15,6 +15,7 @@ def get_config() -> ConfigDict:
     config.stages = ("rl", "evaluate", "export")
     config.policy.checkpoint = "runs/sft/export"
     config.workers.queue = "postgresql://localhost/mlagent"
+    config.workers.store = "runs/collect/store"
     config.workers.slots = 0
     config.workers.sandbox = "docker"
     config.rl.iterations = 40

@@ -55,6 +55,7 @@ def _steps(run: Run, name: str, policy: Policy, actor: Actor) -> list[dict[str, 
         states = _spread(states, limits[split])
         if not states:
             continue
+        run.check_snapshots(states)
         actions = actor.act(policy.params, states, config.samples, "evaluate")
         for action, _, outcome in _execute(run, f"evaluate {name} {split}", name, actions):
             records.append(

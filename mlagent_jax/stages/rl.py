@@ -16,6 +16,7 @@ import collections
 import dataclasses
 import math
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -23,6 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from environments.protocol import Job, Outcome, OutcomeKind, State
+from environments.queue.base import QueueError
 from mlagent_jax.agent.actor import Actor, SampledAction
 from mlagent_jax.agent.collector import is_masked
 from mlagent_jax.data import jsonl
@@ -45,6 +47,8 @@ class Rollout:
     version: int
     actions: tuple[SampledAction, ...]
     jobs: tuple[Job, ...]
+    seconds: float = 0.0
+    """Sampling it took; 0 where that was before a restart."""
 
     def to_dict(self) -> dict[str, Any]:
         return {"version": self.version, "actions": [dataclasses.asdict(action) for action in self.actions]}
@@ -68,6 +72,7 @@ class _Trainer:
         )
         records = run.expert_records()
         states = expert_states((r for r in records if r.split == "train"), run.config.pool.max_depth)
+        run.check_snapshots(states)
         self.pool = StatePool([state for state in states if self.actor.renderer.fits(state)], run.config.pool)
         self.reference = self.policy.params
         self.optimizer = ppo.rl_optimizer(self.config)
@@ -84,8 +89,11 @@ class _Trainer:
         )
         self.under_way: collections.deque[Rollout] = collections.deque()
         self.iteration = 0
-        self.sampled = 0
-        """Rollouts sampled so far: the index of the next."""
+
+    @property
+    def sampled(self) -> int:
+        """Rollouts sampled so far: the index of the next. Iteration i trains on rollout i."""
+        return self.iteration + len(self.under_way)
 
     def train(self) -> None:
         total = self.config.iterations
@@ -116,21 +124,26 @@ class _Trainer:
             states = self.pool.sample(rng, self.config.states)
             started = time.monotonic()
             actions = self.actor.act(self.arrays["params"]["policy"], states, self.config.samples, f"rl/{self.sampled}")
-            self._seconds_sampling = time.monotonic() - started
-            jobs = [self._job(index, action, self.iteration) for index, action in enumerate(actions)]
+            seconds = time.monotonic() - started
+            jobs = self._jobs(self.sampled, self.iteration, actions)
             self.run.collector.submit(jobs)
-            self.under_way.append(Rollout(self.iteration, tuple(actions), tuple(jobs)))
-            self.sampled += 1
+            self.under_way.append(Rollout(self.iteration, tuple(actions), jobs, seconds))
 
-    def _job(self, index: int, action: SampledAction, version: int) -> Job:
-        # The index in the rollout, not in the state's group: a state may be drawn twice for one rollout.
-        return self.run.job(
-            action.state,
-            action.text,
-            version=version,
-            sample=index,
-            reward=self.config.reward,
-            truncated=action.truncated,
+    def _jobs(self, rollout: int, version: int, actions: Sequence[SampledAction]) -> tuple[Job, ...]:
+        """Jobs of the rollout with this index: no two of a run are the same job, for a result is consumed once."""
+        # Samples are counted over all rollouts of a version (the first ones of a run share theirs when sampling ahead),
+        # not in a state's group: a state may be drawn twice.
+        first = (rollout - version) * len(actions)
+        return tuple(
+            self.run.job(
+                action.state,
+                action.text,
+                version=version,
+                sample=sample,
+                reward=self.config.reward,
+                truncated=action.truncated,
+            )
+            for sample, action in enumerate(actions, first)
         )
 
     def _iterate(self) -> tuple[dict[str, float], list[dict[str, Any]]]:
@@ -138,6 +151,12 @@ class _Trainer:
         rollout = self.under_way.popleft()
         started = time.monotonic()
         outcomes = self.run.collector.gather(rollout.jobs)
+        if all(map(is_masked, outcomes)):
+            raise QueueError(
+                f"iteration {self.iteration + 1}: none of its {len(outcomes)} actions could be executed; one of them: "
+                f"{outcomes[0].reason}. Repair that, then `python -m environments.queue retry URL --run "
+                f"{self.run.name}`, and start again"
+            )
         executed = time.monotonic()
         batch = self._batch(rollout, outcomes)
         metrics = self._update(batch, rollout)
@@ -151,7 +170,7 @@ class _Trainer:
             | {
                 "staleness": staleness,
                 "pool": len(self.pool),
-                "seconds_sample": self._seconds_sampling,
+                "seconds_sample": rollout.seconds,
                 "seconds_execute": executed - started,
                 "seconds_update": time.monotonic() - executed,
             }
@@ -225,8 +244,7 @@ class _Trainer:
         if gap > tolerance:
             raise DivergedError(
                 f"sampler and trainer differ by {gap:.3g} nats on a token at the same weights (tolerance "
-                f"{tolerance:.1g}): "
-                "this is a bug in one of them; check the attention kernel and the dtypes"
+                f"{tolerance:.1g}): this is a bug in one of them; check the attention kernel and the dtypes"
             )
 
     def _learn_states(self, rollout: Rollout, outcomes: list[Outcome]) -> None:
@@ -268,7 +286,6 @@ class _Trainer:
         return {
             "kl": controllers.to_dict(self.kl),
             "pool": self.pool.to_dict(),
-            "sampled": self.sampled,
             "under_way": [rollout.to_dict() for rollout in self.under_way],
         }
 
@@ -287,14 +304,14 @@ class _Trainer:
             "params": {"policy": arrays["policy"], "critic": arrays["critic"]},
             "optimizer": arrays["optimizer"],
         }
-        self.iteration, self.sampled = step, extra["sampled"]
+        self.iteration = step
         self.kl = controllers.from_dict(extra["kl"])
         self.pool.restore(extra["pool"])
         for data in extra["under_way"]:
             actions = tuple(
                 SampledAction(**{**action, "state": State.from_dict(action["state"])}) for action in data["actions"]
             )
-            jobs = tuple(self._job(i, action, data["version"]) for i, action in enumerate(actions))
+            jobs = self._jobs(self.sampled, data["version"], actions)
             self.under_way.append(Rollout(data["version"], actions, jobs))
 
 
