@@ -14,7 +14,6 @@ def get_config() -> ConfigDict:
     config.policy.checkpoint = "Qwen/Qwen2.5-7B"
     config.policy.compute_dtype = "bfloat16"
     config.policy.remat = "full"
-    config.policy.attention = "auto"
     config.mesh.data = 1
     config.mesh.fsdp = -1
     config.workers.slots = 0
@@ -22,8 +21,6 @@ def get_config() -> ConfigDict:
     config.sft.epochs = 2
     config.sft.batch_size = 64
     config.sft.micro_batch = 8
-    config.sft.row_tokens = 15_000
-    config.sft.renderings = 1
     config.sft.learning_rate = 2e-5
     config.sft.warmup_fraction = 0.0
     config.sft.optimizer = "adamw"

@@ -103,7 +103,7 @@ class WorkersConfig:
     sandbox: str = "auto"
     """auto, docker or bubblewrap."""
     guarantees: tuple[str, ...] = ("filesystem", "network", "processes", "privileges", "output")
-    """Guarantees without which the run does not start."""
+    """Guarantees without which the run does not start, and a worker gets none of its jobs."""
     silence_seconds: float = 600.0
     """The run fails loudly when nothing came back for so long."""
 
@@ -200,7 +200,7 @@ class RLConfig:
     kl_estimator: str = "k3"
     """Of the loss's KL to the SFT policy: k1, k2 or k3."""
     kl_target: float = 0.0
-    """Adaptive KL coefficient: the target in nats an action; 0: fixed."""
+    """Adaptive KL coefficient: the target in nats a token; 0: fixed."""
     max_kl: float = 10.0
     """Nats a token to the SFT policy: above it the run stops, with the batch saved."""
     aggregation: str = "token"
@@ -222,7 +222,7 @@ class PoolConfig:
     max_depth: int = 4
     """Steps of history of a state, at most."""
     sampling: str = "uniform"
-    """uniform (balanced over tasks) or learnability (states whose rewards vary first)."""
+    """Within a task (tasks are balanced): uniform, or learnability (the likelier, the more its rewards varied)."""
     refresh_fraction: float = 0.0
     """Share of a batch's states drawn from those that the policy itself reached."""
     refresh_size: int = 256
@@ -385,6 +385,9 @@ def _check(config: Config) -> None:
     choose("rl.kl_estimator", config.rl.kl_estimator, ("k1", "k2", "k3"))
     choose("rl.aggregation", config.rl.aggregation, ("token", "sequence"))
     choose("pool.sampling", config.pool.sampling, ("uniform", "learnability"))
+    for policy in config.evaluate.policies:
+        choose("evaluate.policies", policy, ("base", "sft", "rl"))
+    choose("export.dtype", config.export.dtype, ("float32", "bfloat16", "float16"))
     choose("export.policy", config.export.policy, ("sft", "rl"))
     for name in ("iterations", "states", "samples", "epochs", "minibatches", "learning_rate", "clip"):
         positive(f"rl.{name}", getattr(config.rl, name))
@@ -405,6 +408,13 @@ def _check(config: Config) -> None:
             raise ConfigError(
                 f"config.{path}.micro_batch is {micro}; it must divide the {rows} rows of a step, or be 0"
             )
+    if "rl" in config.stages and (config.sampling.top_k or config.sampling.top_p != 1.0):
+        raise ConfigError(
+            f"config.sampling.top_k is {config.sampling.top_k} and top_p {config.sampling.top_p}; rl takes 0 and 1: "
+            "log-probs of a cut distribution are not the policy's. Set them where the stages do not list rl"
+        )
+    if config.rl.kl_target and not config.rl.kl_coefficient:
+        raise ConfigError("config.rl.kl_coefficient is 0; an adaptive one (config.rl.kl_target) starts above 0")
     if config.rl.max_staleness < 0:
         raise ConfigError(f"config.rl.max_staleness is {config.rl.max_staleness}; it is 0 or above")
     longest = config.prompt.max_prompt_tokens + config.prompt.max_action_tokens
