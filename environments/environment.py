@@ -21,12 +21,23 @@ import shutil
 import sqlite3
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from environments import rewards
-from environments.actions import ActionError, AgentFiles, Effect, Profile, observation, parse
+from environments.actions import (
+    ACTIONS,
+    ASSISTED_ACTIONS,
+    ActionError,
+    ActionSpec,
+    AgentFiles,
+    Effect,
+    Profile,
+    observation,
+    parse,
+)
 from environments.actions import profile as profile_by_name
+from environments.editor import Editor, Endpoint
 from environments.execution_cache import ExecutionCache, Measurement, cache_key
 from environments.hostile import HostileFileError, place, read_regular, remove
 from environments.owned_folder import OwnedFolder, remove_abandoned
@@ -75,6 +86,7 @@ class Environment:
         store: Store,
         cache: bool | Path = True,
         scratch: Path | None = None,
+        editor: Endpoint | None = None,
     ) -> None:
         """Open the environment.
 
@@ -82,6 +94,8 @@ class Environment:
           tasks: folder of prepared tasks.
           cache: keep executions in `tasks/executions.sqlite` (True), in a file of another name, or not at all (False).
           scratch: folder for workspaces while a step is taken; default `default_scratch()`.
+          editor: the second language model of `ASSISTED_ACTIONS`, its cache and log kept in `tasks`; without one they
+            are not offered.
         """
         self._tasks = tasks
         self.sandbox = sandbox
@@ -93,6 +107,9 @@ class Environment:
         self._cache: ExecutionCache | None = None
         if cache is not False:
             self._cache = ExecutionCache(tasks / "executions.sqlite" if cache is True else cache)
+        self._editor = None if editor is None else Editor(editor, tasks)
+        self.actions: Mapping[str, ActionSpec] = ACTIONS if editor is None else ACTIONS | ASSISTED_ACTIONS
+        """Those that are offered, by name."""
 
     def task(self, key: str) -> PreparedTask:
         """The prepared task called `key`, opened once.
@@ -140,15 +157,17 @@ class Environment:
         return dataclasses.replace(outcome, reward=rewards.compute(job.reward, outcome))
 
     def close(self) -> None:
-        """Close the cache. The sandbox and the store are the caller's."""
+        """Close the caches. The sandbox and the store are the caller's."""
         if self._cache is not None:
             self._cache.close()
+        if self._editor is not None:
+            self._editor.close()
 
     def _step(self, job: Job, task: PreparedTask, profile: Profile, before: Outcome) -> Outcome:
         try:
             if job.truncated:
                 raise ActionError("the reply was cut off at the token limit. Action did not execute.")
-            action = parse(job.action, profile)
+            action = parse(job.action, profile, self.actions)
         except ActionError as error:
             return _invalid(before, error, profile)
         parsed = dataclasses.replace(
@@ -157,7 +176,7 @@ class Environment:
         with self._workspace(task, job.state.snapshot) as root:
             files = AgentFiles(root, data=task.public, read_only=task.spec.read_only)
             try:
-                effect = action.apply(files)
+                effect = action.apply(files, ask=self._editor and self._editor.ask)
                 runs = effect.measured or effect.execute is not None
                 if runs:
                     remove(root / task.spec.submission)  # That of an earlier step is never graded again.
@@ -212,8 +231,16 @@ class Environment:
         self, job: Job, task: PreparedTask, script: str, applied: Outcome, root: Path
     ) -> tuple[Measurement, bool]:
         """What running `script` in the workspace `root` gives, and whether that was known."""
+        assisted = self._editor is not None and applied.action_name in ASSISTED_ACTIONS
         key = cache_key(
-            applied.snapshot, script, task.key, job.limits, job.seed, self.sandbox.name, self.sandbox.environment_digest
+            applied.snapshot,
+            script,
+            task.key,
+            job.limits,
+            job.seed,
+            self.sandbox.name,
+            self.sandbox.environment_digest,
+            editor=self._editor.id if assisted else "",
         )
         if self._cache is not None:
             known = self._cache.get(key)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from environments.actions import describe_actions, describe_format
+from environments.editor import Endpoint
 from environments.environment import Environment
 from environments.protocol import Job, OutcomeKind, State
 from environments.sandbox.base import Sandbox, SandboxError
@@ -90,7 +91,7 @@ class Episode:
         """What an agent is told at the start."""
         spec = self._task.spec
         return (
-            f"You have access to the following tools:\n{describe_actions(self._profile)}\n"
+            f"You have access to the following tools:\n{describe_actions(self._profile, self._environment.actions)}\n"
             f"Research Problem: {spec.description}\n\n"
             f"Always respond in this format exactly:\n{describe_format(self._profile)}\n\n"
             f"{spec.entry}:\n```python\n{self.state.script}\n```\n"
@@ -119,6 +120,7 @@ def make(
     seed: int = 0,
     cache_dir: str | os.PathLike[str] | None = None,
     cache: bool = True,
+    editor: Endpoint | None = None,
 ) -> Episode:
     """An episode in the task called `task`, prepared on first use.
 
@@ -130,6 +132,7 @@ def make(
       seed: of the task's data, and of the executions.
       cache_dir: folder of prepared tasks and snapshots; default `default_cache_dir()`.
       cache: keep executions, so that the same script on the same data runs once.
+      editor: second language model; with one, `Edit Script (AI)` and `Understand File` are offered.
 
     Raises:
       TaskError: no such task.
@@ -144,7 +147,7 @@ def make(
     opened = owned or sandbox
     try:
         prepared = tasks.prepare(task, root / "tasks", seed, opened)
-        environment = Environment(root / "tasks", opened, open_store(root / "store"), cache=cache)
+        environment = Environment(root / "tasks", opened, open_store(root / "store"), cache=cache, editor=editor)
         return Episode(
             environment,
             prepared.key,

@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import sqlite3
-import threading
 from pathlib import Path
 from typing import Any
 
 from environments.protocol import Limits, canonical_json, digest
 from environments.sandbox.base import Ending, Execution
+from environments.text_cache import TextCache
 
 VERSION = 1
 """Of the key and of what is kept: grows whenever either, or the way of grading, changes its meaning."""
@@ -63,7 +61,14 @@ class Measurement:
 
 
 def cache_key(
-    workspace: str, script: str, task: str, limits: Limits, seed: int, sandbox: str, environment_digest: str
+    workspace: str,
+    script: str,
+    task: str,
+    limits: Limits,
+    seed: int,
+    sandbox: str,
+    environment_digest: str,
+    editor: str = "",
 ) -> str:
     """Key of an execution: everything its result depends on.
 
@@ -71,8 +76,10 @@ def cache_key(
       workspace: id of the snapshot it starts from, the edit applied.
       script: what is run in it.
       task: key of the prepared task, which holds the digest of its data.
+      editor: id of the second model that made the edit, if one did.
     """
-    return digest([VERSION, workspace, script, task, limits.to_dict(), seed, sandbox, environment_digest])
+    parts = [VERSION, workspace, script, task, limits.to_dict(), seed, sandbox, environment_digest]
+    return digest([*parts, editor] if editor else parts)
 
 
 class ExecutionCache:
@@ -84,27 +91,16 @@ class ExecutionCache:
         Raises:
           OSError: it cannot be created.
         """
-        path.parent.mkdir(parents=True, exist_ok=True)
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-        self._lock = threading.Lock()
-        self._connection = sqlite3.connect(path, timeout=30, isolation_level=None, check_same_thread=False)
-        self._connection.execute("PRAGMA journal_mode = WAL")
-        self._connection.execute("PRAGMA synchronous = NORMAL")
-        self._connection.execute("CREATE TABLE IF NOT EXISTS measurements (key TEXT PRIMARY KEY, value TEXT NOT NULL)")
+        self._texts = TextCache(path, "measurements")
 
     def get(self, key: str) -> Measurement | None:
-        with self._lock:
-            row = self._connection.execute("SELECT value FROM measurements WHERE key = ?", (key,)).fetchone()
-        return None if row is None else Measurement.from_dict(json.loads(row[0]))
+        text = self._texts.get(key)
+        return None if text is None else Measurement.from_dict(json.loads(text))
 
     def put(self, key: str, measurement: Measurement) -> None:
         """Keep a measurement, unless it is not `repeatable` or one is kept already."""
-        if not measurement.repeatable:
-            return
-        value = canonical_json(measurement.to_dict())
-        with self._lock:
-            self._connection.execute("INSERT OR IGNORE INTO measurements VALUES (?, ?)", (key, value))
+        if measurement.repeatable:
+            self._texts.put(key, canonical_json(measurement.to_dict()))
 
     def close(self) -> None:
-        with self._lock:
-            self._connection.close()
+        self._texts.close()

@@ -308,6 +308,8 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--store", required=True, help="URL or folder of the store, the trainer's")
     add("--slots", type=int, default=max(1, (os.cpu_count() or 2) - 1), help="steps at once")
     add("--sandbox", choices=("auto", "docker", "bubblewrap"), default="auto")
+    add("--editor_url", default="", help="endpoint of a second language model; default: $MLAGENT_EDITOR_URL")
+    add("--editor_model", default="", help="its name; default: $MLAGENT_EDITOR_MODEL (its key: $MLAGENT_EDITOR_KEY)")
     add("--cores", type=int, default=0, help="cores offered to one execution; default: all")
     add("--memory_mb", type=int, default=0, help="memory offered to one execution; default: all")
     add("--lease_seconds", type=float, default=60.0, help="a lost worker's job is given to another after so long")
@@ -323,6 +325,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a worker; returns the exit status."""
+    from environments.editor import KEY_VARIABLE, configured_endpoint
     from environments.environment import Environment
     from environments.sandbox import open_sandbox
     from environments.sandbox.base import SandboxError
@@ -338,16 +341,18 @@ def main(argv: Sequence[str] | None = None) -> int:
             log("cannot_start", reason=str(error))
             return 1
         try:
+            editor = configured_endpoint(url=arguments.editor_url, model=arguments.editor_model)
+            os.environ.pop(KEY_VARIABLE, None)  # Nothing that this process starts is to find it.
             sandbox = stack.enter_context(contextlib.closing(open_sandbox(arguments.sandbox)))
-            environment = stack.enter_context(contextlib.closing(Environment(arguments.tasks, sandbox, store)))
+            environment = Environment(arguments.tasks, sandbox, store, editor=editor)
+            stack.callback(environment.close)
         except (SandboxError, OSError, ValueError) as error:
             reason = f"{type(error).__name__}: {error}"
             log("cannot_start", reason=reason)
             queue.report(worker_name(), _report_of(arguments.slots, Capabilities(), f"stopped, cannot start: {reason}"))
             return 1
-        capabilities = host_capabilities(
-            sandbox.environment_digest, sandbox.guarantees, arguments.cores, arguments.memory_mb
-        )
+        guarantees = sandbox.guarantees | ({editor.id} if editor else set())  # A job may ask for this very model.
+        capabilities = host_capabilities(sandbox.environment_digest, guarantees, arguments.cores, arguments.memory_mb)
         worker = Worker(
             queue,
             environment.take,

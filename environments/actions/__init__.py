@@ -2,10 +2,12 @@
 
     reply --parse--> Action --apply--> Effect --(sandbox)--> observation
 
-`vocabulary` holds the actions as data, `grammar` the parser and the prompt text made from them, `edits` the edits as
-pure functions of a script's text, `files` what an action may touch, `observation` what the agent sees.
+`vocabulary` holds the actions as data, `assisted` those that need a second model, `grammar` the parser and the prompt
+text made from them, `edits` the edits as pure functions of a script's text, `files` what an action may touch,
+`observation` what the agent sees.
 """
 
+from environments.actions.assisted import ASSISTED_ACTIONS
 from environments.actions.errors import ActionError
 from environments.actions.files import AgentFiles
 from environments.actions.grammar import (
@@ -23,6 +25,7 @@ from environments.actions.vocabulary import ACTIONS, ActionSpec, Argument, Effec
 
 __all__ = [
     "ACTIONS",
+    "ASSISTED_ACTIONS",
     "LABELS",
     "PROFILES",
     "STOP",

@@ -1,4 +1,5 @@
-"""The one parser of replies, and the prompt text that describes what it accepts. Both are made from `ACTIONS`.
+"""The one parser of replies, and the prompt text that describes what it accepts. Both are made from `ACTIONS`,
+or from a larger set where there is a second language model.
 
 A reply carries labels, each at the beginning of a line, `Action` and `Action Input` (a JSON object) last. The last
 occurrence of a label wins, and the stop string `Observation:` ends the reply. An action that takes a block is followed
@@ -18,9 +19,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
+from environments.actions.assisted import ASSISTED_ACTIONS
 from environments.actions.errors import ActionError
 from environments.actions.files import AgentFiles
 from environments.actions.vocabulary import ACTIONS, ActionSpec, Argument, Effect, Kind
@@ -91,16 +93,18 @@ class Action:
 
     @property
     def spec(self) -> ActionSpec:
-        return ACTIONS[self.name]
+        return ACTIONS.get(self.name) or ASSISTED_ACTIONS[self.name]
 
-    def apply(self, files: AgentFiles) -> Effect:
-        """Do it to `files`.
+    def apply(self, files: AgentFiles, ask: Callable[[str], str] | None = None) -> Effect:
+        """Do it to `files`, with the help of the model behind `ask` if it is an assisted action.
 
         Raises:
           ActionError: it does not apply; the files are as they were.
         """
-        block = {} if self.block is None else {"block": self.block}
-        return self.spec.handler(files, **self.arguments, **block)
+        more: dict[str, Any] = {} if self.block is None else {"block": self.block}
+        if self.spec.assisted:
+            more["ask"] = ask
+        return self.spec.handler(files, **self.arguments, **more)
 
     def render(self) -> str:
         """The compact reply that parses to this action."""
@@ -111,8 +115,8 @@ class Action:
         return "\n".join(lines)
 
 
-def parse(reply: str, form: str | Profile) -> Action:
-    """Parse a reply in a profile or the profile of that name.
+def parse(reply: str, form: str | Profile, actions: Mapping[str, ActionSpec] = ACTIONS) -> Action:
+    """Parse a reply in a profile or the profile of that name. `actions` are those that are offered.
 
     Raises:
       ActionError: the reply is not in the format of the profile, names no action, or its input is wrong.
@@ -131,14 +135,14 @@ def parse(reply: str, form: str | Profile) -> Action:
         text = "Your response was in incorrect format. Please provide a valid response with all entries: "
         raise ActionError(f"the reply has no line {missing[0]}:", text + ", ".join(labels))
     name, raw = sections["Action"].strip(), sections["Action Input"].strip()
-    if name not in ACTIONS:
+    if name not in actions:
         shown = name if len(name) <= 100 else name[:100] + "..."
         raise ActionError(
             f"Invalid action: {shown}",
             f"Invalid action: {shown}. Action did not execute. Please use one of the following actions:\n"
-            + ", ".join(ACTIONS),
+            + ", ".join(actions),
         )
-    spec = ACTIONS[name]
+    spec = actions[name]
     if not raw and blocks:  # The JSON itself in a fence, as many models write it.
         raw, blocks = blocks[0], blocks[1:]
     arguments = _arguments(raw, spec)
@@ -236,9 +240,9 @@ def _usage_message(spec: ActionSpec) -> str:
     )
 
 
-def describe_actions(form: str | Profile) -> str:
-    """The actions as a prompt of this profile lists them."""
-    shown = [spec for spec in ACTIONS.values() if spec.shown]
+def describe_actions(form: str | Profile, actions: Mapping[str, ActionSpec] = ACTIONS) -> str:
+    """The actions that are offered, as a prompt of this profile lists them."""
+    shown = [spec for spec in actions.values() if spec.shown]
     return "".join(map(_describe_briefly if profile(form).brief else _describe, shown))
 
 

@@ -1,7 +1,8 @@
 """The set of actions, as data: name, help, arguments, handler. Parser, prompt text and documentation are made from it.
 
 Names, arguments, help and answers are those of MLAgentBench (`low_level_actions.py`, `high_level_actions.py`); the
-three edits that carry their new text in a fenced block are ours, and take the place of its `Edit Script (AI)`.
+three edits that carry their new text in a fenced block are ours, and need no second model. Those that do are in
+`assisted`, and are offered only where there is one.
 A handler gets the files and the checked arguments, changes the files, and says in an `Effect` what is to happen next.
 """
 
@@ -69,6 +70,8 @@ class ActionSpec:
     """What the fenced block after the Action Input holds; None where the action has no block."""
     shown: bool = True
     """Listed in the prompt. The others can be executed all the same, as in MLAgentBench."""
+    assisted: bool = False
+    """Needs a second language model: its handler is given it as `ask`, a function from a prompt to the answer."""
 
 
 def list_files(files: AgentFiles, dir_path: str) -> Effect:
@@ -156,20 +159,28 @@ def _write(files: AgentFiles, name: str, content: bytes, message: str) -> Effect
 
 
 def _edit(files: AgentFiles, name: str, change: Callable[[str], str]) -> Effect:
-    """Rewrite a script, after a backup of the old one."""
-    inside = files.check_writable(name)
+    """Rewrite a script in place."""
+    files.check_writable(name)
     old = files.read(name)
-    new = change(old)
-    if new == old:
+    return save_edit(files, name, old, change(old))
+
+
+def save_edit(files: AgentFiles, name: str, old: str, new: str) -> Effect:
+    """Save the text `new`, edited from `old`, as `name`, after a backup of a file that is there."""
+    inside = files.check_writable(name)
+    existed = files.exists(name)
+    before = files.read_bytes(name) if existed else None
+    if before == new.encode():
         return Effect(f"The edit changes nothing: {name} is as it was.")
-    files.write(f"backup/{inside}_{max(_backups(files, inside), default=0) + 1:04d}", old)
+    if before is not None:
+        files.write(f"backup/{inside}_{max(_backups(files, inside), default=0) + 1:04d}", before)
     files.write(name, new)
     diff = edits.unified_diff(old, new, inside)
     return Effect(
         f"The edited file is saved to {name}. Here is the diff, please check if the edit is correct and desirable:\n\n"
         f"{diff}\n",
         changed=True,
-        measured=True,
+        measured=existed,
         diff=diff,
     )
 
