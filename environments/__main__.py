@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from environments import rewards, tasks
-from environments.actions import PROFILES, describe_actions, describe_format
+from environments.actions import ACTIONS, ASSISTED_ACTIONS, PROFILES, describe_actions, describe_format
+from environments.editor import Endpoint, configured_endpoint
 from environments.episode import Episode, default_cache_dir, make
 from environments.protocol import Outcome
 from environments.sandbox import PROVIDERS, open_sandbox
@@ -64,7 +65,8 @@ def _show(options: argparse.Namespace) -> None:
 
 
 def _actions(options: argparse.Namespace) -> None:
-    print(f"{describe_actions(options.profile)}\nReply format:\n{describe_format(options.profile)}")
+    offered = ACTIONS if _editor() is None else ACTIONS | ASSISTED_ACTIONS
+    print(f"{describe_actions(options.profile, offered)}\nReply format:\n{describe_format(options.profile)}")
 
 
 def _prepare(options: argparse.Namespace) -> None:
@@ -114,7 +116,16 @@ def _episode(options: argparse.Namespace) -> Episode:
         seed=options.seed,
         cache_dir=options.cache_dir,
         cache=not options.no_cache,
+        editor=_editor(),
     )
+
+
+def _editor() -> Endpoint | None:
+    """The second language model that the environment variables name, if they do."""
+    try:
+        return configured_endpoint()
+    except ValueError as error:
+        raise InputError(str(error)) from error
 
 
 def _record(outcome: Outcome) -> dict[str, Any]:
