@@ -103,12 +103,19 @@ def base_policy(run: Run) -> Policy:
 
 
 def make_vocabulary(run: Run, corpus: list[str]) -> None:
-    """Train the vocabulary of a policy from scratch on `corpus`, unless it is there."""
+    """Train the vocabulary of a policy from scratch on `corpus`, unless it is there.
+
+    Raises:
+      ConfigError: `tokenizer.vocab_size` does not fit the corpus.
+    """
     folder = run.workdir / "tokenizer"
     if not folder.exists():
         words = (*COMPACT_WORDS, *REPLY_WORDS, *SCRIPT_WORDS)
         partial = run.workdir / "tokenizer.partial"
-        train_tokenizer(corpus, run.config.tokenizer.vocab_size, words, str(partial))
+        try:
+            train_tokenizer(corpus, run.config.tokenizer.vocab_size, words, str(partial))
+        except ValueError as error:
+            raise ConfigError(f"config.tokenizer: {error}") from error
         partial.rename(folder)
 
 

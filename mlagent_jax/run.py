@@ -64,7 +64,10 @@ class Run:
         self.name: str = facts["name"]
         self.metrics = MetricsLog(workdir)
         self.tasks: dict[str, PreparedTask] = {}
-        self.mesh = make_mesh(dataclasses.asdict(config.mesh))
+        try:
+            self.mesh = make_mesh(dataclasses.asdict(config.mesh))
+        except ValueError as error:
+            raise ConfigError(f"config.mesh: {error}") from error
         jax.set_mesh(self.mesh)  # what constrains activations reads it
         rows = DEFAULT_RULES.spec(("batch",), self.mesh)
         self._batch_sharding = NamedSharding(self.mesh, rows)

@@ -19,13 +19,14 @@ from ml_collections import config_flags
 
 from environments.queue.base import QueueError
 from environments.sandbox.base import SandboxError
+from environments.store import StoreError
 from environments.tasks.base import TaskError
 from mlagent_jax.config import ConfigError, freeze
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, for example configs/quickstart.py.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder or URL of everything that the run writes.")
 
-EXPECTED_ERRORS = (ConfigError, QueueError, SandboxError, TaskError, FileNotFoundError)
+EXPECTED_ERRORS = (ConfigError, QueueError, SandboxError, StoreError, TaskError, FileNotFoundError)
 """Errors whose message tells the user what to do: shown without a traceback."""
 INTERRUPTED = 130
 """Exit status after Ctrl-C or SIGTERM: start again to go on."""

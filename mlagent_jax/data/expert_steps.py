@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from mlagent_jax.agent.prompts import PromptTooLongError, Renderer
-from mlagent_jax.config import SFTConfig
+from mlagent_jax.config import ConfigError, SFTConfig
 from mlagent_jax.data.packing import Rows, Sample, pack
 from mlagent_jax.data.trajectories import Record
 
@@ -22,13 +22,13 @@ class ExpertSteps:
     probability `idea_rate`, and none otherwise, as the policy will act later.
 
     Raises:
-      ValueError: none of the records fits the prompt limit.
+      ConfigError: none of the records fits the prompt limit.
     """
 
     def __init__(self, records: Sequence[Record], renderer: Renderer, config: SFTConfig, seed: int) -> None:
         self._records = [record for record in records if renderer.fits(dataclasses.replace(record.state, ideas=()))]
         if not self._records:
-            raise ValueError("no expert step fits config.prompt.max_prompt_tokens: raise it")
+            raise ConfigError("no expert step fits config.prompt.max_prompt_tokens: raise it")
         self._renderer, self._config, self._seed = renderer, config, seed
         self._epoch, self._rows = 0, self._render(0)
         self.batches = max(1, len(self._rows) // config.batch_size)

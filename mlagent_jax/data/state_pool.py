@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from environments.protocol import State
-from mlagent_jax.config import PoolConfig
+from mlagent_jax.config import ConfigError, PoolConfig
 from mlagent_jax.data.trajectories import Record
 
 
@@ -34,11 +34,14 @@ class StatePool:
     Args:
       states: the expert's.
       config: how they are drawn, and how many of the policy's own are kept.
+
+    Raises:
+      ConfigError: there are no states.
     """
 
     def __init__(self, states: Sequence[State], config: PoolConfig) -> None:
         if not states:
-            raise ValueError(
+            raise ConfigError(
                 "the state pool is empty: no collected state is within config.pool.max_depth and the prompt"
             )
         self._config = config

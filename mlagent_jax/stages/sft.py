@@ -8,6 +8,7 @@ import jax
 
 from environments.protocol import OutcomeKind
 from mlagent_jax.agent.prompts import prompt_text
+from mlagent_jax.config import ConfigError
 from mlagent_jax.data.expert_steps import ExpertSteps
 from mlagent_jax.data.trajectories import Record
 from mlagent_jax.learning.optimizer import make_optimizer, schedule, with_learning_rate
@@ -25,7 +26,7 @@ def sft(run: Run) -> None:
     config = run.config.sft
     records = [r for r in run.expert_records() if _worth_imitating(r)]
     if not records:
-        raise ValueError("no collected step to imitate: none was scored, or none is of a training task")
+        raise ConfigError("no collected step to imitate: none was scored, or none is of a training task")
     if not run.config.policy.checkpoint:
         texts = {prompt_text(run.config.prompt, run.specs[r.state.task], r.state) for r in records}
         make_vocabulary(run, sorted(texts | {r.action for r in records}))
