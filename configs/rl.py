@@ -3,6 +3,8 @@
     python -m mlagent_jax.train --config=configs/rl.py --workdir=runs/rl \
         --config.policy.checkpoint=runs/sft/export --config.pool.trajectories=runs/collect \
         --config.workers.queue=postgresql://trainer@queue-host/mlagent --config.workers.store=gs://BUCKET/store
+
+The store is the one that the states were collected with.
 """
 
 from ml_collections import ConfigDict

@@ -69,7 +69,6 @@ def jobs(workdir, where="1"):
 def run(tmp_path_factory):
     """A smoke run, killed in collect, in sft and in rl."""
     workdir = tmp_path_factory.mktemp("runs") / "smoke"
-    (workdir.parent).mkdir(exist_ok=True)
 
     def some_results():
         with contextlib.suppress(sqlite3.Error):
@@ -78,8 +77,9 @@ def run(tmp_path_factory):
 
     kill_when(start("smoke", workdir, *SMALL), workdir, some_results)
     done_before = jobs(workdir, "state = 'done'")
-    kill_when(start("smoke", workdir, *SMALL), workdir, (workdir / "metrics.jsonl").exists)
-    kill_when(start("smoke", workdir, *SMALL), workdir, (workdir / "trajectories" / "rl.jsonl").exists)
+    # The files are there from the start of the program and of the stage: a record says that it is under way.
+    for records in (workdir / "metrics.jsonl", workdir / "trajectories" / "rl.jsonl"):
+        kill_when(start("smoke", workdir, *SMALL), workdir, lambda: bool(jsonl.read(records)))  # noqa: B023
     finish(start("smoke", workdir, *SMALL), workdir)
     assert done_before >= 3
     return workdir
@@ -92,7 +92,10 @@ def test_nothing_that_was_executed_is_executed_again(run):
     records = jsonl.read(run / "trajectories" / "rl.jsonl")
     assert len(records) == 2 * 4 * 2
     assert [record["step"] for record in records] == [1] * 8 + [2] * 8
-    assert [r["step"] for r in jsonl.read(run / "metrics.jsonl") if r["stage"] == "rl"] == [1, 2]
+    for stage in ("sft", "rl"):
+        steps = [r["step"] for r in jsonl.read(run / "metrics.jsonl") if r["stage"] == stage]
+        assert steps == list(range(1, len(steps) + 1))
+    assert steps == [1, 2]
 
 
 def test_the_summary_holds_every_figure(run):
@@ -185,7 +188,12 @@ def test_the_configs_for_7b_run_in_turn_on_a_tiny_checkpoint_and_two_devices(run
         "--config.evaluate.trajectories=1",
         "--config.evaluate.steps=1",
     )
-    trained = (*small, f"--config.pool.trajectories={tmp_path / 'collect'}", "--config.workers.queue=")
+    trained = (
+        *small,
+        f"--config.pool.trajectories={tmp_path / 'collect'}",
+        f"--config.workers.store={tmp_path / 'collect' / 'store'}",
+        "--config.workers.queue=",
+    )
     sft = (*trained, f"--config.policy.checkpoint={run / 'export'}", "--config.sft.batch_size=4")
     rl = (
         *trained,
@@ -204,6 +212,7 @@ def test_the_configs_for_7b_run_in_turn_on_a_tiny_checkpoint_and_two_devices(run
     ):
         finish(start(config, tmp_path / workdir, *overrides, devices=2), tmp_path / workdir)
     assert set(json.loads((tmp_path / "rl" / "report" / "summary.json").read_text())["policies"]) == {"sft", "rl"}
+    assert [r["masked"] for r in jsonl.read(tmp_path / "rl" / "metrics.jsonl")] == [0, 0]
     assert set(json.loads((tmp_path / "evaluate" / "report" / "summary.json").read_text())["policies"]) == {"base"}
 
     exported = (tmp_path / "rl" / "export" / "model.safetensors").read_bytes()
