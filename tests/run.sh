@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
 # Set-up and all tests.
 #
-#   tests/run.sh [PYTEST ARGUMENT ...]     for example: tests/run.sh -m "not slow"
+#   tests/run.sh [PYTEST ARGUMENT ...]            for example: tests/run.sh -m "not slow"
+#   tests/run.sh --full [PYTEST ARGUMENT ...]     all tests, with 1,000 executions in each sandbox, a third of them
+#                                                 killed, in the test that looks for what they leave (else 30)
 #
 # Where it is root on Debian, or CI is set, it installs and starts what tests need (a Docker engine, PostgreSQL,
 # Chromium) for the time of the tests. On a person's own machine it uses what is there, installs nothing unasked, and
@@ -9,6 +11,11 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 . launch/environment.sh
+
+if [ "${1:-}" = --full ]; then
+  shift
+  export MLAGENT_TEST_EXECUTIONS=1000
+fi
 
 make_environment cpu,postgres,test
 provide_sandbox
