@@ -38,8 +38,9 @@ EXTRAS = {
     "tpu": [*TRAINER, JAX.format(extra="[tpu]")],
     "gcs": ["gcsfs>=2024.6"],
     "s3": ["s3fs>=2024.6"],
+    "tfds": ["pillow>=10.3", "tensorflow-datasets>=4.9.8"],
     "postgres": ["psycopg[binary]>=3.2"],
-    "test": ["hypothesis>=6.100", "psycopg[binary]>=3.2", "pytest>=8.2", "ruff>=0.12", "torch>=2.4"],
+    "test": ["hypothesis>=6.100", "pillow>=10.3", "psycopg[binary]>=3.2", "pytest>=8.2", "ruff>=0.12", "torch>=2.4"],
 }
 
 setup(

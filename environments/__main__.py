@@ -3,6 +3,7 @@
 python -m environments list [--json]
 python -m environments show TASK
 python -m environments actions [--profile compact]
+python -m environments check DIR [--sandbox NAME] [--json]
 python -m environments prepare TASK... [--sandbox NAME]
 python -m environments play TASK
 python -m environments run TASK --actions FILE.jsonl --sandbox NAME --json
@@ -26,6 +27,7 @@ from environments.sandbox import PROVIDERS, open_sandbox
 from environments.sandbox.base import SandboxError
 from environments.store import StoreError
 from environments.tasks.base import TaskError
+from environments.tasks.checker import check
 
 
 class InputError(ValueError):
@@ -33,10 +35,10 @@ class InputError(ValueError):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit status (2 for an error of the user or of this host)."""
+    """Run one command; returns the exit status (1: a task fails its check; 2: an error of the user or of this host)."""
     options = _parser().parse_args(arguments)
     try:
-        options.command(options)
+        return options.command(options) or 0
     except (InputError, TaskError, SandboxError, StoreError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -48,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _list(options: argparse.Namespace) -> None:
-    specs = [tasks.get(name).spec for name in tasks.names()]
+    specs = [tasks.get(name).spec for name in (*tasks.names(), *tasks.folder.installed())]
     if options.json:
         fields = ("name", "kind", "split", "metric", "traits", "source")
         print(json.dumps([{field: getattr(spec, field) for field in fields} for spec in specs], indent=1))
@@ -67,6 +69,23 @@ def _show(options: argparse.Namespace) -> None:
 def _actions(options: argparse.Namespace) -> None:
     offered = ACTIONS if _editor() is None else ACTIONS | ASSISTED_ACTIONS
     print(f"{describe_actions(options.profile, offered)}\nReply format:\n{describe_format(options.profile)}")
+
+
+def _check(options: argparse.Namespace) -> int:
+    sandbox = open_sandbox(options.sandbox)
+    try:
+        findings = check(options.task, sandbox, options.seed)
+    finally:
+        sandbox.close()
+    wrong = sum(not finding.ok for finding in findings)
+    if options.json:
+        print(json.dumps({"task": options.task, "ok": not wrong, "findings": [vars(f) for f in findings]}, indent=1))
+        return int(wrong > 0)
+    for finding in findings:
+        remedy = "" if finding.ok or not finding.remedy else f"; {finding.remedy}"
+        print(f"{'ok  ' if finding.ok else 'FAIL'}  {finding.check}: {finding.message}{remedy}")
+    print(f"{len(findings) - wrong} of {len(findings)} checks passed")
+    return int(wrong > 0)
 
 
 def _prepare(options: argparse.Namespace) -> None:
@@ -192,7 +211,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m environments", description="Machine-learning tasks for agents.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    command = commands.add_parser("list", help="the embedded tasks")
+    command = commands.add_parser("list", help="the embedded tasks, and those of installed packages")
     command.add_argument("--json", action="store_true", help="as a JSON array")
     command.set_defaults(command=_list)
 
@@ -203,6 +222,12 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("actions", help="the actions and the reply format")
     command.add_argument("--profile", choices=tuple(PROFILES), default="compact")
     command.set_defaults(command=_actions)
+
+    command = commands.add_parser("check", help="verify a task: scripts, headroom, hidden labels, broken submissions")
+    command.add_argument("task", metavar="DIR", help="folder of a task, or any task's name")
+    command.add_argument("--json", action="store_true", help="as a JSON object")
+    _add_sandbox(command)
+    command.set_defaults(command=_check)
 
     command = commands.add_parser("prepare", help="build tasks and measure their scripts")
     command.add_argument("tasks", metavar="TASK", nargs="+")
@@ -221,9 +246,13 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_place(command: argparse.ArgumentParser) -> None:
+def _add_sandbox(command: argparse.ArgumentParser) -> None:
     command.add_argument("--sandbox", choices=("auto", *PROVIDERS), default="bubblewrap", help="where scripts run")
     command.add_argument("--seed", type=int, default=0, help="of the data and of the executions (default 0)")
+
+
+def _add_place(command: argparse.ArgumentParser) -> None:
+    _add_sandbox(command)
     command.add_argument(
         "--cache-dir",
         type=Path,

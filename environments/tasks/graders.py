@@ -16,10 +16,6 @@ class Grader(Protocol):
         """Number of hidden rows."""
 
     @property
-    def id_column(self) -> str:
-        """Name of a submission's column of ids."""
-
-    @property
     def kinds(self) -> dict[str, str]:
         """Kind of cell (`own_grading.CELLS`) by column of a submission, but for the ids."""
 

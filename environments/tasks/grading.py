@@ -47,10 +47,6 @@ class Answers:
         return len(self.truth)
 
     @property
-    def id_column(self) -> str:
-        return "id"
-
-    @property
     def kinds(self) -> dict[str, str]:
         whole = self.metric.form in (Form.LABEL, Form.RANKING, Form.ORDINAL)
         return dict.fromkeys(self.columns, "integer" if whole else "number")

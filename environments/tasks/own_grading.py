@@ -77,10 +77,6 @@ class OwnGrader:
         return len(self.answers)
 
     @property
-    def id_column(self) -> str:
-        return self.form.id_column
-
-    @property
     def kinds(self) -> dict[str, str]:
         return self.form.columns
 
@@ -89,9 +85,9 @@ class OwnGrader:
         return load_function(self.grade_path, "grade")
 
     def labels(self) -> dict[str, list[str]]:
-        hidden = self.form.hidden or [name for name in self.answers if name != self.id_column]
+        hidden = self.form.hidden or [name for name in self.answers if name != self.form.id_column]
         return {
-            "id": list(self.answers[self.id_column]),
+            "id": list(self.answers[self.form.id_column]),
             **{name: list(map(str, self.answers[name])) for name in hidden},
         }
 
@@ -102,7 +98,7 @@ class OwnGrader:
           InvalidSubmissionError: it is not a complete table of valid cells, or grade.py refuses it.
           TaskError: grade.py raises anything else.
         """
-        table = read_table(submission, self.form, list(self.answers[self.id_column]))
+        table = read_table(submission, self.form, list(self.answers[self.form.id_column]))
         chosen = self.report if half == "report" else ~self.report
         score = call(
             self.grade_path, self._function, *(part[chosen].reset_index(drop=True) for part in (table, self.answers))
@@ -131,7 +127,7 @@ class OwnGrader:
 
 def read_answers(path: Path, id_column: str) -> pd.DataFrame:
     """answers.csv as a table whose ids are texts."""
-    return pd.read_csv(path, dtype={id_column: str}, float_precision="round_trip")
+    return pd.read_csv(path, dtype={id_column: str})
 
 
 def read_table(submission: bytes, form: SubmissionForm, ids: list[str]) -> pd.DataFrame:

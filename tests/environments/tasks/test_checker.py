@@ -1,0 +1,76 @@
+"""The checker passes what is right, and names what is wrong with a remedy."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from environments.__main__ import main
+from environments.tasks.checker import check
+
+
+def failed(folder, sandbox):
+    """Messages and remedies by check of what is wrong with `folder`."""
+    return {
+        finding.check: f"{finding.message}; {finding.remedy}"
+        for finding in check(str(folder), sandbox)
+        if not finding.ok
+    }
+
+
+def append(path, text):
+    path.write_text(f"{path.read_text()}{text}")
+
+
+@pytest.mark.parametrize("name", [None, "wine", "micro-rings-0"])
+def test_a_task_that_is_right_passes(name, rents, bubblewrap):
+    assert failed(name or rents, bubblewrap) == {}
+
+
+def test_the_command_line_reports_and_its_status_says_whether_all_is_well(rents, capsys, bubblewrap):
+    (rents / "grade.py").write_text("def grade(submission, answers):\n    return 1 / 0\n")
+    assert main(["check", str(rents), "--json"]) == 1
+    report = json.loads(capsys.readouterr().out)
+    assert not report["ok"]
+    assert report["findings"][-1]["check"] == "prepare" and "ZeroDivisionError" in report["findings"][-1]["message"]
+    assert main(["check", str(rents / "nowhere")]) == 1
+    assert capsys.readouterr().out.startswith("FAIL  folder: ")
+
+
+@pytest.mark.parametrize(
+    ("leak", "found"),
+    [
+        ("flats.to_csv(public / 'everything.csv')", "data/everything.csv: column 'rent' is rent"),
+        ("test.sample(frac=1, random_state=0).to_csv(public / 'all.txt', index=False)", "column 'rent' is rent"),
+        ("test['rent'].astype('f8').to_numpy().tofile(public / 'x.bin')", "data/x.bin holds the hidden labels"),
+        ("(public / 'x.json').write_text(str(list(test['rent'])))", "data/x.json holds the hidden labels"),
+        ("(public / 'a').write_bytes((private / 'answers.csv').read_bytes())", "data/a holds the hidden labels"),
+    ],
+)
+def test_labels_that_a_script_can_reach_are_found(rents, bubblewrap, leak, found):
+    append(rents / "prepare.py", f"    {leak}\n")
+    wrong = failed(rents, bubblewrap)
+    assert list(wrong) == ["labels"]
+    assert found in wrong["labels"] and "prepare.py" in wrong["labels"]
+
+
+def test_data_that_change_with_every_preparation_are_found(rents, bubblewrap):
+    append(rents / "prepare.py", "    import uuid\n    (public / 'x').write_text(str(uuid.uuid4()))\n")
+    assert list(failed(rents, bubblewrap)) == ["deterministic"]
+
+
+def test_a_starting_script_that_scores_by_chance_is_found(rents, bubblewrap):
+    script = (rents / "env" / "train.py").read_text()
+    noisy = 'test["rent"] *= 1 + __import__("secrets").randbelow(1000) / 1000'
+    (rents / "env" / "train.py").write_text(script.replace('test[["id"', f'{noisy}\ntest[["id"'))
+    assert "starting script" in failed(rents, bubblewrap)
+
+
+def test_a_grader_that_accepts_what_it_should_refuse_is_found(rents, bubblewrap, monkeypatch):
+    from environments.tasks import own_grading
+
+    monkeypatch.setattr(own_grading, "_check_cell", lambda *arguments: None)
+    wrong = failed(rents, bubblewrap)
+    assert {"submission: a cell of 'nan'", "submission: a cell of 'abc'"} <= set(wrong)
+    assert "submission: a row missing" not in wrong
