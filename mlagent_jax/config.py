@@ -13,12 +13,9 @@ from typing import Any, get_type_hints
 from ml_collections import ConfigDict
 
 from environments.rewards import REWARDS
+from mlagent_jax.errors import ConfigError
 
 STAGES = ("collect", "sft", "evaluate", "rl", "export")
-
-
-class ConfigError(ValueError):
-    """A setting is unknown, of the wrong type or impossible; the message names it and the remedy."""
 
 
 @dataclasses.dataclass(frozen=True)

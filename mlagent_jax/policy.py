@@ -12,8 +12,8 @@ from environments.tasks.scripts import CELLS
 from mlagent_jax import models
 from mlagent_jax.agent.actor import Actor
 from mlagent_jax.agent.prompts import COMPACT_WORDS, Renderer
-from mlagent_jax.config import ConfigError
 from mlagent_jax.data.tokenizer import Tokenizer, train_tokenizer
+from mlagent_jax.errors import ConfigError
 from mlagent_jax.learning.checkpoints import Checkpointer
 from mlagent_jax.models import hugging_face
 from mlagent_jax.run import Run
@@ -141,12 +141,13 @@ def trained_policy(run: Run, stage: str) -> Policy:
         step = saved.latest()
         if step is None or not run.is_done(stage):
             raise ConfigError(f"this workdir has no finished {stage} policy: run the stage {stage!r} first")
-        arrays, _ = saved.restore(step, {"policy": jax.tree.map(_abstract, base.params)}, partial=True)
+        arrays, _ = saved.restore(step, {"policy": abstract(base.params)}, partial=True)
     return base.with_params(arrays["policy"])
 
 
-def _abstract(array: jax.Array) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=array.sharding)
+def abstract(arrays: Any) -> Any:
+    """Shapes, dtypes and shardings of a pytree of arrays, for what is to be restored in their place."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), arrays)
 
 
 def make_actor(run: Run, policy: Policy) -> Actor:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import fcntl
 import importlib.metadata
 import json
 import logging
@@ -35,8 +36,9 @@ from environments.store import open_store
 from environments.supervision import start_workers
 from environments.tasks.base import PreparedTask, TaskSpec
 from mlagent_jax.agent.collector import Collector
-from mlagent_jax.config import Config, ConfigError, differences
+from mlagent_jax.config import Config, differences
 from mlagent_jax.data.trajectories import Record, read_trajectories
+from mlagent_jax.errors import ConfigError
 from mlagent_jax.parallelism import DEFAULT_RULES, make_mesh
 from mlagent_jax.reporting.compilations import Compilations
 from mlagent_jax.reporting.memory import PeakMemory
@@ -44,6 +46,9 @@ from mlagent_jax.reporting.metrics import MetricsLog
 from mlagent_jax.reporting.progress import Progress
 
 VERSIONS = ("jax", "flax", "optax", "orbax-checkpoint", "transformers", "sentencepiece", "scikit-learn", "numpy")
+
+EXECUTING = {"collect", "evaluate", "rl"}
+"""Stages that hand out jobs; the others need neither queue nor workers, and export not even tasks."""
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +69,7 @@ class Run:
         self.name: str = facts["name"]
         self.metrics = MetricsLog(workdir)
         self.tasks: dict[str, PreparedTask] = {}
+        self.collector: Collector | None = None
         try:
             self.mesh = make_mesh(dataclasses.asdict(config.mesh))
         except ValueError as error:
@@ -86,10 +92,16 @@ class Run:
           SandboxUnavailableError: no sandbox, or not with the guarantees that the config asks for.
         """
         path = epath.Path(workdir)
-        run = cls(config, path, _claim_workdir(path, config))
+        _check_writable(path)
+        with contextlib.ExitStack() as held:
+            held.enter_context(_lock(path))
+            run = cls(config, path, _claim_workdir(path, config))
+            run._closing.push(held.pop_all())
         try:
-            run._prepare_tasks()
-            run._connect()
+            if set(config.stages) != {"export"}:
+                run._prepare_tasks()
+            if EXECUTING & set(config.stages):
+                run._connect()
         except BaseException:
             run.close()
             raise
@@ -126,6 +138,7 @@ class Run:
             raise ConfigError(f"config.tasks names {twice[0]!r} twice: a task is held in or held out, and there once")
         sandbox = open_sandbox(self.config.workers.sandbox, self.config.workers.guarantees)
         self._facts["sandbox"] = sandbox.name
+        self._image = sandbox.environment_digest
         with contextlib.closing(sandbox), self.progress("tasks", len(names)) as progress:
             for name in names:
                 self.tasks[name] = tasks.prepare(
@@ -202,7 +215,9 @@ class Run:
             reward=reward,
             profile=self.config.prompt.profile,
             limits=limits,
-            requirements=Requirements(memory_mb=limits.memory_mb, guarantees=self.config.workers.guarantees),
+            requirements=Requirements(
+                memory_mb=limits.memory_mb, image=self._image, guarantees=self.config.workers.guarantees
+            ),
             seed=self.config.seed,
         )
 
@@ -224,7 +239,9 @@ class Run:
         try:
             yield True
             self._facts["done"].append(key)
+            self._facts["executions"] += self._count_executions()
         finally:
+            self._count_executions()  # of a stage that was interrupted: it gathers them again
             seconds = time.monotonic() - started
             self._facts["seconds"][key] = before + seconds
             compiled = self._compilations.take()
@@ -233,6 +250,9 @@ class Run:
                 *(key, seconds, compiled["compilations"], compiled["compile_seconds"]),
             )
             self._save_facts()
+
+    def _count_executions(self) -> int:
+        return self.collector.take_executions() if self.collector is not None else 0
 
     def is_done(self, name: str) -> bool:
         """Whether the stage called `name` was run to its end in this workdir."""
@@ -244,9 +264,6 @@ class Run:
 
     def _save_facts(self) -> None:
         self._facts["peak_memory_gb"] = self._memory.peak_gb
-        if hasattr(self, "collector"):
-            self._facts["executions"] += self.collector.executions
-            self.collector.executions = 0
         _write_json(self.workdir / "run.json", self._facts)
 
     def close(self) -> None:
@@ -255,8 +272,7 @@ class Run:
         self._closing.close()
 
 
-def _claim_workdir(workdir: epath.Path, config: Config) -> dict[str, Any]:
-    """Make the workdir, or check that it is this config's; returns the run's facts so far."""
+def _check_writable(workdir: epath.Path) -> None:
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         probe = workdir / ".writable"
@@ -266,6 +282,26 @@ def _claim_workdir(workdir: epath.Path, config: Config) -> dict[str, Any]:
         raise ConfigError(
             f"workdir {workdir} cannot be written ({error}): choose another with --workdir=DIR"
         ) from error
+
+
+@contextlib.contextmanager
+def _lock(workdir: epath.Path) -> Iterator[None]:
+    """Keep a second trainer out of a local workdir for as long as this process lives, however it ends."""
+    if "://" in os.fspath(workdir):
+        yield
+        return
+    with open(workdir / ".lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ConfigError(
+                f"another process is at work in {workdir}: wait for it, stop it, or choose another --workdir"
+            ) from error
+        yield
+
+
+def _claim_workdir(workdir: epath.Path, config: Config) -> dict[str, Any]:
+    """Check that the workdir is new or this config's; returns the run's facts so far."""
     stored = workdir / "config.json"
     if stored.exists():
         differ = differences(json.loads(stored.read_text()), config)

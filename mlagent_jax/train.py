@@ -21,12 +21,13 @@ from environments.queue.base import QueueError
 from environments.sandbox.base import SandboxError
 from environments.store import StoreError
 from environments.tasks.base import TaskError
-from mlagent_jax.config import ConfigError, freeze
+from mlagent_jax.config import freeze
+from mlagent_jax.errors import ConfigError, DivergedError
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, for example configs/quickstart.py.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder or URL of everything that the run writes.")
 
-EXPECTED_ERRORS = (ConfigError, QueueError, SandboxError, StoreError, TaskError, FileNotFoundError)
+EXPECTED_ERRORS = (ConfigError, DivergedError, QueueError, SandboxError, StoreError, TaskError, FileNotFoundError)
 """Errors whose message tells the user what to do: shown without a traceback."""
 INTERRUPTED = 130
 """Exit status after Ctrl-C or SIGTERM: start again to go on."""
@@ -47,7 +48,8 @@ def run_stages(config_dict: object, workdir: str) -> None:
     try:
         for index, name in enumerate(config.stages):
             with run.stage(name, config.stages[:index].count(name)) as needed:
-                if needed:
+                # An export is written anew each time it is asked for: it may name another policy by now.
+                if needed or name == "export":
                     STAGES[name](run)
     finally:
         run.close()

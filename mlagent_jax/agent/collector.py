@@ -31,8 +31,12 @@ class Collector:
     ) -> None:
         self.queue, self.run, self.silence_seconds = queue, run, silence_seconds
         self._worker_failure = worker_failure
-        self.executions = 0
-        """Scripts really executed for the outcomes gathered so far (answers of the execution cache left out)."""
+        self._executions = 0
+
+    def take_executions(self) -> int:
+        """Scripts really executed for the outcomes gathered since the last call (the execution cache's left out)."""
+        count, self._executions = self._executions, 0
+        return count
 
     def submit(self, jobs: Sequence[Job]) -> None:
         """Enqueue; jobs that are known already, from before a restart, keep their place or their result."""
@@ -54,7 +58,7 @@ class Collector:
         while waiting:
             new = self.queue.wait(waiting, timeout_seconds=POLL_SECONDS, count=1)
             for job_id, outcome in new.items():
-                self.executions += "started" in outcome.progress and not outcome.cached
+                self._executions += "started" in outcome.progress and not outcome.cached
                 if progress is not None:
                     progress(outcome)
                 found[job_id] = outcome

@@ -10,9 +10,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from mlagent_jax.agent.prompts import PromptTooLongError, Renderer
-from mlagent_jax.config import ConfigError, SFTConfig
+from mlagent_jax.config import SFTConfig
 from mlagent_jax.data.packing import Rows, Sample, pack
 from mlagent_jax.data.trajectories import Record
+from mlagent_jax.errors import ConfigError
 
 
 class ExpertSteps:

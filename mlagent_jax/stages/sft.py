@@ -8,13 +8,13 @@ import jax
 
 from environments.protocol import OutcomeKind
 from mlagent_jax.agent.prompts import prompt_text
-from mlagent_jax.config import ConfigError
 from mlagent_jax.data.expert_steps import ExpertSteps
 from mlagent_jax.data.trajectories import Record
+from mlagent_jax.errors import ConfigError
 from mlagent_jax.learning.optimizer import make_optimizer, schedule, with_learning_rate
 from mlagent_jax.learning.sft import sft_step
 from mlagent_jax.models import hugging_face
-from mlagent_jax.policy import base_policy, checkpointer, make_vocabulary, renderer
+from mlagent_jax.policy import abstract, base_policy, checkpointer, make_vocabulary, renderer
 from mlagent_jax.run import Run
 
 IMITATED = (OutcomeKind.SCORED, OutcomeKind.NO_EDIT)
@@ -40,7 +40,8 @@ def sft(run: Run) -> None:
     with checkpointer(run, "sft") as saved:
         done = saved.latest() or 0
         if done:
-            arrays, _ = saved.restore(done, arrays)
+            wanted, arrays = abstract(arrays), None  # freed first: both would not fit
+            arrays, _ = saved.restore(done, wanted)
         run.metrics.rewind("sft", done)
         saved_at = time.monotonic()
         with run.progress("sft", total, done=done) as progress:

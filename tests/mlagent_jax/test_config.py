@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from mlagent_jax.config import ConfigError, default_config, differences, freeze
+from mlagent_jax.config import default_config, differences, freeze
+from mlagent_jax.errors import ConfigError
 
 CONFIGS = sorted(path.stem for path in Path("configs").glob("*.py") if path.stem != "__init__")
 

@@ -1,0 +1,9 @@
+"""Errors whose message tells the user what to do; the entry shows them without a traceback."""
+
+
+class ConfigError(ValueError):
+    """A setting is unknown, of the wrong type or impossible; the message names it and the remedy."""
+
+
+class DivergedError(RuntimeError):
+    """The update gave NaN or left the SFT policy too far behind, or sampler and trainer disagree."""
