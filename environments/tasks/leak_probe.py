@@ -78,11 +78,11 @@ def main() -> None:
                 content = file.read()
             if any(needle in content for needle in needles):
                 found.append(f"{path} holds the hidden labels")
-            elif path.startswith(os.getcwd()) and path.endswith((".csv", ".tsv", ".txt")):
+            elif path.startswith(f"{os.getcwd()}/"):
                 column = leaking_column(path, wanted["labels"])
                 if column:
                     found.append(f"{path}: column {column}")
-        except (OSError, UnicodeDecodeError, csv.Error):
+        except (OSError, UnicodeDecodeError, csv.Error):  # No table.
             continue
     print(json.dumps({"found": sorted(set(found)), "searched": searched}))
 

@@ -7,6 +7,7 @@ import json
 import pytest
 
 from environments.__main__ import main
+from environments.tasks import checker, own_grading
 from environments.tasks.checker import check
 
 
@@ -23,9 +24,14 @@ def append(path, text):
     path.write_text(f"{path.read_text()}{text}")
 
 
-@pytest.mark.parametrize("name", [None, "wine", "micro-rings-0"])
-def test_a_task_that_is_right_passes(name, rents, bubblewrap):
-    assert failed(name or rents, bubblewrap) == {}
+def test_a_folder_that_is_right_passes(rents, bubblewrap):
+    assert failed(rents, bubblewrap) == {}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["wine", "energy-demand", "digits-denoise", "micro-rings-0"])
+def test_our_own_tasks_pass(name, bubblewrap):
+    assert failed(name, bubblewrap) == {}
 
 
 def test_the_command_line_reports_and_its_status_says_whether_all_is_well(rents, capsys, bubblewrap):
@@ -38,6 +44,7 @@ def test_the_command_line_reports_and_its_status_says_whether_all_is_well(rents,
     assert capsys.readouterr().out.startswith("FAIL  folder: ")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("leak", "found"),
     [
@@ -45,7 +52,7 @@ def test_the_command_line_reports_and_its_status_says_whether_all_is_well(rents,
         ("test.sample(frac=1, random_state=0).to_csv(public / 'all.txt', index=False)", "column 'rent' is rent"),
         ("test['rent'].astype('f8').to_numpy().tofile(public / 'x.bin')", "data/x.bin holds the hidden labels"),
         ("(public / 'x.json').write_text(str(list(test['rent'])))", "data/x.json holds the hidden labels"),
-        ("(public / 'a').write_bytes((private / 'answers.csv').read_bytes())", "data/a holds the hidden labels"),
+        ("(public / 'a').write_bytes((private / 'answers.csv').read_bytes())", "data/a: column 'rent' is rent"),
     ],
 )
 def test_labels_that_a_script_can_reach_are_found(rents, bubblewrap, leak, found):
@@ -55,21 +62,25 @@ def test_labels_that_a_script_can_reach_are_found(rents, bubblewrap, leak, found
     assert found in wrong["labels"] and "prepare.py" in wrong["labels"]
 
 
+@pytest.mark.slow
 def test_data_that_change_with_every_preparation_are_found(rents, bubblewrap):
     append(rents / "prepare.py", "    import uuid\n    (public / 'x').write_text(str(uuid.uuid4()))\n")
     assert list(failed(rents, bubblewrap)) == ["deterministic"]
 
 
-def test_a_starting_script_that_scores_by_chance_is_found(rents, bubblewrap):
-    script = (rents / "env" / "train.py").read_text()
-    noisy = 'test["rent"] *= 1 + __import__("secrets").randbelow(1000) / 1000'
-    (rents / "env" / "train.py").write_text(script.replace('test[["id"', f'{noisy}\ntest[["id"'))
-    assert "starting script" in failed(rents, bubblewrap)
+@pytest.mark.slow
+def test_a_starting_script_that_scores_by_chance_is_found(rents, bubblewrap, monkeypatch):
+    run = checker.run_script
+
+    def another_time(script, *rest):
+        return run(script.replace('columns = ["floor"]', 'columns = ["area"]'), *rest)
+
+    monkeypatch.setattr(checker, "run_script", another_time)
+    wrong = failed(rents, bubblewrap)
+    assert list(wrong) == ["starting script"] and "MLAGENT_SEED" in wrong["starting script"]
 
 
 def test_a_grader_that_accepts_what_it_should_refuse_is_found(rents, bubblewrap, monkeypatch):
-    from environments.tasks import own_grading
-
     monkeypatch.setattr(own_grading, "_check_cell", lambda *arguments: None)
     wrong = failed(rents, bubblewrap)
     assert {"submission: a cell of 'nan'", "submission: a cell of 'abc'"} <= set(wrong)
