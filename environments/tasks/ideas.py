@@ -12,7 +12,7 @@ import functools
 from environments import metrics
 from environments.metrics import Form
 from environments.tasks.base import TaskSpec
-from environments.tasks.scripts import Script, read_cells
+from environments.tasks.scripts import CELLS, Script, read_cells
 
 KINDS = ("tabular", "image", "text", "time_series", "graph")
 _NARROW = ("tabular", "time_series", "graph")
@@ -48,9 +48,12 @@ class Idea:
 
 
 def ideas_for(spec: TaskSpec, script: str) -> tuple[Idea, ...]:
-    """Ideas for a task whose script is `script`: those that suit it and would change their cell."""
+    """Ideas for a task whose script is `script`: those that suit it and would change their cell; none where the script
+    has not all of our cells, on whose variables the ideas build."""
     cells = read_cells(script)
-    return tuple(idea for idea in library() if idea.suits(spec) and cells.get(idea.cell, idea.code) != idea.code)
+    if not cells.keys() >= set(CELLS):
+        return ()
+    return tuple(idea for idea in library() if idea.suits(spec) and cells[idea.cell] != idea.code)
 
 
 @functools.cache

@@ -17,6 +17,7 @@ from environments.actions import Action
 from environments.protocol import OutcomeKind
 from environments.tasks import InvalidSubmissionError, TaskError, TaskSpec
 from environments.tasks.ideas import ideas_for
+from environments.tasks.scripts import Script
 
 
 def change(folder, **fields):
@@ -204,10 +205,11 @@ def test_texts_and_integers_are_columns_too(rents):
         grader.grade(f"id,rent,note\n{rows}".replace(",0,", ",0.5,").encode(), "reward")
 
 
-def test_ideas_for_a_task_of_ones_own_are_those_that_need_no_known_metric(rents):
+def test_ideas_need_our_cells_and_for_a_metric_of_ones_own_nothing_else(rents):
     spec = tasks.get(str(rents)).spec
-    found = ideas_for(spec, (rents / "env" / "train.py").read_text())
-    assert all(idea.classification is None for idea in found)
+    assert ideas_for(spec, (rents / "env" / "train.py").read_text()) == ()
+    found = ideas_for(spec, Script("Ridge()").text())
+    assert found and all(idea.classification is None for idea in found)
 
 
 def test_a_folder_is_prepared_and_played_like_an_embedded_task(rents, tmp_path, bubblewrap, capsys):
