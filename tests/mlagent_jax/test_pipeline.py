@@ -24,6 +24,7 @@ SMALL = (
     "--config.policy.intermediate_size=96",
     "--config.policy.compute_dtype=float32",
     "--config.prompt.max_action_tokens=40",
+    "--config.workers.sandbox=bubblewrap",
 )
 
 
@@ -62,7 +63,7 @@ def kill_when(process, workdir, condition, timeout=200):
 
 def jobs(workdir, where="1"):
     with contextlib.closing(sqlite3.connect(workdir / "queue.db")) as db:
-        return db.execute(f"select count(*) from jobs where {where}").fetchone()[0]
+        return db.execute(f"select count(*) from mlagent_jobs where {where}").fetchone()[0]
 
 
 @pytest.fixture(scope="module")
