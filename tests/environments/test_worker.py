@@ -242,6 +242,25 @@ def test_a_process_that_cannot_start_is_given_up_with_its_reason(queue, url, tmp
     worker.stop()
 
 
+def test_a_worker_offers_the_second_model_that_it_is_told_of_and_keeps_its_key_to_itself(
+    queue, url, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("MLAGENT_EDITOR_KEY", "sk-s3cret")
+    worker = handle(url, tmp_path, "--editor_url=http://localhost:1/v1", "--editor_model=m")
+    until(lambda: queue.status()["workers"])
+    worker.stop()
+    offered, network = queue.status()["workers"][0]["capabilities"]["guarantees"]
+    assert (offered.rpartition(":")[0], network) == ("editor:m", "network")
+    assert "sk-s3cret" not in worker.log_path.read_text()
+
+
+def test_a_second_model_without_a_name_is_a_worker_that_cannot_start(queue, url, tmp_path):
+    worker = handle(url, tmp_path, "--editor_url=http://localhost:1/v1")
+    until(lambda: not worker.alive())
+    assert "MLAGENT_EDITOR_MODEL is missing" in worker.failure()
+    worker.stop()
+
+
 def test_a_worker_ends_when_its_trainer_was_killed(queue, url, tmp_path):
     trainer = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     worker = handle(url, tmp_path, f"--parent_pid={trainer.pid}")

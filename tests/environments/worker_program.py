@@ -24,7 +24,7 @@ class SleepingSandbox:
 
 
 class SleepingEnvironment:
-    def __init__(self, tasks, sandbox, store):
+    def __init__(self, tasks, sandbox, store, editor):
         self._sandbox = sandbox
 
     def take(self, job):
