@@ -1,6 +1,24 @@
 """Where arrays live: the device mesh and the table from logical axis names to its axes."""
 
 from mlagent_jax.parallelism.mesh import AXES, make_mesh
-from mlagent_jax.parallelism.sharding import DEFAULT_RULES, LogicalAxes, Rules, constrain, is_logical_axes, shardings
+from mlagent_jax.parallelism.sharding import (
+    DEFAULT_RULES,
+    LogicalAxes,
+    Rules,
+    constrain,
+    is_logical_axes,
+    parts,
+    shardings,
+)
 
-__all__ = ["AXES", "DEFAULT_RULES", "LogicalAxes", "Rules", "constrain", "is_logical_axes", "make_mesh", "shardings"]
+__all__ = [
+    "AXES",
+    "DEFAULT_RULES",
+    "LogicalAxes",
+    "Rules",
+    "constrain",
+    "is_logical_axes",
+    "make_mesh",
+    "parts",
+    "shardings",
+]

@@ -115,3 +115,11 @@ def constrain(x: jax.Array, axes: LogicalAxes, rules: Rules, name: str = "activa
     if mesh.empty or mesh.size == 1:
         return x
     return jax.lax.with_sharding_constraint(x, rules.spec(axes, mesh, x.shape, name))
+
+
+def parts(logical: str, rules: Rules) -> int:
+    """Into how many parts the mesh of `jax.set_mesh` cuts an axis with this name; 1 where there is no mesh."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return 1
+    return math.prod(mesh.shape[axis] for axis in rules.mesh_axes(logical, mesh))

@@ -17,6 +17,7 @@ import numpy as np
 from absl import logging
 
 from mlagent_jax.models import Graph, Params
+from mlagent_jax.parallelism import parts
 from mlagent_jax.sampling import engine
 from mlagent_jax.sampling.config import Completion, SamplerConfig
 
@@ -138,6 +139,8 @@ class Sampler:
     ) -> engine.SlotState:
         config = self._config
         height = 1 if len(rows) == 1 else config.prefill_rows
+        devices = parts("batch", self._graph.rules)
+        height = -(-height // devices) * devices  # each device that takes rows takes as many
         bucket = config.bucket(len(rows[0][1]))
         tokens = np.full((height, bucket), config.pad_id, np.int32)
         lengths = np.ones((height,), np.int32)
