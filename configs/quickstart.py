@@ -28,8 +28,6 @@ def get_config() -> ConfigDict:
     config.rl.states = 16
     config.rl.samples = 4
     config.rl.kl_coefficient = 0.02
-    config.rl.entropy_coefficient = 0.01
-    config.pool.refresh_fraction = 0.25
     config.evaluate.episode_tasks_held_in = 12
     config.evaluate.episode_tasks_held_out = 10
     return config
