@@ -31,16 +31,30 @@ TRAINER = [
     "tokenizers>=0.21",
     "transformers>=4.56",
 ]
+SERVE = ["pydantic>=2.7", "starlette>=0.40", "uvicorn>=0.30"]
 JAX = "jax{extra}>=0.10.2,<0.13"
 EXTRAS = {
     "cpu": [*TRAINER, JAX.format(extra="")],
     "cuda": [*TRAINER, JAX.format(extra="[cuda13]")],
     "tpu": [*TRAINER, JAX.format(extra="[tpu]")],
     "gcs": ["gcsfs>=2024.6"],
+    "gymnasium": ["gymnasium>=1.0"],
     "s3": ["s3fs>=2024.6"],
     "tfds": ["pillow>=10.3", "tensorflow-datasets>=4.9.8"],
     "postgres": ["psycopg[binary]>=3.2"],
-    "test": ["hypothesis>=6.100", "pillow>=10.3", "psycopg[binary]>=3.2", "pytest>=8.2", "ruff>=0.12", "torch>=2.4"],
+    "serve": SERVE,
+    "test": [
+        *SERVE,
+        "gymnasium>=1.0",
+        "hypothesis>=6.100",
+        "openai>=2.0",
+        "peft>=0.17",
+        "pillow>=10.3",
+        "psycopg[binary]>=3.2",
+        "pytest>=8.2",
+        "ruff>=0.12",
+        "torch>=2.4",
+    ],
 }
 
 setup(

@@ -24,10 +24,14 @@ def get_config() -> ConfigDict:
     config.sft.batch_size = 8
     config.rl.learning_rate = 5e-5
     config.rl.kl_estimator = "k2"
-    config.rl.iterations = 36
+    config.rl.iterations = 48
     config.rl.states = 16
     config.rl.samples = 4
-    config.rl.kl_coefficient = 0.02
+    # High, so that the policy keeps several good edits: with 0.02 it repeats its best one, and the best of three falls.
+    config.rl.kl_coefficient = 0.2
+    # States as episodes visit them: half of them the policy's own, as deep as an episode of `evaluate.steps` goes.
+    config.pool.refresh_fraction = 0.5
+    config.pool.max_depth = 3
     config.evaluate.episode_tasks_held_in = 12
     config.evaluate.episode_tasks_held_out = 10
     return config

@@ -1,4 +1,4 @@
-"""Supervised fine-tuning of Qwen2.5-7B on collected trajectories, with the paper's settings (PAPER.md 1.2).
+"""Supervised fine-tuning of Qwen2.5-7B on collected trajectories, with the paper's settings (arXiv 2505.23723).
 
 python -m mlagent_jax.train --config=configs/sft.py --workdir=runs/sft --config.pool.trajectories=runs/collect
 """

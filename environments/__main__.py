@@ -7,16 +7,20 @@ python -m environments check DIR [--sandbox NAME] [--json]
 python -m environments prepare TASK... [--sandbox NAME]
 python -m environments play TASK
 python -m environments run TASK --actions FILE.jsonl --sandbox NAME --json
+python -m environments serve TASK
+python -m environments clean [--max-gb 4]
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import BinaryIO, TextIO
 
 from environments import rewards, tasks
 from environments.actions import ACTIONS, ASSISTED_ACTIONS, PROFILES, describe_actions, describe_format
@@ -25,13 +29,19 @@ from environments.episode import Episode, default_cache_dir, make
 from environments.protocol import Outcome
 from environments.sandbox import PROVIDERS, open_sandbox
 from environments.sandbox.base import SandboxError
-from environments.store import StoreError
+from environments.serving import failure, record, serve
+from environments.store import StoreError, open_store
 from environments.tasks.base import TaskError
 from environments.tasks.checker import check
+from environments.workspace import Snapshots
 
 
 class InputError(ValueError):
     """What the user gave cannot be used; the message says where and why."""
+
+
+_USER_ERRORS = (InputError, TaskError, SandboxError, StoreError)
+"""What a user can mend: told in one line."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -39,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         return options.command(options) or 0
-    except (InputError, TaskError, SandboxError, StoreError) as error:
+    except _USER_ERRORS as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except BrokenPipeError:  # The reader (`head`) has seen enough.
@@ -101,7 +111,7 @@ def _prepare(options: argparse.Namespace) -> None:
 
 
 def _play(options: argparse.Namespace) -> None:
-    with _episode(options) as episode:
+    with _episode(options, options.max_steps) as episode:
         print(episode.reset()[0])
         print("Type a reply, then a line with a single dot. End of file (Ctrl-D) leaves.")
         for reply in _replies(sys.stdin):
@@ -113,12 +123,12 @@ def _play(options: argparse.Namespace) -> None:
 
 def _run(options: argparse.Namespace) -> None:
     actions = _read_actions(options.actions)
-    with _episode(options) as episode:
+    with _episode(options, max_steps=len(actions)) as episode:
         for number, action in enumerate(actions, start=1):
             observation, _, terminated, _, info = episode.step(action)
             outcome = info["outcome"]
             if options.json:
-                print(json.dumps(_record(outcome)), flush=True)
+                print(json.dumps(record(outcome)), flush=True)
             else:
                 print(f"{number}. {_summary(outcome)}\n{observation}\n", flush=True)
             if terminated and number < len(actions):
@@ -126,12 +136,42 @@ def _run(options: argparse.Namespace) -> None:
                 return
 
 
-def _episode(options: argparse.Namespace) -> Episode:
+def _serve(options: argparse.Namespace) -> int:
+    """One episode after the other for a client at the other end of standard input and output (docs/serve.md)."""
+    with _own_standard_output() as answers:
+        try:
+            episode = _episode(options, options.max_steps)
+        except _USER_ERRORS as error:
+            answers.write(json.dumps(failure("start", str(error), "mend that, and start again")).encode() + b"\n")
+            raise
+        with episode:
+            serve(episode, sys.stdin.buffer, answers)
+    return 0
+
+
+def _clean(options: argparse.Namespace) -> None:
+    """Snapshots of episodes that are over are nobody's: the starting workspaces are stored again on the next reset."""
+    store = open_store(options.cache_dir / "store")
+    done = Snapshots(store).collect(roots=(), max_bytes=int(options.max_gb * 1e9))
+    print(f"{done.deleted} files deleted, {done.freed_bytes / 1e6:.1f} MB; {done.kept_bytes / 1e6:.1f} MB kept")
+
+
+@contextlib.contextmanager
+def _own_standard_output() -> Iterator[BinaryIO]:
+    """Standard output for the protocol alone: whatever else this process prints (a task's own `grade.py`, a library)
+    goes to standard error."""
+    with os.fdopen(os.dup(1), "wb") as answers:
+        os.dup2(2, 1)
+        yield answers
+
+
+def _episode(options: argparse.Namespace, max_steps: int) -> Episode:
     return make(
         options.task,
         sandbox=options.sandbox,
         profile=options.profile,
         reward=options.reward,
+        max_steps=max_steps,
         seed=options.seed,
         cache_dir=options.cache_dir,
         cache=not options.no_cache,
@@ -145,25 +185,6 @@ def _editor() -> Endpoint | None:
         return configured_endpoint()
     except ValueError as error:
         raise InputError(str(error)) from error
-
-
-def _record(outcome: Outcome) -> dict[str, Any]:
-    """An outcome as a line of `run --json`."""
-    return {
-        "outcome": outcome.kind.value,
-        "reward": outcome.reward,
-        "metric": outcome.metric_after,
-        "metric_before": outcome.metric_before,
-        "observation": outcome.observation,
-        "seconds": outcome.seconds,
-        "cpu_seconds": outcome.cpu_seconds,
-        "action": outcome.action_name,
-        "progress": list(outcome.progress),
-        "final": outcome.final,
-        "cached": outcome.cached,
-        "reason": outcome.reason,
-        "diff": outcome.diff,
-    }
 
 
 def _summary(outcome: Outcome) -> str:
@@ -236,6 +257,7 @@ def _parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("play", help="take the agent's place")
     _add_episode(command)
+    _add_max_steps(command)
     command.set_defaults(command=_play)
 
     command = commands.add_parser("run", help="take the steps of a file")
@@ -243,7 +265,37 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--json", action="store_true", help="one outcome a line as JSON")
     _add_episode(command)
     command.set_defaults(command=_run)
+
+    command = commands.add_parser("serve", help="answer requests, a JSON object a line, on standard input and output")
+    _add_episode(command)
+    _add_max_steps(command)
+    command.set_defaults(command=_serve)
+
+    command = commands.add_parser("clean", help="delete the oldest snapshots of episodes, but none of the last hour")
+    _add_cache_dir(command)
+    command.add_argument("--max-gb", type=_gigabytes, default=4.0, metavar="GB", help="what may stay (default 4)")
+    command.set_defaults(command=_clean)
     return parser
+
+
+def _add_cache_dir(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--cache-dir",
+        type=Path,
+        metavar="DIR",
+        default=default_cache_dir(),
+        help="prepared tasks, snapshots and executions (default %(default)s)",
+    )
+
+
+def _gigabytes(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < 1e9:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from 0")
+    return value
 
 
 def _add_sandbox(command: argparse.ArgumentParser) -> None:
@@ -253,13 +305,17 @@ def _add_sandbox(command: argparse.ArgumentParser) -> None:
 
 def _add_place(command: argparse.ArgumentParser) -> None:
     _add_sandbox(command)
-    command.add_argument(
-        "--cache-dir",
-        type=Path,
-        metavar="DIR",
-        default=default_cache_dir(),
-        help="prepared tasks, snapshots and executions (default %(default)s)",
-    )
+    _add_cache_dir(command)
+
+
+def _add_max_steps(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--max-steps", type=_positive, default=15, help="of an episode (default %(default)s)")
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from 1")
+    return int(text)
 
 
 def _add_episode(command: argparse.ArgumentParser) -> None:

@@ -31,6 +31,7 @@ from environments.text_cache import TextCache
 
 URL_VARIABLE, MODEL_VARIABLE, KEY_VARIABLE = "MLAGENT_EDITOR_URL", "MLAGENT_EDITOR_MODEL", "MLAGENT_EDITOR_KEY"
 MAX_ANSWER_BYTES = 4 << 20
+MAX_TOKENS = 8192
 MAX_PAUSE_SECONDS = 30.0
 """Between two attempts, whatever the endpoint asks for."""
 _PASSING_STATUS = frozenset({408, 429, *range(500, 600)})
@@ -48,6 +49,12 @@ class _PassingError(Exception):
         self.pause_seconds = pause_seconds
 
 
+def editor_id(model: str, seed: int = 0, max_tokens: int = MAX_TOKENS) -> str:
+    """Id of the second model called `model` as `configured_endpoint` pins it, wherever it is served."""
+    pinned = digest([PROMPT_VERSION, model, 0, seed, max_tokens])
+    return f"editor:{model}:{pinned[:12]}"
+
+
 @dataclasses.dataclass(frozen=True)
 class Endpoint:
     """Which model to ask, and how."""
@@ -58,7 +65,7 @@ class Endpoint:
     key: str = dataclasses.field(default="", repr=False)
     """Sent as bearer token; empty where the endpoint needs none."""
     seed: int = 0
-    max_tokens: int = 8192
+    max_tokens: int = MAX_TOKENS
     """Of an answer."""
     timeout_seconds: float = 120.0
     """Of one attempt."""
@@ -80,8 +87,7 @@ class Endpoint:
     @property
     def id(self) -> str:
         """Identity of what is pinned: two endpoints with one id are the same transition function."""
-        pinned = digest([PROMPT_VERSION, self.model, 0, self.seed, self.max_tokens])
-        return f"editor:{self.model}:{pinned[:12]}"
+        return editor_id(self.model, self.seed, self.max_tokens)
 
     def request(self, prompt: str) -> dict[str, Any]:
         """Body of the request that asks `prompt`."""

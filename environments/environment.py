@@ -94,8 +94,9 @@ class Environment:
           tasks: folder of prepared tasks.
           cache: keep executions in `tasks/executions.sqlite` (True), in a file of another name, or not at all (False).
           scratch: folder for workspaces while a step is taken; default `default_scratch()`.
-          editor: the second language model of `ASSISTED_ACTIONS`, its cache and log kept in `tasks`; without one they
-            are not offered.
+          editor: the second language model of `ASSISTED_ACTIONS`, its cache and log kept in `tasks`. They are offered
+            to jobs that require it (`Requirements.guarantees` holds its id), and to no others: what a step leads to
+            does not depend on which worker takes it.
         """
         self._tasks = tasks
         self.sandbox = sandbox
@@ -108,8 +109,6 @@ class Environment:
         if cache is not False:
             self._cache = ExecutionCache(tasks / "executions.sqlite" if cache is True else cache)
         self._editor = None if editor is None else Editor(editor, tasks)
-        self.actions: Mapping[str, ActionSpec] = ACTIONS if editor is None else ACTIONS | ASSISTED_ACTIONS
-        """Those that are offered, by name."""
 
     def task(self, key: str) -> PreparedTask:
         """The prepared task called `key`, opened once.
@@ -121,6 +120,11 @@ class Environment:
             if key not in self._opened:
                 self._opened[key] = open_task(self._tasks, key)
             return self._opened[key]
+
+    @property
+    def editor_id(self) -> str | None:
+        """Of the second language model, where there is one."""
+        return None if self._editor is None else self._editor.id
 
     def initial_state(self, task_key: str) -> State:
         """s_0 of the prepared task with this key; see `initial_state`."""
@@ -167,7 +171,7 @@ class Environment:
         try:
             if job.truncated:
                 raise ActionError("the reply was cut off at the token limit. Action did not execute.")
-            action = parse(job.action, profile, self.actions)
+            action = parse(job.action, profile, self._offered(job))
         except ActionError as error:
             return _invalid(before, error, profile)
         parsed = dataclasses.replace(
@@ -198,6 +202,10 @@ class Environment:
             if runs:
                 return self._execute(job, task, profile, applied, effect, root)
             return dataclasses.replace(applied, observation=observation.of_text(effect.message, profile))
+
+    def _offered(self, job: Job) -> Mapping[str, ActionSpec]:
+        """The actions that a job may take, by name."""
+        return ACTIONS | ASSISTED_ACTIONS if self.editor_id in job.requirements.guarantees else ACTIONS
 
     def _execute(
         self, job: Job, task: PreparedTask, profile: Profile, applied: Outcome, effect: Effect, root: Path
@@ -241,12 +249,14 @@ class Environment:
             self.sandbox.name,
             self.sandbox.environment_digest,
             editor=self._editor.id if assisted else "",
+            gpus=job.requirements.gpus,
         )
         if self._cache is not None:
             known = self._cache.get(key)
             if known is not None and self.store.has(known.snapshot):
                 return known, True
-        execution = self.sandbox.run(root, script, job.limits, data=task.public, seed=job.seed)
+        gpus = job.requirements.gpus
+        execution = self.sandbox.run(root, script, job.limits, data=task.public, seed=job.seed, gpus=gpus)
         execution = dataclasses.replace(
             execution,
             stdout=observation.cut(observation.sanitise(execution.stdout), MAX_KEPT_TEXT),

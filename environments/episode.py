@@ -10,12 +10,13 @@ import os
 from pathlib import Path
 from typing import Any, Self
 
-from environments.actions import describe_actions, describe_format
+from environments.actions import ACTIONS, ASSISTED_ACTIONS, describe_actions, describe_format
 from environments.editor import Endpoint
 from environments.environment import Environment
-from environments.protocol import Job, OutcomeKind, State
+from environments.protocol import Job, OutcomeKind, Requirements, State
 from environments.sandbox.base import Sandbox, SandboxError
 from environments.store import open_store
+from environments.tasks.base import TaskSpec
 
 
 def default_cache_dir() -> Path:
@@ -49,15 +50,24 @@ class Episode:
         """
         self._environment = environment
         self._task = environment.task(task_key)
-        self._profile = profile
+        self.profile = profile
         self._reward = reward
-        self._max_steps = max_steps
+        self.max_steps = max_steps
         self._seed = seed
         self._owned_sandbox = owned_sandbox
+        self._editor = environment.editor_id
         self.state: State = environment.initial_state(task_key)
 
+    @property
+    def spec(self) -> TaskSpec:
+        """What is known of the task without its data."""
+        return self._task.spec
+
     def reset(self, *, seed: int | None = None) -> tuple[str, dict[str, Any]]:
-        """Start over. The observation is the prompt: tools, research problem, reply format and starting script."""
+        """Start over. The observation is the prompt: tools, research problem, reply format and starting script.
+
+        `seed` is that of the executions from here on; the task's data stay the same.
+        """
         if seed is not None:
             self._seed = seed
         self.state = self._environment.initial_state(self._task.key)
@@ -76,8 +86,9 @@ class Episode:
             sample=0,
             action=action,
             reward=self._reward,
-            profile=self._profile,
-            limits=self._task.spec.limits,
+            profile=self.profile,
+            limits=self.spec.limits,
+            requirements=Requirements(gpus=self.spec.gpus, guarantees=(self._editor,) if self._editor else ()),
             seed=self._seed,
         )
         outcome = self._environment.take(job)
@@ -85,15 +96,16 @@ class Episode:
             raise SandboxError(outcome.reason)
         self.state = outcome.next_state(job)
         info = {"outcome": outcome, "state": self.state}
-        return outcome.observation, outcome.reward, outcome.final, len(self.state.history) >= self._max_steps, info
+        return outcome.observation, outcome.reward, outcome.final, len(self.state.history) >= self.max_steps, info
 
     def prompt(self) -> str:
         """What an agent is told at the start."""
-        spec = self._task.spec
+        spec = self.spec
+        offered = ACTIONS | ASSISTED_ACTIONS if self._editor else ACTIONS
         return (
-            f"You have access to the following tools:\n{describe_actions(self._profile, self._environment.actions)}\n"
+            f"You have access to the following tools:\n{describe_actions(self.profile, offered)}\n"
             f"Research Problem: {spec.description}\n\n"
-            f"Always respond in this format exactly:\n{describe_format(self._profile)}\n\n"
+            f"Always respond in this format exactly:\n{describe_format(self.profile)}\n\n"
             f"{spec.entry}:\n```python\n{self.state.script}\n```\n"
         )
 

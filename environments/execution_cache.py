@@ -69,6 +69,7 @@ def cache_key(
     sandbox: str,
     environment_digest: str,
     editor: str = "",
+    gpus: int = 0,
 ) -> str:
     """Key of an execution: everything its result depends on.
 
@@ -77,9 +78,10 @@ def cache_key(
       script: what is run in it.
       task: key of the prepared task, which holds the digest of its data.
       editor: id of the second model that made the edit, if one did.
+      gpus: how many it may use.
     """
     parts = [VERSION, workspace, script, task, limits.to_dict(), seed, sandbox, environment_digest]
-    return digest([*parts, editor] if editor else parts)
+    return digest([*parts, *([editor] if editor else []), *([gpus] if gpus else [])])
 
 
 class ExecutionCache:

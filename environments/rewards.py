@@ -50,16 +50,17 @@ def improvement(outcome: Outcome) -> float:
     """Ours: bounded in [0, 1], monotone in delta, tells small gains from large ones.
 
     A graded edit is worth `0.5 + 0.5 * tanh(2 * delta / gap)`, so that closing half of the gap gives 0.88 and losing
-    half of it 0.12. A step that changes nothing gets 0.3: less than an edit that neither helps nor hurts, or doing
-    nothing would be the safe choice. A script that fails, or uses up any limit, gets 0.05, an action that does not even
-    apply 0: the difference is partial credit for what the host observed from outside, never for what a script prints.
+    half of it 0.12. A step that changes nothing gets 0.15, as much as losing 43% of the gap: a step is lost, and doing
+    nothing must not pay more than trying. A script that fails, or uses up any limit, gets 0.05, an action that does not
+    even apply 0: the difference is partial credit for what the host observed from outside, never for what a script
+    prints.
     """
     if outcome.kind is OutcomeKind.INVALID_ACTION:
         return 0.0
     if outcome.kind is OutcomeKind.SCRIPT_ERROR or outcome.kind in LIMITS:
         return 0.05
     if outcome.kind is OutcomeKind.NO_EDIT:
-        return 0.3
+        return 0.15
     return 0.5 + 0.5 * math.tanh(2.0 * _relative_delta(outcome))
 
 

@@ -32,6 +32,7 @@ import psutil
 from environments.protocol import VERSION, Job, Outcome, OutcomeKind
 from environments.queue import QueueError, RewardQueue, open_queue
 from environments.queue.base import Capabilities, Changes, Lease, WorkerReport
+from environments.queue.engine import take_credentials
 from environments.supervision import QUEUE_VARIABLE, WorkerHandle, start_workers
 
 __all__ = ["Worker", "WorkerHandle", "main", "start_workers"]
@@ -262,12 +263,15 @@ def log(event: str, **fields: Any) -> None:
     _log.info(json.dumps({"time": round(time.time(), 3), "event": event, **fields}, ensure_ascii=False))
 
 
-def host_capabilities(image: str, guarantees: frozenset[str], cores: int = 0, memory_mb: int = 0) -> Capabilities:
+def host_capabilities(
+    image: str, guarantees: frozenset[str], cores: int = 0, memory_mb: int = 0, gpus: int = 0
+) -> Capabilities:
     """What one execution may get here: the whole host unless said otherwise. The slots share it, so choose their
     number such that so many jobs fit."""
     return Capabilities(
         cores=cores or os.cpu_count() or 1,
         memory_mb=memory_mb or psutil.virtual_memory().total >> 20,
+        gpus=gpus,
         image=image,
         guarantees=guarantees,
     )
@@ -320,6 +324,8 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.error(f"--queue is missing, and ${QUEUE_VARIABLE} is not set")
     if arguments.slots < 1:
         parser.error(f"--slots is {arguments.slots}; at least 1")
+    if not any(arguments.tasks.glob("*/task.json")):
+        parser.error(f"--tasks is {arguments.tasks}: no prepared task is there; copy `tasks` of the run's workdir")
     return arguments
 
 
@@ -335,14 +341,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     with contextlib.ExitStack() as stack:
         try:
+            url = take_credentials(arguments.queue, os.environ)  # Nothing that this process starts is to find them.
             store = open_store(arguments.store)
-            queue = stack.enter_context(contextlib.closing(open_queue(arguments.queue, store=store)))
+            queue = stack.enter_context(contextlib.closing(open_queue(url, store=store)))
         except (QueueError, OSError) as error:
             log("cannot_start", reason=str(error))
             return 1
         try:
             editor = configured_endpoint(url=arguments.editor_url, model=arguments.editor_model)
-            os.environ.pop(KEY_VARIABLE, None)  # Nothing that this process starts is to find it.
+            os.environ.pop(KEY_VARIABLE, None)
             sandbox = stack.enter_context(contextlib.closing(open_sandbox(arguments.sandbox)))
             environment = Environment(arguments.tasks, sandbox, store, editor=editor)
             stack.callback(environment.close)
@@ -352,7 +359,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             queue.report(worker_name(), _report_of(arguments.slots, Capabilities(), f"stopped, cannot start: {reason}"))
             return 1
         guarantees = sandbox.guarantees | ({editor.id} if editor else set())  # A job may ask for this very model.
-        capabilities = host_capabilities(sandbox.environment_digest, guarantees, arguments.cores, arguments.memory_mb)
+        capabilities = host_capabilities(
+            sandbox.environment_digest, guarantees, arguments.cores, arguments.memory_mb, sandbox.gpus
+        )
         worker = Worker(
             queue,
             environment.take,

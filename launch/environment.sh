@@ -10,10 +10,13 @@ fail() { say "error: $*"; exit 1; }
 
 is_debian_root() { [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; }
 
+as_root() { if [ "$(id -u)" = 0 ]; then "$@"; else sudo -n "$@"; fi; }
+
 apt_install() {
   say "installing $* (apt)"
-  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq "$@" >/dev/null 2>&1 && return
-  apt-get update -qq >/dev/null && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq "$@" >/dev/null
+  as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq "$@" >/dev/null 2>&1 && return
+  as_root apt-get update -qq >/dev/null &&
+    as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq "$@" >/dev/null
 }
 
 find_python() {
@@ -28,7 +31,7 @@ find_python() {
 }
 
 make_environment() {
-  local venv="${MLAGENT_VENV:-.venv}" python stamp
+  local venv="${MLAGENT_VENV:-.venv}" python versions stamp
   if [ ! -x "$venv/bin/python" ] || ! "$venv/bin/python" -m pip --version >/dev/null 2>&1; then
     python="$(find_python)"
     say "making the virtual environment $venv with $("$python" --version)"
@@ -40,13 +43,15 @@ make_environment() {
     fi
   fi
   # Installing takes minutes only when what is to be installed has changed.
-  stamp="$1 $(cat setup.py constraints.txt | cksum)"
-  if [ "$(cat "$venv/installed" 2>/dev/null)" != "$stamp" ]; then
+  versions="$(cat setup.py constraints.txt | cksum)"
+  grep -qF "$versions" "$venv/installed" 2>/dev/null || rm -f "$venv/installed"
+  stamp="$1 $versions"
+  if ! grep -qxF "$stamp" "$venv/installed" 2>/dev/null; then
     say "installing the package and its pinned dependencies"
     # Byte-compiled on purpose: every process would compile them anew where PYTHONDONTWRITEBYTECODE is set.
     env -u PYTHONDONTWRITEBYTECODE "$venv/bin/python" -m pip install --quiet --disable-pip-version-check \
       -c constraints.txt -e ".[$1]"
-    printf '%s\n' "$stamp" >"$venv/installed"
+    printf '%s\n' "$stamp" >>"$venv/installed"
   fi
   PATH="$(cd "$venv/bin" && pwd):$PATH"
   export PATH

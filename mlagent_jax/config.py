@@ -25,10 +25,15 @@ class PolicyConfig:
     checkpoint: str = ""
     """Hugging Face folder or hub id; empty: from scratch, with the shape below."""
     hidden_size: int = 192
+    """Width of the residual stream; a multiple of num_heads."""
     num_layers: int = 4
+    """Decoder layers."""
     num_heads: int = 6
+    """Query heads, hidden_size / num_heads wide."""
     num_kv_heads: int = 2
+    """Key and value heads; a divisor of num_heads."""
     intermediate_size: int = 512
+    """Width of the MLP."""
     compute_dtype: str = "float32"
     """Of activations: float32 or bfloat16."""
     param_dtype: str = "float32"
@@ -44,8 +49,45 @@ class MeshConfig:
     """Devices along each axis of the mesh; -1 takes what the others leave."""
 
     data: int = -1
+    """Copies of the parameters, each with a share of the batch."""
     fsdp: int = 1
+    """Shares of the parameters that are gathered layer by layer; also shares of the batch."""
     tensor: int = 1
+    """Shares of each matrix that stay apart."""
+
+
+@dataclasses.dataclass(frozen=True)
+class LoRAConfig:
+    """Low-rank adapters (Hu et al. 2021): sft and rl train them alone, on the policy before the stage as it is."""
+
+    rank: int = 0
+    """0: no adapters, every parameter is trained."""
+    alpha: float = 32.0
+    """A correction counts alpha / rank times."""
+    targets: tuple[str, ...] = ("query", "key", "value", "output", "gate", "up", "down")
+    """Linear maps that get an adapter: those of the layers, and `head` where it is not tied to the embedding."""
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """What the optimizer keeps for each trained parameter, in sft and rl alike."""
+
+    moments: str = "float32"
+    """float32; bfloat16: the first moment, the second stays float32; factored: Adafactor's rows and columns of the
+    second moment, and no first."""
+    rounding: str = "nearest"
+    """Of an update to bfloat16 parameters: nearest, or stochastic, so that small updates are not lost; parameters in
+    float32 (policy.param_dtype) are master weights, and nearest is right for them."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PlanConfig:
+    """What `tools/plan.py` plans for; a run does not read it."""
+
+    slice: str = ""
+    """Devices by name, as in `mlagent_jax/planning/slices.py`; empty: has to be named on the command line."""
+    model: str = ""
+    """A `config.json` (or a folder with one) of a policy like `policy.checkpoint`, where that does not exist yet."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +110,9 @@ class PromptConfig:
     """An action that is not finished by then is cut, and counts as invalid."""
     history_steps: int = 3
     """Past steps shown."""
+    editor: str = ""
+    """Name of a second language model, behind `Edit Script (AI)` and `Understand File`: prompts offer them (profile
+    full), and only workers whose $MLAGENT_EDITOR_MODEL it is take the jobs. Empty: they are not offered."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +122,7 @@ class TasksConfig:
     train: tuple[str, ...] = ()
     """Names of embedded tasks, or folders."""
     held_out: tuple[str, ...] = ()
+    """Likewise, never trained on."""
     micro_train: int = 0
     """Generated micro-tasks to train on besides, drawn over the training families."""
     micro_held_out: int = 0
@@ -114,8 +160,9 @@ class CollectConfig:
     steps: int = 5
     """Per trajectory, at most."""
     min_ideas: int = 1
+    """Ideas drawn for a trajectory's prompt, at least."""
     max_ideas: int = 3
-    """Ideas drawn for a trajectory's prompt."""
+    """Ideas drawn for a trajectory's prompt, at most."""
     error_rate: float = 0.12
     """Share of the expert's edits that hold a slip, so that the data teaches recovery."""
     look_rate: float = 0.08
@@ -127,6 +174,7 @@ class SFTConfig:
     """Supervised fine-tuning on the action tokens of expert steps."""
 
     epochs: int = 8
+    """Passes over the steps."""
     renderings: int = 1
     """Prompts made of each step an epoch."""
     idea_rate: float = 0.3
@@ -138,13 +186,17 @@ class SFTConfig:
     row_tokens: int = 512
     """Tokens a packed row."""
     learning_rate: float = 2e-5
+    """At its highest."""
     warmup_fraction: float = 0.0
+    """Share of the steps in which the learning rate rises from 0."""
     schedule: str = "cosine"
     """cosine or constant."""
     weight_decay: float = 0.0
+    """Decoupled, as AdamW's."""
     optimizer: str = "adamw"
     """adamw or muon."""
     max_grad_norm: float = 1.0
+    """Gradients of a larger global norm are scaled down to it."""
     checkpoint_seconds: float = 30.0
     """Between checkpoints."""
 
@@ -154,18 +206,21 @@ class SamplingConfig:
     """Of actions, in rl and evaluate alike: behaviour log-probs and the trainer's are at the same temperature."""
 
     temperature: float = 1.0
+    """Logits are divided by it."""
     top_k: int = 0
     """0: all."""
     top_p: float = 1.0
+    """Smallest set of tokens of at least this probability; 1: all."""
     slots: int = 32
     """Sequences decoded at once."""
 
 
 @dataclasses.dataclass(frozen=True)
 class RLConfig:
-    """Step-wise PPO (PAPER.md 1.1)."""
+    """Step-wise PPO (arXiv 2505.23723)."""
 
     iterations: int = 40
+    """Batches sampled, executed and trained on."""
     states: int = 12
     """Drawn from the pool per iteration."""
     samples: int = 4
@@ -175,25 +230,35 @@ class RLConfig:
     estimator: str = "gae"
     """Advantages: gae, grpo, rloo or reinforce_plus_plus."""
     gamma: float = 1.0
+    """Discount a token of the action."""
     gae_lambda: float = 1.0
-    """Per token of the action; the action's last token is terminal."""
+    """Lambda of generalised advantage estimation, a token of the action; the action's last token is terminal."""
     epochs: int = 2
+    """Passes over a batch."""
     minibatches: int = 2
     """Optimizer steps an epoch."""
     learning_rate: float = 1e-6
+    """Of the policy, constant."""
     critic_learning_rate: float = 1e-3
+    """Of the value head."""
     max_grad_norm: float = 1.0
+    """Gradients of a larger global norm are scaled down to it."""
     micro_batch: int = 0
     """Rows a pass of the device, a divisor of a mini-batch; 0: all at once. Gradients add up exactly."""
     clip: float = 0.2
+    """The ratio of the policies counts from 1 - clip to 1 + clip."""
     clip_high: float = 0.0
     """Upper clip of the ratio, 0: the same as `clip`."""
     dual_clip: float = 0.0
-    """0: off."""
+    """Bound on the ratio where the advantage is negative, above 1; 0: off."""
     value_clip: float = 0.2
+    """How far a value may move from its old one in a batch."""
     value_coefficient: float = 0.5
+    """Weight of the value loss."""
     entropy_coefficient: float = 0.0
+    """Weight of the entropy bonus."""
     kl_coefficient: float = 0.01
+    """Weight of the KL to the SFT policy in the loss."""
     kl_estimator: str = "k3"
     """Of the loss's KL to the SFT policy: k1, k2 or k3."""
     kl_target: float = 0.0
@@ -219,7 +284,7 @@ class PoolConfig:
     max_depth: int = 4
     """Steps of history of a state, at most."""
     sampling: str = "uniform"
-    """Within a task (tasks are balanced): uniform, or learnability (the likelier, the more its rewards varied)."""
+    """Within a task and depth, which are balanced: uniform, or learnability (likelier where rewards varied more)."""
     refresh_fraction: float = 0.0
     """Share of a batch's states drawn from those that the policy itself reached."""
     refresh_size: int = 256
@@ -235,11 +300,15 @@ class EvaluateConfig:
     reward: str = "improvement"
     """What step rewards are reported in, whatever was trained on; see `rl.reward`."""
     states_held_in: int = 48
+    """Fixed states of training tasks."""
     states_held_out: int = 48
+    """Fixed states of held-out tasks."""
     samples: int = 4
     """Actions per fixed state."""
     episode_tasks_held_in: int = 6
+    """Training tasks that episodes are played on, the first ones of tasks.train."""
     episode_tasks_held_out: int = 4
+    """Likewise, of tasks.held_out."""
     trajectories: int = 3
     """Episodes a task."""
     steps: int = 4
@@ -251,8 +320,13 @@ class ExportConfig:
     """The Hugging Face folder."""
 
     policy: str = "rl"
+    """Which one: sft or rl."""
+    layout: str = "merged"
+    """merged: a whole checkpoint, adapters added to its weights; peft: the adapters alone, as PEFT keeps them."""
     dtype: str = "float32"
+    """Of the files: float32, bfloat16 or float16."""
     max_shard_mb: int = 4096
+    """Size of a file of weights, at most."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -265,6 +339,9 @@ class Config:
     """Of everything random but the tasks' data."""
     policy: PolicyConfig = dataclasses.field(default_factory=PolicyConfig)
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+    lora: LoRAConfig = dataclasses.field(default_factory=LoRAConfig)
+    optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+    plan: PlanConfig = dataclasses.field(default_factory=PlanConfig)
     tokenizer: TokenizerConfig = dataclasses.field(default_factory=TokenizerConfig)
     prompt: PromptConfig = dataclasses.field(default_factory=PromptConfig)
     tasks: TasksConfig = dataclasses.field(default_factory=TasksConfig)
@@ -278,7 +355,7 @@ class Config:
     export: ExportConfig = dataclasses.field(default_factory=ExportConfig)
 
 
-MAY_CHANGE = ("stages", "workers", "mesh", "sampling.slots")
+MAY_CHANGE = ("stages", "workers", "mesh", "plan", "sampling.slots")
 """Settings that another start of the same workdir may change: they decide where and how fast, not what."""
 
 
@@ -302,16 +379,17 @@ def differences(stored: dict[str, Any], config: Config) -> list[str]:
     """What differs between a workdir's stored config and this one, `MAY_CHANGE` left out: `name: stored -> new`."""
     new, found = dataclasses.asdict(config), []
 
-    def walk(old: Any, now: Any, path: str) -> None:
+    def walk(old: Any, now: Any, default: Any, path: str) -> None:
         if path in MAY_CHANGE:
             return
         if isinstance(old, dict) and isinstance(now, dict):
+            old = default | old  # a workdir from before a field existed has it at its default
             for name in sorted({*old, *now}):
-                walk(old.get(name), now.get(name), f"{path}.{name}" if path else name)
+                walk(old.get(name), now.get(name), default.get(name, {}), f"{path}.{name}" if path else name)
         elif _plain(old) != _plain(now):
             found.append(f"{path}: {old!r} -> {now!r}")
 
-    walk(stored, new, "")
+    walk(stored, new, dataclasses.asdict(Config()), "")
     return found
 
 
@@ -324,9 +402,7 @@ def _freeze(cls: type, data: Any, path: str) -> Any:
         raise ConfigError(f"{path} is {data!r}; it is a section with the fields {', '.join(_names(cls))}")
     types = get_type_hints(cls)
     for name in data:
-        if name not in types:
-            near = difflib.get_close_matches(name, types, n=1, cutoff=0.0)
-            raise ConfigError(f"{path}.{name} is no field; did you mean {path}.{near[0]}?")
+        _check_name(name, types, path)
     values = {}
     for name, value in data.items():
         kind = types[name]
@@ -335,6 +411,28 @@ def _freeze(cls: type, data: Any, path: str) -> Any:
         else:
             values[name] = _typed(kind, value, f"{path}.{name}")
     return cls(**values)
+
+
+def check_field(path: str) -> None:
+    """Check that there is a field of this name, for example `rl.clip`.
+
+    Raises:
+      ConfigError: there is none; the message names the nearest.
+    """
+    kind: Any = Config
+    above = "config"
+    for name in path.split("."):
+        if not dataclasses.is_dataclass(kind):
+            raise ConfigError(f"{above} is a field, not a section: config.{path} is none")
+        types = get_type_hints(kind)
+        _check_name(name, types, above)
+        kind, above = types[name], f"{above}.{name}"
+
+
+def _check_name(name: str, types: dict[str, Any], path: str) -> None:
+    if name not in types:
+        near = difflib.get_close_matches(name, types, n=1, cutoff=0.0)
+        raise ConfigError(f"{path}.{name} is no field; did you mean {path}.{near[0]}?")
 
 
 def _names(cls: type) -> list[str]:
@@ -373,9 +471,17 @@ def _check(config: Config) -> None:
     choose("policy.param_dtype", config.policy.param_dtype, ("float32", "bfloat16"))
     choose("policy.remat", config.policy.remat, ("none", "dots", "full"))
     choose("prompt.profile", config.prompt.profile, ("compact", "full"))
+    if config.prompt.editor and config.prompt.profile != "full":
+        raise ConfigError(
+            f"config.prompt.editor is {config.prompt.editor!r}; compact prompts list no actions, so set "
+            "config.prompt.profile to full, or the editor to none"
+        )
     choose("workers.sandbox", config.workers.sandbox, ("auto", "docker", "bubblewrap"))
     choose("sft.schedule", config.sft.schedule, ("cosine", "constant"))
     choose("sft.optimizer", config.sft.optimizer, ("adamw", "muon"))
+    choose("optimizer.moments", config.optimizer.moments, ("float32", "bfloat16", "factored"))
+    choose("optimizer.rounding", config.optimizer.rounding, ("nearest", "stochastic"))
+    _check_training(config)
     choose("rl.reward", config.rl.reward, tuple(REWARDS))
     choose("evaluate.reward", config.evaluate.reward, tuple(REWARDS))
     choose("rl.estimator", config.rl.estimator, ("gae", "grpo", "rloo", "reinforce_plus_plus"))
@@ -385,13 +491,34 @@ def _check(config: Config) -> None:
     for policy in config.evaluate.policies:
         choose("evaluate.policies", policy, ("base", "sft", "rl"))
     choose("export.dtype", config.export.dtype, ("float32", "bfloat16", "float16"))
+    choose("export.layout", config.export.layout, ("merged", "peft"))
     choose("export.policy", config.export.policy, ("sft", "rl"))
     for name in ("iterations", "states", "samples", "epochs", "minibatches", "learning_rate", "clip"):
         positive(f"rl.{name}", getattr(config.rl, name))
     for name in ("epochs", "batch_size", "row_tokens", "learning_rate"):
         positive(f"sft.{name}", getattr(config.sft, name))
+    for name in ("max_prompt_tokens", "max_action_tokens"):
+        positive(f"prompt.{name}", getattr(config.prompt, name))
+    for name in ("trajectories", "steps", "min_ideas"):
+        positive(f"collect.{name}", getattr(config.collect, name))
+    for name in ("states_held_in", "states_held_out", "samples", "trajectories", "steps"):
+        positive(f"evaluate.{name}", getattr(config.evaluate, name))
+    positive("pool.refresh_size", config.pool.refresh_size)
     positive("sampling.temperature", config.sampling.temperature)
     positive("sampling.slots", config.sampling.slots)
+    for path, share in (
+        ("collect.error_rate", config.collect.error_rate),
+        ("collect.look_rate", config.collect.look_rate),
+        ("sft.idea_rate", config.sft.idea_rate),
+        ("pool.refresh_fraction", config.pool.refresh_fraction),
+    ):
+        if not 0 <= share <= 1:
+            raise ConfigError(f"config.{path} is {share}; it is a share, from 0 to 1")
+    if config.collect.max_ideas < config.collect.min_ideas:
+        raise ConfigError(
+            f"config.collect.max_ideas is {config.collect.max_ideas}; it must be at least min_ideas, "
+            f"{config.collect.min_ideas}"
+        )
     if (config.rl.states * config.rl.samples) % config.rl.minibatches:
         raise ConfigError(
             f"config.rl.minibatches is {config.rl.minibatches}; it must divide states * samples = "
@@ -418,4 +545,30 @@ def _check(config: Config) -> None:
     if config.sft.row_tokens < longest:
         raise ConfigError(
             f"config.sft.row_tokens is {config.sft.row_tokens}; a prompt and its action may take {longest}: raise it"
+        )
+
+
+LINEAR_MAPS = ("query", "key", "value", "output", "gate", "up", "down", "head")
+
+
+def _check_training(config: Config) -> None:
+    """What is trained, and what the optimizer keeps of it."""
+    lora, optimizer = config.lora, config.optimizer
+    if lora.rank < 0:
+        raise ConfigError(f"config.lora.rank is {lora.rank}; it is 0 (no adapters) or above")
+    if lora.rank and lora.alpha <= 0:
+        raise ConfigError(f"config.lora.alpha is {lora.alpha}; it must be above 0")
+    if lora.rank and not lora.targets:
+        raise ConfigError(f"config.lora.targets is empty; name some of {', '.join(LINEAR_MAPS)}")
+    if unknown := sorted(set(lora.targets) - set(LINEAR_MAPS)):
+        raise ConfigError(f"config.lora.targets names {unknown[0]!r}; choose among {', '.join(LINEAR_MAPS)}")
+    if optimizer.rounding == "stochastic" and (config.policy.param_dtype != "bfloat16" or lora.rank):
+        raise ConfigError(
+            "config.optimizer.rounding is 'stochastic' and what is trained is float32; it takes "
+            "config.policy.param_dtype='bfloat16' and config.lora.rank=0"
+        )
+    if config.sft.optimizer == "muon" and (optimizer.moments == "factored" or lora.rank):
+        raise ConfigError(
+            f"config.sft.optimizer is 'muon', which takes neither factored moments (config.optimizer.moments is "
+            f"{optimizer.moments!r}) nor adapters (config.lora.rank is {lora.rank}); choose 'adamw'"
         )

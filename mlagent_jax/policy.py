@@ -15,9 +15,9 @@ from mlagent_jax.agent.prompts import COMPACT_WORDS, Renderer
 from mlagent_jax.data.tokenizer import Tokenizer, train_tokenizer
 from mlagent_jax.errors import ConfigError
 from mlagent_jax.learning.checkpoints import Checkpointer
-from mlagent_jax.models import hugging_face
+from mlagent_jax.models import hugging_face, lora
 from mlagent_jax.run import Run
-from mlagent_jax.sampling import Sampler, SamplerConfig
+from mlagent_jax.sampling import Distribution, SamplerConfig, TokenSampler
 
 REPLY_WORDS = (
     'Action: Edit Script (Cell)\nAction Input: {"script_name": "train.py", "cell": "',
@@ -65,15 +65,17 @@ def base_policy(run: Run) -> Policy:
     """The policy before any training of this run: the checkpoint that the config names, or fresh weights.
 
     Raises:
-      ConfigError: from scratch, and no vocabulary has been made yet (the sft stage makes it).
+      ConfigError: the checkpoint cannot be read; or from scratch, and no vocabulary has been made yet (the sft stage
+        makes it).
     """
     config = run.config.policy
     dtype = jnp.dtype(config.param_dtype)
     if config.checkpoint:
-        shape, graph, params = hugging_face.load(
-            config.checkpoint, dtype=dtype, mesh=run.mesh, attention=config.attention
-        )
-        return Policy(shape, graph, params, Tokenizer.load(config.checkpoint))
+        try:
+            loaded = hugging_face.load(config.checkpoint, dtype=dtype, mesh=run.mesh, attention=config.attention)
+            return Policy(*loaded, Tokenizer.load(config.checkpoint))
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"config.policy.checkpoint is {config.checkpoint!r}: {error}") from error
     folder = run.workdir / "tokenizer"
     if not folder.exists():
         raise ConfigError(
@@ -124,6 +126,47 @@ def checkpointer(run: Run, stage: str, keep: int = 2) -> Checkpointer:
     return Checkpointer(run.workdir / "checkpoints" / stage, keep=keep)
 
 
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """A policy in training: what the optimizer updates of it, apart from what stays as it is."""
+
+    start: Policy
+    """Before the stage."""
+    graph: Any
+    params: Any
+    """What is trained: everything, or adapters of `start`."""
+    base: Any = None
+    """With adapters, the parameters of `start`, which stay; else None."""
+    lora: models.LoRA | None = None
+
+    def whole(self, params: Any) -> Any:
+        """All that `graph` takes, given what is trained; no array is copied."""
+        return params if self.base is None else lora.join(self.base, params)
+
+    def finished(self, params: Any) -> Policy:
+        """The policy after training, given what was trained: a plain one, adapters merged."""
+        if self.base is None:
+            return self.start.with_params(params)
+        return self.start.with_params(lora.merge(self.base, params, self.lora))
+
+
+def training(run: Run, start: Policy) -> Training:
+    """A stage's training of `start`, by adapters where the config has them.
+
+    Raises:
+      ConfigError: the model lacks a linear map that is to have an adapter.
+    """
+    if not run.config.lora.rank:
+        return Training(start, start.graph, start.params)
+    settings = models.LoRA(**dataclasses.asdict(run.config.lora))
+    try:
+        graph = lora.adapted(start.graph, settings)
+    except ValueError as error:
+        raise ConfigError(f"config.lora.targets: {error}") from error
+    adapters = lora.create(graph, jax.random.key(run.config.seed), run.mesh)
+    return Training(start, graph, adapters, start.params, settings)
+
+
 def trained_policy(run: Run, stage: str) -> Policy:
     """The policy that a stage of this run ended with (`base`, `sft` or `rl`).
 
@@ -133,16 +176,42 @@ def trained_policy(run: Run, stage: str) -> Policy:
     Raises:
       ConfigError: the stage has not been run in this workdir.
     """
-    base = base_policy(run)
-    given = run.config.policy.checkpoint and "sft" not in run.config.stages and not run.is_done("sft")
-    if stage == "base" or (stage == "sft" and given):
-        return base
+    if stage == "base" or (stage == "sft" and _sft_is_given(run)):
+        return base_policy(run)
+    # Adapters are of the policy that the stage began with; whole parameters take the place of any.
+    before = "sft" if stage == "rl" and run.config.lora.rank else "base"
+    trained = training(run, trained_policy(run, before))
+    return trained.finished(_restore(run, stage, trained))
+
+
+def trained_adapters(run: Run, stage: str) -> tuple[Any, models.LoRA]:
+    """The adapters that lead from the base policy to a stage's, those of the stages before it included.
+
+    Raises:
+      ConfigError: there are none, or the stage has not been run in this workdir.
+    """
+    if not run.config.lora.rank:
+        raise ConfigError("config.export.layout is 'peft' and config.lora.rank 0: there are no adapters, use 'merged'")
+    trained = training(run, base_policy(run))
+    found = _restore(run, stage, trained)
+    if stage == "sft" or _sft_is_given(run):
+        return found, trained.lora
+    both = lora.concatenate(_restore(run, "sft", trained), found)
+    return both, dataclasses.replace(trained.lora, rank=2 * trained.lora.rank, alpha=2 * trained.lora.alpha)
+
+
+def _sft_is_given(run: Run) -> bool:
+    return bool(run.config.policy.checkpoint) and "sft" not in run.config.stages and not run.is_done("sft")
+
+
+def _restore(run: Run, stage: str, trained: Training) -> Any:
+    """What a finished stage trained."""
     with checkpointer(run, stage) as saved:
         step = saved.latest()
         if step is None or not run.is_done(stage):
             raise ConfigError(f"this workdir has no finished {stage} policy: run the stage {stage!r} first")
-        arrays, _ = saved.restore(step, {"policy": abstract(base.params)}, partial=True)
-    return base.with_params(arrays["policy"])
+        arrays, _ = saved.restore(step, {"policy": abstract(trained.params)}, partial=True)
+    return arrays["policy"]
 
 
 def abstract(arrays: Any) -> Any:
@@ -155,12 +224,10 @@ def make_actor(run: Run, policy: Policy) -> Actor:
     sampling, prompt = run.config.sampling, run.config.prompt
     settings = SamplerConfig(
         max_new_tokens=prompt.max_action_tokens,
-        temperature=sampling.temperature,
-        top_k=sampling.top_k,
-        top_p=sampling.top_p,
+        distribution=Distribution(sampling.temperature, sampling.top_k, sampling.top_p),
         slots=sampling.slots,
         stop_token_ids=(policy.tokenizer.eos_id,),
         pad_id=policy.tokenizer.pad_id,
         compute_dtype=run.config.policy.compute_dtype,
     )
-    return Actor(Sampler(policy.graph, settings), renderer(run, policy), run.config.seed)
+    return Actor(TokenSampler(policy.graph, settings), renderer(run, policy), run.config.seed)

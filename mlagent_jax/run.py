@@ -17,6 +17,7 @@ import json
 import logging
 import os
 import platform
+import re
 import time
 import uuid
 from collections.abc import Iterable, Iterator
@@ -28,6 +29,7 @@ from etils import epath
 from jax.sharding import NamedSharding
 
 from environments import tasks
+from environments.editor import MODEL_VARIABLE, URL_VARIABLE, configured_endpoint, editor_id
 from environments.environment import initial_state
 from environments.protocol import Job, Requirements, State
 from environments.queue import open_queue
@@ -88,20 +90,23 @@ class Run:
         """Check everything that can be checked before work is done, and open what the stages need.
 
         Raises:
-          ConfigError: the workdir cannot be written, or belongs to a run of another config.
+          ConfigError: the workdir cannot be written, or belongs to a run of another config, or something that the
+            config names is not there. A workdir belongs to a config once all of this is in order.
           SandboxUnavailableError: no sandbox, or not with the guarantees that the config asks for.
         """
         path = epath.Path(workdir)
         _check_writable(path)
+        _check_inputs(config)
         with contextlib.ExitStack() as held:
             held.enter_context(_lock(path))
-            run = cls(config, path, _claim_workdir(path, config))
+            run = cls(config, path, _facts(path, config))
             run._closing.push(held.pop_all())
         try:
             if set(config.stages) != {"export"}:
                 run._prepare_tasks()
             if EXECUTING & set(config.stages):
                 run._connect()
+            _write_json(path / "config.json", dataclasses.asdict(config))
         except BaseException:
             run.close()
             raise
@@ -154,6 +159,7 @@ class Run:
         self.queue = self._closing.enter_context(contextlib.closing(open_queue(queue_url, store=self.store)))
         failure = None
         if workers.slots:
+            check_editor(self.config)
             handle = start_workers(
                 queue_url,
                 tasks=self.task_folder,
@@ -172,8 +178,7 @@ class Run:
         """The expert's steps: another run's where `pool.trajectories` names its workdir, else this run's.
 
         Raises:
-          ConfigError: they were taken in a task that this run does not have.
-          FileNotFoundError: nothing was collected.
+          ConfigError: nothing was collected, or in a task that this run does not have.
         """
         path = epath.Path(self.config.pool.trajectories or self.workdir) / "trajectories" / "collect.jsonl"
         records, specs = read_trajectories(path), self.specs
@@ -216,7 +221,10 @@ class Run:
             profile=self.config.prompt.profile,
             limits=limits,
             requirements=Requirements(
-                memory_mb=limits.memory_mb, image=self._image, guarantees=self.config.workers.guarantees
+                memory_mb=limits.memory_mb,
+                gpus=self.tasks[state.task_name].spec.gpus,
+                image=self._image,
+                guarantees=(*self.config.workers.guarantees, *editor_required(self.config)),
             ),
             seed=self.config.seed,
         )
@@ -272,6 +280,29 @@ class Run:
         self._closing.close()
 
 
+def editor_required(config: Config) -> tuple[str, ...]:
+    """Id of the second model that jobs require of their workers, if prompts offer its actions."""
+    return (editor_id(config.prompt.editor),) if config.prompt.editor else ()
+
+
+def check_editor(config: Config) -> None:
+    """See that workers started on this host, which inherit its environment variables, will have the second model.
+
+    Raises:
+      ConfigError: they name none, or another.
+    """
+    try:
+        endpoint = configured_endpoint()
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    if (required := editor_required(config)) and (endpoint is None or endpoint.id not in required):
+        raise ConfigError(
+            f"config.prompt.editor is {config.prompt.editor!r}, and this host's workers would have "
+            f"{endpoint.model if endpoint else 'no second model'}: set ${URL_VARIABLE} and ${MODEL_VARIABLE}, or "
+            "config.workers.slots to 0 where workers are started elsewhere"
+        )
+
+
 def _check_writable(workdir: epath.Path) -> None:
     try:
         workdir.mkdir(parents=True, exist_ok=True)
@@ -300,8 +331,24 @@ def _lock(workdir: epath.Path) -> Iterator[None]:
         yield
 
 
-def _claim_workdir(workdir: epath.Path, config: Config) -> dict[str, Any]:
-    """Check that the workdir is new or this config's; returns the run's facts so far."""
+def _check_inputs(config: Config) -> None:
+    """Look for what the config names and only a later stage will read."""
+    checkpoint, trajectories = config.policy.checkpoint, config.pool.trajectories
+    may_be_hub_id = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", checkpoint)
+    if checkpoint and not may_be_hub_id and not (epath.Path(checkpoint) / "config.json").exists():
+        raise ConfigError(
+            f"config.policy.checkpoint is {checkpoint!r}; that folder has no config.json: name a Hugging Face "
+            "checkpoint, for example the export of another run"
+        )
+    if trajectories and not (epath.Path(trajectories) / "trajectories" / "collect.jsonl").exists():
+        raise ConfigError(
+            f"config.pool.trajectories is {trajectories!r}; there is no trajectories/collect.jsonl in it: name the "
+            "workdir of a run whose stage collect is done"
+        )
+
+
+def _facts(workdir: epath.Path, config: Config) -> dict[str, Any]:
+    """The facts so far of the run in a workdir that is new or this config's."""
     stored = workdir / "config.json"
     if stored.exists():
         differ = differences(json.loads(stored.read_text()), config)
@@ -310,7 +357,6 @@ def _claim_workdir(workdir: epath.Path, config: Config) -> dict[str, Any]:
                 f"workdir {workdir} belongs to a run of another config; these fields differ: {'; '.join(differ)}. "
                 "Choose another --workdir, or set the fields back"
             )
-    _write_json(stored, dataclasses.asdict(config))
     facts_path = workdir / "run.json"
     facts = json.loads(facts_path.read_text()) if facts_path.exists() else {}
     facts.setdefault("name", f"{workdir.name}-{uuid.uuid4().hex[:8]}")
@@ -322,7 +368,6 @@ def _claim_workdir(workdir: epath.Path, config: Config) -> dict[str, Any]:
     facts["versions"] = {"python": platform.python_version()} | {
         name: importlib.metadata.version(name) for name in VERSIONS
     }
-    _write_json(facts_path, facts)
     return facts
 
 

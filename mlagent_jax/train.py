@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import time
+from pathlib import Path
 from types import FrameType
 
 from absl import app, flags
@@ -21,13 +22,13 @@ from environments.queue.base import QueueError
 from environments.sandbox.base import SandboxError
 from environments.store import StoreError
 from environments.tasks.base import TaskError
-from mlagent_jax.config import freeze
+from mlagent_jax.config import check_field, freeze
 from mlagent_jax.errors import ConfigError, DivergedError
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, for example configs/quickstart.py.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder or URL of everything that the run writes.")
 
-EXPECTED_ERRORS = (ConfigError, DivergedError, QueueError, SandboxError, StoreError, TaskError, FileNotFoundError)
+EXPECTED_ERRORS = (ConfigError, DivergedError, QueueError, SandboxError, StoreError, TaskError)
 """Errors whose message tells the user what to do: shown without a traceback."""
 INTERRUPTED = 130
 """Exit status after Ctrl-C or SIGTERM: start again to go on."""
@@ -48,8 +49,8 @@ def run_stages(config_dict: object, workdir: str) -> None:
     try:
         for index, name in enumerate(config.stages):
             with run.stage(name, config.stages[:index].count(name)) as needed:
-                # An export is written anew each time it is asked for: it may name another policy by now.
-                if needed or name == "export":
+                # An export that is asked for alone is written anew: it may name another policy by now.
+                if needed or config.stages == ("export",):
                     STAGES[name](run)
     finally:
         run.close()
@@ -64,6 +65,7 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unexpected argument {argv[1]!r}: settings are flags, --config.FIELD=VALUE")
     _log_plainly()
     signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGINT, _interrupt)
     try:
         run_stages(CONFIG.value, WORKDIR.value)
     except EXPECTED_ERRORS as error:
@@ -84,16 +86,33 @@ def _log_plainly() -> None:
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> None:
+    signal.signal(signum, signal.SIG_DFL)
+    log.warning("stopping; once more stops at once")
     raise KeyboardInterrupt
 
 
 def _parse_flags(argv: list[str]) -> list[str]:
-    """absl's parser, with errors of overrides as one line instead of a traceback."""
+    """absl's parser, with errors of the config and its overrides as one line instead of a traceback."""
     try:
+        _check_arguments(argv[1:])
         return app.parse_flags_with_usage(argv)
+    except ConfigError as error:
+        sys.exit(f"error: {error}")
     except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:
         text = str(error.args[0]) if error.args else str(error)
         sys.exit(f"error: --config: {text}")
+
+
+def _check_arguments(arguments: list[str]) -> None:
+    """What absl would say in words that only its authors understand."""
+    for argument in arguments:
+        name, _, value = argument.lstrip("-").partition("=")
+        path = Path(value.partition(":")[0])
+        if name == "config" and value and not path.is_file():
+            others = sorted(str(other) for other in path.parent.glob("*.py") if other.name != "__init__.py")
+            raise ConfigError(f"--config is {value!r}; there is no such file: choose {', '.join(others) or 'another'}")
+        if name.startswith("config."):
+            check_field(name.removeprefix("config."))
 
 
 if __name__ == "__main__":

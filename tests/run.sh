@@ -5,9 +5,9 @@
 #   tests/run.sh --full [PYTEST ARGUMENT ...]     all tests, with 1,000 executions in each sandbox, a third of them
 #                                                 killed, in the test that looks for what they leave (else 30)
 #
-# Where it is root on Debian, or CI is set, it installs and starts what tests need (a Docker engine, PostgreSQL,
-# Chromium) for the time of the tests. On a person's own machine it uses what is there, installs nothing unasked, and
-# says what it cannot run.
+# Where it is root on Debian, or CI is set (then with sudo), it installs and starts what tests need (a Docker engine,
+# PostgreSQL, Chromium) for the time of the tests. On a person's own machine it uses what is there, installs nothing
+# unasked, and says what it cannot run.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 . launch/environment.sh
@@ -17,21 +17,23 @@ if [ "${1:-}" = --full ]; then
   export MLAGENT_TEST_EXECUTIONS=1000
 fi
 
+may_install() { is_debian_root || { [ -n "${CI:-}" ] && command -v apt-get >/dev/null; }; }
+
 make_environment cpu,postgres,test
-provide_sandbox
+may_install || provide_sandbox
 
 scratch="$(mktemp -d)"
 engine=""
 cleanup() {
   if [ -n "$engine" ]; then
-    kill "$engine" 2>/dev/null || true
+    as_root kill "$(cat "$scratch/docker.pid")" 2>/dev/null || true
     wait "$engine" 2>/dev/null || true
   fi
-  rm -rf "$scratch" 2>/dev/null || true
+  as_root rm -rf "$scratch" 2>/dev/null || true
 }
 trap cleanup EXIT
 
-if is_debian_root; then
+if may_install; then
   command -v bwrap >/dev/null || apt_install bubblewrap
   command -v dockerd >/dev/null || apt_install docker.io
   ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || apt_install postgresql
@@ -39,8 +41,8 @@ if is_debian_root; then
   if ! docker info >/dev/null 2>&1; then
     export DOCKER_HOST="unix://$scratch/docker.sock"
     # Containers run without a network, so the engine needs no bridge.
-    dockerd --bridge=none --iptables=false --data-root "$scratch/docker" --exec-root "$scratch/docker-exec" \
-      --pidfile "$scratch/docker.pid" -H "$DOCKER_HOST" >"$scratch/dockerd.log" 2>&1 &
+    as_root dockerd --group "$(id -g)" --bridge=none --iptables=false --pidfile "$scratch/docker.pid" \
+      --data-root "$scratch/docker" --exec-root "$scratch/docker-exec" -H "$DOCKER_HOST" >"$scratch/dockerd.log" 2>&1 &
     engine=$!
     for _ in $(seq 60); do
       docker info >/dev/null 2>&1 && break

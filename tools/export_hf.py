@@ -37,8 +37,12 @@ def export(checkpoint: Path, output: str, step: int | None, dtype: str | None, m
         step = saved.latest() if step is None else step
         if step is None:
             raise FileNotFoundError(f"{checkpoint} holds no checkpoint that is whole")
-        stored = saved.shapes(step)["policy/embedder/embedding"].dtype
-        _, params = models.abstract(config, dtype=stored)
+        shapes = saved.shapes(step)
+        if "policy/embedder/embedding" not in shapes:
+            raise ValueError(
+                f"{checkpoint} holds adapters alone: export with the config that trained them, --config.stages=export"
+            )
+        _, params = models.abstract(config, dtype=shapes["policy/embedder/embedding"].dtype)
         arrays, _ = saved.restore(step, {"policy": params}, partial=True)
     hugging_face.save(output, config, arrays["policy"], tokenizer, dtype, max_shard_size)
     return step

@@ -12,7 +12,21 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import sqlalchemy
-from sqlalchemy import URL, ColumnElement, Connection, Double, Text, bindparam, cast, func, select
+from sqlalchemy import (
+    URL,
+    ColumnElement,
+    Connection,
+    Double,
+    Select,
+    Text,
+    Update,
+    bindparam,
+    cast,
+    event,
+    func,
+    literal,
+    select,
+)
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.exc import DBAPIError
 
@@ -47,22 +61,26 @@ class PostgresEngine(Engine):
     def __init__(self, url: URL, patience_seconds: float, clock: Callable[[], float] | None) -> None:
         super().__init__(url, patience_seconds, clock)
         try:
-            self._engine = sqlalchemy.create_engine(
-                url.set(drivername="postgresql+psycopg"),
-                connect_args={"connect_timeout": 10, "application_name": "mlagent", **_KEEPALIVE},
-                hide_parameters=True,
-                # Few connections a process: a thousand workers share one server.
-                pool_size=2,
-                max_overflow=6,
-            )
+            from environments.queue.postgres_connection import connect
         except ModuleNotFoundError:
-            raise QueueError("psycopg is not installed: `pip install 'mlagent-jax[postgres]'`") from None
+            raise QueueError("psycopg is not installed: `pip install '.[postgres]'`") from None
+        self._engine = sqlalchemy.create_engine(
+            url.set(drivername="postgresql+psycopg"),
+            hide_parameters=True,
+            isolation_level="AUTOCOMMIT",
+            # Few connections a process: a thousand workers share one server.
+            pool_size=2,
+            max_overflow=6,
+        )
+        event.listen(self._engine, "do_connect", lambda dialect, record, arguments, parameters: connect(parameters))
+        self._transactions = self._engine.execution_options(isolation_level="READ COMMITTED")
         # Idle ones by channel: those who wait in a loop need not connect each time.
         self._listening: dict[str, list[_Notifications]] = {}
 
     @contextmanager
-    def begin(self, write: bool) -> Iterator[Connection]:
-        with self._engine.begin() as connection:
+    def begin(self, write: bool, single: bool = False) -> Iterator[Connection]:
+        engine = self._engine if single else self._transactions
+        with engine.begin() as connection:
             yield connection
 
     def exclude_others(self, connection: Connection) -> None:
@@ -70,6 +88,10 @@ class PostgresEngine(Engine):
 
     def notify(self, connection: Connection, channel: str) -> None:
         connection.execute(_NOTIFY, {"channel": channel})
+
+    def notifying(self, statement: Update, channel: str) -> Select:
+        changed = statement.returning(*statement.table.primary_key).cte("changed")
+        return select(changed, func.pg_notify(literal(channel), ""))
 
     @contextmanager
     def watch(self, channel: str) -> Iterator[_Notifications]:
@@ -119,16 +141,16 @@ class PostgresEngine(Engine):
         return cast(func.extract("epoch", func.statement_timestamp()), Double)
 
 
-_KEEPALIVE = {"keepalives_idle": 15, "keepalives_interval": 5, "keepalives_count": 3}
-"""A server that vanished without a word is noticed after 30 s, not after two hours."""
-
-
 class _Notifications:
     """A connection that listens, opened again when it breaks."""
+
+    PROBE_SECONDS = 15.0
+    """After so long without a word, the server is asked whether it still hears."""
 
     def __init__(self, engine: sqlalchemy.Engine, channel: str) -> None:
         self._engine, self._channel = engine, channel
         self._connection: sqlalchemy.PoolProxiedConnection | None = None
+        self._heard_at = 0.0
         self._listen()
 
     def wait(self, timeout_seconds: float) -> bool:
@@ -137,8 +159,13 @@ class _Notifications:
             return True  # What happened meanwhile is not known.
         try:
             driver = self._connection.driver_connection
-            if not any(True for _ in driver.notifies(timeout=timeout_seconds, stop_after=1)):
-                return False
+            seconds = min(timeout_seconds, self.PROBE_SECONDS)
+            if not any(True for _ in driver.notifies(timeout=seconds, stop_after=1)):
+                if time.monotonic() - self._heard_at > self.PROBE_SECONDS:
+                    driver.execute("SELECT 1")
+                    self._heard_at = time.monotonic()
+                return seconds < timeout_seconds
+            self._heard_at = time.monotonic()
             # Those that came meanwhile ask for no further look.
             for _ in driver.notifies(timeout=0):
                 pass
@@ -156,8 +183,8 @@ class _Notifications:
     def _listen(self) -> bool:
         try:
             self._connection = self._engine.raw_connection()
-            self._connection.driver_connection.autocommit = True
             self._connection.driver_connection.execute(f"LISTEN {self._channel}")
+            self._heard_at = time.monotonic()
         except (DBAPIError, self._engine.dialect.dbapi.Error):
             self.close()
         return self._connection is not None

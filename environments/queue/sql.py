@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from contextlib import AbstractContextManager
 from typing import Any
 
-from sqlalchemy import Connection, Row, Update, delete, func, select, true, update
+from sqlalchemy import Connection, Executable, Row, Select, delete, func, select, true, update
 
 from environments.protocol import (
     Job,
@@ -38,8 +38,12 @@ EXECUTION_OVERHEAD_SECONDS = 300.0
 """Restoring, starting the sandbox and grading: what an execution may take beyond its wall limit."""
 REAP_SECONDS = 0.5
 """How often one process looks for leases that ran out while there is other work."""
+LOOK_REST = 4.0
+"""Who waits rests so many times as long as a look takes, so that looking is a fifth of his time however much is out."""
 _CHUNK = 500
 """Ids in one statement."""
+_PURGED = 10_000
+"""Jobs deleted in one transaction."""
 _ADDED, _FINISHED = "mlagent_added", "mlagent_finished"
 
 
@@ -53,7 +57,12 @@ class SqlQueue:
         self._payloads = Payloads(store)
         self._retries = retries or RetryPolicy()
         self._leases = LeaseStatements(engine.now, self._retries)
+        self._accept, self._give_back, self._reap_all = (
+            engine.notifying(statement, _FINISHED)
+            for statement in (self._leases.accept, self._leases.fail, self._leases.reap)
+        )
         self._reaped_at = -REAP_SECONDS
+        self._known_requirements: tuple[tuple[str, Requirements], ...] = ()
         self._transact = engine.transact
         where = safe_url(engine.url)
         # Locks only where there is something to make: a thousand workers may start at once.
@@ -153,7 +162,7 @@ class SqlQueue:
 
     def consumed(self, run: str) -> dict[str, int]:
         query = select(jobs.c.id, jobs.c.consumed_step).where(jobs.c.run == run, schema.consumed)
-        return self._transact(lambda connection: dict(map(tuple, connection.execute(query))), write=False)
+        return self._read_pairs(query)
 
     def rollback(self, run: str, step: int) -> int:
         statement = (
@@ -161,7 +170,7 @@ class SqlQueue:
             .where(jobs.c.run == run, schema.consumed, jobs.c.consumed_step > step)
             .values(consumed_step=None)
         )
-        return self._transact(lambda connection: connection.execute(statement).rowcount)
+        return self._transact(lambda connection: connection.execute(statement).rowcount, single=True)
 
     def cancel(self, run: str, older_than_version: int | None = None) -> int:
         reason, where = "cancelled", [jobs.c.run == run, schema.queued]
@@ -180,7 +189,7 @@ class SqlQueue:
     def outstanding(self, run: str) -> dict[int, int]:
         version = jobs.c.policy_version
         query = select(version, func.count()).where(jobs.c.run == run, schema.outstanding).group_by(version)
-        return self._transact(lambda connection: dict(map(tuple, connection.execute(query))), write=False)
+        return self._read_pairs(query)
 
     def pace(self, run: str, policy_version: int, max_versions: int, timeout_seconds: float) -> bool:
         if max_versions < 1:
@@ -200,7 +209,7 @@ class SqlQueue:
 
     def claim(self, worker: str, capabilities: Capabilities, lease_seconds: float = 60.0) -> Lease | None:
         while True:
-            row = self._transact(lambda connection: self._lease_oldest(connection, worker, capabilities, lease_seconds))
+            row = self._lease_oldest(worker, capabilities, lease_seconds)
             if row is None:
                 return None
             try:
@@ -213,7 +222,9 @@ class SqlQueue:
 
     def heartbeat(self, lease: Lease) -> bool:
         claim = {**_claim(lease), "lease_seconds": lease.seconds}
-        return self._transact(lambda connection: connection.execute(self._leases.renew, claim).rowcount == 1)
+        return (
+            self._transact(lambda connection: connection.execute(self._leases.renew, claim).rowcount, single=True) == 1
+        )
 
     def complete(self, lease: Lease, outcome: Outcome) -> bool:
         if outcome.kind is OutcomeKind.INFRASTRUCTURE_ERROR:
@@ -221,17 +232,17 @@ class SqlQueue:
         claim, text = _claim(lease), self._payloads.pack(outcome.to_dict())
         result = {**claim, "result": text, "result_kind": outcome.kind.value, "result_seconds": outcome.seconds}
 
-        def accept(connection: Connection) -> bool:
-            if connection.execute(self._leases.accept, result).rowcount:
-                self._engine.notify(connection, _FINISHED)
-                return True
+        if self._change(self._accept, result):
+            return True
+
+        def refuse(connection: Connection) -> bool:
             # The acknowledgement of an earlier try may have been lost: its result is the accepted one.
             if connection.scalar(self._leases.accepted, claim) is not None:
                 return True
             connection.execute(self._leases.count_late, claim)
             return False
 
-        return self._transact(accept)
+        return self._transact(refuse)
 
     def fail(self, lease: Lease, reason: str) -> None:
         self._fail({**_claim(lease), "failure": reason})
@@ -254,7 +265,7 @@ class SqlQueue:
                 )
             )
 
-        self._transact(upsert)
+        self._transact(upsert, single=True)
 
     # -- people --
 
@@ -275,15 +286,21 @@ class SqlQueue:
         return self._transact(requeue)
 
     def purge(self, older_than_seconds: float, run: str | None = None) -> int:
-        def remove(connection: Connection) -> int:
-            before = self._engine.now - older_than_seconds
-            where = [schema.finished, jobs.c.finished_at < before]
-            if run is not None:
-                where.append(jobs.c.run == run)
-            connection.execute(delete(schema.workers).where(schema.workers.c.last_seen < before))
-            return connection.execute(delete(jobs).where(*where)).rowcount
+        before = self._engine.now - older_than_seconds
+        where = [schema.finished, jobs.c.finished_at < before]
+        if run is not None:
+            where.append(jobs.c.run == run)
+        some = select(jobs.c.seq).where(*where).limit(_PURGED)
+        statements = (
+            delete(schema.workers).where(schema.workers.c.last_seen < before),
+            delete(jobs).where(jobs.c.seq.in_(some)),
+        )
 
-        return self._transact(remove)
+        def remove() -> int:
+            """Delete some; every transaction is short, however much there is."""
+            return self._transact(lambda connection: [connection.execute(each).rowcount for each in statements])[1]
+
+        return sum(iter(remove, 0))
 
     def status(self) -> Mapping[str, Any]:
         found = self._transact(lambda connection: inspection.status(connection, self._engine.now), write=False)
@@ -298,53 +315,64 @@ class SqlQueue:
         self._engine.exclude_others(connection)
         schema.create(connection)
 
-    def _lease_oldest(
-        self, connection: Connection, worker: str, capabilities: Capabilities, lease_seconds: float
-    ) -> Row | None:
-        reaped = time.monotonic() - self._reaped_at >= REAP_SECONDS
-        if reaped:
-            self._reap(connection)
-        row = self._lease_ready(connection, worker, capabilities, lease_seconds)
-        if row is None and not reaped and self._reap(connection):
-            row = self._lease_ready(connection, worker, capabilities, lease_seconds)
+    def _lease_oldest(self, worker: str, capabilities: Capabilities, lease_seconds: float) -> Row | None:
+        fresh = time.monotonic() - self._reaped_at >= REAP_SECONDS
+        if fresh:
+            self._reap()
+            self._learn_requirements()
+        row = self._lease_ready(worker, capabilities, lease_seconds)
+        # Both, whatever the first finds: there may be work of a kind that is new.
+        if row is None and not fresh and any([self._reap(), self._learn_requirements()]):
+            row = self._lease_ready(worker, capabilities, lease_seconds)
         return row
 
-    def _lease_ready(
-        self, connection: Connection, worker: str, capabilities: Capabilities, lease_seconds: float
-    ) -> Row | None:
-        bodies = connection.execute(_REQUIREMENTS)
-        served = tuple(row.id for row in bodies if not capabilities.lacking(_requirements(row.body)))
+    def _lease_ready(self, worker: str, capabilities: Capabilities, lease_seconds: float) -> Row | None:
+        known = self._known_requirements
+        served = tuple(identity for identity, asked in known if not capabilities.lacking(asked))
         if not served:
             return None
+        statement = self._leases.claim(served)
         parameters = {"claimed_by": worker, "lease_seconds": lease_seconds}
-        return connection.execute(self._leases.claim(served), parameters).one_or_none()
+        return self._transact(lambda connection: connection.execute(statement, parameters).one_or_none(), single=True)
 
-    def _reap(self, connection: Connection) -> int:
+    def _learn_requirements(self) -> bool:
+        """Read what jobs of this queue require; whether that changed. Asked rarely: a run has one or a few."""
+        rows = self._transact(lambda connection: connection.execute(_REQUIREMENTS).all(), write=False, single=True)
+        known = tuple((row.id, _requirements(row.body)) for row in rows)
+        changed, self._known_requirements = known != self._known_requirements, known
+        return changed
+
+    def _reap(self) -> int:
         """Take back the jobs whose leases ran out; returns how many."""
         self._reaped_at = time.monotonic()
-        return self._give_back(connection, self._leases.reap, {})
+        return self._change(self._reap_all, {})
 
     def _fail(self, failure: dict[str, Any]) -> None:
-        self._transact(lambda connection: self._give_back(connection, self._leases.fail, failure))
+        self._change(self._give_back, failure)
 
-    def _give_back(self, connection: Connection, statement: Update, parameters: dict[str, Any]) -> int:
-        count = connection.execute(statement, parameters).rowcount
-        if count:
-            self._engine.notify(connection, _FINISHED)  # Some may be dead now.
-        return count
+    def _change(self, statement: Executable, parameters: dict[str, Any]) -> int:
+        """Execute one of the statements made by `Engine.notifying`; returns how many rows it changed."""
+        return len(self._transact(lambda connection: connection.execute(statement, parameters).all(), single=True))
+
+    def _read_pairs(self, query: Select) -> dict[Any, Any]:
+        return self._transact(lambda connection: dict(map(tuple, connection.execute(query))), write=False, single=True)
 
     def _until(self, satisfied: Callable[[], bool], timeout_seconds: float) -> bool:
         """Wait until `satisfied()`, which is asked whenever a job finishes; False at the time-out."""
-        end = time.monotonic() + timeout_seconds
+        end, look = time.monotonic() + timeout_seconds, 0.0
         if satisfied():
             return True
         with self._engine.watch(_FINISHED) as changes:
             while True:
+                # Asking for ten thousand results whenever one comes would keep the database busy with nothing else.
+                time.sleep(max(0.0, min(LOOK_REST * look, REAP_SECONDS, end - time.monotonic())))
                 # With no worker left to claim, nobody else notices that the last leases ran out.
                 if time.monotonic() - self._reaped_at >= REAP_SECONDS:
-                    self._transact(self._reap)
+                    self._reap()
+                started = time.monotonic()
                 if satisfied():
                     return True
+                look = time.monotonic() - started
                 remaining = end - time.monotonic()
                 if remaining <= 0:
                     return False

@@ -18,7 +18,7 @@ from typing import Any
 
 import psutil
 import sqlalchemy
-from sqlalchemy import URL, ColumnElement, Connection, event
+from sqlalchemy import URL, ColumnElement, Connection, Update, event
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.exc import DBAPIError
 
@@ -60,7 +60,7 @@ class SqliteEngine(Engine):
         self._writer = self._engine.execution_options(begin="BEGIN IMMEDIATE")
 
     @contextmanager
-    def begin(self, write: bool) -> Iterator[Connection]:
+    def begin(self, write: bool, single: bool = False) -> Iterator[Connection]:
         if not write:
             with self._engine.begin() as connection:
                 yield connection
@@ -73,6 +73,9 @@ class SqliteEngine(Engine):
 
     def notify(self, connection: Connection, channel: str) -> None:
         """Nothing to do: those who wait see the file's version change."""
+
+    def notifying(self, statement: Update, channel: str) -> Update:
+        return statement.returning(*statement.table.primary_key)
 
     @contextmanager
     def watch(self, channel: str) -> Iterator[_FileChanges]:

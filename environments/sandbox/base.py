@@ -74,17 +74,28 @@ class Sandbox(Protocol):
     name: str
     environment_digest: str
     """Identity of the locked Python environment that scripts run in."""
+    gpus: int
+    """GPUs of this host that executions may ask for."""
 
     @property
     def guarantees(self) -> frozenset[str]:
         """Names of `GUARANTEES` that hold on this host, as probed at start."""
 
-    def run(self, workspace: Path, script: str, limits: Limits, data: Path | None = None, seed: int = 0) -> Execution:
+    def run(
+        self,
+        workspace: Path,
+        script: str,
+        limits: Limits,
+        data: Path | None = None,
+        seed: int = 0,
+        gpus: int = 0,
+    ) -> Execution:
         """Run `python <script>` with `workspace` as its current directory, and return when every process is gone.
 
         The script sees the workspace as `/workspace` (writable, limited by `limits`), `data` as `/workspace/data`
         (read-only) and nothing else of the host. The workspace's files afterwards are hostile: symbolic links, FIFOs,
-        sparse files. `seed` reaches the script as PYTHONHASHSEED and MLAGENT_SEED.
+        sparse files. `seed` reaches the script as PYTHONHASHSEED and MLAGENT_SEED; `gpus` of this host's GPUs are its
+        own while it runs.
 
         Raises:
           SandboxError: the sandbox failed, not the script.

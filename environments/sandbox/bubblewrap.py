@@ -51,6 +51,8 @@ class BubblewrapSandbox:
     """See the module. One warm interpreter; `run` may be called from several threads at once."""
 
     name = "bubblewrap"
+    gpus = 0
+    """None: the warm sandbox shows no device of the host's."""
 
     def __init__(self) -> None:
         """Build the root file system if this machine has none yet, and start the warm interpreter.
@@ -88,8 +90,18 @@ class BubblewrapSandbox:
     def guarantees(self) -> frozenset[str]:
         return probe(self)
 
-    def run(self, workspace: Path, script: str, limits: Limits, data: Path | None = None, seed: int = 0) -> Execution:
+    def run(
+        self,
+        workspace: Path,
+        script: str,
+        limits: Limits,
+        data: Path | None = None,
+        seed: int = 0,
+        gpus: int = 0,
+    ) -> Execution:
         """See `environments.sandbox.base.Sandbox.run`."""
+        if gpus:
+            raise SandboxError(f"the execution asks for {gpus} GPUs, which only the Docker sandbox passes on")
         warm = self._alive()
         with contextlib.ExitStack() as stack:
             try:

@@ -58,6 +58,24 @@ class DataStore:
             with self._lock:
                 entry.users -= 1
 
+    @contextlib.contextmanager
+    def hold(self, name: str) -> Iterator[None]:
+        """Keep the copy called `name` there until the context ends.
+
+        Raises:
+          FileNotFoundError: it was evicted.
+        """
+        with self._lock:
+            if name not in self._entries:
+                raise FileNotFoundError(f"the copy {name} of a task's data was evicted")
+            entry = self._entries[name]
+            entry.users += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                entry.users -= 1
+
     def _copy(self, data: Path, name: str) -> _Entry:
         building = Path(tempfile.mkdtemp(prefix=".building-", dir=self.root))
         size = 0

@@ -32,6 +32,18 @@ class InvalidSubmissionError(ValueError):
 
 
 @dataclasses.dataclass(frozen=True)
+class OwnIdea:
+    """A candidate edit that a task brings along (those of the embedded tasks are in `environments.tasks.ideas`)."""
+
+    text: str
+    """What to try, in a few words: what a prompt says."""
+    cell: str
+    """Name of a cell of the entry script."""
+    code: str
+    """New body of `cell`."""
+
+
+@dataclasses.dataclass(frozen=True)
 class TaskSpec:
     """What is known of a task without its data."""
 
@@ -56,14 +68,20 @@ class TaskSpec:
     direction: str = ""
     """For a metric of the task's own: `higher` or `lower` is better. Empty: as `environments.metrics.METRICS` says."""
 
+    gpus: int = 0
+    """GPUs of the worker's host that an execution gets."""
+    ideas: tuple[OwnIdea, ...] = ()
+    """Offered beside those of the library, where these suit."""
+
     @property
     def higher_is_better(self) -> bool:
         return self.direction == "higher" if self.direction else metrics.get(self.metric).higher_is_better
 
     def to_dict(self) -> dict[str, Any]:
         record = dataclasses.asdict(self)
-        if not self.direction:
-            del record["direction"]  # What is not set is in no digest.
+        for name in ("direction", "gpus", "ideas"):
+            if not record[name]:
+                del record[name]  # What is not set is in no digest.
         return record
 
     @classmethod
@@ -71,6 +89,7 @@ class TaskSpec:
         data = dict(data)
         data["read_only"] = tuple(data["read_only"])
         data["limits"] = Limits.from_dict(data["limits"])
+        data["ideas"] = tuple(OwnIdea(**idea) for idea in data.get("ideas", ()))
         return cls(**data)
 
 

@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from environments import tasks
+from environments.actions import edits
 from environments.protocol import Limits
 from environments.sandbox.base import Ending, Sandbox
 from environments.tasks.base import InvalidSubmissionError, TaskError
@@ -76,6 +77,8 @@ def check(name: str, sandbox: Sandbox, seed: int = 0) -> list[Finding]:
             return [*findings, Finding("starting script", False, message, "make it do the same in every run")]
         findings += [_stable(task, submission), _cost(task, execution.cpu_seconds), _isolation(sandbox)]
         findings.append(_labels(task, Path(name), sandbox))
+        if spec.ideas:
+            findings.append(_ideas(task, sandbox))
         findings += _submissions(task, submission)
         return findings
 
@@ -167,6 +170,22 @@ def _needles(labels: dict[str, list[str]], private: Path) -> Iterator[bytes]:
     for path in sorted(private.rglob("*")):
         if path.is_file() and len(data := path.read_bytes()) > _LEAST_NEEDLE:
             yield data[:65536]
+
+
+def _ideas(task: FolderTask, sandbox: Sandbox) -> Finding:
+    """Make the edit of each of the task's own ideas in the starting script, and run it."""
+    failed, gains = [], []
+    for idea in task.spec.ideas:
+        edited = edits.replace_cell(task.script, idea.cell, idea.code)
+        execution, submission = run_script(edited, task.folder, task.spec, sandbox)
+        try:
+            gains.append(task.scale.delta(task.scale.m_init, task.grade(submission or b"")))
+        except InvalidSubmissionError as error:
+            failed.append(f"{idea.text!r}: {execution.detail} {execution.stderr.strip()[-200:] or error}")
+    if failed:
+        return Finding("ideas", False, "; ".join(failed[:5]), "an idea's code must run in the starting script")
+    better = sum(gain > 0 for gain in gains)
+    return Finding("ideas", True, f"{len(gains)} run, {better} of them improve the starting script by themselves")
 
 
 def _submissions(task: FolderTask, valid: bytes) -> Iterator[Finding]:

@@ -22,6 +22,7 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Collection
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -29,7 +30,7 @@ import numpy as np
 import yaml
 
 from environments.protocol import Limits
-from environments.tasks.base import TaskError, TaskSpec
+from environments.tasks.base import OwnIdea, TaskError, TaskSpec
 from environments.tasks.dataset import report_half
 from environments.tasks.own_grading import (
     CELLS,
@@ -41,6 +42,7 @@ from environments.tasks.own_grading import (
     read_answers,
 )
 from environments.tasks.prepared import M_BEST
+from environments.tasks.scripts import read_cells
 
 ENTRY_POINTS = "mlagent_jax.tasks"
 KINDS = ("tabular", "image", "text", "time_series", "graph")
@@ -57,11 +59,15 @@ FIELDS = {
     "read_only": "list of globs in env/ that are not the agent's to change, default none",
     "limits": f"of one execution: {', '.join(field.name for field in dataclasses.fields(Limits))}",
     "hidden": "columns of answers.csv that nothing public may show, default all but the ids",
+    "gpus": "how many of the worker's GPUs an execution gets, default none",
+    "ideas": "list of candidate edits, each with text (a few words), cell (of the entry script) and code",
     "m_best": "score of a good solution on the hidden labels, where there is no reference.py",
 }
 """What task.yaml may hold."""
 _REQUIRED = ("name", "kind", "metric", "submission")
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+_IDEA = re.compile(r"\S[^\n;]{0,99}")
+"""A semicolon parts ideas in compact prompts."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,6 +175,8 @@ def read_folder(folder: Path) -> FolderRecipe:
     for name in ("data", spec.submission):
         if os.path.lexists(folder / "env" / name):
             raise TaskError(f"{folder}/env holds {name}: that name is for what comes later, so rename or delete it")
+    script = _text(folder / "env" / spec.entry)
+    spec = dataclasses.replace(spec, ideas=reader.ideas(read_cells(script)))
     m_best = reader.number("m_best")
     if (m_best is None) != (folder / "reference.py").is_file():
         raise TaskError(f"{folder} needs either reference.py or m_best in task.yaml, and not both")
@@ -210,6 +218,7 @@ class _Fields:
             submission=self._file("submission.file", self._submission.get("file", "submission.csv")),
             read_only=self._read_only(),
             limits=self._limits(),
+            gpus=self._gpus(),
             direction=self._choice("metric.direction", metric.get("direction"), ("higher", "lower")),
         )
 
@@ -221,6 +230,25 @@ class _Fields:
         if not columns or not isinstance(hidden, list):
             raise self._error("hidden" if columns else "submission.columns", hidden if columns else columns, "a list")
         return SubmissionForm(self._name("submission.id", self._submission.get("id", "id")), columns, tuple(hidden))
+
+    def ideas(self, cells: Collection[str]) -> tuple[OwnIdea, ...]:
+        """The task's own, for an entry script with these cells."""
+        given = self._fields.get("ideas", [])
+        if not isinstance(given, list):
+            raise self._error("ideas", given, "a list")
+        if given and not cells:
+            raise self._error("ideas", given, "none: the entry script has no cells (`# %% model`)")
+        return tuple(self._idea(f"ideas[{number}]", idea, tuple(cells)) for number, idea in enumerate(given))
+
+    def _idea(self, name: str, given: Any, cells: tuple[str, ...]) -> OwnIdea:
+        idea = self._mapping(given, name, [field.name for field in dataclasses.fields(OwnIdea)])
+        text = self._choice(f"{name}.text", idea.get("text"), _IDEA)
+        code = self._name(f"{name}.code", idea.get("code")).strip("\n")
+        try:
+            compile(code, f"{name}.code", "exec")
+        except (SyntaxError, ValueError) as error:
+            raise self._error(f"{name}.code", code, f"Python ({error})") from error
+        return OwnIdea(text, self._choice(f"{name}.cell", idea.get("cell"), cells), code)
 
     def number(self, name: str) -> float | None:
         value = self._fields.get(name)
@@ -238,6 +266,12 @@ class _Fields:
             if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
                 raise self._error(f"limits.{name}", value, "a number above 0")
         return Limits(**given)
+
+    def _gpus(self) -> int:
+        gpus = self._fields.get("gpus", 0)
+        if isinstance(gpus, bool) or not isinstance(gpus, int) or gpus < 0:
+            raise self._error("gpus", gpus, "a number from 0")
+        return gpus
 
     def _read_only(self) -> tuple[str, ...]:
         globs = self._fields.get("read_only", [])

@@ -48,12 +48,12 @@ class Idea:
 
 
 def ideas_for(spec: TaskSpec, script: str) -> tuple[Idea, ...]:
-    """Ideas for a task whose script is `script`: those that suit it and would change their cell; none where the script
-    has not all of our cells, on whose variables the ideas build."""
+    """Ideas for a task that would change a cell of `script`: its own, and those of the library that suit it; of these
+    none where the script has not all of our cells, on whose variables they build."""
     cells = read_cells(script)
-    if not cells.keys() >= set(CELLS):
-        return ()
-    return tuple(idea for idea in library() if idea.suits(spec) and cells[idea.cell] != idea.code)
+    own = [Idea(idea.text, idea.cell, idea.code) for idea in spec.ideas]
+    ours = [idea for idea in library() if idea.suits(spec)] if cells.keys() >= set(CELLS) else []
+    return tuple(idea for idea in (*own, *ours) if cells.get(idea.cell, idea.code) != idea.code)
 
 
 @functools.cache

@@ -207,7 +207,7 @@ def run_script(script: str, folder: Path, spec: TaskSpec, sandbox: Sandbox) -> t
         workspace = Path(temporary) / "workspace"
         shutil.copytree(folder / "env", workspace)
         (workspace / spec.entry).write_text(script, encoding="utf-8")
-        execution = sandbox.run(workspace, spec.entry, spec.limits, data=folder / "public")
+        execution = sandbox.run(workspace, spec.entry, spec.limits, data=folder / "public", gpus=spec.gpus)
         try:
             return execution, read_regular(workspace / spec.submission, _SUBMISSION_BYTES)
         except HostileFileError:

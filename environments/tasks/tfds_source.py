@@ -17,7 +17,7 @@ import numpy as np
 
 from environments.tasks.base import TaskError
 
-INSTALL = "pip install 'mlagent-jax[tfds]'"
+INSTALL = "pip install '.[tfds]'"
 """Gives what reading needs; the trainer's extras do not hold the image decoder."""
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from environments.protocol import State
 from mlagent_jax.agent.prompts import Renderer
-from mlagent_jax.sampling import Sampler
+from mlagent_jax.sampling import TokenSampler
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Actor:
       seed: of the run.
     """
 
-    def __init__(self, sampler: Sampler, renderer: Renderer, seed: int) -> None:
+    def __init__(self, sampler: TokenSampler, renderer: Renderer, seed: int) -> None:
         self._sampler, self.renderer, self._seed = sampler, renderer, seed
 
     def act(self, params: Any, states: Sequence[State], samples: int, purpose: str) -> list[SampledAction]:

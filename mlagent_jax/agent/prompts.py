@@ -10,7 +10,7 @@ import dataclasses
 import re
 from collections.abc import Mapping
 
-from environments.actions import describe_actions, describe_format
+from environments.actions import ACTIONS, ASSISTED_ACTIONS, ActionSpec, describe_actions, describe_format
 from environments.protocol import State, Step
 from environments.tasks.base import TaskSpec
 from mlagent_jax.config import PromptConfig
@@ -87,7 +87,9 @@ class Renderer:
 def prompt_text(config: PromptConfig, spec: TaskSpec, state: State) -> str:
     """The prompt of `state` as text, with the last `config.history_steps` steps of its history."""
     steps = state.history[max(0, len(state.history) - config.history_steps) :]
-    return (_compact if config.profile == "compact" else _full)(spec, state, steps)
+    if config.profile == "compact":
+        return _compact(spec, state, steps)
+    return _full(spec, state, steps, ACTIONS | ASSISTED_ACTIONS if config.editor else ACTIONS)
 
 
 def direction(spec: TaskSpec) -> str:
@@ -115,13 +117,13 @@ def step_label(step: Step) -> str:
     return action[-1][:30] if action else "no action"
 
 
-def _full(spec: TaskSpec, state: State, steps: tuple[Step, ...]) -> str:
+def _full(spec: TaskSpec, state: State, steps: tuple[Step, ...], offered: Mapping[str, ActionSpec]) -> str:
     parts = [
         "You are a helpful research assistant. You work on the research problem below, one action at a time.\n\n",
         f"Research Problem: {spec.description.strip()}\n\n",
         f"The metric is {spec.metric}; {'higher' if direction(spec) == 'up' else 'lower'} is better. The script that "
         f"is run and scored is {spec.entry}; it writes {spec.submission}.\n\n",
-        f"You have access to the following tools:\n{describe_actions('full')}\n\n",
+        f"You have access to the following tools:\n{describe_actions('full', offered)}\n\n",
         f"Always respond in this format exactly:\n{describe_format('full')}\n\n",
     ]
     if state.ideas:

@@ -109,6 +109,22 @@ class Tokenizer:
         """Text of `ids`, special tokens by their names. Bytes that are no UTF-8 become U+FFFD."""
         return self._tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
+    def spellings(self) -> list[bytes]:
+        """The bytes of every token, by id: joined and read as UTF-8, those of some ids are their `decode`.
+
+        Raises:
+          ValueError: the tokenizer is none of byte-level BPE, so that a token's text depends on its neighbours.
+        """
+        backend = self._tokenizer.backend_tokenizer
+        if not isinstance(backend.decoder, decoders.ByteLevel):
+            raise ValueError(f"the tokenizer in {self._folder} is not byte-level: what a token spells is not fixed")
+        letters = _bytes_of_letters()
+        spelled = [b""] * self.vocab_size
+        for token, index in self._tokenizer.get_vocab().items():
+            known = letters.keys() >= set(token)  # as tokenizers' ByteLevel decides it, for added tokens too
+            spelled[index] = bytes(letters[letter] for letter in token) if known else token.encode()
+        return spelled
+
     def apply_chat_template(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
         """Ids of a conversation ({"role", "content"} each) up to where the assistant is to speak.
 
@@ -149,6 +165,13 @@ class Tokenizer:
                 f"beside the config.json in {directory} AutoTokenizer makes a {type(loaded).__name__} of the tokenizer "
                 f"in {self._folder}, which cuts text in another way: use a tokenizer of the model's own kind"
             )
+
+
+def _bytes_of_letters() -> dict[str, int]:
+    """The byte behind each letter of `ALPHABET` (GPT-2's `bytes_to_unicode`, inverted)."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + place): byte for place, byte in enumerate(others)}
 
 
 def train_tokenizer(

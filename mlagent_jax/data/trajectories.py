@@ -10,6 +10,7 @@ from etils import epath
 
 from environments.protocol import Job, Outcome, State
 from mlagent_jax.data import jsonl
+from mlagent_jax.errors import ConfigError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,8 +48,8 @@ def read_trajectories(path: epath.Path) -> list[Record]:
     """Records of a file, in order.
 
     Raises:
-      FileNotFoundError: no such file; the message says which stage writes it.
+      ConfigError: no such file; the message says which stage writes it.
     """
     if not path.exists():
-        raise FileNotFoundError(f"{path} is missing: the stage {path.stem!r} writes it; run that stage first")
+        raise ConfigError(f"{path} is missing: the stage {path.stem!r} writes it; run that stage first")
     return [Record.from_dict(data) for data in jsonl.read(path)]

@@ -1,16 +1,28 @@
-"""Optimizers by name, with the learning rate as a value of the state, so that any schedule can set it each step."""
+"""Optimizers by name, with the learning rate as a value of the state, so that any schedule can set it each step.
+
+What an optimizer keeps for each parameter is a choice of its own (`OptimizerConfig`), and where it keeps it is where
+the parameter is (`init_state`).
+"""
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
+from jax.sharding import NamedSharding, PartitionSpec
 from optax import contrib
 
+from mlagent_jax.config import OptimizerConfig
 
-def make_optimizer(kind: str, *, weight_decay: float = 0.0, max_grad_norm: float = 1.0) -> optax.GradientTransformation:
+_PLAIN = OptimizerConfig()
+
+
+def make_optimizer(
+    kind: str, *, weight_decay: float = 0.0, max_grad_norm: float = 1.0, keeps: OptimizerConfig = _PLAIN
+) -> optax.GradientTransformation:
     """`adamw` or `muon`, behind a clip of the global gradient norm.
 
     Muon (Jordan et al. 2024) takes the matrices of the layers, AdamW the rest (embeddings, norms, biases). The
@@ -25,12 +37,118 @@ def make_optimizer(kind: str, *, weight_decay: float = 0.0, max_grad_norm: float
                 adam_weight_decay=weight_decay,
                 adam_b2=0.95,
                 muon_weight_dimension_numbers=_layer_matrices,
+                mu_dtype=_first_moment(keeps),
             )
         else:
-            rule = optax.adamw(learning_rate, b1=0.9, b2=0.95, weight_decay=weight_decay)
-        return optax.chain(optax.clip_by_global_norm(max_grad_norm), rule)
+            rule = adam(learning_rate, keeps, b2=0.95, weight_decay=weight_decay)
+        return clipped(rule, max_grad_norm, keeps)
 
     return optax.inject_hyperparams(build)(learning_rate=0.0)
+
+
+def adam(
+    learning_rate: optax.ScalarOrSchedule, keeps: OptimizerConfig, *, b2: float = 0.999, weight_decay: float = 0.0
+) -> optax.GradientTransformation:
+    """AdamW with the moments that `keeps` names; `factored`: Adafactor's second moment instead (Shazeer and Stern
+    2018), with its clip of each update's root mean square to 1, and no first moment."""
+    if keeps.moments != "factored":
+        return optax.adamw(learning_rate, b1=0.9, b2=b2, weight_decay=weight_decay, mu_dtype=_first_moment(keeps))
+    return optax.chain(
+        optax.scale_by_factored_rms(),
+        optax.clip_by_block_rms(1.0),
+        optax.add_decayed_weights(weight_decay),
+        optax.scale_by_learning_rate(learning_rate),
+    )
+
+
+def clipped(
+    rule: optax.GradientTransformation, max_norm: float, keeps: OptimizerConfig
+) -> optax.GradientTransformation:
+    """`rule` behind a clip of the global gradient norm, in float32, and its updates rounded as `keeps` says."""
+    rule = _in_float32(optax.chain(optax.clip_by_global_norm(max_norm), rule))
+    return optax.chain(rule, stochastic_rounding()) if keeps.rounding == "stochastic" else rule
+
+
+def _in_float32(rule: optax.GradientTransformation) -> optax.GradientTransformation:
+    """The same for parameters and gradients of any dtype: moments like a bfloat16 parameter's own would lose what is
+    added to them. (optax makes each as its parameter is.)"""
+
+    def wide(tree: Any) -> Any:
+        return optax.tree.cast(tree, jnp.float32)
+
+    def update(updates: Any, state: optax.OptState, params: Any) -> tuple[Any, optax.OptState]:
+        return rule.update(wide(updates), state, wide(params))
+
+    return optax.GradientTransformation(lambda params: rule.init(wide(params)), update)
+
+
+def _first_moment(keeps: OptimizerConfig) -> Any:
+    return jnp.bfloat16 if keeps.moments == "bfloat16" else None  # None: as the parameter
+
+
+class RoundingState(NamedTuple):
+    """Updates rounded so far: each draws its own bits."""
+
+    count: jax.Array
+
+
+def stochastic_rounding(seed: int = 0) -> optax.GradientTransformation:
+    """Updates after which a bfloat16 parameter is one of the two neighbours of the exact sum, and the exact sum on
+    average: small steps add up where rounding to the nearest would lose every one of them.
+
+    Last in a chain. The sum in float32 gets 16 random bits below bfloat16's last, and is cut there.
+    """
+
+    def init(params: Any) -> RoundingState:
+        del params
+        return RoundingState(jnp.zeros((), jnp.int32))
+
+    def update(updates: Any, state: RoundingState, params: Any) -> tuple[Any, RoundingState]:
+        leaves, structure = jax.tree.flatten(params)
+        keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), state.count), len(leaves))
+
+        def one(update: jax.Array, param: jax.Array, key: jax.Array) -> jax.Array:
+            if param.dtype != jnp.bfloat16:
+                return update
+            exact = param.astype(jnp.float32) + update.astype(jnp.float32)
+            noise = jax.random.bits(key, exact.shape, jnp.uint16).astype(jnp.uint32)
+            bits = (jax.lax.bitcast_convert_type(exact, jnp.uint32) + noise) & jnp.uint32(0xFFFF0000)
+            rounded = jnp.where(jnp.isfinite(exact), jax.lax.bitcast_convert_type(bits, jnp.float32), exact)
+            # Whoever adds this to the parameter gets `rounded`, which bfloat16 holds exactly.
+            return rounded - param.astype(jnp.float32)
+
+        return jax.tree.map(one, updates, params, jax.tree.unflatten(structure, keys)), RoundingState(state.count + 1)
+
+    return optax.GradientTransformation(init, update)
+
+
+def init_state(optimizer: optax.GradientTransformation, params: Any) -> optax.OptState:
+    """The optimizer's first state, each moment where its parameter is.
+
+    Left to itself, the compiler would put the whole of it on every device: nothing ties zeros to a layout.
+    """
+    wanted = abstract_state(optimizer, params)
+    return jax.jit(optimizer.init, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, wanted))(params)
+
+
+def abstract_state(optimizer: optax.GradientTransformation, params: Any) -> optax.OptState:
+    """What `init_state` makes, as `jax.ShapeDtypeStruct`s with their shardings; `params` may be abstract too."""
+    placed = {_names(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]}
+    on_mesh = [leaf.sharding for leaf in placed.values() if isinstance(leaf.sharding, NamedSharding)]
+    everywhere = NamedSharding(on_mesh[0].mesh, PartitionSpec()) if on_mesh else None
+
+    def place(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        names = _names(path)
+        # A moment stands at the path of its parameter, somewhere in the optimizer's own structure.
+        param = next((placed[names[start:]] for start in range(len(names)) if names[start:] in placed), None)
+        alike = param is not None and param.shape == leaf.shape and isinstance(param.sharding, NamedSharding)
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=param.sharding if alike else everywhere)
+
+    return jax.tree_util.tree_map_with_path(place, jax.eval_shape(optimizer.init, params))
+
+
+def _names(path: tuple[Any, ...]) -> tuple[str, ...]:
+    return tuple(jax.tree_util.keystr((key,), simple=True) for key in path)
 
 
 def with_learning_rate(state: optax.OptState, learning_rate: float) -> optax.OptState:

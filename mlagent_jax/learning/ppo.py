@@ -18,9 +18,11 @@ import numpy as np
 import optax
 
 from mlagent_jax import models
-from mlagent_jax.config import RLConfig
+from mlagent_jax.config import OptimizerConfig, RLConfig
 from mlagent_jax.learning import estimators, losses
 from mlagent_jax.learning.accumulation import mapped, summed_gradients
+from mlagent_jax.learning.optimizer import adam, clipped
+from mlagent_jax.models import lora
 
 Params = Any
 
@@ -176,8 +178,11 @@ def ppo_step(
     model: Model,
     optimizer: optax.GradientTransformation,
     config: RLConfig,
+    base: Params | None = None,
 ) -> tuple[Params, optax.OptState, dict[str, losses.Mean]]:
     """One clipped step on a mini-batch; `params` is {"policy", "critic"}, donated with the optimizer's state.
+
+    Where there is a `base`, which is not trained, the policy is its adapters, and `model` has their graph.
 
         L = L_policy + value_coefficient * L_value + kl_coefficient * KL(policy || reference) - entropy_coefficient * H
 
@@ -186,7 +191,8 @@ def ppo_step(
 
     def loss(params: Params, rows: tuple[Batch, Targets]) -> tuple[jax.Array, dict[str, losses.Mean]]:
         batch, targets = rows
-        scores = _score(model, params["policy"], params["critic"], batch)
+        whole = params["policy"] if base is None else lora.join(base, params["policy"])
+        scores = _score(model, whole, params["critic"], batch)
         policy, metrics = losses.ppo_policy_loss(
             scores.log_probs,
             targets.log_probs,
@@ -233,13 +239,12 @@ def ppo_step(
     return optax.apply_updates(params, updates), opt_state, metrics
 
 
-def rl_optimizer(config: RLConfig) -> optax.GradientTransformation:
+def rl_optimizer(config: RLConfig, keeps: OptimizerConfig | None = None) -> optax.GradientTransformation:
     """AdamW for the policy behind a clip of its gradient norm, Adam for the value head at a rate of its own."""
+    keeps = keeps or OptimizerConfig()
     return optax.multi_transform(
         {
-            "policy": optax.chain(
-                optax.clip_by_global_norm(config.max_grad_norm), optax.adamw(config.learning_rate, weight_decay=0.0)
-            ),
+            "policy": clipped(adam(config.learning_rate, keeps), config.max_grad_norm, keeps),
             "critic": optax.adam(config.critic_learning_rate),
         },
         {"policy": "policy", "critic": "critic"},

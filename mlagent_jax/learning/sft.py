@@ -15,6 +15,7 @@ import optax
 
 from mlagent_jax import models
 from mlagent_jax.learning.accumulation import summed_gradients
+from mlagent_jax.models import lora
 
 Params = Any
 
@@ -32,15 +33,18 @@ def sft_step(
     remat: str,
     compute_dtype: str,
     micro_rows: int = 0,
+    base: Params | None = None,
 ) -> tuple[Params, optax.OptState, dict[str, jax.Array]]:
     """One step over `rows` (arrays of `data.packing.Rows`, [batch, time]), `micro_rows` of them at a time (0: all at
-    once; the result is the same). Parameters and state are donated.
+    once; the result is the same). Parameters and state are donated. Where there is a `base`, which is not trained,
+    `params` are its adapters, and `graph` is theirs (`models.lora.adapted`).
 
     Returns metrics: `loss` (nats an action token), `grad_norm`, `tokens` (not padding) and `action_tokens`.
     """
 
     def loss(params: Params, rows: Mapping[str, jax.Array]) -> tuple[jax.Array, dict[str, jax.Array]]:
-        total, count = _negative_log_likelihood(graph, params, rows, remat, compute_dtype)
+        whole = params if base is None else lora.join(base, params)
+        total, count = _negative_log_likelihood(graph, whole, rows, remat, compute_dtype)
         sums = {"loss": total, "action_tokens": count, "tokens": jnp.sum(rows["segment_ids"] > 0)}
         return total, jax.lax.stop_gradient(sums)
 

@@ -2,7 +2,7 @@
 
 from mlagent_jax.models.attention import causal_attention, choose_kernel
 from mlagent_jax.models.cache import Cache, decode_step, init_cache, prefill
-from mlagent_jax.models.config import ModelConfig, RopeScaling
+from mlagent_jax.models.config import LoRA, ModelConfig, RopeScaling
 from mlagent_jax.models.decoder import (
     Graph,
     Params,
@@ -18,6 +18,7 @@ from mlagent_jax.models.decoder import (
 __all__ = [
     "Cache",
     "Graph",
+    "LoRA",
     "ModelConfig",
     "Params",
     "RopeScaling",

@@ -81,6 +81,11 @@ def causal_attention(
     return _xla(query, key, value, segment_ids)  # causal and right-padded: no valid token sees padding
 
 
+def block_size(time: int) -> int:
+    """Queries that the xla kernel works on at once, of a sequence of so many tokens."""
+    return max(_MIN_BLOCK, -(-time // _MAX_BLOCKS))
+
+
 def _xla(query: jax.Array, key: jax.Array, value: jax.Array, segment_ids: jax.Array | None) -> jax.Array:
     """Blocks of queries against the keys up to their end: half the work, and scores that stay in a CPU's cache.
 
@@ -91,7 +96,7 @@ def _xla(query: jax.Array, key: jax.Array, value: jax.Array, segment_ids: jax.Ar
     kv_heads = key.shape[2]
     grouped = query.reshape(batch, time, kv_heads, heads // kv_heads, head_dim).transpose(0, 2, 3, 1, 4)
     key, value = jnp.swapaxes(key, 1, 2), jnp.swapaxes(value, 1, 2)
-    size = max(_MIN_BLOCK, -(-time // _MAX_BLOCKS))
+    size = block_size(time)
     blocks = []
     for start in range(0, time, size):
         end = min(start + size, time)

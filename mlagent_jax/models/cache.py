@@ -17,7 +17,7 @@ from mlagent_jax.models.attention import MASKED, causal_attention
 from mlagent_jax.models.decoder import Graph, Params, run_layers
 from mlagent_jax.parallelism import constrain
 
-_AXES = ("slots", "kv_heads", "time", "head_dim")
+CACHE_AXES = ("slots", "kv_heads", "time", "head_dim")
 
 
 @jax.tree_util.register_dataclass
@@ -42,7 +42,7 @@ def init_cache(graph: Graph, slots: int, length: int, dtype: jnp.dtype) -> Cache
 
     def layer() -> jax.Array:
         zeros = jnp.zeros((slots, config.num_kv_heads, length, config.head_dim), dtype)
-        return constrain(zeros, _AXES, graph.rules, "cache")
+        return constrain(zeros, CACHE_AXES, graph.rules, "cache")
 
     return Cache([layer() for _ in range(config.num_layers)], [layer() for _ in range(config.num_layers)])
 

@@ -99,6 +99,21 @@ class RopeScaling:
 
 
 @dataclasses.dataclass(frozen=True)
+class LoRA:
+    """Low-rank adapters of linear maps (Hu et al. 2021)."""
+
+    rank: int
+    alpha: float
+    targets: tuple[str, ...]
+    """Names among `query`, `key`, `value`, `output`, `gate`, `up`, `down` and `head`."""
+
+    @property
+    def scale(self) -> float:
+        """What a correction is multiplied by."""
+        return self.alpha / self.rank
+
+
+@dataclasses.dataclass(frozen=True)
 class ModelConfig:
     """The shape of one dense decoder. Sizes are counts of elements, lengths are in tokens."""
 

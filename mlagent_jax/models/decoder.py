@@ -19,13 +19,13 @@ from jax.sharding import Mesh
 
 from mlagent_jax.models import rope
 from mlagent_jax.models.attention import Kernel, causal_attention, choose_kernel
-from mlagent_jax.models.config import ModelConfig
+from mlagent_jax.models.config import LoRA, ModelConfig
 from mlagent_jax.models.layers import Attend, Decoder, DecoderLayer, Extra
-from mlagent_jax.parallelism import DEFAULT_RULES, Rules, constrain, shardings
+from mlagent_jax.parallelism import DEFAULT_RULES, Rules, constrain, parts, shardings
 
 Params = dict[str, Any]  # embedder, layers (stacked), final_norm, and head where the embedding is not tied
 Remat = Literal["none", "dots", "full"]
-_CHUNK_ELEMENTS = 2**25  # of logits
+_CHUNK_ELEMENTS = 2**25  # of logits, on one device
 _UNROLLED_UP_TO = 8  # layers: below, a loop in Python compiles fast enough and runs faster than a scan
 
 
@@ -37,6 +37,7 @@ class Graph:
     rules: Rules = DEFAULT_RULES
     attention: Kernel = "xla"
     scan_layers: bool = False
+    lora: LoRA | None = None
     definitions: dict[str, nnx.GraphDef] = dataclasses.field(default_factory=dict, compare=False, repr=False)
 
     def bind(self, part: str, params: Params) -> Any:
@@ -58,7 +59,17 @@ def build(
     Raises:
         ValueError: For an attention kernel that does not run here.
     """
-    model = nnx.eval_shape(lambda: Decoder(config, nnx.Rngs(params=0), dtype))
+    definitions, shapes, axes = describe(config, dtype)
+    scan = config.num_layers > _UNROLLED_UP_TO if scan_layers is None else scan_layers
+    kernel = choose_kernel(attention, platform)
+    return Graph(config, rules, kernel, scan, definitions=definitions), shapes, axes
+
+
+def describe(
+    config: ModelConfig, dtype: jnp.dtype = jnp.float32, lora: LoRA | None = None
+) -> tuple[dict[str, nnx.GraphDef], Params, Params]:
+    """Of each part of the model: its module's definition, and the shapes and logical axes of its parameters."""
+    model = nnx.eval_shape(lambda: Decoder(config, nnx.Rngs(params=0), dtype, lora))
     definitions: dict[str, nnx.GraphDef] = {}
     shapes: Params = {}
     axes: Params = {}
@@ -74,8 +85,7 @@ def build(
             nnx.to_pure_dict(state, extract_fn=lambda param: param),
             is_leaf=lambda node: isinstance(node, nnx.Variable),
         )
-    scan = config.num_layers > _UNROLLED_UP_TO if scan_layers is None else scan_layers
-    return Graph(config, rules, choose_kernel(attention, platform), scan, definitions), shapes, axes
+    return definitions, shapes, axes
 
 
 def abstract(
@@ -268,15 +278,21 @@ def token_log_probs(
         hidden: [batch, time, hidden].
         targets: int32 [batch, time]: the token that follows position t, shifted by the caller.
         temperature: Above 0, divides the logits.
-        chunk_size: Positions a chunk; default: as many as keep a chunk's logits under 2**25 elements (128 MiB).
+        chunk_size: Positions a chunk; default: as many as keep its logits under 2**25 elements (128 MiB) a device.
 
     Returns:
         (log-probs, entropies in nats), each fp32 [batch, time].
     """
     batch, time = targets.shape
     vocab = graph.config.vocab_size
-    chunk = min(time, chunk_size or max(1, _CHUNK_ELEMENTS // (batch * vocab)))
+    cut = parts("batch", graph.rules) * parts("vocab", graph.rules)  # of the logits, over devices
+    chunk = min(time, chunk_size or max(1, cut * _CHUNK_ELEMENTS // (batch * vocab)))
     part = "embedder" if graph.config.tie_word_embeddings else "head"
+    # Gathered over fsdp here, once, and not in the loop for every chunk anew.
+    head = dict(params[part])
+    for name, axes in (("embedding", ("vocab", "hidden")), ("kernel", ("hidden", "vocab"))):
+        if name in head:
+            head[name] = constrain(head[name], axes, graph.rules, "output projection")
 
     def one(head: Params, hidden: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
         scaled = graph.bind(part, head).project(hidden) / temperature
@@ -290,7 +306,7 @@ def token_log_probs(
         return log_probs, entropy
 
     if chunk == time:
-        return one(params[part], hidden, targets)
+        return one(head, hidden, targets)
     pad = -time % chunk
     chunks = (time + pad) // chunk
 
@@ -299,6 +315,6 @@ def token_log_probs(
         padded = jnp.pad(x, ((0, 0), (0, pad), *((0, 0),) * (x.ndim - 2)))
         return jnp.moveaxis(padded.reshape(batch, chunks, chunk, *x.shape[2:]), 1, 0)
 
-    step = functools.partial(jax.checkpoint(one), params[part])
+    step = functools.partial(jax.checkpoint(one), head)
     results = jax.lax.map(lambda pair: step(*pair), (split(hidden), split(targets)))
     return tuple(jnp.moveaxis(x, 0, 1).reshape(batch, time + pad)[:, :time] for x in results)

@@ -1,8 +1,8 @@
 """Checkpoints in the layout of Hugging Face: in, straight to the devices; out, whole or not at all.
 
 Ours and theirs hold the same numbers. Theirs has one matrix [out, in] a projection and layer; ours has the axes apart
-(heads and head size), the input first, and all layers of a kind stacked in one array. `_TOP` and `_LAYER` are the whole
-mapping. Import then export gives the same bits.
+(heads and head size), the input first, and all layers of a kind stacked in one array. `TOP_TENSORS` and
+`LAYER_TENSORS` are the whole mapping. Import then export gives the same bits.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ MAX_SHARD_SIZE = 5 * 10**9
 """Bytes a file, as transformers writes them."""
 
 # Parameter by path -> (tensor's name, how many leading axes of ours are its input; 0: not transposed).
-_TOP = {
+TOP_TENSORS = {
     "embedder/embedding": ("model.embed_tokens.weight", 0),
     "final_norm/scale": ("model.norm.weight", 0),
     "head/kernel": ("lm_head.weight", 1),
 }
-_LAYER = {
+LAYER_TENSORS = {
     "attention_norm/scale": ("input_layernorm.weight", 0),
     "attention/query/kernel": ("self_attn.q_proj.weight", 1),
     "attention/query/bias": ("self_attn.q_proj.bias", 0),
@@ -112,13 +112,13 @@ def _slots(config: ModelConfig, params: Params) -> list[_Slot]:
         if path in leaves:
             slots.append(_Slot(name, path, layer, leaves[path].shape[layer is not None :], inputs))
 
-    for path, (name, inputs) in _TOP.items():
+    for path, (name, inputs) in TOP_TENSORS.items():
         if path.startswith("embedder"):
             add(name, tuple(path.split("/")), None, inputs)
     for layer in range(config.num_layers):
-        for path, (name, inputs) in _LAYER.items():
+        for path, (name, inputs) in LAYER_TENSORS.items():
             add(f"model.layers.{layer}.{name}", ("layers", *path.split("/")), layer, inputs)
-    for path, (name, inputs) in _TOP.items():
+    for path, (name, inputs) in TOP_TENSORS.items():
         if not path.startswith("embedder"):
             add(name, tuple(path.split("/")), None, inputs)
     if unknown := leaves.keys() - {slot.path for slot in slots}:
@@ -298,7 +298,7 @@ def save(
         for name in by_name:  # take part in the gathers, in the order of the files
             read(name)
     else:
-        with _whole_or_not_at_all(directory) as folder:
+        with whole_or_not_at_all(directory) as folder:
             for file, names in files.items():
                 tensor_files.write(folder / file, {name: (stored, by_name[name].file_shape) for name in names}, read)
             if len(files) > 1:
@@ -352,16 +352,22 @@ def _write_json(path: epath.Path, value: Mapping[str, Any]) -> None:
 
 
 @contextlib.contextmanager
-def _whole_or_not_at_all(directory: str | os.PathLike[str]) -> Iterator[Path]:
-    """A local folder to write into; it becomes `directory` when the block ends without an error."""
+def whole_or_not_at_all(directory: str | os.PathLike[str], mark: str = "config.json") -> Iterator[Path]:
+    """A local folder to write into; it becomes `directory` when the block ends without an error.
+
+    `mark` is a file that says of an older folder under that name that it is an export, which may be replaced.
+
+    Raises:
+      FileExistsError: `directory` is there and is no export.
+    """
     target = epath.Path(directory)
-    if target.exists() and any(target.iterdir()) and not (target / "config.json").exists():
+    if target.exists() and any(target.iterdir()) and not (target / mark).exists():
         raise FileExistsError(f"{target} is there and is no export: choose another directory, or empty it")
     if "://" in os.fspath(directory):
         with tempfile.TemporaryDirectory() as local:
             yield Path(local)
             target.mkdir(parents=True, exist_ok=True)
-            for path in sorted(Path(local).iterdir(), key=lambda path: path.name == "config.json"):
+            for path in sorted(Path(local).iterdir(), key=lambda path: path.name == mark):
                 epath.Path(path).copy(target / path.name, overwrite=True)
         return
     final = Path(directory).absolute()

@@ -7,6 +7,7 @@ decoding share one layer: they differ only in what a query may look at.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -15,7 +16,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from mlagent_jax.models import rope
-from mlagent_jax.models.config import ModelConfig
+from mlagent_jax.models.config import LoRA, ModelConfig
 from mlagent_jax.parallelism import LogicalAxes, Rules, constrain
 
 Extra = TypeVar("Extra")
@@ -26,6 +27,35 @@ Attend = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Extra]]
 def parameter(value: jax.Array, axes: LogicalAxes) -> nnx.Param:
     """A parameter with logical axis names, which `models.decoder` turns into shardings."""
     return nnx.Param(value, logical_axes=axes, eager_sharding=False)
+
+
+ADAPTER = "adapter"
+"""The attribute, and so the key in `Params`, under which a linear map has its adapter."""
+
+
+class Adapter(nnx.Module):
+    """A low-rank correction of a linear map, float32 whatever the map is stored in; it is zero at first.
+
+    Initialised as in PEFT: `down` uniform over +- 1 / sqrt(inputs), `up` zero.
+    """
+
+    def __init__(self, rngs: nnx.Rngs, shape: tuple[int, ...], axes: LogicalAxes, contract: int, lora: LoRA) -> None:
+        self.contract, self.scale = contract, lora.scale
+        bound = math.prod(shape[:contract]) ** -0.5
+        down = jax.random.uniform(rngs.params(), (*shape[:contract], lora.rank), jnp.float32, -bound, bound)
+        self.down = parameter(down, (*axes[:contract], None))
+        self.up = parameter(jnp.zeros((lora.rank, *shape[contract:]), jnp.float32), (None, *axes[contract:]))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[..., *in] -> [..., *out]"""
+        low = _linear(x, self.down[...], self.contract)
+        return self.scale * _linear(low, self.up[...], 1)
+
+
+def _linear(x: jax.Array, kernel: jax.Array, contract: int) -> jax.Array:
+    """The last `contract` axes of `x` with the first ones of the kernel, in the dtype of `x`."""
+    axes = tuple(range(x.ndim - contract, x.ndim))
+    return jax.lax.dot_general(x, kernel.astype(x.dtype), ((axes, tuple(range(contract))), ((), ())))
 
 
 class Projection(nnx.Module):
@@ -41,16 +71,23 @@ class Projection(nnx.Module):
         bias: bool = False,
         std: float,
         dtype: jnp.dtype,
+        lora: LoRA | None = None,
     ) -> None:
         self.contract = contract
         self.kernel = parameter(std * jax.random.normal(rngs.params(), shape, dtype), axes)
         self.bias = parameter(jnp.zeros(shape[contract:], dtype), axes[contract:]) if bias else None
+        self.adapter = None if lora is None else Adapter(rngs, shape, axes, contract, lora)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[..., *in] -> [..., *out]"""
-        axes = tuple(range(x.ndim - self.contract, x.ndim))
-        out = jax.lax.dot_general(x, self.kernel[...].astype(x.dtype), ((axes, tuple(range(self.contract))), ((), ())))
-        return out if self.bias is None else out + self.bias[...].astype(x.dtype)
+        out = _linear(x, self.kernel[...], self.contract)
+        out = out if self.bias is None else out + self.bias[...].astype(x.dtype)
+        return out if self.adapter is None else out + self.adapter(x)
+
+
+def _adapting(name: str, lora: LoRA | None) -> LoRA | None:
+    """`lora` for a map that is among its targets."""
+    return lora if lora is not None and name in lora.targets else None
 
 
 class RMSNorm(nnx.Module):
@@ -70,26 +107,28 @@ class RMSNorm(nnx.Module):
 class Attention(nnx.Module):
     """Grouped-query attention with rotary embeddings, and per-head norms where the model has them."""
 
-    def __init__(self, config: ModelConfig, rngs: nnx.Rngs, dtype: jnp.dtype) -> None:
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs, dtype: jnp.dtype, lora: LoRA | None = None) -> None:
         width, heads, kv_heads, head_dim = config.hidden_size, config.num_heads, config.num_kv_heads, config.head_dim
 
-        def inward(count: int, axis: str) -> Projection:
+        def inward(name: str, count: int, axis: str) -> Projection:
             return Projection(
                 *(rngs, (width, count, head_dim), ("embed", axis, "head_dim")),
                 bias=config.attention_bias,
                 std=config.initializer_range,
                 dtype=dtype,
+                lora=_adapting(name, lora),
             )
 
-        self.query = inward(heads, "heads")
-        self.key = inward(kv_heads, "kv_heads")
-        self.value = inward(kv_heads, "kv_heads")
+        self.query = inward("query", heads, "heads")
+        self.key = inward("key", kv_heads, "kv_heads")
+        self.value = inward("value", kv_heads, "kv_heads")
         self.output = Projection(
             *(rngs, (heads, head_dim, width), ("heads", "head_dim", "embed")),
             contract=2,
             bias=config.attention_output_bias,
             std=config.initializer_range,
             dtype=dtype,
+            lora=_adapting("output", lora),
         )
         norm = config.qk_norm
         self.query_norm = RMSNorm(head_dim, "head_dim", config.rms_norm_eps, dtype) if norm else None
@@ -111,11 +150,15 @@ class Attention(nnx.Module):
 class GatedMLP(nnx.Module):
     """SwiGLU (Shazeer 2020): `down(silu(gate(x)) * up(x))`."""
 
-    def __init__(self, config: ModelConfig, rngs: nnx.Rngs, dtype: jnp.dtype) -> None:
-        width, inner, std = config.hidden_size, config.intermediate_size, config.initializer_range
-        self.gate = Projection(rngs, (width, inner), ("embed", "mlp"), std=std, dtype=dtype)
-        self.up = Projection(rngs, (width, inner), ("embed", "mlp"), std=std, dtype=dtype)
-        self.down = Projection(rngs, (inner, width), ("mlp", "embed"), std=std, dtype=dtype)
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs, dtype: jnp.dtype, lora: LoRA | None = None) -> None:
+        width, inner = config.hidden_size, config.intermediate_size
+
+        def linear(name: str, shape: tuple[int, int], axes: LogicalAxes) -> Projection:
+            return Projection(rngs, shape, axes, std=config.initializer_range, dtype=dtype, lora=_adapting(name, lora))
+
+        self.gate = linear("gate", (width, inner), ("embed", "mlp"))
+        self.up = linear("up", (width, inner), ("embed", "mlp"))
+        self.down = linear("down", (inner, width), ("mlp", "embed"))
 
     def __call__(self, x: jax.Array, rules: Rules) -> jax.Array:
         """[batch, time, hidden] -> the same"""
@@ -126,11 +169,11 @@ class GatedMLP(nnx.Module):
 class DecoderLayer(nnx.Module):
     """Pre-norm attention and MLP, each added to the residual stream."""
 
-    def __init__(self, config: ModelConfig, rngs: nnx.Rngs, dtype: jnp.dtype) -> None:
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs, dtype: jnp.dtype, lora: LoRA | None = None) -> None:
         self.attention_norm = RMSNorm(config.hidden_size, "embed", config.rms_norm_eps, dtype)
-        self.attention = Attention(config, rngs, dtype)
+        self.attention = Attention(config, rngs, dtype, lora)
         self.mlp_norm = RMSNorm(config.hidden_size, "embed", config.rms_norm_eps, dtype)
-        self.mlp = GatedMLP(config, rngs, dtype)
+        self.mlp = GatedMLP(config, rngs, dtype, lora)
 
     def __call__(
         self, x: jax.Array, cos_sin: tuple[jax.Array, jax.Array], attend: Attend[Extra], rules: Rules
@@ -165,26 +208,27 @@ class Embedder(nnx.Module):
 class Head(nnx.Module):
     """The output projection of a model that does not tie it to the embedding."""
 
-    def __init__(self, config: ModelConfig, rngs: nnx.Rngs, dtype: jnp.dtype) -> None:
-        shape = (config.hidden_size, config.vocab_size)
-        self.kernel = parameter(
-            config.initializer_range * jax.random.normal(rngs.params(), shape, dtype), ("embed", "vocab")
-        )
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs, dtype: jnp.dtype, lora: LoRA | None = None) -> None:
+        shape, axes = (config.hidden_size, config.vocab_size), ("embed", "vocab")
+        self.kernel = parameter(config.initializer_range * jax.random.normal(rngs.params(), shape, dtype), axes)
+        lora = _adapting("head", lora)
+        self.adapter = None if lora is None else Adapter(rngs, shape, axes, 1, lora)
 
     def project(self, hidden: jax.Array) -> jax.Array:
         """[..., hidden] -> fp32 logits [..., vocab]"""
         kernel = self.kernel[...].astype(hidden.dtype)
-        return jnp.einsum("...d,dv->...v", hidden, kernel, preferred_element_type=jnp.float32)
+        out = jnp.einsum("...d,dv->...v", hidden, kernel, preferred_element_type=jnp.float32)
+        return out if self.adapter is None else out + self.adapter(hidden).astype(jnp.float32)
 
 
 class Decoder(nnx.Module):
     """The whole model; the parameters of its layers are stacked on a leading `layers` axis."""
 
-    def __init__(self, config: ModelConfig, rngs: nnx.Rngs, dtype: jnp.dtype) -> None:
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs, dtype: jnp.dtype, lora: LoRA | None = None) -> None:
         def layer(key: jax.Array) -> DecoderLayer:
-            return DecoderLayer(config, nnx.Rngs(params=key), dtype)
+            return DecoderLayer(config, nnx.Rngs(params=key), dtype, lora)
 
         self.embedder = Embedder(config, rngs, dtype)
         self.layers = nnx.vmap(layer)(jax.random.split(rngs.params(), config.num_layers))
         self.final_norm = RMSNorm(config.hidden_size, "embed", config.rms_norm_eps, dtype)
-        self.head = None if config.tie_word_embeddings else Head(config, rngs, dtype)
+        self.head = None if config.tie_word_embeddings else Head(config, rngs, dtype, lora)

@@ -1,6 +1,6 @@
 """Where arrays live: the device mesh and the table from logical axis names to its axes."""
 
-from mlagent_jax.parallelism.mesh import AXES, make_mesh
+from mlagent_jax.parallelism.mesh import AXES, abstract_mesh, make_mesh
 from mlagent_jax.parallelism.sharding import (
     DEFAULT_RULES,
     LogicalAxes,
@@ -16,6 +16,7 @@ __all__ = [
     "DEFAULT_RULES",
     "LogicalAxes",
     "Rules",
+    "abstract_mesh",
     "constrain",
     "is_logical_axes",
     "make_mesh",

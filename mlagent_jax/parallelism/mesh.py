@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 import jax
-from jax.sharding import AxisType, Mesh
+from jax.sharding import AbstractMesh, AxisType, Mesh
 
 AXES = ("data", "fsdp", "tensor")
 
@@ -20,6 +20,23 @@ def make_mesh(shape: Mapping[str, int], devices: Sequence[jax.Device] | None = N
     Raises:
         ValueError: For an unknown axis, a size below 1, or sizes whose product is not the number of devices.
     """
+    devices = list(jax.devices() if devices is None else devices)
+    sizes = mesh_sizes(shape, len(devices))
+    return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+
+
+def abstract_mesh(shape: Mapping[str, int], devices: int) -> AbstractMesh:
+    """The mesh that `make_mesh` makes of so many devices, without them: for shapes and shardings.
+
+    Raises:
+        ValueError: As `make_mesh`.
+    """
+    sizes = mesh_sizes(shape, devices)
+    return AbstractMesh(tuple(sizes.values()), AXES, (AxisType.Auto,) * len(AXES))
+
+
+def mesh_sizes(shape: Mapping[str, int], devices: int) -> dict[str, int]:
+    """Devices along each axis of `AXES`, their product `devices`; see `make_mesh`."""
     unknown = set(shape) - set(AXES)
     if unknown:
         raise ValueError(f"mesh axes {sorted(unknown)} are unknown: use {', '.join(AXES)}")
@@ -28,12 +45,9 @@ def make_mesh(shape: Mapping[str, int], devices: Sequence[jax.Device] | None = N
     bad = {axis: size for axis, size in sizes.items() if size < 1 and size != -1}
     if bad or len(free) > 1:
         raise ValueError(f"mesh sizes {dict(shape)} must be positive, with at most one -1 for 'what remains'")
-    devices = list(jax.devices() if devices is None else devices)
     fixed = math.prod(size for size in sizes.values() if size != -1)
-    if free and len(devices) % fixed == 0:
-        sizes[free[0]] = len(devices) // fixed
-    if math.prod(sizes.values()) != len(devices):
-        raise ValueError(
-            f"a mesh of {dict(shape)} does not fit {len(devices)} devices: its sizes must multiply to that"
-        )
-    return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+    if free and devices % fixed == 0:
+        sizes[free[0]] = devices // fixed
+    if math.prod(sizes.values()) != devices:
+        raise ValueError(f"a mesh of {dict(shape)} does not fit {devices} devices: its sizes must multiply to that")
+    return sizes

@@ -1,6 +1,26 @@
-"""Sampling from the policy: prompts in, completions with their behaviour log-probs out."""
+"""Sampling from the policy: prompts in, completions with their behaviour log-probs out.
 
-from mlagent_jax.sampling.config import Completion, SamplerConfig
-from mlagent_jax.sampling.sampler import Sampler
+`Sampler` takes texts and holds a model (`load`). `TokenSampler` takes token ids, and weights with each call: those of a
+trainer. Below both, a `Batch` of slots takes `Request`s at any time; the server feeds one.
+"""
 
-__all__ = ["Completion", "Sampler", "SamplerConfig"]
+from mlagent_jax.sampling.batch import Batch
+from mlagent_jax.sampling.checkpoint import Model, load
+from mlagent_jax.sampling.config import Completion, Distribution, Progress, Request, SamplerConfig
+from mlagent_jax.sampling.sampler import Delta, Generation, Sampler
+from mlagent_jax.sampling.token_sampler import TokenSampler
+
+__all__ = [
+    "Batch",
+    "Completion",
+    "Delta",
+    "Distribution",
+    "Generation",
+    "Model",
+    "Progress",
+    "Request",
+    "Sampler",
+    "SamplerConfig",
+    "TokenSampler",
+    "load",
+]

@@ -1,39 +1,71 @@
-"""The distribution a token is drawn from, and the draw: pure functions of logits and keys."""
+"""The distribution a token is drawn from, and the draw: pure functions of logits, settings and keys, a row each."""
 
 from __future__ import annotations
+
+import dataclasses
+from typing import Self
 
 import jax
 import jax.numpy as jnp
 
-from mlagent_jax.sampling.config import SamplerConfig
+from mlagent_jax.sampling.config import Distribution
 
 
-def log_distribution(config: SamplerConfig, logits: jax.Array) -> jax.Array:
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Distributions:
+    """A `Distribution` a row, on device: each field [rows]."""
+
+    temperature: jax.Array
+    """fp32"""
+    top_k: jax.Array
+    """int32"""
+    top_p: jax.Array
+    """fp32"""
+    min_p: jax.Array
+    """fp32"""
+
+    @classmethod
+    def same(cls, distribution: Distribution, rows: int) -> Self:
+        """The same one for every row."""
+        return cls(**{name: jnp.full((rows,), value) for name, value in dataclasses.asdict(distribution).items()})
+
+
+def log_distribution(settings: Distribution | Distributions, logits: jax.Array) -> jax.Array:
     """Log-probabilities, -inf where cut off: temperature, then top-k, top-p and min-p, each on what the last left over.
 
     The order is that of transformers' logits processors. At temperature 0 this is the distribution at temperature 1.
+    A row that cuts nothing has the same bits whatever the others do, and where no row cuts, nothing is sorted.
 
     Args:
-        config: The cut-offs.
-        logits: fp32 [..., vocab].
+        settings: Of all rows (compiled in) or of each.
+        logits: fp32 [rows, vocab].
 
     Returns:
-        fp32 [..., vocab], normalised.
+        fp32 [rows, vocab], normalised.
     """
-    kept = jax.nn.log_softmax(logits / (config.temperature or 1.0), axis=-1)
-    if config.temperature == 0:
-        return kept
-    if 0 < config.top_k < logits.shape[-1]:
-        smallest = jax.lax.top_k(kept, config.top_k)[0][..., -1:]
-        kept = _keep(kept, kept >= smallest)
-    if config.top_p < 1:
-        ordered = jnp.sort(kept, axis=-1, descending=True)
-        before = jnp.cumsum(jnp.exp(ordered), axis=-1) - jnp.exp(ordered)
-        smallest = jnp.min(jnp.where(before < config.top_p, ordered, jnp.inf), axis=-1, keepdims=True)
-        kept = _keep(kept, kept >= smallest)
-    if config.min_p > 0:
-        kept = _keep(kept, kept >= jnp.max(kept, axis=-1, keepdims=True) + jnp.log(config.min_p))
-    return kept
+    if isinstance(settings, Distribution):
+        whole = jax.nn.log_softmax(logits / (settings.temperature or 1.0), axis=-1)
+        cuts = settings.temperature > 0 and (settings.top_k > 0 or settings.top_p < 1 or settings.min_p > 0)
+        return _cut(Distributions.same(settings, len(logits)), whole) if cuts else whole
+    divisor = jnp.where(settings.temperature > 0, settings.temperature, 1.0)
+    whole = jax.nn.log_softmax(logits / divisor[:, None], axis=-1)
+    cuts = (settings.top_k > 0) | (settings.top_p < 1) | (settings.min_p > 0)
+    cuts &= settings.temperature > 0
+    return jax.lax.cond(jnp.any(cuts), lambda: jnp.where(cuts[:, None], _cut(settings, whole), whole), lambda: whole)
+
+
+def _cut(settings: Distributions, kept: jax.Array) -> jax.Array:
+    vocab = kept.shape[-1]
+    top_p, min_p = settings.top_p[:, None], settings.min_p[:, None]
+    ordered = jnp.sort(kept, axis=-1, descending=True)
+    last = jnp.where((settings.top_k > 0) & (settings.top_k < vocab), settings.top_k, vocab)[:, None] - 1
+    smallest = jnp.take_along_axis(ordered, last, axis=-1)
+    kept, ordered = (_keep(array, array >= smallest) for array in (kept, ordered))
+    before = jnp.cumsum(jnp.exp(ordered), axis=-1) - jnp.exp(ordered)
+    smallest = jnp.min(jnp.where(before < top_p, ordered, jnp.inf), axis=-1, keepdims=True)
+    kept = _keep(kept, (kept >= smallest) | (top_p >= 1))
+    return _keep(kept, kept >= jnp.max(kept, axis=-1, keepdims=True) + jnp.log(min_p))
 
 
 def _keep(log_probs: jax.Array, mask: jax.Array) -> jax.Array:
@@ -46,12 +78,12 @@ def request_keys(low: jax.Array, high: jax.Array, sample: jax.Array) -> jax.Arra
 
 
 def draw(
-    config: SamplerConfig, logits: jax.Array, keys: jax.Array, positions: jax.Array
+    settings: Distribution | Distributions, logits: jax.Array, keys: jax.Array, positions: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """Draw a token a row, with randomness of the row's key and position alone: not of its neighbours or its place.
 
     Args:
-        config: The distribution.
+        settings: The distribution of all rows (compiled in) or of each.
         logits: fp32 [rows, vocab].
         keys: Typed keys [rows], of `request_keys`.
         positions: int32 [rows], where the new tokens will stand.
@@ -59,9 +91,17 @@ def draw(
     Returns:
         (tokens int32 [rows], their log-probabilities fp32 [rows])
     """
-    log_probs = log_distribution(config, logits)
-    if config.temperature == 0:
-        tokens = jnp.argmax(logits, axis=-1)
+    log_probs = log_distribution(settings, logits)
+
+    def drawn() -> jax.Array:
+        return jax.vmap(jax.random.categorical)(jax.vmap(jax.random.fold_in)(keys, positions), log_probs)
+
+    def likeliest() -> jax.Array:
+        return jnp.argmax(logits, axis=-1)
+
+    if isinstance(settings, Distribution):
+        tokens = drawn() if settings.temperature > 0 else likeliest()
     else:
-        tokens = jax.vmap(jax.random.categorical)(jax.vmap(jax.random.fold_in)(keys, positions), log_probs)
+        random = settings.temperature > 0  # a batch that is greedy as a whole makes no random bits
+        tokens = jnp.where(random, jax.lax.cond(jnp.any(random), drawn, likeliest), likeliest())
     return tokens.astype(jnp.int32), jnp.take_along_axis(log_probs, tokens[:, None], axis=-1)[:, 0]

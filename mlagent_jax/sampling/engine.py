@@ -2,7 +2,7 @@
 
 `prefill_prompts` writes prompts into slots, `start_requests` begins completions in slots (from the prompt that stands
 there, or that of a sibling, whose cache row is copied), `decode` advances all slots by some tokens. Each consumes
-(donates) the state and returns the next; the host half in `sampling.sampler` decides which slot does what.
+(donates) the state and returns the next; the host half in `sampling.batch` decides which slot does what.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ import jax.numpy as jnp
 
 from mlagent_jax import models
 from mlagent_jax.models import Cache, Graph, Params
-from mlagent_jax.sampling.config import SamplerConfig
-from mlagent_jax.sampling.distribution import draw, request_keys
+from mlagent_jax.sampling.config import Distribution, SamplerConfig
+from mlagent_jax.sampling.distribution import Distributions, draw, request_keys
+from mlagent_jax.sampling.stops import StopTable
 
 
 @jax.tree_util.register_dataclass
@@ -30,6 +31,10 @@ class SlotState:
     """[slots, hidden]: last hidden state of the prompt, from which each of its samples draws its first token."""
     keys: jax.Array
     """Typed keys [slots], one a request."""
+    distributions: Distributions
+    """What each request draws from, unless one is compiled in."""
+    stop_nodes: jax.Array
+    """int32 [slots]: how far each completion has come in its stop strings, see `StopTable`."""
     last_tokens: jax.Array
     """int32 [slots]: drawn, and not yet in the cache."""
     positions: jax.Array
@@ -45,7 +50,22 @@ class SlotState:
     active: jax.Array
     """bool [slots]: a completion is being made."""
     stopped: jax.Array
-    """bool [slots]: the completion ended with a stop token."""
+    """bool [slots]: the completion ended with a stop token or a stop string."""
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Look:
+    """What the host reads after a `decode`."""
+
+    counts: jax.Array
+    active: jax.Array
+    stopped: jax.Array
+    """As in `SlotState`."""
+    tokens: jax.Array
+    """int32 [slots, steps_per_call + 1]: of each completion from where the host asked for it."""
+    log_probs: jax.Array
+    """fp32, likewise."""
 
 
 @jax.tree_util.register_dataclass
@@ -65,6 +85,9 @@ class Starts:
     """uint32, the upper half"""
     samples: jax.Array
     """int32, the number of the sample among those of its prompt"""
+    distributions: Distributions
+    stop_nodes: jax.Array
+    """int32, where the automaton of the request's stop strings starts"""
     copies: jax.Array
     """int32 [slots, 2]: (from, to) slots whose prompts are copied first; the first `copy_count` rows count"""
     copy_count: jax.Array
@@ -81,6 +104,8 @@ def empty_slots(graph: Graph, config: SamplerConfig, length: int, params: Params
         cache=models.init_cache(graph, slots, length, dtype),
         prompt_hidden=jnp.zeros((slots, graph.config.hidden_size), dtype),
         keys=request_keys(zeros, zeros, zeros),
+        distributions=Distributions.same(Distribution(), slots),
+        stop_nodes=zeros,
         last_tokens=zeros,
         positions=zeros,
         limits=zeros,
@@ -110,7 +135,9 @@ def prefill_prompts(
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=3)
-def start_requests(graph: Graph, config: SamplerConfig, params: Params, state: SlotState, starts: Starts) -> SlotState:
+def start_requests(
+    graph: Graph, config: SamplerConfig, params: Params, state: SlotState, stops: StopTable, starts: Starts
+) -> SlotState:
     """Copy prompts to the slots of their further samples, and draw the first token of each new completion."""
 
     def copy(index: jax.Array, rows: tuple[Cache, jax.Array]) -> tuple[Cache, jax.Array]:
@@ -132,28 +159,48 @@ def start_requests(graph: Graph, config: SamplerConfig, params: Params, state: S
         cache=cache,
         prompt_hidden=prompt_hidden,
         keys=keys,
+        distributions=jax.tree.map(chosen, starts.distributions, state.distributions),
+        stop_nodes=chosen(starts.stop_nodes, state.stop_nodes),
         positions=positions,
         limits=chosen(starts.limits, state.limits),
         counts=chosen(0, state.counts),
         stopped=chosen(False, state.stopped),
         active=state.active | starts.starting,
     )
-    drawn = draw(config, models.logits(graph, params, prompt_hidden), keys, positions)
-    return _append(config, state, starts.starting, *drawn)
+    logits = models.logits(graph, params, prompt_hidden)
+    drawn = draw(config.distribution or state.distributions, logits, keys, positions)
+    return _append(config, state, stops, starts.starting, *drawn)
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def end_requests(state: SlotState, ending: jax.Array) -> SlotState:
+    """Give up the completions of the `ending` slots, bool [slots]."""
+    return dataclasses.replace(state, active=state.active & ~ending)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=3)
-def decode(graph: Graph, config: SamplerConfig, params: Params, state: SlotState, awaited: jax.Array) -> SlotState:
+def decode(
+    graph: Graph,
+    config: SamplerConfig,
+    params: Params,
+    state: SlotState,
+    stops: StopTable,
+    awaited: jax.Array,
+    taken: jax.Array,
+) -> tuple[SlotState, Look]:
     """Advance every active slot by up to `steps_per_call` tokens.
 
-    Ends early when no slot is active and, where `awaited` (bool []: requests wait for slots), when one becomes free.
+    Ends early when no slot is active and, where `awaited` (bool []: requests wait for slots), when enough have become
+    free to fill a prefill: one at a time costs more than the slots that idle meanwhile.
+    The host has `taken`, int32 [slots], tokens of each completion already; the look has what follows them.
     """
     length = state.cache.keys[0].shape[2]
     active_before = state.active
+    enough = min(config.prefill_rows, config.slots)
 
     def going(carry: tuple[jax.Array, SlotState]) -> jax.Array:
         step, state = carry
-        freed = jnp.any(active_before & ~state.active)
+        freed = jnp.sum(active_before & ~state.active) >= enough
         return (step < config.steps_per_call) & jnp.any(state.active) & ~(awaited & freed)
 
     def advance(carry: tuple[jax.Array, SlotState]) -> tuple[jax.Array, SlotState]:
@@ -161,26 +208,39 @@ def decode(graph: Graph, config: SamplerConfig, params: Params, state: SlotState
         written = jnp.where(state.active, state.positions, length)  # beyond the cache: a free slot keeps its prompt
         hidden, cache = models.decode_step(graph, params, state.last_tokens, written, state.cache)
         state = dataclasses.replace(state, cache=cache, positions=state.positions + state.active)
-        drawn = draw(config, models.logits(graph, params, hidden), state.keys, state.positions)
-        return step + 1, _append(config, state, state.active, *drawn)
+        logits = models.logits(graph, params, hidden)
+        drawn = draw(config.distribution or state.distributions, logits, state.keys, state.positions)
+        return step + 1, _append(config, state, stops, state.active, *drawn)
 
-    return jax.lax.while_loop(going, advance, (jnp.int32(0), state))[1]
+    state = jax.lax.while_loop(going, advance, (jnp.int32(0), state))[1]
+    columns = taken[:, None] + jnp.arange(config.steps_per_call + 1)
+    tokens, log_probs = (
+        jnp.take_along_axis(made, columns, axis=1, mode="clip") for made in (state.tokens, state.log_probs)
+    )
+    return state, Look(state.counts, state.active, state.stopped, tokens, log_probs)
 
 
 def _append(
-    config: SamplerConfig, state: SlotState, drawing: jax.Array, tokens: jax.Array, log_probs: jax.Array
+    config: SamplerConfig,
+    state: SlotState,
+    stops: StopTable,
+    drawing: jax.Array,
+    tokens: jax.Array,
+    log_probs: jax.Array,
 ) -> SlotState:
     """Add a drawn token to the completions of the `drawing` slots, and end those that are complete."""
     rows = jnp.arange(config.slots)
     column = jnp.where(drawing, state.counts, config.max_new_tokens)  # beyond the buffer: not written
     counts = state.counts + drawing
-    stop = jnp.isin(tokens, jnp.asarray(config.stop_token_ids, jnp.int32)) & drawing
+    nodes, ended = stops.follow(jnp.where(drawing, state.stop_nodes, 0), tokens)
+    stop = (jnp.isin(tokens, jnp.asarray(config.stop_token_ids, jnp.int32)) | ended) & drawing
     return dataclasses.replace(
         state,
         last_tokens=jnp.where(drawing, tokens, state.last_tokens),
         tokens=state.tokens.at[rows, column].set(tokens, mode="drop"),
         log_probs=state.log_probs.at[rows, column].set(log_probs, mode="drop"),
         counts=counts,
+        stop_nodes=jnp.where(drawing, nodes, state.stop_nodes),
         stopped=state.stopped | stop,
         active=state.active & ~(stop | (counts >= state.limits)),
     )

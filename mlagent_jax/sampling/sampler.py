@@ -1,222 +1,265 @@
-"""The host half of the sampler: which request is in which slot (continuous batching).
+"""Text in, text out: the sampler as a library.
 
-Requests wait in a queue. A slot that finishes is given to the next one while the others decode; a prompt that already
-stands in some slot is copied from there and not run again, so that n samples of one state cost one prefill. Weights
-come with each call: they are the trainer's own, and there is nothing to synchronise.
+model, tokenizer = load("exported")
+sampler = Sampler(model, tokenizer)
+for samples in sampler.generate(["def f(x):"], n=4, max_new_tokens=256, stop=["Observation:"], seed=0):
+    print([sample.text for sample in samples])
 """
 
 from __future__ import annotations
 
-import collections
 import dataclasses
-import time
 from collections.abc import Iterator, Sequence
 
-import jax
-import numpy as np
-from absl import logging
-
-from mlagent_jax.models import Graph, Params
+from mlagent_jax.data.tokenizer import Tokenizer
 from mlagent_jax.parallelism import parts
-from mlagent_jax.sampling import engine
-from mlagent_jax.sampling.config import Completion, SamplerConfig
+from mlagent_jax.sampling.batch import Batch, FirstRuns
+from mlagent_jax.sampling.checkpoint import Model
+from mlagent_jax.sampling.config import BUCKETS, Distribution, FinishReason, Request, SamplerConfig
+from mlagent_jax.sampling.plan import plan_slots
+from mlagent_jax.sampling.stops import Spellings
+from mlagent_jax.sampling.text import TextStream
+
+Prompt = str | Sequence[int]
 
 
 @dataclasses.dataclass(frozen=True)
-class _Request:
-    index: int  # in the order of the results
-    prompt: tuple[int, ...]
-    seed: int
+class Delta:
+    """What one sample of one prompt got; its deltas joined are its `Generation`."""
+
+    prompt: int
+    """Place of the prompt in the call."""
     sample: int
-    limit: int
+    """Number among the samples of that prompt."""
+    text: str
+    """May lag behind the tokens: it is only given out when it is certain."""
+    token_ids: list[int]
+    log_probs: list[float]
+    finish_reason: FinishReason | None
+    """None: there is more to come."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Generation:
+    """One sampled continuation of one prompt."""
+
+    text: str
+    """Up to the stop token or stop string, without it."""
+    token_ids: list[int]
+    """All that were drawn: the stop token, or the token that completes the stop string, is the last."""
+    log_probs: list[float]
+    """Of each token, under the distribution that it was drawn from."""
+    finish_reason: FinishReason
+    """`stop`: a stop token or stop string; `length`: `max_new_tokens`."""
 
 
 class Sampler:
-    """Samples completions of prompts; holds no weights and, between calls, no device memory."""
+    """Generates text with a model's weights; between calls it holds no device memory but theirs.
 
-    def __init__(self, graph: Graph, config: SamplerConfig) -> None:
-        self._graph = graph
-        self._config = config
-        self._seen: set[tuple[object, ...]] = set()
+    Args:
+        model: From `load`, or `Model(graph, params)` around the arrays of a trainer.
+        tokenizer: Its tokenizer.
+        slots: Sequences decoded at once; None: as many as memory allows and a call can use.
+        compute_dtype: Of activations and cache, float32 or bfloat16; None: that of the parameters.
+    """
+
+    def __init__(
+        self, model: Model, tokenizer: Tokenizer, *, slots: int | None = None, compute_dtype: str | None = None
+    ) -> None:
+        self.model, self.tokenizer = model, tokenizer
+        self._config = SamplerConfig(
+            max_new_tokens=BUCKETS[0],
+            distribution=None,
+            stop_token_ids=tuple(sorted({tokenizer.eos_id, *model.stop_token_ids})),
+            pad_id=tokenizer.pad_id,
+            compute_dtype=compute_dtype,
+        )
+        self._letters = tokenizer.spellings()
+        self._spellings = Spellings.of(self._letters, model.graph.config.vocab_size)
+        self._slots = slots
+        self._run = FirstRuns()
 
     @property
-    def config(self) -> SamplerConfig:
-        """What this sampler was made with."""
-        return self._config
+    def max_length(self) -> int:
+        """Tokens of a prompt and its completion, at most: what the model was made for."""
+        return self.model.graph.config.max_position_embeddings
 
-    def sample(
-        self,
-        prompts: Sequence[Sequence[int]],
-        seeds: Sequence[int],
-        n: int = 1,
-        *,
-        params: Params,
-        max_new_tokens: int | None = None,
-    ) -> list[Completion]:
-        """`n` completions of each prompt, as a list in the order of the prompts, samples of a prompt together.
-
-        A completion follows from its prompt, its seed, the number of its sample and the weights: not from what else is
-        sampled with it, but for rounding where two tokens tie.
-
-        Args:
-            prompts: Token ids, at least one each, at most the largest bucket.
-            seeds: One a prompt, 64 bits of each count.
-            n: Samples a prompt.
-            params: The weights, in the tree of `models.create`, stacked.
-            max_new_tokens: A lower limit than the config's, for this call.
+    def encode(self, prompt: Prompt) -> tuple[int, ...]:
+        """Token ids of a prompt, which may be some already.
 
         Raises:
-            ValueError: For an empty or too long prompt, another number of seeds than of prompts, an n below 1, or a
-                limit above the config's.
+            ValueError: It has none, or one that is not in the vocabulary.
         """
-        completions = dict(self.stream(prompts, seeds, n, params=params, max_new_tokens=max_new_tokens))
-        return [completions[index] for index in range(len(prompts) * n)]
+        tokens = tuple(self.tokenizer.encode(prompt) if isinstance(prompt, str) else map(int, prompt))
+        if not tokens:
+            raise ValueError("the prompt is empty: it needs at least one token")
+        vocab_size = self.model.graph.config.vocab_size
+        if bad := [token for token in tokens if not 0 <= token < vocab_size]:
+            raise ValueError(f"token id {bad[0]} of the prompt is not in the vocabulary, 0 to {vocab_size - 1}")
+        return tokens
+
+    def check_length(self, prompt_tokens: int, max_new_tokens: int) -> None:
+        """Whether a completion fits.
+
+        Raises:
+            ValueError: The limit is below 1, or both together are longer than the model's positions.
+        """
+        if max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens={max_new_tokens} must be at least 1")
+        if prompt_tokens + max_new_tokens > self.max_length:
+            raise ValueError(
+                f"a prompt of {prompt_tokens} tokens and max_new_tokens={max_new_tokens} are longer than the model's "
+                f"{self.max_length} positions together: shorten the prompt or ask for fewer tokens"
+            )
+
+    def plan_slots(self, longest_prompt: int, max_new_tokens: int) -> int:
+        """How many slots a `batch` for such lengths has: what was set, else what fits; nothing is allocated.
+
+        Raises:
+            ValueError: Not even one fits.
+        """
+        if self._slots is not None:
+            return self._slots
+        length = self._config.bucket(longest_prompt) + _rounded(max_new_tokens)
+        graph, dtype = self.model.graph, self._config.compute_dtype
+        return plan_slots(graph.config, self.model.params, length, dtype, parts("kv_heads", graph.rules))
+
+    def batch(self, longest_prompt: int, max_new_tokens: int, slots: int) -> Batch:
+        """Slots for prompts and completions of at most so many tokens, for as long as they are kept."""
+        config = dataclasses.replace(self._config, max_new_tokens=_rounded(max_new_tokens), slots=slots)
+        return Batch(
+            *(self.model.graph, config, self.model.params, longest_prompt), spellings=self._spellings, run=self._run
+        )
+
+    def text_stream(self, stop: Sequence[str] = ()) -> TextStream:
+        """The text of one completion while it is made; stop tokens are to be left out by the caller (`spoken`)."""
+        return TextStream(self._letters, stop)
+
+    def spoken(self, token_ids: Sequence[int]) -> Sequence[int]:
+        """The tokens that make text: without a stop token at the end."""
+        ended = bool(token_ids) and token_ids[-1] in self._config.stop_token_ids
+        return token_ids[: len(token_ids) - ended]
+
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        n: int = 1,
+        max_new_tokens: int = 256,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        min_p: float = 0.0,
+        stop: Sequence[str] = (),
+        seed: int | Sequence[int] = 0,
+    ) -> list[list[Generation]]:
+        """`n` continuations of each prompt, in the order of the prompts.
+
+        A sample follows from its prompt, its seed, its number among the samples and the weights: what else is in the
+        call changes nothing but rounding.
+
+        Args:
+            prompts: Texts, or token ids.
+            n: Samples a prompt.
+            max_new_tokens: Limit of each.
+            temperature: As the other settings of the distribution in `Distribution`.
+            top_k: 0 for all.
+            top_p: 1 for all.
+            min_p: 0 for all.
+            stop: Strings that end a sample wherever they come to stand in its text; they are not part of it.
+            seed: One for all prompts (equal prompts then get equal samples), or one a prompt. 64 bits of it count.
+
+        Raises:
+            ValueError: A prompt is empty or too long, or a setting is impossible; the message names it.
+        """
+        samples: dict[tuple[int, int], list[Delta]] = {}
+        settings = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
+        for delta in self.stream(prompts, n=n, max_new_tokens=max_new_tokens, **settings, stop=stop, seed=seed):
+            samples.setdefault((delta.prompt, delta.sample), []).append(delta)
+        return [[joined(samples[prompt, sample]) for sample in range(n)] for prompt in range(len(prompts))]
 
     def stream(
         self,
-        prompts: Sequence[Sequence[int]],
-        seeds: Sequence[int],
-        n: int = 1,
+        prompts: Sequence[Prompt],
         *,
-        params: Params,
-        max_new_tokens: int | None = None,
-    ) -> Iterator[tuple[int, Completion]]:
-        """As `sample`, yielding (place in its list, completion) as each is finished."""
-        requests = self._requests(prompts, seeds, n, max_new_tokens)
-        if not requests:
-            return
-        config = self._config
-        length = max(config.bucket(len(prompt)) for prompt in prompts) + config.max_new_tokens
-        held = engine.sampling_params(config.compute_dtype, params)
-        state = self._timed(("empty", length), engine.empty_slots, self._graph, config, length, held)
-        waiting = collections.deque(requests)
-        running: dict[int, _Request] = {}
-        resident: dict[int, tuple[int, ...]] = {}  # the prompt that stands in each slot, also of one that has finished
-        while waiting or running:
-            free = [slot for slot in range(config.slots) if slot not in running]
-            if waiting and free:
-                placed, new, copies = _place(waiting, free, resident)
-                for rows in self._prefill_batches(new):
-                    state = self._prefill(held, state, rows, length)
-                starts = _starts(config.slots, placed, copies)
-                state = self._timed(("start", length), engine.start_requests, self._graph, config, held, state, starts)
-                running.update(placed)
-            awaited = np.bool_(bool(waiting))
-            state = self._timed(("decode", length), engine.decode, self._graph, config, held, state, awaited)
-            yield from self._collect(state, running)
+        n: int = 1,
+        max_new_tokens: int = 256,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        min_p: float = 0.0,
+        stop: Sequence[str] = (),
+        seed: int | Sequence[int] = 0,
+    ) -> Iterator[Delta]:
+        """As `generate`, yielding what each sample got as soon as it is known, samples interleaved.
 
-    def _requests(
-        self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], n: int, max_new_tokens: int | None
-    ) -> list[_Request]:
-        config = self._config
-        limit = config.max_new_tokens if max_new_tokens is None else max_new_tokens
-        if not 1 <= limit <= config.max_new_tokens:
-            raise ValueError(f"max_new_tokens={limit} must be between 1 and the sampler's {config.max_new_tokens}")
+        Raises:
+            ValueError: As `generate`, before anything is sampled.
+        """
+        if isinstance(prompts, str):
+            raise ValueError("prompts is one string: give a list of them")
+        seeds = [seed] * len(prompts) if isinstance(seed, int) else list(seed)
         if len(seeds) != len(prompts):
-            raise ValueError(f"{len(seeds)} seeds for {len(prompts)} prompts: give one a prompt")
+            raise ValueError(f"{len(seeds)} seeds for {len(prompts)} prompts: give one for all, or one a prompt")
         if n < 1:
             raise ValueError(f"n={n} must be at least 1")
-        requests = []
-        for place, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True)):
-            if not prompt:
-                raise ValueError(f"prompt {place} is empty: a prompt needs at least one token")
-            config.bucket(len(prompt))
-            tokens = tuple(int(token) for token in prompt)
-            requests += [_Request(place * n + sample, tokens, int(seed), sample, limit) for sample in range(n)]
-        return requests
+        distribution = Distribution(temperature, top_k, top_p, min_p)
+        stop = check_stop(stop)
+        spelled = tuple(string.encode() for string in stop)
+        encoded = []
+        for place, prompt in enumerate(prompts):
+            try:
+                encoded.append(self.encode(prompt))
+                self.check_length(len(encoded[-1]), max_new_tokens)
+            except ValueError as error:
+                raise ValueError(f"prompt {place}: {error}") from error
+        requests = [
+            Request(place * n + sample, tokens, max_new_tokens, seeds[place], sample, distribution, spelled)
+            for place, tokens in enumerate(encoded)
+            for sample in range(n)
+        ]
+        return self._stream(requests, n, stop)
 
-    def _prefill_batches(self, new: dict[int, tuple[int, ...]]) -> Iterator[list[tuple[int, tuple[int, ...]]]]:
-        """Rows (slot, prompt) of one bucket each, at most `prefill_rows`."""
-        by_bucket: dict[int, list[tuple[int, tuple[int, ...]]]] = collections.defaultdict(list)
-        for slot, prompt in new.items():
-            by_bucket[self._config.bucket(len(prompt))].append((slot, prompt))
-        for rows in by_bucket.values():
-            for start in range(0, len(rows), self._config.prefill_rows):
-                yield rows[start : start + self._config.prefill_rows]
-
-    def _prefill(
-        self, held: Params, state: engine.SlotState, rows: list[tuple[int, tuple[int, ...]]], length: int
-    ) -> engine.SlotState:
-        config = self._config
-        height = 1 if len(rows) == 1 else config.prefill_rows
-        devices = parts("batch", self._graph.rules)
-        height = -(-height // devices) * devices  # each device that takes rows takes as many
-        bucket = config.bucket(len(rows[0][1]))
-        tokens = np.full((height, bucket), config.pad_id, np.int32)
-        lengths = np.ones((height,), np.int32)
-        slots = np.full((height,), config.slots, np.int32)
-        for row, (slot, prompt) in enumerate(rows):
-            tokens[row, : len(prompt)], lengths[row], slots[row] = prompt, len(prompt), slot
-        key = ("prefill", length, height, bucket)
-        return self._timed(key, engine.prefill_prompts, self._graph, held, state, tokens, lengths, slots)
-
-    def _collect(self, state: engine.SlotState, running: dict[int, _Request]) -> Iterator[tuple[int, Completion]]:
-        """Take the completions of slots that have finished out of `running`."""
-        active, counts, stopped = jax.device_get((state.active, state.counts, state.stopped))
-        finished = [slot for slot in running if not active[slot]]
-        if not finished:
+    def _stream(self, requests: list[Request], n: int, stop: tuple[str, ...]) -> Iterator[Delta]:
+        if not requests:
             return
-        tokens, log_probs = jax.device_get((state.tokens, state.log_probs))
-        for slot in finished:
-            count = counts[slot]
-            reason = "stop" if stopped[slot] else "length"
-            completion = Completion(tokens[slot, :count].tolist(), log_probs[slot, :count].copy(), reason)
-            yield running.pop(slot).index, completion
-
-    def _timed(self, key: tuple[object, ...], program, *args):  # noqa: ANN001, ANN002, ANN202 - as `program`
-        """Run a program; its first run with a shape, which compiles it, is logged with its seconds."""
-        if key in self._seen:
-            return program(*args)
-        self._seen.add(key)
-        begin = time.perf_counter()
-        result = jax.block_until_ready(program(*args))
-        logging.info("sampler: first run of %s took %.2f s", " ".join(map(str, key)), time.perf_counter() - begin)
-        return result
+        lengths = max(len(request.prompt) for request in requests), requests[0].max_new_tokens
+        # No more than can be used; rounded, for each number is a compilation.
+        useful = 1 << (len(requests) - 1).bit_length()
+        batch = self.batch(*lengths, self._slots or min(useful, self.plan_slots(*lengths)))
+        batch.submit(requests)
+        texts = {request.id: self.text_stream(stop) for request in requests}
+        while batch.busy:
+            for progress in batch.step():
+                ended = progress.finish_reason is not None
+                text = texts[progress.id].feed(self.spoken(progress.token_ids), last=ended)
+                place, sample = divmod(progress.id, n)
+                log_probs = progress.log_probs.tolist()
+                yield Delta(place, sample, text, progress.token_ids, log_probs, progress.finish_reason)
 
 
-def _place(
-    waiting: collections.deque[_Request], free: list[int], resident: dict[int, tuple[int, ...]]
-) -> tuple[dict[int, _Request], dict[int, tuple[int, ...]], list[tuple[int, int]]]:
-    """Give the next requests the free slots, one whose prompt already stands in a free slot that one.
+def _rounded(max_new_tokens: int) -> int:
+    return next((size for size in BUCKETS if size >= max_new_tokens), max_new_tokens)
 
-    Updates `waiting`, `free` and `resident`.
 
-    Returns:
-        (requests by slot, prompts to prefill by slot, copies of prompts (from, to), to be made after the prefill)
+def check_stop(stop: Sequence[str]) -> tuple[str, ...]:
+    """Stop strings, in order and once each.
+
+    Raises:
+        ValueError: One is empty, or `stop` is a single string.
     """
-    placed: dict[int, _Request] = {}
-    new: dict[int, tuple[int, ...]] = {}
-    copies: list[tuple[int, int]] = []
-    while waiting and free:
-        request = waiting.popleft()
-        holders = [slot for slot, prompt in resident.items() if prompt == request.prompt]
-        slot = next((slot for slot in holders if slot in free), free[0])
-        free.remove(slot)
-        if not holders:
-            new[slot] = request.prompt
-        elif slot not in holders:
-            copies.append((holders[0], slot))
-        resident[slot] = request.prompt
-        placed[slot] = request
-    return placed, new, copies
+    if isinstance(stop, str):
+        raise ValueError(f"stop={stop!r} is one string: give a list of them")
+    if not all(stop):
+        raise ValueError(f"stop={list(stop)} has an empty string, which would end every completion before it starts")
+    return tuple(dict.fromkeys(stop))
 
 
-def _starts(slots: int, placed: dict[int, _Request], copies: list[tuple[int, int]]) -> engine.Starts:
-    def column(values: dict[int, int | bool], dtype: type) -> np.ndarray:
-        out = np.zeros((slots,), dtype)
-        for slot, value in values.items():
-            out[slot] = value
-        return out
-
-    table = np.zeros((slots, 2), np.int32)
-    table[: len(copies)] = np.reshape(copies, (-1, 2))
-    return engine.Starts(
-        starting=column(dict.fromkeys(placed, True), np.bool_),
-        prompt_lengths=column({slot: len(request.prompt) for slot, request in placed.items()}, np.int32),
-        limits=column({slot: request.limit for slot, request in placed.items()}, np.int32),
-        seed_low=column({slot: request.seed & 0xFFFFFFFF for slot, request in placed.items()}, np.uint32),
-        seed_high=column({slot: request.seed >> 32 & 0xFFFFFFFF for slot, request in placed.items()}, np.uint32),
-        samples=column({slot: request.sample for slot, request in placed.items()}, np.int32),
-        copies=table,
-        copy_count=np.int32(len(copies)),
+def joined(deltas: Sequence[Delta]) -> Generation:
+    """All deltas of one sample, in order."""
+    return Generation(
+        text="".join(delta.text for delta in deltas),
+        token_ids=[token for delta in deltas for token in delta.token_ids],
+        log_probs=[log_prob for delta in deltas for log_prob in delta.log_probs],
+        finish_reason=deltas[-1].finish_reason,
     )

@@ -32,8 +32,9 @@ from mlagent_jax.data.state_pool import StatePool, expert_states
 from mlagent_jax.data.trajectories import Record
 from mlagent_jax.errors import DivergedError
 from mlagent_jax.learning import controllers, losses, ppo
+from mlagent_jax.learning.optimizer import init_state
 from mlagent_jax.models import hugging_face
-from mlagent_jax.policy import Policy, abstract, checkpointer, make_actor, trained_policy
+from mlagent_jax.policy import Policy, abstract, checkpointer, make_actor, trained_policy, training
 from mlagent_jax.run import Run
 
 
@@ -63,22 +64,23 @@ class _Trainer:
         self.run, self.config = run, run.config.rl
         self.trajectories = run.workdir / "trajectories" / "rl.jsonl"
         self.policy: Policy = trained_policy(run, "sft")
-        self.actor: Actor = make_actor(run, self.policy)
-        self.model = ppo.Model(
-            self.policy.graph, run.config.sampling.temperature, run.config.policy.compute_dtype, run.config.policy.remat
-        )
+        self.trained = training(run, self.policy)
+        self.actor: Actor = make_actor(run, dataclasses.replace(self.policy, graph=self.trained.graph))
+        policy = run.config.policy
+        self.model = ppo.Model(self.trained.graph, run.config.sampling.temperature, policy.compute_dtype, policy.remat)
         records = run.expert_records()
         states = expert_states((r for r in records if r.split == "train"), run.config.pool.max_depth)
         run.check_snapshots(states)
         self.pool = StatePool([state for state in states if self.actor.renderer.fits(state)], run.config.pool)
-        self.reference = self.policy.params
-        self.optimizer = ppo.rl_optimizer(self.config)
-        # A copy: the parameters are donated to the update, the reference must outlive it.
+        self.reference_model = dataclasses.replace(self.model, graph=self.policy.graph)
+        self.optimizer = ppo.rl_optimizer(self.config, run.config.optimizer)
+        # A copy: the parameters are donated to the update, the reference (self.policy) must outlive it. Of adapters it
+        # is little, and the reference is the base that they are trained on.
         params = {
-            "policy": jax.tree.map(jnp.copy, self.reference),
+            "policy": jax.tree.map(jnp.copy, self.trained.params),
             "critic": ppo.init_critic(self.policy.config.hidden_size),
         }
-        self.arrays = {"params": params, "optimizer": jax.jit(self.optimizer.init)(params)}
+        self.arrays = {"params": params, "optimizer": init_state(self.optimizer, params)}
         self.kl = (
             controllers.AdaptiveKL(self.config.kl_coefficient, self.config.kl_target)
             if self.config.kl_target
@@ -120,7 +122,8 @@ class _Trainer:
             rng = np.random.default_rng([self.run.config.seed, self.sampled])
             states = self.pool.sample(rng, self.config.states)
             started = time.monotonic()
-            actions = self.actor.act(self.arrays["params"]["policy"], states, self.config.samples, f"rl/{self.sampled}")
+            params = self.trained.whole(self.arrays["params"]["policy"])
+            actions = self.actor.act(params, states, self.config.samples, f"rl/{self.sampled}")
             seconds = time.monotonic() - started
             jobs = self._jobs(self.sampled, self.iteration, actions)
             self.run.collector.submit(jobs)
@@ -193,8 +196,9 @@ class _Trainer:
         """
         config, params = self.config, self.arrays["params"]
         placed = self.run.place(batch)
-        proximal = ppo.score(self.model, params["policy"], params["critic"], placed, config.micro_batch)
-        reference = ppo.score(self.model, self.reference, None, placed, config.micro_batch)
+        whole = self.trained.whole(params["policy"])
+        proximal = ppo.score(self.model, whole, params["critic"], placed, config.micro_batch)
+        reference = ppo.score(self.reference_model, self.policy.params, None, placed, config.micro_batch)
         targets = ppo.make_targets(placed, proximal, reference, config)
         self._check_sampler(batch, np.asarray(proximal.log_probs), rollout)
         totals: dict[str, losses.Mean] = {}
@@ -210,6 +214,7 @@ class _Trainer:
                     model=self.model,
                     optimizer=self.optimizer,
                     config=config,
+                    base=self.trained.base,
                 )
                 totals = metrics if not totals else {name: totals[name] + metrics[name] for name in totals}
         values = {name: float(mean.value) for name, mean in totals.items()}
@@ -253,7 +258,7 @@ class _Trainer:
                 continue
             rewards.setdefault(action.state.id, []).append(outcome.reward)
             state = outcome.next_state(job)
-            if outcome.kind is OutcomeKind.SCORED and self.actor.renderer.fits(state):
+            if not outcome.final and self.actor.renderer.fits(state):
                 reached.append(state)
         self.pool.learn(rewards)
         if self.run.config.pool.refresh_fraction:

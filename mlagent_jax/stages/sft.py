@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import time
 
-import jax
-
 from environments.protocol import OutcomeKind
 from mlagent_jax.agent.prompts import prompt_text
 from mlagent_jax.data.expert_steps import ExpertSteps
 from mlagent_jax.data.trajectories import Record
 from mlagent_jax.errors import ConfigError
-from mlagent_jax.learning.optimizer import make_optimizer, schedule, with_learning_rate
+from mlagent_jax.learning.optimizer import init_state, make_optimizer, schedule, with_learning_rate
 from mlagent_jax.learning.sft import sft_step
 from mlagent_jax.models import hugging_face
-from mlagent_jax.policy import abstract, base_policy, checkpointer, make_vocabulary, renderer
+from mlagent_jax.policy import abstract, base_policy, checkpointer, make_vocabulary, renderer, training
 from mlagent_jax.run import Run
 
 IMITATED = (OutcomeKind.SCORED, OutcomeKind.NO_EDIT)
@@ -34,8 +32,14 @@ def sft(run: Run) -> None:
     steps = ExpertSteps(records, renderer(run, policy), config, run.config.seed)
     total = config.epochs * steps.batches
 
-    optimizer = make_optimizer(config.optimizer, weight_decay=config.weight_decay, max_grad_norm=config.max_grad_norm)
-    arrays = {"policy": policy.params, "optimizer": jax.jit(optimizer.init)(policy.params)}
+    optimizer = make_optimizer(
+        config.optimizer,
+        weight_decay=config.weight_decay,
+        max_grad_norm=config.max_grad_norm,
+        keeps=run.config.optimizer,
+    )
+    trained = training(run, policy)
+    arrays = {"policy": trained.params, "optimizer": init_state(optimizer, trained.params)}
     hugging_face.describe(run.workdir / "checkpoints" / "sft" / "model", policy.config, policy.tokenizer)
     with checkpointer(run, "sft") as saved:
         done = saved.latest() or 0
@@ -51,11 +55,12 @@ def sft(run: Run) -> None:
                     arrays["policy"],
                     with_learning_rate(arrays["optimizer"], rate),
                     run.place(steps.batch(step).arrays()),
-                    graph=policy.graph,
+                    graph=trained.graph,
                     optimizer=optimizer,
                     remat=run.config.policy.remat,
                     compute_dtype=run.config.policy.compute_dtype,
                     micro_rows=config.micro_batch,
+                    base=trained.base,
                 )
                 values = {name: float(value) for name, value in metrics.items()}
                 run.metrics.write("sft", step + 1, values | {"learning_rate": rate})

@@ -81,13 +81,16 @@ class FakeSandbox:
     name = "fake"
     environment_digest = "0"
     guarantees: frozenset[str] = frozenset()
+    gpus = 0
 
     def __init__(self) -> None:
         self.runs: list[str] = []
         self.failures: list[Exception] = []
         self.endings: list[Execution] = []
 
-    def run(self, workspace: Path, script: str, limits: Limits, data: Path | None = None, seed: int = 0) -> Execution:
+    def run(
+        self, workspace: Path, script: str, limits: Limits, data: Path | None = None, seed: int = 0, gpus: int = 0
+    ) -> Execution:
         self.runs.append(script)
         if self.failures:
             raise self.failures.pop(0)

@@ -13,13 +13,14 @@ import pytest
 
 from environments.actions import ACTIONS, ASSISTED_ACTIONS, PROFILES, AgentFiles, describe_actions, parse
 from environments.actions.assisted import MAX_SEGMENTS, SEGMENT
-from environments.editor import Editor, EditorError, Endpoint, configured_endpoint
+from environments.editor import Editor, EditorError, Endpoint, configured_endpoint, editor_id
 from environments.environment import Environment
-from environments.protocol import Job, OutcomeKind
+from environments.protocol import Job, OutcomeKind, Requirements
 from environments.sandbox.base import SandboxError
 from environments.store import open_store
 
 KEY = "sk-secret-1234567890"
+ALL = ACTIONS | ASSISTED_ACTIONS
 
 
 class Server(http.server.ThreadingHTTPServer):
@@ -95,7 +96,8 @@ def environment(tmp_path, monkeypatch, endpoint):
 
 def take(environment, name, **arguments):
     action = f"Action: {name}\nAction Input: {json.dumps(arguments)}"
-    return environment.take(Job("test", 0, environment.initial_state("guess@0"), 0, action, profile="compact"))
+    required = Requirements(guarantees=(environment.editor_id,) if environment.editor_id else ())
+    return environment.take(Job("test", 0, environment.initial_state("guess@0"), 0, action, requirements=required))
 
 
 def edit(environment, instruction="guess 3", save_name="train.py"):
@@ -242,6 +244,7 @@ def test_the_id_names_what_is_pinned_and_no_more(endpoint):
     assert endpoint.id == dataclasses.replace(endpoint, url="http://other/v1", key="", timeout_seconds=1.0).id
     changed = [dataclasses.replace(endpoint, **change) for change in ({"model": "x"}, {"seed": 1}, {"max_tokens": 9})]
     assert len({endpoint.id, *(each.id for each in changed)}) == 4
+    assert Endpoint("http://any/v1", "m").id == editor_id("m") != editor_id("n")
 
 
 # -- the actions --
@@ -255,9 +258,17 @@ def test_without_an_endpoint_the_actions_are_not_offered(environment, tmp_path):
     assert "Invalid action: Edit Script (AI)" in outcome.observation
     for profile in PROFILES:
         assert not any(name in describe_actions(profile) for name in ASSISTED_ACTIONS)
-        offered = describe_actions(profile, environment.actions)
+        offered = describe_actions(profile, ALL)
         assert all(f"- {name}" in offered for name in ASSISTED_ACTIONS)
     assert not set(ACTIONS) & set(ASSISTED_ACTIONS)
+
+
+def test_a_job_that_does_not_require_the_editor_has_the_same_outcome_on_a_worker_with_one(server, environment):
+    arguments = {"script_name": "train.py", "edit_instruction": "x", "save_name": "train.py"}
+    action = f"Action: Edit Script (AI)\nAction Input: {json.dumps(arguments)}"
+    outcome = environment.take(Job("test", 0, environment.initial_state("guess@0"), 0, action))
+    assert outcome.kind is OutcomeKind.INVALID_ACTION
+    assert server.requests == []
 
 
 def test_an_edit_by_the_model_is_executed_and_scored(server, environment):
@@ -297,7 +308,7 @@ def test_saved_under_another_name_the_script_stays_and_undo_restores_what_was_re
         ("Edit Script (AI)", {"script_name": "missing.py", "edit_instruction": "x", "save_name": "train.py"}),
         ("Undo Edit Script", {"script_name": "train.py"}),
     ):
-        action = parse(f"Action: {name}\nAction Input: {json.dumps(arguments)}", "compact", environment.actions)
+        action = parse(f"Action: {name}\nAction Input: {json.dumps(arguments)}", "compact", ALL)
         action.apply(files, ask=lambda prompt: "```python\nnew\n```")
     assert files.read("train.py") == "old"
 
@@ -343,7 +354,7 @@ def test_a_long_file_is_understood_in_segments_that_are_summarised(environment, 
     action = parse(
         'Action: Understand File\nAction Input: {"file_name": "long.txt", "things_to_look_for": "x"}',
         "compact",
-        environment.actions,
+        ALL,
     )
     effect = action.apply(AgentFiles(tmp_path), ask=lambda prompt: asked.append(prompt) or f"answer {len(asked)}")
     *segments, summary = asked

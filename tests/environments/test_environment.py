@@ -194,7 +194,7 @@ def test_a_step_that_changes_nothing_is_no_edit(environment, sandbox, action):
     state = environment.initial_state("guess@0")
     outcome = take(environment, action, state)
     assert outcome.kind is OutcomeKind.NO_EDIT
-    assert outcome.reward == 0.3
+    assert outcome.reward == 0.15
     assert outcome.snapshot == state.snapshot
     assert outcome.metric_after is None
     assert sandbox.runs == []

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 
 import pytest
 
@@ -11,6 +12,7 @@ from environments.__main__ import main
 from environments.actions import ACTIONS, Action
 from environments.protocol import Outcome, OutcomeKind
 from environments.sandbox import SandboxUnavailableError, open_sandbox
+from environments.store import open_store
 
 TASK = "wine"
 RUN = Action("Execute Script", {"script_name": "train.py"}).render()
@@ -109,13 +111,27 @@ def test_run_prints_one_outcome_a_line(capsys, tmp_path, cache_dir):
     assert "SyntaxError" in outcomes[3]["observation"]
 
 
+def test_clean_deletes_old_snapshots_down_to_a_size(capsys, tmp_path):
+    store = open_store(tmp_path / "store")
+    identities = [store.put(bytes([number]) * 100_000) for number in range(3)]
+    for blob in store.blobs():
+        if blob.id != identities[2]:
+            os.utime(next((tmp_path / "store").rglob(blob.id)), (0, 0))
+    assert main(["clean", "--cache-dir", str(tmp_path), "--max-gb", "0.0002"]) == 0
+    assert "1 files deleted, 0.1 MB; 0.2 MB kept" in capsys.readouterr().out
+    assert main(["clean", "--cache-dir", str(tmp_path), "--max-gb", "0"]) == 0
+    assert [store.has(identity) for identity in identities] == [False, False, True], "the last hour's stay"
+    with pytest.raises(SystemExit):
+        main(["clean", "--max-gb", "-1"])
+
+
 def test_play_reads_replies_ended_by_a_dot(capsys, monkeypatch, cache_dir):
     monkeypatch.setattr("sys.stdin", io.StringIO(f"{RUN}\n.\n{FINAL}\n.\nignored\n.\n"))
     assert main(["play", TASK, "--cache-dir", str(cache_dir)]) == 0
     printed = capsys.readouterr().out
     assert "Research Problem:" in printed
     assert printed.count("Observation:\n") == 2
-    assert "no_edit: reward 0.300" in printed
+    assert "no_edit: reward 0.150" in printed
 
 
 def test_make_gives_the_gymnasium_interface(sandbox, cache_dir):

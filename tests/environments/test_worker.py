@@ -17,6 +17,7 @@ from environments import supervision
 from environments.protocol import Job, Outcome, OutcomeKind, Requirements, Scale, State
 from environments.queue import QueueError, RetryPolicy, open_queue
 from environments.queue.base import Capabilities
+from environments.queue.engine import take_credentials
 from environments.supervision import QUEUE_VARIABLE, WorkerHandle, start_workers
 from environments.worker import Worker
 
@@ -193,12 +194,14 @@ def test_neither_worker_nor_environment_imports_jax():
 
 
 def handle(url, tmp_path, *options, program=PROGRAM):
+    (tmp_path / "toy@1").mkdir(exist_ok=True)
+    (tmp_path / "toy@1" / "task.json").touch()
     command = [sys.executable, str(program), f"--tasks={tmp_path}", f"--store={tmp_path}/store", *options]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), QUEUE_VARIABLE: url}
     return WorkerHandle(command, environment, tmp_path / "worker.log")
 
 
-def until(condition, seconds=60):
+def until(condition, seconds=300):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "waited in vain"
@@ -234,7 +237,8 @@ def test_a_killed_process_is_started_again_and_its_job_is_done(queue, url, tmp_p
     assert not worker.alive()
 
 
-def test_a_process_that_cannot_start_is_given_up_with_its_reason(queue, url, tmp_path):
+def test_a_process_that_cannot_start_is_given_up_with_its_reason(queue, url, tmp_path, monkeypatch):
+    monkeypatch.setattr(supervision, "QUICK_DEATH_SECONDS", 300.0)  # However slowly it starts here.
     worker = handle(url, tmp_path, "--sandbox=docker")
     until(lambda: not worker.alive())
     assert "no Docker engine here" in worker.failure()
@@ -254,7 +258,8 @@ def test_a_worker_offers_the_second_model_that_it_is_told_of_and_keeps_its_key_t
     assert "sk-s3cret" not in worker.log_path.read_text()
 
 
-def test_a_second_model_without_a_name_is_a_worker_that_cannot_start(queue, url, tmp_path):
+def test_a_second_model_without_a_name_is_a_worker_that_cannot_start(queue, url, tmp_path, monkeypatch):
+    monkeypatch.setattr(supervision, "QUICK_DEATH_SECONDS", 300.0)  # However slowly it starts here.
     worker = handle(url, tmp_path, "--editor_url=http://localhost:1/v1")
     until(lambda: not worker.alive())
     assert "MLAGENT_EDITOR_MODEL is missing" in worker.failure()
@@ -269,6 +274,30 @@ def test_a_worker_ends_when_its_trainer_was_killed(queue, url, tmp_path):
     until(lambda: queue.status()["workers"][0]["health"] == "stopped")
     trainer.wait()
     worker.stop()
+
+
+def test_what_a_worker_starts_finds_no_credentials_of_the_queue(queue, url, tmp_path, monkeypatch):
+    monkeypatch.setenv("PGPASSWORD", "s3cret")
+    queue.enqueue([job(0, "environment")])
+    worker = handle(url, tmp_path)
+    found = queue.wait([job(0, "environment").id], 120)[job(0, "environment").id].observation
+    worker.stop()
+    assert "PATH=" in found
+    assert not any(hidden in found for hidden in (QUEUE_VARIABLE, url, "PGPASSWORD", "s3cret"))
+
+
+@pytest.mark.parametrize(
+    "url, complete",
+    [
+        ("postgresql://u@host/db?sslmode=require", "postgresql://u:p%40ss@host/db?sslmode=require"),
+        ("postgresql://u:own@host/db", "postgresql://u:own@host/db"),
+        ("sqlite:////queue.db", "sqlite:////queue.db"),
+    ],
+)
+def test_credentials_of_the_environment_move_into_the_url(url, complete):
+    variables = {QUEUE_VARIABLE: url, "PGPASSWORD": "p@ss", "PATH": "/bin"}
+    assert take_credentials(url, variables) == complete
+    assert variables == {"PATH": "/bin"}
 
 
 def test_the_queues_password_is_in_no_command_line(monkeypatch, tmp_path):

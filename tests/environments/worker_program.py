@@ -1,5 +1,10 @@
-"""`python -m environments.worker` with steps that only sleep: `sleep SECONDS`, cut short when the sandbox is closed."""
+"""`python -m environments.worker` with steps of two kinds, in place of real ones.
 
+`sleep SECONDS` is cut short when the sandbox is closed; `environment` observes what a process that the worker starts
+finds in its environment.
+"""
+
+import subprocess
 import sys
 import threading
 import types
@@ -13,6 +18,7 @@ class SleepingSandbox:
     name = "sleeping"
     environment_digest = "digest"
     guarantees = frozenset({"network"})
+    gpus = 0
 
     def __init__(self, name):
         if name == "docker":
@@ -28,11 +34,15 @@ class SleepingEnvironment:
         self._sandbox = sandbox
 
     def take(self, job):
-        if self._sandbox.closed.wait(float(job.action.removeprefix("sleep "))):
-            raise SandboxError("closed")
+        if job.action == "environment":
+            observation = subprocess.run(["env"], capture_output=True, text=True, check=True).stdout
+        else:
+            observation = "slept"
+            if self._sandbox.closed.wait(float(job.action.removeprefix("sleep "))):
+                raise SandboxError("closed")
         state, scale = job.state, Scale(0.0, 1.0, True)
         return Outcome(
-            OutcomeKind.NO_EDIT, "slept", state.snapshot, state.script, state.metric, None, scale, reward=0.5
+            OutcomeKind.NO_EDIT, observation, state.snapshot, state.script, state.metric, None, scale, reward=0.5
         )
 
     def close(self):

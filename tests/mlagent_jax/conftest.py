@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from mlagent_jax.data.tokenizer import train_tokenizer
+
 LLAMA3 = {
     "rope_type": "llama3",
     "factor": 8.0,
@@ -71,3 +73,25 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Chec
         return made[name]
 
     return make
+
+
+CORPUS = ["def f(x):\n    return x + 12\nObservation: the caf\u00e9 is open\n" * 3, "Action: List Files\n"]
+
+
+@pytest.fixture(scope="session")
+def speaker(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole checkpoint: a Qwen2 of random weights, made by transformers, and a byte-level vocabulary beside it."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    folder = tmp_path_factory.mktemp("speaker")
+    tokenizer = train_tokenizer(CORPUS, 300, ["Next:\n"], folder)
+    fields = {**SHAPE, "vocab_size": 304, "max_position_embeddings": 192, "tie_word_embeddings": True}
+    config = AutoConfig.for_model("qwen2", **fields, eos_token_id=tokenizer.eos_id)
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config).float()
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            weight.copy_(torch.randn_like(weight) * 0.3 + ("norm" in name))
+    model.save_pretrained(folder)
+    return folder

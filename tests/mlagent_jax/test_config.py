@@ -33,6 +33,12 @@ def test_an_unknown_field_names_the_nearest():
         ("rl", "max_staleness", -1, "0 or above"),
         ("sft", "row_tokens", 100, "raise it"),
         ("rl", "estimator", "vtrace", "rloo"),
+        ("prompt", "max_prompt_tokens", 0, "above 0"),
+        ("prompt", "editor", "gpt-5", "profile to full"),
+        ("collect", "trajectories", 0, "above 0"),
+        ("collect", "max_ideas", 0, "at least min_ideas"),
+        ("evaluate", "samples", -1, "above 0"),
+        ("pool", "refresh_fraction", 1.5, "from 0 to 1"),
     ],
 )
 def test_an_impossible_value_is_named_with_what_is_possible(section, field, value, message):
@@ -64,3 +70,12 @@ def test_only_settings_that_decide_what_is_learned_count_as_differences():
     assert differences(stored, freeze(config)) == []
     config.rl.clip = 0.3
     assert differences(stored, freeze(config)) == ["rl.clip: 0.2 -> 0.3"]
+
+
+def test_a_field_that_is_younger_than_the_workdir_had_its_default_there():
+    config = default_config()
+    stored = config.to_dict()
+    del stored["rl"]["dual_clip"], stored["lora"]
+    assert differences(stored, freeze(config)) == []
+    config.rl.dual_clip = 3.0
+    assert differences(stored, freeze(config)) == ["rl.dual_clip: 0.0 -> 3.0"]

@@ -6,6 +6,9 @@ import sys
 
 import pytest
 
+from mlagent_jax.errors import ConfigError
+from mlagent_jax.train import _check_arguments
+
 
 def train(*arguments, **environment):
     return subprocess.run(
@@ -26,8 +29,22 @@ def error_of(result):
 
 def test_an_unknown_field_is_refused_with_the_nearest(tmp_path):
     result = train("--config=configs/smoke.py", f"--workdir={tmp_path / 'run'}", "--config.rl.clipp=0.1")
-    assert 'Did you mean "clip"' in error_of(result)
+    assert "config.rl.clipp is no field; did you mean config.rl.clip?" in error_of(result)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--config=configs/smoke.py", "--config.r1.clip=0.1"), "config.r1 is no field; did you mean config.rl?"),
+        (("--config=configs/smoke.py", "--config.seed.x=1"), "config.seed is a field, not a section"),
+        (("--config=configs/smok.py",), "--config is 'configs/smok.py'; there is no such file: choose configs/"),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_named(arguments, message):
+    with pytest.raises(ConfigError) as error:
+        _check_arguments(list(arguments))
+    assert message in str(error.value)
 
 
 def test_a_wrong_type_is_refused(tmp_path):
@@ -50,9 +67,20 @@ def test_a_workdir_that_cannot_be_written_is_refused(tmp_path):
 
 
 @pytest.mark.slow
+def test_a_mistake_does_not_claim_the_workdir(tmp_path):
+    result = train(
+        "--config=configs/smoke.py", f"--workdir={tmp_path}", f"--config.policy.checkpoint={tmp_path}/none/export"
+    )
+    assert "config.policy.checkpoint" in error_of(result)
+    assert "has no config.json" in result.stderr
+    assert not (tmp_path / "config.json").exists()
+
+
+@pytest.mark.slow
 def test_a_missing_sandbox_is_refused_with_the_command_that_provides_it(tmp_path):
     result = train(
         "--config=configs/smoke.py", f"--workdir={tmp_path}", PATH="/nonexistent", DOCKER_HOST="unix:///nonexistent"
     )
     assert "bubblewrap" in error_of(result)
     assert not (tmp_path / "trajectories").exists()
+    assert not (tmp_path / "config.json").exists()

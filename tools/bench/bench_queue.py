@@ -1,35 +1,38 @@
-"""How fast the reward queue is: claims with their results a second, and what a thousand workers ask of the database.
+"""How fast the reward queue is: claims with their results a second, beside two references.
 
     python tools/bench/bench_queue.py                                         SQLite in a temporary folder
     python tools/bench/bench_queue.py --url=postgresql://user@host/database   a PostgreSQL database of its own
-    python tools/bench/bench_queue.py --simulate=1000                         workers with steps of 10 s to 30 min
 
-Prints one line of JSON a measurement. The reference is `multiprocessing.Queue`, which keeps nothing, survives nothing
-and leases nothing: what durability costs is the difference. `cpu_ms` is the workers' CPU time a job, which says more
-than the rate where the machine is busy with other things.
+Prints one line of JSON a measurement: 1, 8 and 32 worker processes, with 10,000 and 100,000 jobs queued. The references
+are `multiprocessing.Queue`, which keeps nothing, survives nothing and leases nothing, and Redis Streams, with every
+write on disk before it is acknowledged, as in PostgreSQL; it needs `redis-server` and the Python client. `cpu_ms` is
+the workers' CPU time a job, and with `--server_pid` that of the server too: they say more than the rate where the
+machine is busy with other things. `tools/bench/simulate_workers.py` shows what a thousand workers ask of the database.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import heapq
-import itertools
 import json
 import multiprocessing
-import random
+import shutil
+import subprocess
 import sys
 import tempfile
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from environments.protocol import Job, Outcome, OutcomeKind, Scale, State
+from environments.protocol import Job, Outcome, OutcomeKind, Scale, State, canonical_json
 from environments.queue import RewardQueue, open_queue
-from environments.queue.base import Capabilities, Lease
+from environments.queue.base import Capabilities
 
 OUTCOME = Outcome(
     kind=OutcomeKind.SCORED,
@@ -44,11 +47,13 @@ OUTCOME = Outcome(
 )
 ANY = Capabilities()
 LEASE_SECONDS = 60.0
-STEP_SECONDS = (10.0, 1800.0)
 WORKERS = (1, 8, 32)
 DEPTHS = (10_000, 100_000)
 WARM_UP = 10
 """Actions before the clock starts: statements are compiled, and prepared on the server."""
+PATIENCE_SECONDS = 600.0
+"""For worker processes to start, on a machine that is busy."""
+NO_REDIS = "not measured: install redis-server (Debian: `apt-get install redis-server`) and `pip install redis`"
 CONTEXT = multiprocessing.get_context("forkserver")
 
 
@@ -80,6 +85,55 @@ def on_reference(shared: Any) -> Callable[[], Any]:
     return lambda: shared.put(shared.get())
 
 
+def on_redis(socket: str) -> Callable[[], Any]:
+    """One entry read by a member of a group, its result added and the entry acknowledged."""
+    import redis
+
+    client, name, result = redis.Redis(unix_socket_path=socket), uuid.uuid4().hex, canonical_json(OUTCOME.to_dict())
+
+    def action() -> None:
+        ((_, ((entry, fields),)),) = client.xreadgroup("workers", name, {"jobs": ">"}, count=1)
+        job = Job.from_dict(json.loads(fields[b"job"]))
+        with client.pipeline(transaction=True) as both:
+            both.xadd("outcomes", {"job": job.id, "outcome": result}).xack("jobs", "workers", entry).execute()
+
+    return action
+
+
+@contextlib.contextmanager
+def redis_server() -> Iterator[tuple[str, int]]:
+    """A server of our own, durable: its socket and process id."""
+    with tempfile.TemporaryDirectory() as folder:
+        socket = f"{folder}/socket"
+        options = ["--port", "0", "--unixsocket", socket, "--dir", folder, "--appendonly", "yes", "--save", ""]
+        process = subprocess.Popen(
+            ["redis-server", *options, "--appendfsync", "always"], stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT
+        )
+        try:
+            end = time.monotonic() + PATIENCE_SECONDS
+            while not Path(socket).exists():
+                if process.poll() is not None or time.monotonic() > end:
+                    raise RuntimeError(f"redis-server did not start (status {process.returncode})")
+                time.sleep(0.05)
+            yield socket, process.pid
+        finally:
+            process.terminate()
+            process.wait()
+
+
+def cpu_seconds(pid: int | None) -> float:
+    """CPU time of a server and of its children, those that ended included."""
+    if pid is None:
+        return 0.0
+    server = psutil.Process(pid)
+    times = server.cpu_times()
+    total = sum(times)
+    for child in server.children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            total += sum(child.cpu_times()[:2])
+    return total
+
+
 def act(
     make: Callable[[Any], Callable[[], Any]], argument: Any, ready: Any, go: Any, results: Any, seconds: float
 ) -> None:
@@ -96,93 +150,84 @@ def act(
     results.put((count, time.monotonic() - start, time.process_time() - cpu))
 
 
-def together(make: Callable, argument: Any, workers: int, seconds: float) -> dict[str, float]:
-    """Rate and CPU time of so many processes at once."""
+def together(
+    make: Callable, argument: Any, workers: int, seconds: float, server_pid: int | None = None
+) -> dict[str, float]:
+    """Rate and CPU time of so many processes at once, and that of the server that they use."""
     ready, go, results = CONTEXT.Semaphore(0), CONTEXT.Event(), CONTEXT.Queue()
     arguments = (make, argument, ready, go, results, seconds)
     processes = [CONTEXT.Process(target=act, args=arguments, daemon=True) for _ in range(workers)]
     for process in processes:
         process.start()
     for _ in processes:
-        ready.acquire()
+        if not ready.acquire(timeout=PATIENCE_SECONDS):
+            raise RuntimeError(f"a worker process did not start in {PATIENCE_SECONDS:.0f} s")
+    server = -cpu_seconds(server_pid)
     go.set()
-    counts, walls, cpus = zip(*(results.get() for _ in processes), strict=True)
+    counts, walls, cpus = zip(*(results.get(timeout=seconds + PATIENCE_SECONDS) for _ in processes), strict=True)
+    server += cpu_seconds(server_pid)
     for process in processes:
         process.terminate()
         process.join()
-    return {"per_second": round(sum(counts) / max(walls), 1), "cpu_ms": round(1000 * sum(cpus) / sum(counts), 3)}
+    done = sum(counts)
+    figures = {"per_second": round(done / max(walls), 1), "cpu_ms": round(1000 * sum(cpus) / done, 3)}
+    return figures | ({"server_cpu_ms": round(1000 * server / done, 3)} if server_pid else {})
 
 
-def throughput(url: str, seconds: float) -> Iterator[dict[str, Any]]:
-    """Claim + complete, by number of workers and of queued jobs, with the reference beside."""
-    for depth, workers in itertools.product(DEPTHS, WORKERS):
-        with emptied(url) as queue:
-            queue.enqueue(jobs(depth))
-            figures = together(on_queue, url, workers, seconds)
-        yield {
-            "measured": "claim + complete",
-            "engine": url.partition(":")[0],
-            "workers": workers,
-            "depth": depth,
-        } | figures
+def on_ours(url: str, depth: int, seconds: float, server_pid: int | None) -> Iterator[dict[str, Any]]:
+    """Claim + complete with `depth` jobs queued."""
+    engine = url.partition(":")[0]
+    with emptied(url) as queue:
+        for workers in WORKERS:
+            queue.enqueue(jobs(depth - sum(run["queued"] for run in queue.status()["runs"].values())))
+            figures = together(on_queue, url, workers, seconds, server_pid)
+            yield {"measured": "claim + complete", "engine": engine, "workers": workers, "depth": depth} | figures
+
+
+def on_references(depth: int, seconds: float) -> Iterator[dict[str, Any]]:
+    """The same with what is no reward queue."""
     for workers in WORKERS:
-        shared = CONTEXT.Queue()
-        for job in jobs(100):
+        shared = CONTEXT.Queue()  # A new one: who is terminated may have held its lock.
+        shared.cancel_join_thread()
+        for job in jobs(depth):
             shared.put(job)
         figures = together(on_reference, shared, workers, seconds)
-        yield {"measured": "get + put", "engine": "multiprocessing.Queue", "workers": workers, "depth": 100} | figures
-
-
-def simulate(url: str, workers: int, simulated_seconds: float) -> dict[str, Any]:
-    """What `workers` slots on hosts of their own ask of the database, with steps of 10 s to 30 min (log-uniform).
-
-    Time is simulated, every operation is real: the share of a second that the operations of a simulated second take
-    one after the other is the load, and `breaks_at` the number of workers at which it would be 1.
-    """
-    dice, clock = random.Random(0), [0.0]
-    low, high = STEP_SECONDS
-    with emptied(url) as queue:
-        queue.close()
-    queue = open_queue(url, clock=lambda: clock[0])
-    queue.enqueue(jobs(int(workers * (2 + 2 * simulated_seconds / 100))))
-    # (time, order, lease or None, end of its step); the workers come up over the first minute.
-    order = itertools.count()
-    agenda: list[tuple[float, int, Lease | None, float]] = [
-        (dice.uniform(0, 60), next(order), None, 0.0) for _ in range(workers)
-    ]
-    heapq.heapify(agenda)
-    counts, spent = {"claim": 0, "heartbeat": 0, "complete": 0}, time.monotonic()
-    while agenda[0][0] < simulated_seconds:
-        clock[0], _, lease, end = heapq.heappop(agenda)
-        if lease is None or clock[0] >= end:
-            if lease is not None:
-                counts["complete"] += queue.complete(lease, OUTCOME)
-            lease, end = queue.claim("bench", ANY, LEASE_SECONDS), clock[0] + low * (high / low) ** dice.random()
-            counts["claim"] += 1
-        else:
-            counts["heartbeat"] += queue.heartbeat(lease)
-        heapq.heappush(agenda, (min(clock[0] + LEASE_SECONDS / 3, end), next(order), lease, end))
-    load = (time.monotonic() - spent) / simulated_seconds
-    queue.close()
-    per_second = {f"{name}s_a_second": round(count / simulated_seconds, 2) for name, count in counts.items()}
-    figures = {"load": round(load, 4), "breaks_at": round(workers / load)}
-    return {"measured": "simulation", "engine": url.partition(":")[0], "workers": workers} | per_second | figures
+        yield {"measured": "get + put", "engine": "multiprocessing.Queue", "workers": workers, "depth": depth} | figures
+    try:
+        import redis
+    except ModuleNotFoundError:
+        redis = None
+    if redis is None or shutil.which("redis-server") is None:
+        yield {"measured": NO_REDIS, "engine": "Redis Streams"}
+        return
+    with redis_server() as (socket, pid), redis.Redis(unix_socket_path=socket) as client:
+        client.xgroup_create("jobs", "workers", id="0", mkstream=True)
+        for workers in WORKERS:
+            missing = depth - (client.xlen("jobs") - (client.xinfo_groups("jobs")[0]["entries-read"] or 0))
+            with client.pipeline(transaction=False) as pipeline:
+                for job in jobs(missing):
+                    pipeline.xadd("jobs", {"job": canonical_json(job.to_dict())})
+                pipeline.execute()
+            figures = together(on_redis, socket, workers, seconds, pid)
+            yield {"measured": "read + ack", "engine": "Redis Streams", "workers": workers, "depth": depth} | figures
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--url", help="an empty queue; default: SQLite in a temporary folder")
     parser.add_argument("--seconds", type=float, default=3.0, help="of each measurement")
-    parser.add_argument("--simulate", type=int, metavar="WORKERS", help="simulate so many instead")
-    parser.add_argument("--simulated_seconds", type=float, default=300.0)
+    parser.add_argument("--depths", type=int, nargs="+", default=DEPTHS, help="jobs queued")
+    parser.add_argument("--server_pid", type=int, help="main process of the database server, where it runs here")
+    parser.add_argument("--references", action=argparse.BooleanOptionalAction, default=True)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         url = arguments.url or f"sqlite:///{folder}/queue.db"
-        if arguments.simulate:
-            print(json.dumps(simulate(url, arguments.simulate, arguments.simulated_seconds)), flush=True)
-            return
-        for line in throughput(url, arguments.seconds):
-            print(json.dumps(line), flush=True)
+        for depth in arguments.depths:
+            for line in on_ours(url, depth, arguments.seconds, arguments.server_pid):
+                print(json.dumps(line), flush=True)
+            if arguments.references:
+                for line in on_references(depth, arguments.seconds):
+                    print(json.dumps(line), flush=True)
 
 
 if __name__ == "__main__":

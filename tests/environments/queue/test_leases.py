@@ -175,6 +175,14 @@ def test_the_oldest_job_goes_first_over_all_requirements(queue, clock):
     assert [queue.claim("w", Capabilities(cores=4)).job.sample for _ in requirements] == [0, 1, 2, 3]
 
 
+def test_work_of_a_new_kind_is_found_at_the_next_claim(connect, queue, clock):
+    able, trainer = Capabilities(cores=4), connect(clock=clock)
+    trainer.enqueue([job(0)])
+    assert queue.claim("w", able).job.sample == 0
+    trainer.enqueue([job(1, requirements=Requirements(cores=4))])
+    assert queue.claim("w", able).job.sample == 1
+
+
 def test_large_payloads_go_to_the_store_and_an_unreadable_one_kills_only_its_job(connect, clock, tmp_path):
     store = open_store(tmp_path / "store")
     queue = connect(store=store, clock=clock, retries=RetryPolicy(max_attempts=2, backoff_seconds=1))

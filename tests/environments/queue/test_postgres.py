@@ -1,5 +1,7 @@
 """What only a server can suffer: restarts, wrong clocks on other hosts, roles, passwords."""
 
+import os
+import socket
 import threading
 import time
 import traceback
@@ -7,9 +9,11 @@ import traceback
 import pytest
 import sqlalchemy
 from queue_cases import job, outcome
+from silent_network import SilentNetwork
 
 from environments.protocol import OutcomeKind, Requirements
-from environments.queue import QueueError, RetryPolicy, open_queue
+from environments.queue import QueueError, RetryPolicy, open_queue, postgres, postgres_connection
+from environments.queue import sql as queue_sql
 from environments.queue.__main__ import main
 from environments.queue.base import Capabilities, WorkerReport
 
@@ -50,25 +54,40 @@ def test_a_workers_wrong_clock_has_no_effect(queue, postgres_database, monkeypat
     other.close()
 
 
-def run_through_an_outage(server, outage_seconds):
-    """Half of the jobs done, the server killed for a while, the other half done by those who were connected before."""
-    trainer = open_queue(server.url(), retries=RetryPolicy(max_attempts=10, backoff_seconds=0.1))
+def test_a_claim_its_heartbeat_and_its_result_are_one_round_trip_each(queue, monkeypatch):
+    monkeypatch.setattr(queue_sql, "REAP_SECONDS", 3600.0)
+    queue.enqueue([job(0), job(1)])
+    queue.claim("w", ANY)
+    trips = []
+    sqlalchemy.event.listen(
+        queue._engine._engine, "before_cursor_execute", lambda *arguments: trips.append("statement")
+    )
+    sqlalchemy.event.listen(queue._engine._transactions, "begin", lambda connection: trips.append("begin"))
+    lease = queue.claim("w", ANY)
+    assert queue.heartbeat(lease)
+    assert queue.complete(lease, outcome())
+    assert trips == ["statement"] * 3
+
+
+def run_through(outage, url):
+    """Half of the jobs done, the server away for a while, the other half done by those who were connected before."""
+    trainer = open_queue(url, retries=RetryPolicy(max_attempts=10, backoff_seconds=0.1))
     jobs = [job(sample) for sample in range(30)]
     trainer.enqueue(jobs)
     halfway, back, errors = threading.Event(), threading.Event(), []
 
     def work(name):
-        queue = open_queue(server.url())
+        queue = open_queue(url)
         try:
             with queue.watch() as added:
                 while not back.is_set() or trainer.outstanding("run"):
-                    lease = queue.claim(name, ANY, lease_seconds=outage_seconds + 5)
+                    lease = queue.claim(name, ANY, lease_seconds=60)
                     if lease is None:
                         added.wait(0.1)
                         continue
                     if lease.job.sample == 15:
                         halfway.set()
-                        back.wait()
+                        back.wait(300)
                     queue.heartbeat(lease)
                     queue.complete(lease, outcome())
         except Exception as error:
@@ -77,30 +96,84 @@ def run_through_an_outage(server, outage_seconds):
             queue.close()
 
     workers = [threading.Thread(target=work, args=(f"w{index}",), daemon=True) for index in range(3)]
-    waiting = threading.Thread(target=lambda: found.update(trainer.wait([each.id for each in jobs], 120)))
+    waiting = threading.Thread(target=lambda: found.update(trainer.wait([each.id for each in jobs], 300)))
     found = {}
     for thread in (*workers, waiting):
         thread.start()
-    assert halfway.wait(60)
-    server.stop()
-    time.sleep(outage_seconds)
-    server.start()
+    assert halfway.wait(300)
+    outage()
     back.set()
     for thread in (*workers, waiting):
-        thread.join(120)
+        thread.join(300)
     trainer.close()
     assert errors == []
     assert {each.kind for each in found.values()} == {OutcomeKind.SCORED}
     assert len(found) == len(jobs)
 
 
+def restart(server, seconds):
+    server.stop()
+    time.sleep(seconds)
+    server.start()
+
+
 def test_a_server_that_restarts_is_waited_for_and_nothing_is_lost(own_postgres):
-    run_through_an_outage(own_postgres, outage_seconds=0.5)
+    run_through(lambda: restart(own_postgres, 0.5), own_postgres.url())
 
 
 @pytest.mark.slow
 def test_a_server_that_is_gone_for_30_seconds_is_waited_for_and_nothing_is_lost(own_postgres):
-    run_through_an_outage(own_postgres, outage_seconds=30)
+    run_through(lambda: restart(own_postgres, 30), own_postgres.url())
+
+
+@pytest.fixture
+def network(postgres_database):
+    """The way to the database, and the URL by this way."""
+    url = sqlalchemy.make_url(postgres_database)
+    network = SilentNetwork(url.host, url.port or 5432)
+    through = url.set(host="127.0.0.1", port=network.port).update_query_dict({"connect_timeout": "3"})
+    yield network, through.render_as_string(hide_password=False)
+    network.close()
+
+
+@pytest.mark.slow
+def test_a_network_that_is_cut_without_a_word_is_noticed_and_nothing_is_lost(network, monkeypatch):
+    network, url = network
+    monkeypatch.setattr(postgres_connection, "SILENCE_SECONDS", 1.5)
+    monkeypatch.setattr(postgres._Notifications, "PROBE_SECONDS", 1.0)
+    lost = []
+
+    def cut():
+        lost.append(network.cut())
+        time.sleep(4)
+        network.restore()
+
+    run_through(cut, url)
+    assert lost[0] >= 4  # The three workers and the trainer; those connections never spoke again.
+
+
+def test_a_statement_without_an_answer_is_an_error_that_says_so(network, monkeypatch):
+    network, url = network
+    queue = open_queue(url, patience_seconds=0)
+    monkeypatch.setattr(postgres_connection, "SILENCE_SECONDS", 0.3)
+    network.cut()
+    with pytest.raises(QueueError, match=r"no answer for 0\.3 s"):
+        queue.outstanding("run")
+    network.restore()
+    monkeypatch.undo()
+    assert queue.outstanding("run") == {}
+    queue.close()
+
+
+def test_the_kernel_gives_up_a_connection_that_is_not_acknowledged(postgres_database):
+    url = sqlalchemy.make_url(postgres_database).update_query_dict({"tcp_user_timeout": "7000"})
+    for given, milliseconds in ((postgres_database, 30_000), (url.render_as_string(hide_password=False), 7000)):
+        queue = open_queue(given)
+        with queue._engine.begin(write=True, single=True) as connection:
+            assert connection.exec_driver_sql("SHOW idle_in_transaction_session_timeout").scalar() == "1min"
+            with socket.socket(fileno=os.dup(connection.connection.driver_connection.fileno())) as wire:
+                assert wire.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == milliseconds
+        queue.close()
 
 
 def test_a_workers_role_can_claim_and_complete_but_not_drop_or_add(queue, postgres_url, postgres_database, capsys):

@@ -7,7 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from environments.sandbox import GUARANTEES, Ending, open_sandbox
+from environments.protocol import Limits
+from environments.sandbox import GUARANTEES, Ending, SandboxError, open_sandbox
 
 
 def test_output_exit_code_and_times_are_reported(execute):
@@ -178,6 +179,11 @@ def test_required_guarantees_hold_or_the_start_fails(sandbox):
 
 def test_every_guarantee_that_needs_no_privilege_holds(sandbox):
     assert sandbox.guarantees >= set(GUARANTEES) - {"cpu_time", "memory"}
+
+
+def test_gpus_that_are_not_there_are_our_failure(sandbox, tmp_path):
+    with pytest.raises(SandboxError, match=rf"asks for {sandbox.gpus + 1} GPUs"):
+        sandbox.run(tmp_path, "train.py", Limits(), gpus=sandbox.gpus + 1)
 
 
 def test_an_unknown_guarantee_or_sandbox_is_named():

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import pydoc_data.topics
+import re
+import unicodedata
 from pathlib import Path
 
 import numpy as np
 import pytest
+from sklearn import datasets
 
 from environments import tasks
 from environments.metrics import METRICS
 from environments.tasks import TaskError, micro
 from environments.tasks.dataset import Dataset
+from environments.tasks.embedded import texts
 from environments.tasks.scripts import CELLS, Script, read_cells, replace_cell, with_imports
 from environments.tasks.traits import describe
 
@@ -74,6 +79,44 @@ def test_a_build_is_complete_and_deterministic(name, tmp_path):
     assert {path.name for path in (tmp_path / "first/env").iterdir()} == {"train.py", *first.read_only}
     assert first.traits.startswith(first.kind.replace("_", " ")) and len(first.traits.split(", ")) <= 8
     assert first.description and first.source
+
+
+def originals(name):
+    """Rows or texts of the public data set that a task is made from."""
+    loaders = {"breast-cancer": "load_breast_cancer", "wine": "load_wine", "diabetes": "load_diabetes"}
+    loaders |= {"iris": "load_iris", "digits": "load_digits"}
+    if name in loaders:
+        return getattr(datasets, loaders[name])().data
+    words = {
+        "docstrings": lambda: texts._docstrings_of([module for group in texts._DOCSTRING_MODULES for module in group]),
+        "help-topics": lambda: pydoc_data.topics.topics.values(),
+        "character-names": lambda: [unicodedata.name(chr(code), "") for code in range(0x2FFFF)],
+    }
+    return [" ".join(re.sub("[^a-z]", " ", text.lower()).split()) for text in words[name]()]
+
+
+@pytest.mark.parametrize("name", ["breast-cancer", "wine", "diabetes", "iris", "digits"])
+def test_32_no_row_of_a_table_is_found_in_the_public_original(name, tmp_path):
+    """By its values in the original's units, in any order of columns."""
+    tasks.get(name).build(tmp_path / "built", 0)
+    hidden = np.loadtxt(tmp_path / "built/public/test.csv", delimiter=",", skiprows=1)
+    rows = originals(name)
+    if name == "digits":  # Whole numbers of a small range: only a whole image tells.
+        assert not {tuple(row) for row in np.sort(hidden)} & {tuple(row) for row in np.sort(rows)}
+        return
+    known = [{f"{value:.4g}" for value in row} for row in rows]
+    for row in hidden[:100]:
+        values = {f"{value:.4g}" for value in row}
+        assert max(len(values & other) for other in known) < len(values) / 2
+
+
+@pytest.mark.parametrize("name", ["docstrings", "help-topics", pytest.param("character-names", marks=pytest.mark.slow)])
+def test_32_no_text_is_found_in_the_public_original(name, tmp_path):
+    tasks.get(name).build(tmp_path / "built", 0)
+    hidden = (tmp_path / "built/public/test.txt").read_text().splitlines()
+    known = {word for text in originals(name) for word in text.split()}
+    words = [word for text in hidden for word in text.split() if len(word) > 3]
+    assert np.mean([word in known for word in words]) < 0.02
 
 
 def test_scripts_import_what_they_name():

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 
 import pytest
 
 from environments.__main__ import main
+from environments.sandbox import SandboxUnavailableError, open_sandbox
 from environments.tasks import checker, own_grading
 from environments.tasks.checker import check
 
@@ -26,6 +28,19 @@ def append(path, text):
 
 def test_a_folder_that_is_right_passes(rents, bubblewrap):
     assert failed(rents, bubblewrap) == {}
+
+
+@pytest.mark.slow
+@pytest.mark.docker
+def test_a_folder_that_is_right_passes_in_a_container(rents):
+    try:
+        sandbox = open_sandbox("docker")
+    except SandboxUnavailableError as error:
+        pytest.skip(str(error))
+    with contextlib.closing(sandbox):
+        findings = check(str(rents), sandbox)
+    assert [finding for finding in findings if not finding.ok] == []
+    assert {"isolation", "labels", "ideas"} <= {finding.check for finding in findings}
 
 
 @pytest.mark.slow
@@ -78,6 +93,13 @@ def test_a_starting_script_that_scores_by_chance_is_found(rents, bubblewrap, mon
     monkeypatch.setattr(checker, "run_script", another_time)
     wrong = failed(rents, bubblewrap)
     assert list(wrong) == ["starting script"] and "MLAGENT_SEED" in wrong["starting script"]
+
+
+def test_an_idea_that_does_not_run_is_found(rents, bubblewrap):
+    append(rents / "task.yaml", "  - {text: more trees, cell: model, code: model = Trees()}\n")
+    wrong = failed(rents, bubblewrap)
+    assert list(wrong) == ["ideas"]
+    assert "'more trees'" in wrong["ideas"] and "NameError" in wrong["ideas"]
 
 
 def test_a_grader_that_accepts_what_it_should_refuse_is_found(rents, bubblewrap, monkeypatch):

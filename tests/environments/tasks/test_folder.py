@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import stat
 
 import numpy as np
@@ -17,7 +18,7 @@ from environments.actions import Action
 from environments.protocol import OutcomeKind
 from environments.tasks import InvalidSubmissionError, TaskError, TaskSpec
 from environments.tasks.ideas import ideas_for
-from environments.tasks.scripts import Script
+from environments.tasks.scripts import Script, replace_cell
 
 
 def change(folder, **fields):
@@ -85,6 +86,15 @@ def test_an_installed_entry_point_is_a_recipe_by_its_name(rents, monkeypatch):
         ({"entry": "../train.py"}, "entry is '../train.py', expected a path inside env/"),
         ({"limits": {"cpu_seconds": "long"}}, "limits.cpu_seconds is 'long'"),
         ({"limits": {"seconds": 1}}, "limits has no field 'seconds'; did you mean .*_seconds"),
+        ({"gpus": -1}, "gpus is -1, expected a number from 0"),
+        ({"ideas": "more trees"}, "ideas is 'more trees', expected a list"),
+        (
+            {"ideas": [{"text": "a", "cell": "trees", "code": "x = 1"}]},
+            r"ideas\[0\].cell is 'trees', expected one of data",
+        ),
+        ({"ideas": [{"text": "a", "cell": "model", "code": "x ="}]}, r"ideas\[0\].code is 'x =', expected Python"),
+        ({"ideas": [{"text": "a; b", "cell": "model", "code": "x"}]}, r"ideas\[0\].text is 'a; b'"),
+        ({"ideas": [{"text": "a", "cell": "model", "kode": "x"}]}, "did you mean code"),
         ({"m_best": 0.1}, "either reference.py or m_best"),
         ({"entry": "main.py"}, "has no env/main.py"),
     ],
@@ -205,7 +215,26 @@ def test_texts_and_integers_are_columns_too(rents):
         grader.grade(f"id,rent,note\n{rows}".replace(",0,", ",0.5,").encode(), "reward")
 
 
-def test_ideas_need_our_cells_and_for_a_metric_of_ones_own_nothing_else(rents):
+def test_ideas_of_its_own_are_offered_where_they_change_a_cell(rents):
+    spec, script = tasks.get(str(rents)).spec, (rents / "env" / "train.py").read_text()
+    first, *others = ideas_for(spec, script)
+    assert [first.text, *(idea.text for idea in others)] == [idea.text for idea in spec.ideas]
+    assert (first.cell, len(others)) == ("data", 2)
+    assert list(ideas_for(spec, replace_cell(script, "data", first.code))) == others
+    assert ideas_for(spec, "print('a script without cells')") == ()
+    assert TaskSpec.from_dict(json.loads(json.dumps(spec.to_dict()))) == spec
+
+
+def test_what_is_not_set_is_in_no_digest(rents):
+    change(rents, ideas=None)
+    assert not {"ideas", "gpus"} & tasks.get(str(rents)).spec.to_dict().keys()
+    assert not {"ideas", "gpus", "direction"} & tasks.get("wine").spec.to_dict().keys()
+    change(rents, gpus=2)
+    assert tasks.get(str(rents)).spec.to_dict()["gpus"] == 2
+
+
+def test_the_librarys_ideas_need_our_cells_and_for_a_metric_of_ones_own_nothing_else(rents):
+    change(rents, ideas=None)
     spec = tasks.get(str(rents)).spec
     assert ideas_for(spec, (rents / "env" / "train.py").read_text()) == ()
     found = ideas_for(spec, Script("Ridge()").text())

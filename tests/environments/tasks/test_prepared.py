@@ -37,7 +37,9 @@ class WritingSandbox:
         self.runs = 0
         self.seen: list[bytes] = []
 
-    def run(self, workspace: Path, script: str, limits: Limits, data: Path | None = None, seed: int = 0) -> Execution:
+    def run(
+        self, workspace: Path, script: str, limits: Limits, data: Path | None = None, seed: int = 0, gpus: int = 0
+    ) -> Execution:
         self.runs += 1
         text = (workspace / script).read_text()
         value = next(value for name, value in self.values.items() if name in text)

@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 
 from environments import tasks
+from environments.actions import ASSISTED_ACTIONS
 from environments.protocol import State, Step
 from environments.tasks.scripts import Script
 from mlagent_jax.agent.expert import cell_edit
@@ -46,6 +47,13 @@ def test_a_full_prompt_holds_the_problem_the_actions_the_format_and_whole_steps(
     for part in (SPEC.description.strip(), "Edit Script (Patch)", "Research Plan and Status:", STEPS[-1].action):
         assert part in text
     assert STEPS[0].action not in text
+
+
+def test_the_second_models_actions_are_offered_where_one_is_named():
+    plain, assisted = (prompt_text(PromptConfig(profile="full", editor=editor), SPEC, STATE) for editor in ("", "m"))
+    for name in ASSISTED_ACTIONS:
+        assert f"- {name}:" not in plain
+        assert f"- {name}:" in assisted
 
 
 def test_the_hidden_metric_is_not_in_a_prompt():

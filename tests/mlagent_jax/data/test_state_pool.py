@@ -22,6 +22,14 @@ def test_tasks_are_drawn_equally_however_many_states_they_have():
     assert set(collections.Counter(s.task_name for s in drawn).values()) == {10}
 
 
+def test_depths_are_drawn_equally_however_many_states_they_have():
+    states = [state("t", i, depth=min(i, 3)) for i in range(40)]
+    pool = StatePool(states, PoolConfig())
+    firsts = [pool.sample(np.random.default_rng(seed), 1)[0] for seed in range(200)]
+    counts = collections.Counter(len(s.history) for s in firsts)
+    assert all(30 <= counts[depth] <= 70 for depth in range(4))
+
+
 def test_a_tasks_states_are_not_repeated_while_there_are_others():
     drawn = StatePool(EXPERT, PoolConfig()).sample(np.random.default_rng(0), 30)
     common = [s.id for s in drawn if s.task_name == "common"]
@@ -40,6 +48,21 @@ def test_reached_states_enter_at_the_set_share_and_the_oldest_leave():
     new = [s.snapshot for s in drawn if s.task_name == "new"]
     assert len(new) == 4
     assert set(new) == {"new2", "new3", "new4", "new5"}
+
+
+def test_a_state_reached_again_is_kept_once_as_the_newest():
+    pool = StatePool(EXPERT, PoolConfig(refresh_fraction=1.0, refresh_size=2))
+    pool.reach(state("new", i) for i in (0, 1, 0, 2))
+    drawn = pool.sample(np.random.default_rng(0), 2)
+    assert {s.snapshot for s in drawn} == {"new0", "new2"}
+
+
+def test_learnability_still_decides_once_all_states_were_drawn():
+    states = [state("t", i) for i in range(10)]
+    pool = StatePool(states, PoolConfig(sampling="learnability"))
+    pool.learn({s.id: [0.0, 1.0] if s.snapshot == "t7" else [0.5, 0.5] for s in states})
+    second_rounds = [pool.sample(np.random.default_rng(seed), 11)[10].snapshot for seed in range(50)]
+    assert second_rounds.count("t7") > 25
 
 
 def test_states_deeper_than_the_limit_do_not_enter():

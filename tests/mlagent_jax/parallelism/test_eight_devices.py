@@ -11,7 +11,7 @@ import sys
 import jax, jax.numpy as jnp, numpy as np
 from mlagent_jax import models
 from mlagent_jax.parallelism import make_mesh
-from mlagent_jax.sampling import Sampler, SamplerConfig
+from mlagent_jax.sampling import SamplerConfig, TokenSampler
 
 assert jax.device_count() == 8
 config = models.ModelConfig(96, 32, 2, 8, 8, 8, 64, attention_bias=True, initializer_range=0.2)
@@ -32,7 +32,7 @@ def outcome(mesh):
         value = jax.device_get(loss(params, tokens))
         sampled = []
         if SAMPLE:
-            sampler = Sampler(graph, SamplerConfig(max_new_tokens=6, slots=8, buckets=(8,), prefill_rows=8))
+            sampler = TokenSampler(graph, SamplerConfig(max_new_tokens=6, slots=8, buckets=(8,), prefill_rows=8))
             sampled = sampler.sample(tokens[:6, :8].tolist(), range(6), 2, params=params)
         local = sum(leaf.addressable_shards[0].data.size for leaf in jax.tree.leaves(params))
     return value, [c.token_ids for c in sampled], local

@@ -7,8 +7,8 @@ import pytest
 from scipy import stats
 from transformers import MinPLogitsWarper, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from mlagent_jax.sampling import SamplerConfig
-from mlagent_jax.sampling.distribution import draw, log_distribution, request_keys
+from mlagent_jax.sampling import Distribution
+from mlagent_jax.sampling.distribution import Distributions, draw, log_distribution, request_keys
 
 LOGITS = np.random.default_rng(0).normal(0, 1.5, 24).astype(np.float32)
 CASES = [
@@ -35,16 +35,17 @@ def reference(temperature=1.0, top_k=0, top_p=1.0, min_p=0.0):
     return torch.softmax(scores.double(), -1)[0].numpy()
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_draws_and_log_probs_follow_the_reference(case):
-    config = SamplerConfig(max_new_tokens=1, **case)
-    expected = reference(**case)
-    np.testing.assert_allclose(np.exp(log_distribution(config, jnp.asarray(LOGITS))), expected, atol=1e-6)
+def check(settings, expected):
+    np.testing.assert_allclose(np.exp(log_distribution(settings, jnp.asarray(LOGITS)[None])[0]), expected, atol=1e-6)
     count = 20_000
     zeros = jnp.zeros((count,), jnp.uint32)
     logits = jnp.broadcast_to(LOGITS, (count, len(LOGITS)))
     keys = jax.jit(request_keys)(jnp.arange(count, dtype=jnp.uint32), zeros, zeros)
-    tokens, log_probs = jax.jit(draw, static_argnums=0)(config, logits, keys, jnp.full((count,), 7))
+    if isinstance(settings, Distribution):
+        drawing = jax.jit(draw, static_argnums=0)
+    else:
+        drawing, settings = jax.jit(draw), jax.tree.map(lambda row: jnp.broadcast_to(row, (count,)), settings)
+    tokens, log_probs = drawing(settings, logits, keys, jnp.full((count,), 7))
     seen = np.bincount(tokens, minlength=len(LOGITS))
     assert not seen[expected == 0].any()
     likely = expected * count >= 5
@@ -54,21 +55,39 @@ def test_draws_and_log_probs_follow_the_reference(case):
     np.testing.assert_allclose(log_probs, np.log(expected[np.asarray(tokens)]), atol=1e-5)
 
 
-def test_temperature_0_is_greedy_with_the_log_prob_at_temperature_1():
-    config = SamplerConfig(max_new_tokens=1, temperature=0)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_draws_and_log_probs_follow_the_reference(case):
+    check(Distribution(**case), reference(**case))
+    check(Distributions.same(Distribution(**case), 1), reference(**case))
+
+
+def test_each_row_of_a_batch_has_a_distribution_of_its_own():
+    cases = [*map(lambda case: Distribution(**case), CASES), Distribution(0)]
+    each = jax.tree.map(lambda *rows: jnp.concatenate(rows), *(Distributions.same(case, 1) for case in cases))
+    together = jax.jit(log_distribution)(each, jnp.broadcast_to(LOGITS, (len(cases), len(LOGITS))))
+    for row, case in zip(together, CASES, strict=False):
+        np.testing.assert_allclose(np.exp(row), reference(**case), atol=1e-6)
+    uncut = jax.jit(log_distribution)(Distributions.same(cases[0], 1), jnp.asarray(LOGITS)[None])[0]
+    np.testing.assert_array_equal(together[0], uncut, "what others cut does not touch a row")
+    keys = request_keys(*jnp.zeros((3, len(cases)), jnp.uint32))
+    tokens, _ = jax.jit(draw)(each, jnp.broadcast_to(LOGITS, together.shape), keys, jnp.zeros((len(cases),), jnp.int32))
+    assert tokens[-1] == LOGITS.argmax()
+
+
+@pytest.mark.parametrize("settings", [Distribution(0), Distributions.same(Distribution(0, top_p=0.5), 1)], ids=type)
+def test_temperature_0_is_greedy_with_the_log_prob_at_temperature_1(settings):
     keys = request_keys(*jnp.zeros((3, 1), jnp.uint32))
-    tokens, log_probs = draw(config, jnp.asarray(LOGITS)[None], keys, jnp.zeros((1,), jnp.int32))
+    tokens, log_probs = draw(settings, jnp.asarray(LOGITS)[None], keys, jnp.zeros((1,), jnp.int32))
     assert tokens[0] == LOGITS.argmax()
     np.testing.assert_allclose(log_probs[0], jax.nn.log_softmax(LOGITS).max(), atol=1e-6)
 
 
 def test_seed_sample_and_position_each_change_the_draw():
-    config = SamplerConfig(max_new_tokens=1)
     seeds = jnp.asarray([5, 5, 5, 6, 5], jnp.uint32)
     high = jnp.asarray([0, 0, 0, 0, 1], jnp.uint32)
     keys = request_keys(seeds, high, jnp.asarray([0, 0, 1, 0, 0]))
     flat = jnp.zeros((5, 100_000))
-    tokens, _ = draw(config, flat, keys, jnp.asarray([3, 3, 3, 3, 3]))
-    moved, _ = draw(config, flat, keys, jnp.asarray([4, 4, 4, 4, 4]))
+    tokens, _ = draw(Distribution(), flat, keys, jnp.asarray([3, 3, 3, 3, 3]))
+    moved, _ = draw(Distribution(), flat, keys, jnp.asarray([4, 4, 4, 4, 4]))
     assert tokens[0] == tokens[1]
     assert len({int(tokens[i]) for i in (0, 2, 3, 4)} | {int(moved[0])}) == 5

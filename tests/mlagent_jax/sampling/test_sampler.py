@@ -1,157 +1,164 @@
-"""The sampler: exact against transformers, its own trainer and itself in other company."""
+"""The sampler as a library: text in, text out."""
 
-import collections
 import dataclasses
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mlagent_jax import models
+from mlagent_jax.data.tokenizer import PROBE, Tokenizer
+from mlagent_jax.learning.checkpoints import Checkpointer
 from mlagent_jax.models import hugging_face
-from mlagent_jax.sampling import Sampler, SamplerConfig
-from mlagent_jax.sampling.sampler import _place, _Request
+from mlagent_jax.sampling import Distribution, Request, Sampler, load
 
-BUCKETS = (8, 32)
-# Two samplers of one distribution, shared by the tests: a program compiles once.
-WIDE = SamplerConfig(max_new_tokens=10, slots=8, buckets=BUCKETS, stop_token_ids=tuple(range(1, 12)))
-NARROW = dataclasses.replace(WIDE, slots=2, steps_per_call=3, prefill_rows=1)
+PROMPTS = ["def f(x):", "Action:", "Next:\n", [70, 71, 72]]
 
 
 @pytest.fixture(scope="module")
-def model(checkpoint):
-    _, graph, params = hugging_face.load(checkpoint("qwen2").folder, dtype=jnp.float32)
-    return graph, params
+def tokenizer(speaker):
+    return Tokenizer.load(speaker)
 
 
-def prompts(count, longest=30, seed=0):
-    rng = np.random.default_rng(seed)
-    return [rng.integers(1, 97, rng.integers(1, longest)).tolist() for _ in range(count)]
+@pytest.fixture(scope="module")
+def sampler(speaker):
+    return Sampler(*load(speaker), slots=4)
+
+
+@pytest.fixture(scope="module")
+def free(sampler):
+    """What is sampled without a stop string."""
+    return sampler.generate(PROMPTS, n=2, max_new_tokens=40, seed=7)
+
+
+def test_spellings_are_what_tokens_decode_to(tokenizer):
+    spellings = tokenizer.spellings()
+    ids = np.random.default_rng(0).integers(0, tokenizer.vocab_size, (200, 9)).tolist()
+    for row in [tokenizer.encode(PROBE), *ids]:
+        assert b"".join(spellings[token] for token in row).decode(errors="replace") == tokenizer.decode(row)
+
+
+def test_a_generation_is_its_tokens_its_text_and_its_reason(sampler, free, tokenizer):
+    assert [len(samples) for samples in free] == [2] * 4
+    for sample in (sample for samples in free for sample in samples):
+        ended = sample.finish_reason == "stop"
+        assert (sample.token_ids[-1] == tokenizer.eos_id) == ended
+        assert ended or len(sample.token_ids) == 40
+        known = [token for token in sample.token_ids if token < tokenizer.vocab_size]
+        assert sample.text == tokenizer.decode(known[: len(known) - ended])
+        assert len(sample.log_probs) == len(sample.token_ids)
+    assert len({sample.text for samples in free for sample in samples}) == 8
+
+
+def test_deltas_joined_are_the_generation(sampler, free):
+    texts = {}
+    for delta in sampler.stream(PROMPTS, n=2, max_new_tokens=40, seed=7):
+        texts.setdefault((delta.prompt, delta.sample), []).append(delta.text)
+    assert {key: "".join(parts) for key, parts in texts.items()} == {
+        (prompt, sample): free[prompt][sample].text for prompt in range(4) for sample in range(2)
+    }
+    assert any(len(parts) > 1 for parts in texts.values())
+
+
+def test_a_stop_string_across_tokens_ends_the_same_sample_earlier(sampler, free, tokenizer):
+    spellings = tokenizer.spellings()
+    for prompt, samples in zip(PROMPTS, free, strict=True):
+        whole = samples[1].text
+        middle = len(whole) // 2
+        stop = next(
+            whole[start : start + 3]
+            for start in range(middle, len(whole))
+            if "\N{REPLACEMENT CHARACTER}" not in whole[start : start + 3]
+        )
+        cut = sampler.generate([prompt], n=2, max_new_tokens=40, seed=7, stop=["never there", stop])[0][1]
+        assert cut.finish_reason == "stop"
+        assert cut.text == whole[: whole.find(stop)]
+        count = len(cut.token_ids)
+        assert cut.token_ids == samples[1].token_ids[:count]
+        bytes_of = [spellings[token] if token < len(spellings) else b"" for token in cut.token_ids]
+        assert stop.encode() in b"".join(bytes_of) and stop.encode() not in b"".join(bytes_of[:-1])
+        np.testing.assert_allclose(cut.log_probs, samples[1].log_probs[:count], atol=1e-5)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["qwen2", "qwen2-yarn", "qwen3", "llama-mqa"])
-def test_greedy_equals_generate_of_transformers(name, checkpoint):
-    import torch
-
-    made = checkpoint(name)
-    _, graph, params = hugging_face.load(made.folder, dtype=jnp.float32)
-    sampler = Sampler(graph, SamplerConfig(max_new_tokens=20, temperature=0, slots=3, buckets=BUCKETS))
-    for prompt, ours in zip(prompts(5), sampler.sample(prompts(5), range(5), params=params), strict=True):
-        made.reference.generation_config.eos_token_id = None
-        with torch.no_grad():
-            theirs = made.reference.generate(
-                torch.tensor([prompt]), max_new_tokens=20, do_sample=False, use_cache=True, pad_token_id=0
+def test_requests_of_every_kind_share_a_batch_and_do_not_see_each_other(sampler):
+    asked = [
+        dataclasses.replace(Request(place, sampler.encode(prompt), 12, seed=3), **settings)
+        for place, (prompt, settings) in enumerate(
+            zip(
+                PROMPTS * 2,
+                [
+                    {},
+                    {"distribution": Distribution(0)},
+                    {"distribution": Distribution(0.7, top_k=5)},
+                    {"distribution": Distribution(top_p=0.6), "stop": (b"e", b"o")},
+                ]
+                * 2,
+                strict=True,
             )
-        assert ours.token_ids == theirs[0, len(prompt) :].tolist()
-        assert ours.finish_reason == "length"
+        )
+    ]
+
+    def outcome(requests):
+        batch, found = sampler.batch(16, 12, 4), {}
+        batch.submit(requests)
+        while batch.busy:
+            for progress in batch.step():
+                found.setdefault(progress.id, []).extend(progress.token_ids)
+        return found
+
+    together = outcome(asked)
+    for request in asked[:4]:
+        assert outcome([request])[request.id] == together[request.id]
+        assert together[request.id] == together[request.id + 4]
 
 
-def test_log_probs_are_those_the_trainer_recomputes(model):
-    graph, params = model
-    temperature = 0.7
-    sampler = Sampler(
-        graph, SamplerConfig(max_new_tokens=12, temperature=temperature, slots=4, buckets=BUCKETS, stop_token_ids=(7,))
-    )
-    asked = prompts(3)
-    completions = sampler.sample(asked, [1, 2, 3], 2, params=params)
-    width = 48
-    rows = [asked[index // 2] + completion.token_ids for index, completion in enumerate(completions)]
-    tokens = np.array([row + [0] * (width - len(row)) for row in rows])
-    segments = np.array([[1] * len(row) + [0] * (width - len(row)) for row in rows])
-
-    @jax.jit
-    def recompute(params, tokens, segments):
-        hidden = models.hidden_states(graph, params, tokens[:, :-1], segment_ids=segments[:, :-1])
-        return models.token_log_probs(graph, params, hidden, tokens[:, 1:], temperature=temperature)[0]
-
-    log_probs = np.asarray(recompute(params, tokens, segments))
-    for index, completion in enumerate(completions):
-        start = len(asked[index // 2]) - 1
-        found = log_probs[index, start : start + len(completion.token_ids)]
-        np.testing.assert_allclose(completion.log_probs, found, atol=1e-4)
-        assert completion.log_probs.dtype == np.float32
+def test_a_cancelled_request_leaves_its_slot_and_the_others_alone(sampler):
+    requests = [Request(place, sampler.encode("def"), 40, seed=place) for place in range(6)]
+    expected = sampler.generate(["def"] * 6, max_new_tokens=40, seed=range(6))
+    batch, found = sampler.batch(16, 40, 4), {}
+    batch.submit(requests)
+    batch.step()
+    batch.cancel({0, 5, 99})
+    while batch.busy:
+        for progress in batch.step():
+            found.setdefault(progress.id, []).extend(progress.token_ids)
+    assert set(found) == {1, 2, 3, 4}
+    assert found[4] == expected[4][0].token_ids
 
 
-def test_a_sample_does_not_depend_on_its_company_or_its_slot(model):
-    graph, params = model
-    asked, seeds = prompts(7), [11, 2**40 + 12, 13, 14, 15, 16, 17]
-    together = Sampler(graph, WIDE).sample(asked, seeds, 3, params=params)
-    place = max(range(7), key=lambda index: len(asked[index]))
-    alone = Sampler(graph, NARROW).sample([asked[place]], [seeds[place]], 3, params=params)
-    for one, other in zip(alone, together[place * 3 : place * 3 + 3], strict=True):
-        assert (one.token_ids, one.finish_reason) == (other.token_ids, other.finish_reason)
-        np.testing.assert_allclose(one.log_probs, other.log_probs, atol=1e-5)
-    assert len({tuple(completion.token_ids) for completion in together}) > 15, "and each draws for itself"
-
-
-def test_a_completion_ends_with_its_first_stop_token_or_at_its_limit(model):
-    graph, params = model
-    reasons = collections.Counter()
-    for completion in Sampler(graph, WIDE).sample(prompts(7), range(7), 3, params=params, max_new_tokens=6):
-        reasons[completion.finish_reason] += 1
-        assert not set(completion.token_ids[:-1]) & set(WIDE.stop_token_ids)
-        if completion.finish_reason == "stop":
-            assert completion.token_ids[-1] in WIDE.stop_token_ids
-        else:
-            assert len(completion.token_ids) == 6 and completion.token_ids[-1] not in WIDE.stop_token_ids
-        assert len(completion.log_probs) == len(completion.token_ids)
-    assert reasons["stop"] and reasons["length"]
-
-
-def test_slots_are_refilled_while_others_decode(model):
-    graph, params = model
-    asked = [prompt * 30 for prompt in prompts(6, longest=2)]
-    order = [index for index, _ in Sampler(graph, NARROW).stream(asked, range(6), 3, params=params)]
-    assert sorted(order) == list(range(18))
-    assert order != sorted(order), "a short one overtakes a long one"
-
-
-def test_weights_are_those_of_the_call(model):
-    graph, params = model
-    asked = [[1] * 30]
-    before = Sampler(graph, NARROW).sample(asked, [0], params=params)[0]
-    other = jax.tree.map(lambda leaf: -leaf, params)
-    after = Sampler(graph, NARROW).sample(asked, [0], params=other)[0]
-    assert before.token_ids != after.token_ids
-    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(params)), "the trainer's arrays are not donated"
-
-
-def test_each_prompt_is_prefilled_once_and_copied_from_a_slot_that_holds_it():
-    first, second = (1, 2), (3,)
-    waiting = collections.deque(_Request(i, first if i < 3 else second, 0, i, 5) for i in range(6))
-    resident = {}
-    placed, new, copies = _place(waiting, [0, 1], resident)
-    assert (list(placed), new, copies) == ([0, 1], {0: first}, [(0, 1)])
-    placed, new, copies = _place(waiting, [1], resident)
-    assert (placed[1].index, new, copies) == (2, {}, []), "its prompt is still there"
-    placed, new, copies = _place(waiting, [0, 1], resident)
-    assert ([placed[slot].index for slot in (0, 1)], new, copies) == ([3, 4], {0: second}, [(0, 1)])
+def test_a_run_s_checkpoints_load_by_workdir_stage_and_step(speaker, tokenizer, tmp_path):
+    config, _, params = hugging_face.load(speaker)
+    stage = tmp_path / "checkpoints" / "sft"
+    with Checkpointer(stage) as saved:
+        saved.save(1, {"policy": params, "optimizer": jnp.zeros(3)}, {})
+        saved.save(2, {"policy": {**params, "final_norm": {"scale": params["final_norm"]["scale"] * 2}}}, {})
+    hugging_face.describe(stage / "model", config, tokenizer)
+    scales = [load(place)[0].params["final_norm"]["scale"] for place in (tmp_path, stage, stage / "1")]
+    np.testing.assert_array_equal(scales[0], scales[1])
+    np.testing.assert_array_equal(scales[0], scales[2] * 2)
+    model, _ = load(stage, dtype="bfloat16")
+    assert model.params["final_norm"]["scale"].dtype == jnp.bfloat16
+    assert load(speaker)[0].stop_token_ids == (tokenizer.eos_id,)
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        load(tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        (([[]], [0]), "prompt 0 is empty"),
-        (([[1] * 33], [0]), "33 tokens is longer than the largest bucket, 32"),
-        (([[1]], [0, 1]), "2 seeds for 1 prompts"),
-        (([[1]], [0], 0), "n=0"),
+        ({"prompts": "text"}, "prompts is one string"),
+        ({"prompts": ["a", ""]}, "prompt 1: the prompt is empty"),
+        ({"prompts": [[400]]}, "token id 400"),
+        ({"prompts": [[1] * 190]}, "190 tokens and max_new_tokens=8 .* 192"),
+        ({"max_new_tokens": 0}, "max_new_tokens=0"),
+        ({"n": 0}, "n=0"),
+        ({"seed": [1, 2]}, "2 seeds for 1 prompts"),
+        ({"stop": "text"}, "stop='text' is one string"),
+        ({"stop": [""]}, "empty"),
+        ({"temperature": -1}, "temperature=-1"),
     ],
-)
-def test_bad_requests_are_refused_by_name(model, arguments, named):
-    graph, params = model
-    with pytest.raises(ValueError, match=named):
-        Sampler(graph, SamplerConfig(max_new_tokens=5, buckets=BUCKETS)).sample(*arguments, params=params)
-    with pytest.raises(ValueError, match="max_new_tokens=6"):
-        Sampler(graph, SamplerConfig(max_new_tokens=5)).sample([[1]], [0], params=params, max_new_tokens=6)
-
-
-@pytest.mark.parametrize(
-    "field",
-    [{"temperature": -1}, {"top_p": 0}, {"min_p": 2}, {"top_k": -1}, {"slots": 0}, {"buckets": (8, 4)}],
     ids=str,
 )
-def test_bad_configs_are_refused_by_name(field):
-    with pytest.raises(ValueError, match=next(iter(field))):
-        SamplerConfig(**{"max_new_tokens": 4, **field})
+def test_what_cannot_be_sampled_is_refused_by_name(sampler, arguments, named):
+    with pytest.raises(ValueError, match=named):
+        sampler.generate(**{"prompts": ["a"], "max_new_tokens": 8, **arguments})

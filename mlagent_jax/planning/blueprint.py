@@ -1,0 +1,163 @@
+"""A run's arrays as `jax.ShapeDtypeStruct`s with shardings: the parameters, what is trained of them, the optimizer."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import AbstractMesh, Mesh, NamedSharding
+
+from mlagent_jax import models
+from mlagent_jax.config import Config
+from mlagent_jax.errors import ConfigError
+from mlagent_jax.learning import ppo
+from mlagent_jax.learning.optimizer import abstract_state, make_optimizer
+from mlagent_jax.models import LoRA, lora
+from mlagent_jax.parallelism import DEFAULT_RULES
+
+Tree = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Blueprint:
+    """A policy on a mesh of devices, which need not be there, and how a config trains it."""
+
+    config: Config
+    mesh: Mesh | AbstractMesh
+    graph: models.Graph
+    """With adapters where the config has them."""
+    base: Tree
+    """The policy's parameters without adapters."""
+    adapters: Tree | None
+
+    @property
+    def trained(self) -> Tree:
+        """What the optimizer updates of the policy."""
+        return self.base if self.adapters is None else self.adapters
+
+    @property
+    def whole(self) -> Tree:
+        """All that the graph takes."""
+        return self.base if self.adapters is None else lora.join(self.base, self.adapters)
+
+    @property
+    def sft_optimizer(self) -> optax.GradientTransformation:
+        """As the sft stage makes it."""
+        config = self.config.sft
+        return make_optimizer(
+            config.optimizer,
+            weight_decay=config.weight_decay,
+            max_grad_norm=config.max_grad_norm,
+            keeps=self.config.optimizer,
+        )
+
+    @property
+    def rl_optimizer(self) -> optax.GradientTransformation:
+        """As the rl stage makes it."""
+        return ppo.rl_optimizer(self.config.rl, self.config.optimizer)
+
+    @property
+    def rl_params(self) -> Tree:
+        """What rl trains: policy and critic."""
+        critic = jax.eval_shape(lambda: ppo.init_critic(self.graph.config.hidden_size))
+        return {"policy": self.trained, "critic": jax.tree.map(lambda leaf: self.array(leaf.shape, leaf.dtype), critic)}
+
+    def sft_state(self) -> Tree:
+        """The sft optimizer's."""
+        return abstract_state(self.sft_optimizer, self.trained)
+
+    def rl_state(self) -> Tree:
+        """The rl optimizer's."""
+        return abstract_state(self.rl_optimizer, self.rl_params)
+
+    def array(self, shape: tuple[int, ...], dtype: Any, axes: tuple[str | None, ...] | None = None) -> Any:
+        """An array with these logical axes; without any, one on every device.
+
+        Raises:
+          ValueError: the mesh does not divide it.
+        """
+        spec = self.graph.rules.spec(axes or (None,) * len(shape), self.mesh, shape)
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(self.mesh, spec))
+
+    @property
+    def row_shards(self) -> int:
+        """Into how many parts the mesh cuts the rows of a batch."""
+        return math.prod(self.mesh.shape[axis] for axis in self.graph.rules.mesh_axes("batch", self.mesh))
+
+
+def draw(config: Config, model: models.ModelConfig, mesh: Mesh | AbstractMesh, platform: str) -> Blueprint:
+    """The blueprint of a config for a model on a mesh of that platform (tpu, gpu or cpu).
+
+    Raises:
+      ConfigError: the mesh does not divide a dimension, or a kernel or an adapter's target cannot be.
+    """
+    policy = config.policy
+    try:
+        graph, base = models.abstract(
+            model,
+            dtype=jnp.dtype(policy.param_dtype),
+            mesh=mesh,
+            rules=DEFAULT_RULES,
+            attention=policy.attention,
+            platform=platform,
+        )
+        if not config.lora.rank:
+            return Blueprint(config, mesh, graph, base, None)
+        graph = lora.adapted(graph, LoRA(**dataclasses.asdict(config.lora)))
+        return Blueprint(config, mesh, graph, base, lora.abstract(graph, mesh))
+    except ValueError as error:
+        raise ConfigError(f"config.mesh, config.policy or config.lora: {error}") from error
+
+
+def read_model(config: Config) -> models.ModelConfig:
+    """The shape of the policy: of `plan.model`, else of the checkpoint where it is local, else of one from scratch.
+
+    Raises:
+      ConfigError: neither can be read.
+    """
+    place = config.plan.model or config.policy.checkpoint
+    if not place:
+        return _from_scratch(config)
+    path = Path(place)
+    path = path / "config.json" if path.is_dir() else path
+    if not path.is_file():
+        raise ConfigError(
+            f"{place!r} is no folder with a config.json: name one that is like the policy with "
+            "--config.plan.model=FILE (configs/models/ has some)"
+        )
+    try:
+        return models.ModelConfig.from_hf(json.loads(path.read_text(encoding="utf-8")))
+    except ValueError as error:
+        raise ConfigError(f"{os.fspath(path)}: {error}") from error
+
+
+def _from_scratch(config: Config) -> models.ModelConfig:
+    shape = config.policy
+    return models.ModelConfig(
+        vocab_size=config.tokenizer.vocab_size,
+        hidden_size=shape.hidden_size,
+        num_layers=shape.num_layers,
+        num_heads=shape.num_heads,
+        num_kv_heads=shape.num_kv_heads,
+        head_dim=shape.hidden_size // shape.num_heads,
+        intermediate_size=shape.intermediate_size,
+        attention_bias=True,
+        tie_word_embeddings=True,
+    )
+
+
+def bytes_a_device(tree: Tree, dtype: Any = None) -> int:
+    """Of all arrays of a tree, or of copies of them in another dtype."""
+
+    def one(leaf: jax.ShapeDtypeStruct) -> int:
+        shape = leaf.sharding.shard_shape(leaf.shape) if leaf.sharding is not None else leaf.shape
+        return math.prod(shape) * jnp.dtype(dtype or leaf.dtype).itemsize
+
+    return sum(map(one, jax.tree.leaves(tree)))

@@ -1,0 +1,70 @@
+"""Sample from a checkpoint: prompts in a file, completions on standard output.
+
+    python -m mlagent_jax.sample --checkpoint DIR --prompts FILE.jsonl --max_new_tokens 64 --temperature 0.7 --json
+
+DIR is a Hugging Face folder, or of a run of ours its workdir, a stage (WORKDIR/checkpoints/rl) or a step. Each line of
+FILE is `{"prompt": TEXT}`, or `{"prompt": [ID, ...]}`. With `--json` a line comes out for every sample, in the order of
+the prompts: `token_ids`, `text`, `logprobs`, `finish_reason`, and `index` (of the prompt) and `sample`.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+
+import jax
+from absl import app, flags
+
+from mlagent_jax.parallelism import make_mesh
+from mlagent_jax.sampling.checkpoint import load
+from mlagent_jax.sampling.lines import as_json, in_order, read_prompts
+from mlagent_jax.sampling.sampler import Sampler
+
+CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Hugging Face folder, or a run's workdir, stage or step.")
+PROMPTS = flags.DEFINE_string("prompts", None, 'File of JSON lines, {"prompt": TEXT} each.')
+MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 256, "Limit of each completion.")
+TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "0 takes the most probable token.")
+TOP_K = flags.DEFINE_integer("top_k", 0, "Draw from the k most probable tokens; 0: all.")
+TOP_P = flags.DEFINE_float("top_p", 1.0, "Draw from the most probable tokens that reach this probability; 1: all.")
+MIN_P = flags.DEFINE_float("min_p", 0.0, "Draw from tokens this times as probable as the likeliest; 0: all.")
+N = flags.DEFINE_integer("n", 1, "Samples a prompt.")
+STOP = flags.DEFINE_multi_string("stop", [], "A string that ends a completion and is not part of it; may be repeated.")
+SEED = flags.DEFINE_integer("seed", 0, "Of every prompt: equal prompts get equal samples.")
+JSON = flags.DEFINE_boolean("json", False, "Print JSON lines.")
+SLOTS = flags.DEFINE_integer("slots", None, "Sequences decoded at once; default: as many as fit.", lower_bound=1)
+DTYPE = flags.DEFINE_enum("dtype", None, ["float32", "bfloat16"], "Of weights and arithmetic; default: as stored.")
+TENSOR = flags.DEFINE_integer("tensor", 1, "Devices to split each layer over.", lower_bound=1)
+
+
+def main(argv: Sequence[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected argument {argv[1]!r}: every setting is a flag")
+    try:
+        prompts = read_prompts(PROMPTS.value)
+        mesh = make_mesh({"tensor": TENSOR.value}, jax.devices()[: TENSOR.value])
+        jax.set_mesh(mesh)
+        model, tokenizer = load(CHECKPOINT.value, dtype=DTYPE.value, mesh=mesh)
+        deltas = Sampler(model, tokenizer, slots=SLOTS.value).stream(
+            prompts,
+            n=N.value,
+            max_new_tokens=MAX_NEW_TOKENS.value,
+            temperature=TEMPERATURE.value,
+            top_k=TOP_K.value,
+            top_p=TOP_P.value,
+            min_p=MIN_P.value,
+            stop=STOP.value,
+            seed=SEED.value,
+        )
+    except (OSError, ValueError) as error:
+        sys.exit(f"error: {error}")
+    for prompt, sample, generation in in_order(deltas, N.value):
+        if JSON.value:
+            print(json.dumps(as_json(prompt, sample, generation)), flush=True)
+        else:
+            print(f"--- prompt {prompt}, sample {sample} ({generation.finish_reason})\n{generation.text}", flush=True)
+
+
+if __name__ == "__main__":
+    flags.mark_flags_as_required(["checkpoint", "prompts"])
+    app.run(main)

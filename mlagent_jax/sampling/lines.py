@@ -1,0 +1,51 @@
+"""Files of prompts in, lines of samples out: what `python -m mlagent_jax.sample` reads and writes."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from mlagent_jax.sampling.sampler import Delta, Generation, Prompt, joined
+
+
+def read_prompts(path: str) -> list[Prompt]:
+    """The prompts of a file, in order; blank lines are passed over.
+
+    Raises:
+        ValueError: A line is no object with a `prompt`; the message names file and line.
+    """
+    prompts: list[Prompt] = []
+    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}, line {number} is no JSON: {error}") from error
+        prompt = row.get("prompt") if isinstance(row, dict) else None
+        ids = isinstance(prompt, list) and all(type(token) is int for token in prompt)
+        if not (isinstance(prompt, str) or ids):
+            raise ValueError(f'{path}, line {number} is not {{"prompt": TEXT}} or {{"prompt": [ID, ...]}}')
+        prompts.append(prompt)
+    return prompts
+
+
+def in_order(deltas: Iterable[Delta], n: int) -> Iterator[tuple[int, int, Generation]]:
+    """(prompt, sample, generation) in the order of the prompts, each as soon as those before it are whole."""
+    parts: dict[int, list[Delta]] = {}
+    following = 0
+    for delta in deltas:
+        parts.setdefault(delta.prompt * n + delta.sample, []).append(delta)
+        while following in parts and parts[following][-1].finish_reason is not None:
+            yield *divmod(following, n), joined(parts.pop(following))
+            following += 1
+
+
+def as_json(prompt: int, sample: int, generation: Generation) -> dict[str, Any]:
+    """A line of the output."""
+    fields = dataclasses.asdict(generation)
+    log_probs = fields.pop("log_probs")
+    return {"index": prompt, "sample": sample, **fields, "logprobs": log_probs}

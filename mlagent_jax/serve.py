@@ -1,0 +1,64 @@
+"""Serve a checkpoint with OpenAI's HTTP interface.
+
+    python -m mlagent_jax.serve --checkpoint DIR --port 8000
+
+DIR is what `mlagent_jax.sample` takes. Clients that send no API key reach only the loopback interface: for any other
+`--host` the environment variable MLAGENT_API_KEY must hold the key that they send. Needs the extra `serve`.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+import jax
+from absl import app, flags, logging
+
+from mlagent_jax.parallelism import make_mesh
+from mlagent_jax.sampling.checkpoint import load
+from mlagent_jax.sampling.sampler import Sampler
+from mlagent_jax.serving.access import KEY_VARIABLE, check_host
+
+CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Hugging Face folder, or a run's workdir, stage or step.")
+HOST = flags.DEFINE_string("host", "127.0.0.1", "Address to listen on.")
+PORT = flags.DEFINE_integer("port", 8000, "Port to listen on.", lower_bound=1, upper_bound=65535)
+NAME = flags.DEFINE_string("name", "policy", "The model's name for clients.")
+SLOTS = flags.DEFINE_integer("slots", None, "Sequences decoded at once; default: as many as fit.", lower_bound=1)
+WAITING = flags.DEFINE_integer("waiting", 256, "Samples that may wait for a slot.", lower_bound=0)
+PROMPT_TOKENS = flags.DEFINE_integer("max_prompt_tokens", 2048, "Of the longest prompt.", lower_bound=1)
+NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 1024, "Of the longest completion.", lower_bound=1)
+DTYPE = flags.DEFINE_enum("dtype", None, ["float32", "bfloat16"], "Of weights and arithmetic; default: as stored.")
+TENSOR = flags.DEFINE_integer("tensor", 1, "Devices to split each layer over.", lower_bound=1)
+
+
+def main(argv: Sequence[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected argument {argv[1]!r}: every setting is a flag")
+    try:
+        import uvicorn
+
+        from mlagent_jax.serving.app import make_app
+        from mlagent_jax.serving.service import Limits, Service
+    except ModuleNotFoundError as error:
+        sys.exit(f"error: {error.name} is not installed: pip install '.[serve]'")
+    api_key = os.environ.get(KEY_VARIABLE) or None
+    try:
+        check_host(HOST.value, api_key)
+        mesh = make_mesh({"tensor": TENSOR.value}, jax.devices()[: TENSOR.value])
+        jax.set_mesh(mesh)
+        model, tokenizer = load(CHECKPOINT.value, dtype=DTYPE.value, mesh=mesh)
+        sampler = Sampler(model, tokenizer, slots=SLOTS.value)
+        prompt_tokens = min(PROMPT_TOKENS.value, sampler.max_length - 1)
+        new_tokens = min(NEW_TOKENS.value, sampler.max_length - 1)
+        slots = sampler.plan_slots(prompt_tokens, new_tokens)
+    except (OSError, ValueError) as error:
+        sys.exit(f"error: {error}")
+    logging.info("%d slots, %d samples may wait", slots, WAITING.value)
+    service = Service(sampler, Limits(prompt_tokens, new_tokens, slots, WAITING.value), mesh)
+    uvicorn.run(make_app(service, NAME.value, api_key), host=HOST.value, port=PORT.value, log_level="warning")
+
+
+if __name__ == "__main__":
+    flags.mark_flags_as_required(["checkpoint"])
+    app.run(main)

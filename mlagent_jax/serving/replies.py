@@ -1,0 +1,101 @@
+"""Answers in OpenAI's shapes, whole or in chunks. Both kinds of requests differ only in how a choice is written."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+import uuid
+from collections.abc import Sequence
+from typing import Any
+
+from mlagent_jax.sampling.config import FinishReason
+
+
+@dataclasses.dataclass
+class Piece:
+    """Text, tokens and log-probs of one choice: since the last chunk, or in all."""
+
+    text: str = ""
+    token_ids: list[int] = dataclasses.field(default_factory=list)
+    log_probs: list[float] = dataclasses.field(default_factory=list)
+    finish_reason: FinishReason | None = None
+
+    def extend(self, other: Piece) -> None:
+        """Add what came later."""
+        self.text += other.text
+        self.token_ids += other.token_ids
+        self.log_probs += other.log_probs
+        self.finish_reason = other.finish_reason
+
+
+@dataclasses.dataclass(frozen=True)
+class Style:
+    """How answers to one request are written.
+
+    Attributes:
+        chat: Of a chat completion; else of a completion.
+        log_probs: Whether they are part of it.
+        spellings: Bytes of each token.
+    """
+
+    model: str
+    chat: bool
+    log_probs: bool
+    spellings: Sequence[bytes]
+    id: str = dataclasses.field(default_factory=lambda: uuid.uuid4().hex)
+    created: int = dataclasses.field(default_factory=lambda: int(time.time()))
+
+    def whole(self, pieces: Sequence[Piece], usage: dict[str, int]) -> dict[str, Any]:
+        """The answer that is not streamed."""
+        choices = [self._choice(index, piece, "message") for index, piece in enumerate(pieces)]
+        return {**self._head("chat.completion"), "choices": choices, "usage": usage}
+
+    def chunk(self, index: int, piece: Piece) -> dict[str, Any]:
+        """A part of choice `index`."""
+        return {**self._head("chat.completion.chunk"), "choices": [self._choice(index, piece, "delta")]}
+
+    def opening(self, index: int) -> dict[str, Any]:
+        """The first chunk of a chat's choice, which says whose turn it is."""
+        choice = {"index": index, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}
+        return {**self._head("chat.completion.chunk"), "choices": [choice]}
+
+    def closing(self, usage: dict[str, int]) -> dict[str, Any]:
+        """The chunk after the last one, with the usage."""
+        return {**self._head("chat.completion.chunk"), "choices": [], "usage": usage}
+
+    def _head(self, chat_kind: str) -> dict[str, Any]:
+        prefix, kind = ("chatcmpl-", chat_kind) if self.chat else ("cmpl-", "text_completion")
+        return {"id": prefix + self.id, "object": kind, "created": self.created, "model": self.model}
+
+    def _choice(self, index: int, piece: Piece, holder: str) -> dict[str, Any]:
+        log_probs = self._log_probs(piece) if self.log_probs else None
+        if self.chat:
+            said: dict[str, Any] = {"content": piece.text}
+            if holder == "message":
+                said = {"role": "assistant", **said}
+            text = {holder: said}
+        else:
+            text = {"text": piece.text}
+        return {"index": index, **text, "logprobs": log_probs, "finish_reason": piece.finish_reason}
+
+    def _log_probs(self, piece: Piece) -> dict[str, Any]:
+        spelled = [self.spellings[token] if token < len(self.spellings) else b"" for token in piece.token_ids]
+        tokens = [raw.decode(errors="replace") for raw in spelled]
+        if self.chat:
+            entries = zip(tokens, spelled, piece.log_probs, strict=True)
+            return {
+                "content": [
+                    {"token": token, "bytes": list(raw), "logprob": log_prob, "top_logprobs": []}
+                    for token, raw, log_prob in entries
+                ]
+            }
+        return {"tokens": tokens, "token_logprobs": piece.log_probs, "top_logprobs": None, "text_offset": None}
+
+
+def usage(prompt_tokens: int, completion_tokens: int) -> dict[str, int]:
+    """What was read and made, in tokens."""
+    return {
+        "prompt_tokens": prompt_tokens,
+        "completion_tokens": completion_tokens,
+        "total_tokens": prompt_tokens + completion_tokens,
+    }

@@ -1,0 +1,112 @@
+"""A worker on a host that is really broken: its disk is full, its image is gone.
+
+What failed so is tried again after a backoff, then dead, masked out of the loss, and in the queue's status with its
+reason; once the host is repaired, the run goes on.
+"""
+
+import contextlib
+import os
+import subprocess
+import threading
+
+import fakes
+import pytest
+
+from environments.environment import Environment
+from environments.protocol import Job, OutcomeKind
+from environments.queue import RetryPolicy, open_queue
+from environments.queue.base import Capabilities
+from environments.sandbox import SandboxUnavailableError, open_sandbox
+from environments.store import open_store
+from environments.worker import Worker
+
+PATIENCE_SECONDS = 300.0
+ATTEMPTS = 2
+
+
+@pytest.fixture
+def queue(tmp_path):
+    policy = RetryPolicy(max_attempts=ATTEMPTS, backoff_seconds=0.05)
+    with contextlib.closing(open_queue(f"sqlite:///{tmp_path}/queue.db", retries=policy)) as queue:
+        yield queue
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 256 KB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", folder], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("mounting a file system is not allowed here")
+    yield folder
+    subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+@contextlib.contextmanager
+def working(queue, take):
+    worker = Worker(queue, take, 1, Capabilities(), name="host")
+    thread = threading.Thread(target=worker.run)
+    thread.start()
+    try:
+        yield
+    finally:
+        worker.stop()
+        thread.join(PATIENCE_SECONDS)
+
+
+def environment_of(tmp_path, monkeypatch, sandbox, scratch=None):
+    task = fakes.fake_task(tmp_path / "task")
+    monkeypatch.setattr("environments.environment.open_task", lambda root, key: task)
+    return Environment(tmp_path / "tasks", sandbox, open_store(tmp_path / "store"), scratch=scratch)
+
+
+def edit(environment, guess):
+    block = f"```python\nguess = {guess}\n```\n"
+    action = f'Action: Edit Script (Cell)\nAction Input: {{"script_name": "train.py", "cell": "model"}}\n{block}'
+    return Job(run="run", policy_version=0, state=environment.initial_state("guess@0"), sample=0, action=action)
+
+
+def breaks_and_is_repaired(queue, environment, reason, repair):
+    """The first job meets the broken host, the second the repaired one."""
+    first, second = edit(environment, 2.0), edit(environment, 3.0)
+    queue.enqueue([first])
+    with working(queue, environment.take):
+        dead = queue.wait([first.id], PATIENCE_SECONDS)[first.id]
+        status = queue.status()
+        repair()
+        queue.enqueue([second])
+        alive = queue.wait([second.id], PATIENCE_SECONDS)[second.id]
+    assert (dead.kind, dead.reward) == (OutcomeKind.INFRASTRUCTURE_ERROR, None)
+    assert dead.metric == first.state.metric
+    (letter,) = status["dead_letters"]
+    assert (letter["job"], letter["attempts"]) == (first.id, ATTEMPTS)
+    assert reason in letter["reason"]
+    assert letter["reason"].startswith("host: ")
+    assert status["runs"]["run"]["dead"] == 1
+    assert (alive.kind, alive.metric_after) == (OutcomeKind.SCORED, 0.25)
+
+
+def test_a_full_disk(queue, tmp_path, monkeypatch, small_disk):
+    filler = small_disk / "filler"
+    with contextlib.suppress(OSError), open(filler, "wb", buffering=0) as file:
+        while True:
+            file.write(bytes(1024))
+    with contextlib.closing(environment_of(tmp_path, monkeypatch, fakes.FakeSandbox(), small_disk)) as environment:
+        breaks_and_is_repaired(queue, environment, "No space left on device", filler.unlink)
+
+
+@pytest.mark.slow
+@pytest.mark.docker
+def test_a_missing_image(queue, tmp_path, monkeypatch):
+    try:
+        sandbox = open_sandbox("docker")
+    except SandboxUnavailableError as error:
+        if os.environ.get("CI"):
+            raise
+        pytest.skip(str(error))
+    image = sandbox._image
+    sandbox._image = "mlagent-test-of-an-image-that-is-gone:latest"
+    with contextlib.closing(sandbox), contextlib.closing(environment_of(tmp_path, monkeypatch, sandbox)) as environment:
+        repair = lambda: setattr(sandbox, "_image", image)  # noqa: E731
+        breaks_and_is_repaired(queue, environment, "No such image", repair)

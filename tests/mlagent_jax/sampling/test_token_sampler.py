@@ -1,0 +1,172 @@
+"""The sampler: exact against transformers, its own trainer and itself in other company."""
+
+import collections
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mlagent_jax import models
+from mlagent_jax.models import hugging_face
+from mlagent_jax.sampling import Distribution, Request, SamplerConfig, TokenSampler
+from mlagent_jax.sampling.batch import _place
+
+BUCKETS = (8, 32)
+# Two samplers of one distribution, shared by the tests: a program compiles once.
+WIDE = SamplerConfig(max_new_tokens=10, slots=8, buckets=BUCKETS, stop_token_ids=tuple(range(1, 12)))
+NARROW = dataclasses.replace(WIDE, slots=2, steps_per_call=3, prefill_rows=1)
+
+
+@pytest.fixture(scope="module")
+def model(checkpoint):
+    _, graph, params = hugging_face.load(checkpoint("qwen2").folder, dtype=jnp.float32)
+    return graph, params
+
+
+def prompts(count, longest=30, seed=0):
+    rng = np.random.default_rng(seed)
+    return [rng.integers(1, 97, rng.integers(1, longest)).tolist() for _ in range(count)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["qwen2", "qwen2-yarn", "qwen3", "llama-mqa"])
+def test_greedy_equals_generate_of_transformers(name, checkpoint):
+    import torch
+
+    made = checkpoint(name)
+    _, graph, params = hugging_face.load(made.folder, dtype=jnp.float32)
+    sampler = TokenSampler(
+        graph, SamplerConfig(max_new_tokens=20, distribution=Distribution(0), slots=3, buckets=BUCKETS)
+    )
+    for prompt, ours in zip(prompts(5), sampler.sample(prompts(5), range(5), params=params), strict=True):
+        made.reference.generation_config.eos_token_id = None
+        with torch.no_grad():
+            theirs = made.reference.generate(
+                torch.tensor([prompt]), max_new_tokens=20, do_sample=False, use_cache=True, pad_token_id=0
+            )
+        assert ours.token_ids == theirs[0, len(prompt) :].tolist()
+        assert ours.finish_reason == "length"
+
+
+def test_log_probs_are_those_the_trainer_recomputes(model):
+    graph, params = model
+    temperature = 0.7
+    sampler = TokenSampler(
+        graph,
+        SamplerConfig(
+            max_new_tokens=12,
+            distribution=Distribution(temperature),
+            slots=4,
+            buckets=BUCKETS,
+            stop_token_ids=(7,),
+        ),
+    )
+    asked = prompts(3)
+    completions = sampler.sample(asked, [1, 2, 3], 2, params=params)
+    width = 48
+    rows = [asked[index // 2] + completion.token_ids for index, completion in enumerate(completions)]
+    tokens = np.array([row + [0] * (width - len(row)) for row in rows])
+    segments = np.array([[1] * len(row) + [0] * (width - len(row)) for row in rows])
+
+    @jax.jit
+    def recompute(params, tokens, segments):
+        hidden = models.hidden_states(graph, params, tokens[:, :-1], segment_ids=segments[:, :-1])
+        return models.token_log_probs(graph, params, hidden, tokens[:, 1:], temperature=temperature)[0]
+
+    log_probs = np.asarray(recompute(params, tokens, segments))
+    for index, completion in enumerate(completions):
+        start = len(asked[index // 2]) - 1
+        found = log_probs[index, start : start + len(completion.token_ids)]
+        np.testing.assert_allclose(completion.log_probs, found, atol=1e-4)
+        assert completion.log_probs.dtype == np.float32
+
+
+def test_a_sample_does_not_depend_on_its_company_or_its_slot(model):
+    graph, params = model
+    asked, seeds = prompts(7), [11, 2**40 + 12, 13, 14, 15, 16, 17]
+    together = TokenSampler(graph, WIDE).sample(asked, seeds, 3, params=params)
+    place = max(range(7), key=lambda index: len(asked[index]))
+    alone = TokenSampler(graph, NARROW).sample([asked[place]], [seeds[place]], 3, params=params)
+    for one, other in zip(alone, together[place * 3 : place * 3 + 3], strict=True):
+        assert (one.token_ids, one.finish_reason) == (other.token_ids, other.finish_reason)
+        np.testing.assert_allclose(one.log_probs, other.log_probs, atol=1e-5)
+    assert len({tuple(completion.token_ids) for completion in together}) > 15, "and each draws for itself"
+
+
+def test_a_completion_ends_with_its_first_stop_token_or_at_its_limit(model):
+    graph, params = model
+    reasons = collections.Counter()
+    for completion in TokenSampler(graph, WIDE).sample(prompts(7), range(7), 3, params=params, max_new_tokens=6):
+        reasons[completion.finish_reason] += 1
+        assert not set(completion.token_ids[:-1]) & set(WIDE.stop_token_ids)
+        if completion.finish_reason == "stop":
+            assert completion.token_ids[-1] in WIDE.stop_token_ids
+        else:
+            assert len(completion.token_ids) == 6 and completion.token_ids[-1] not in WIDE.stop_token_ids
+        assert len(completion.log_probs) == len(completion.token_ids)
+    assert reasons["stop"] and reasons["length"]
+
+
+def test_slots_are_refilled_while_others_decode(model):
+    graph, params = model
+    asked = [prompt * 30 for prompt in prompts(6, longest=2)]
+    order = [index for index, _ in TokenSampler(graph, NARROW).stream(asked, range(6), 3, params=params)]
+    assert sorted(order) == list(range(18))
+    assert order != sorted(order), "a short one overtakes a long one"
+
+
+def test_weights_are_those_of_the_call(model):
+    graph, params = model
+    asked = [[1] * 30]
+    before = TokenSampler(graph, NARROW).sample(asked, [0], params=params)[0]
+    other = jax.tree.map(lambda leaf: -leaf, params)
+    after = TokenSampler(graph, NARROW).sample(asked, [0], params=other)[0]
+    assert before.token_ids != after.token_ids
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(params)), "the trainer's arrays are not donated"
+
+
+def test_each_prompt_is_prefilled_once_and_copied_from_a_slot_that_holds_it():
+    first, second = (1, 2), (3,)
+    waiting = collections.deque(Request(i, first if i < 3 else second, 5, 0, i) for i in range(6))
+    resident = {}
+    placed, new, copies = _place(waiting, [0, 1], resident)
+    assert (list(placed), new, copies) == ([0, 1], {0: first}, [(0, 1)])
+    placed, new, copies = _place(waiting, [1], resident)
+    assert (placed[1].id, new, copies) == (2, {}, []), "its prompt is still there"
+    placed, new, copies = _place(waiting, [0, 1], resident)
+    assert ([placed[slot].id for slot in (0, 1)], new, copies) == ([3, 4], {0: second}, [(0, 1)])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (([[]], [0]), "prompt 0 is empty"),
+        (([[1] * 33], [0]), "33 tokens is longer than the largest bucket, 32"),
+        (([[1]], [0, 1]), "2 seeds for 1 prompts"),
+        (([[1]], [0], 0), "n=0"),
+    ],
+)
+def test_bad_requests_are_refused_by_name(model, arguments, named):
+    graph, params = model
+    with pytest.raises(ValueError, match=named):
+        TokenSampler(graph, SamplerConfig(max_new_tokens=5, buckets=BUCKETS)).sample(*arguments, params=params)
+    with pytest.raises(ValueError, match="max_new_tokens=6"):
+        TokenSampler(graph, SamplerConfig(max_new_tokens=5)).sample([[1]], [0], params=params, max_new_tokens=6)
+
+
+@pytest.mark.parametrize(
+    "field",
+    [{"temperature": -1}, {"temperature": float("nan")}, {"top_p": 0}, {"min_p": 2}, {"top_k": -1}],
+    ids=str,
+)
+def test_bad_distributions_are_refused_by_name(field):
+    with pytest.raises(ValueError, match=next(iter(field))):
+        Distribution(**field)
+
+
+@pytest.mark.parametrize("field", [{"slots": 0}, {"buckets": (8, 4)}], ids=str)
+def test_bad_configs_are_refused_by_name(field):
+    with pytest.raises(ValueError, match=next(iter(field))):
+        SamplerConfig(**{"max_new_tokens": 4, **field})
