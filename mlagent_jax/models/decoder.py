@@ -25,7 +25,7 @@ from mlagent_jax.parallelism import DEFAULT_RULES, Rules, constrain, parts, shar
 
 Params = dict[str, Any]  # embedder, layers (stacked), final_norm, and head where the embedding is not tied
 Remat = Literal["none", "dots", "full"]
-_CHUNK_ELEMENTS = 2**25  # of logits, on one device
+CHUNK_ELEMENTS = 2**25  # of logits, on one device
 _UNROLLED_UP_TO = 8  # layers: below, a loop in Python compiles fast enough and runs faster than a scan
 
 
@@ -286,7 +286,7 @@ def token_log_probs(
     batch, time = targets.shape
     vocab = graph.config.vocab_size
     cut = parts("batch", graph.rules) * parts("vocab", graph.rules)  # of the logits, over devices
-    chunk = min(time, chunk_size or max(1, cut * _CHUNK_ELEMENTS // (batch * vocab)))
+    chunk = min(time, chunk_size or max(1, cut * CHUNK_ELEMENTS // (batch * vocab)))
     part = "embedder" if graph.config.tie_word_embeddings else "head"
     # Gathered over fsdp here, once, and not in the loop for every chunk anew.
     head = dict(params[part])

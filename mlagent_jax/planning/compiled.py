@@ -10,6 +10,7 @@ from typing import Any
 import jax
 
 from mlagent_jax.errors import ConfigError
+from mlagent_jax.models.decoder import CHUNK_ELEMENTS
 from mlagent_jax.parallelism import make_mesh
 from mlagent_jax.planning import flops, hlo, programs
 from mlagent_jax.planning.blueprint import Blueprint, bytes_a_device, draw
@@ -164,6 +165,8 @@ def _faults(program: Program, blueprint: Blueprint, found: list[hlo.Instruction]
         rows = max(1, program.rows // blueprint.row_shards)
         vocab = blueprint.graph.config.vocab_size
         for size in {vocab, vocab // tensor}:
+            if rows * program.time * size <= CHUNK_ELEMENTS:  # small enough to be one chunk
+                continue
             arrays = hlo.with_vocabulary(found, rows * program.time, size)
             faults += [f"makes the whole of [batch, time, vocab]: {array}" for array in arrays]
     return faults

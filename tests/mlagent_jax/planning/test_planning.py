@@ -111,7 +111,7 @@ from mlagent_jax.planning.slices import Slice
 
 config = default_config()
 config.policy.num_layers, config.policy.num_heads, config.policy.num_kv_heads = 10, 8, 4
-config.policy.remat, config.tokenizer.vocab_size = "full", 16384
+config.policy.remat, config.tokenizer.vocab_size = "full", 65536
 config.mesh.fsdp, config.mesh.tensor, config.mesh.data = 4, 2, 1
 config.sft.batch_size, config.sft.row_tokens = 8, 1024
 plan = report.make(freeze(config), Slice("tiny", "gpu", 8, 8, 4.0, 1e12), ("sft_step", "decode_step"), simulate=True)
@@ -123,7 +123,7 @@ assert runs["all-gather"] >= 7 * 10, runs  # each matrix of each of ten layers
 # By hand: 8 operations a weight and token (2 forward, 2 made again, 4 backward); 5 products of scores and of values
 # (attention's blocks are made again by themselves as well) over what lies below the diagonal of eight blocks. Remat
 # leaves out what nothing needs.
-weights = 10 * (2 * 192 * 192 + 2 * 192 * 96 + 3 * 192 * 512) + 192 * 16384
+weights = 10 * (2 * 192 * 192 + 2 * 192 * 96 + 3 * 192 * 512) + 192 * 65536
 scores = 8 * 10 * 4 * 192 * 1024 * 1024 * 36 / 64
 assert 0.9 < sft.flops / (8 * weights * 8 * 1024 + 5 * scores) <= 1.0, sft.flops
 assert sft.largest and sft.peak_bytes > 0 and decode.flops > 0
