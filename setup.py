@@ -52,6 +52,7 @@ EXTRAS = {
         "pillow>=10.3",
         "psycopg[binary]>=3.2",
         "pytest>=8.2",
+        "pytest-xdist>=3.6",
         "ruff>=0.12",
         "torch>=2.4",
     ],

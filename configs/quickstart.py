@@ -34,4 +34,5 @@ def get_config() -> ConfigDict:
     config.pool.max_depth = 3
     config.evaluate.episode_tasks_held_in = 12
     config.evaluate.episode_tasks_held_out = 10
+    config.evaluate.trajectories = 6  # for a best of 3 with half the noise
     return config

@@ -33,6 +33,7 @@ def get_config() -> ConfigDict:
     config.evaluate.policies = ("sft", "rl")
     config.evaluate.steps = 15
     config.evaluate.trajectories = 8
+    config.evaluate.best_of = 8
     config.export.policy = "rl"
     config.export.dtype = "bfloat16"
     return config

@@ -311,6 +311,8 @@ class EvaluateConfig:
     """Likewise, of tasks.held_out."""
     trajectories: int = 3
     """Episodes a task."""
+    best_of: int = 3
+    """The k of best@k, reported without bias from all trajectories of a task."""
     steps: int = 4
     """Steps an episode."""
 
@@ -501,7 +503,7 @@ def _check(config: Config) -> None:
         positive(f"prompt.{name}", getattr(config.prompt, name))
     for name in ("trajectories", "steps", "min_ideas"):
         positive(f"collect.{name}", getattr(config.collect, name))
-    for name in ("states_held_in", "states_held_out", "samples", "trajectories", "steps"):
+    for name in ("states_held_in", "states_held_out", "samples", "trajectories", "best_of", "steps"):
         positive(f"evaluate.{name}", getattr(config.evaluate, name))
     positive("pool.refresh_size", config.pool.refresh_size)
     positive("sampling.temperature", config.sampling.temperature)

@@ -55,6 +55,8 @@ class EpisodeRecord:
     start: float
     """The starting script, on the same half."""
     higher_is_better: bool
+    best_of: int
+    """The k of best@k that it was played for."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,6 +102,7 @@ def _episode(record: Mapping[str, Any]) -> EpisodeRecord:
         score=float(record["report_metric"]),
         start=float(record["report_init"]),
         higher_is_better=bool(record["higher_is_better"]),
+        best_of=int(record["best_of"]),
     )
 
 

@@ -11,6 +11,7 @@ the cluster-robust standard error. Everything is deterministic: the random gener
 from __future__ import annotations
 
 import dataclasses
+import math
 import statistics
 from collections.abc import Hashable, Mapping, Sequence
 
@@ -43,7 +44,7 @@ class Episode:
 
     task: Hashable
     run: Hashable
-    """Which training run (seed) it is of: best@n is taken within a run."""
+    """Which training run (seed) it is of: best@k is taken within a run."""
     gain: float
     """Relative gain, as `relative_gain` gives it."""
 
@@ -55,7 +56,7 @@ class Gain:
     avg: Estimate
     """avg@n: mean over the episodes of a task, then over tasks; the interval by task, or by episode for one task."""
     best: float
-    """best@n: best of the episodes of a run on a task, mean over runs, then over tasks."""
+    """best@k: `expected_best` of the episodes of a run on a task, mean over runs, then over tasks."""
 
 
 def relative_gain(score: float, start: float, higher_is_better: bool) -> float | None:
@@ -161,16 +162,32 @@ def _by_task(episodes: Sequence[Episode]) -> dict[Hashable, list[Episode]]:
     return tasks
 
 
-def _best(episodes: Sequence[Episode]) -> float:
-    """Best gain of each run, mean over runs: pooling runs must not turn best@n into best@(runs * n)."""
-    best: dict[Hashable, float] = {}
+def expected_best(gains: Sequence[float], k: int) -> float:
+    """best@k: the best of k of these, averaged over all choices of k; of all of them where there are no more.
+
+    The estimator that pass@k has (Chen et al., 2021, arXiv 2107.03374), of a maximum: sum over i of
+    `C(i - 1, k - 1) / C(n, k)` times the i-th smallest. Without bias, and steadier than the best of k episodes.
+
+    Raises:
+      ValueError: k is below 1, or there are no gains.
+    """
+    ordered = sorted(gains)
+    if k < 1 or not ordered:
+        raise ValueError(f"best@{k} of {len(ordered)} episodes: both must be at least 1")
+    k = min(k, len(ordered))
+    return sum(math.comb(i, k - 1) * gain for i, gain in enumerate(ordered)) / math.comb(len(ordered), k)
+
+
+def _best(episodes: Sequence[Episode], k: int) -> float:
+    """best@k of each run, mean over runs: pooling runs must not turn best@k into best@(runs * k)."""
+    runs: dict[Hashable, list[float]] = {}
     for episode in episodes:
-        best[episode.run] = max(episode.gain, best.get(episode.run, -np.inf))
-    return float(np.mean(list(best.values())))
+        runs.setdefault(episode.run, []).append(episode.gain)
+    return float(np.mean([expected_best(gains, k) for gains in runs.values()]))
 
 
-def gain(episodes: Sequence[Episode], *, resamples: int = RESAMPLES, seed: int = 0) -> Gain:
-    """avg@n and best@n of `episodes`, every task weighing the same.
+def gain(episodes: Sequence[Episode], k: int, *, resamples: int = RESAMPLES, seed: int = 0) -> Gain:
+    """avg@n and best@k of `episodes`, every task weighing the same.
 
     Raises:
       ValueError: no episodes.
@@ -185,11 +202,11 @@ def gain(episodes: Sequence[Episode], *, resamples: int = RESAMPLES, seed: int =
         avg = dataclasses.replace(
             clustered_mean(means, list(tasks), resamples=resamples, seed=seed), n=len(episodes), clusters=len(tasks)
         )
-    return Gain(avg=avg, best=float(np.mean([_best(group) for group in tasks.values()])))
+    return Gain(avg=avg, best=float(np.mean([_best(group, k) for group in tasks.values()])))
 
 
 def gain_difference(
-    first: Sequence[Episode], second: Sequence[Episode], *, resamples: int = RESAMPLES, seed: int = 0
+    first: Sequence[Episode], second: Sequence[Episode], k: int, *, resamples: int = RESAMPLES, seed: int = 0
 ) -> Gain | None:
     """`gain` of `first` minus that of `second` over the tasks that both have, paired by task; None where none is."""
     ours, theirs = _by_task(first), _by_task(second)
@@ -199,4 +216,4 @@ def gain_difference(
     means = [float(np.mean([e.gain for e in ours[t]]) - np.mean([e.gain for e in theirs[t]])) for t in tasks]
     count = sum(len(ours[t]) + len(theirs[t]) for t in tasks)
     avg = dataclasses.replace(clustered_mean(means, tasks, resamples=resamples, seed=seed), n=count)
-    return Gain(avg=avg, best=float(np.mean([_best(ours[t]) - _best(theirs[t]) for t in tasks])))
+    return Gain(avg=avg, best=float(np.mean([_best(ours[t], k) - _best(theirs[t], k) for t in tasks])))

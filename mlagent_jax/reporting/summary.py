@@ -2,11 +2,11 @@
 
     policies.<policy>           valid_action_rate
                                 step_reward.<split>     mean, ci95, n, states
-                                relative_gain.<split>   avg, best, ci95 (of avg), n (episodes), tasks
+                                relative_gain.<split>   avg, best, best_of, ci95 (of avg), n (episodes), tasks
                                 infrastructure_errors   steps, episodes left out for them
                                 tasks.<name>            the same for one task
     comparisons.<a>_minus_<b>   step_reward.<split>     mean, ci95, n (states); paired by state
-                                relative_gain.<split>   avg, best, ci95 (of avg), n (episodes), tasks; paired by task
+                                relative_gain.<split>   the same fields; paired by task
     run                         seconds by stage, executions, peak_memory_gb, seed, sandbox, versions
 
 What was not evaluated is absent. `ci95` is null where one state or task is all there is. An infrastructure error says
@@ -76,15 +76,22 @@ def _step_reward(runs: _Runs) -> dict[str, Any] | None:
     return {"mean": estimate.mean, "ci95": _ci(estimate), "n": estimate.n, "states": estimate.clusters}
 
 
-def _gain_fields(gain: statistics.Gain, tasks: int) -> dict[str, Any]:
-    return {"avg": gain.avg.mean, "best": gain.best, "ci95": _ci(gain.avg), "n": gain.avg.n, "tasks": tasks}
+def _best_of(runs: _Runs) -> int:
+    """The k of best@k: what every run can tell."""
+    return min(episode.best_of for _, policy in runs for episode in policy.episodes)
+
+
+def _gain_fields(gain: statistics.Gain, k: int, tasks: int) -> dict[str, Any]:
+    interval = _ci(gain.avg)
+    return {"avg": gain.avg.mean, "best": gain.best, "best_of": k, "ci95": interval, "n": gain.avg.n, "tasks": tasks}
 
 
 def _relative_gain(runs: _Runs) -> dict[str, Any] | None:
     episodes, undefined = _gains(runs)
     if not episodes:
         return None
-    fields = _gain_fields(statistics.gain(episodes), len({episode.task for episode in episodes}))
+    k = _best_of(runs)
+    fields = _gain_fields(statistics.gain(episodes, k), k, len({episode.task for episode in episodes}))
     return {**fields, "undefined": undefined} if undefined else fields
 
 
@@ -133,9 +140,13 @@ def _comparison(first: _Runs, second: _Runs) -> dict[str, Any]:
         return estimate and {"mean": estimate.mean, "ci95": _ci(estimate), "n": estimate.clusters}
 
     def relative_gain(split: str) -> dict[str, Any] | None:
-        pair = [_gains(_select(runs, lambda record: record.split == split))[0] for runs in (first, second)]
-        gain = statistics.gain_difference(*pair)
-        return gain and _gain_fields(gain, gain.avg.clusters)
+        pair = [_select(runs, lambda record: record.split == split) for runs in (first, second)]
+        gains = [_gains(runs)[0] for runs in pair]
+        if not all(gains):
+            return None
+        k = min(map(_best_of, pair))
+        gain = statistics.gain_difference(*gains, k)
+        return gain and _gain_fields(gain, k, gain.avg.clusters)
 
     return _present(
         {
@@ -185,7 +196,7 @@ def pool_summaries(workdirs: Sequence[epath.PathLike]) -> dict[str, Any]:
     """One summary of several runs of the same configuration with different seeds, from their pooled records.
 
     `policies` and `comparisons` as for one run: comparisons are paired within a run, states and tasks that runs share
-    count as one cluster, best@n is taken within a run. `runs` holds the summary of each, without its tasks.
+    count as one cluster, best@k is taken within a run. `runs` holds the summary of each, without its tasks.
 
     Raises:
       ValueError: no workdirs, or the same one twice.

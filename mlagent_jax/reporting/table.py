@@ -44,7 +44,7 @@ def _gain_rows(sections: Sequence[Mapping[str, Any]], signs: Sequence[bool]) -> 
     rows = []
     for field, percent, names in (
         ("step_reward", False, {"mean": "step reward"}),
-        ("relative_gain", True, {"avg": "relative gain, average", "best": "relative gain, best"}),
+        ("relative_gain", True, {"avg": "relative gain, average", "best": "relative gain, best of {best_of}"}),
     ):
         for name, title in names.items():
             for split in SPLITS:
@@ -54,6 +54,7 @@ def _gain_rows(sections: Sequence[Mapping[str, Any]], signs: Sequence[bool]) -> 
                         _cell(f, name, percent=percent, signed=percent or sign)
                         for f, sign in zip(found, signs, strict=True)
                     ]
+                    title = title.format_map(next(filter(None, found)))
                     rows.append([f"{title}, {_SPLIT_NAMES[split]}", *figures])
     return rows
 

@@ -138,6 +138,7 @@ def _episode_record(run: Run, name: str, episode: _Episode) -> dict[str, Any]:
         "split": episode.split,
         "task": episode.task,
         "trajectory": episode.trajectory,
+        "best_of": min(run.config.evaluate.best_of, run.config.evaluate.trajectories),
         "steps": episode.steps,
         "report_metric": metric,
         "report_init": task.report_init,

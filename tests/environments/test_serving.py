@@ -145,6 +145,7 @@ def process(*arguments):
     )
 
 
+@pytest.mark.slow
 def test_a_scaffold_takes_real_steps_in_another_process(cache_dir):
     with process(TASK, "--cache-dir", str(cache_dir), "--sandbox", "bubblewrap") as server:
 

@@ -220,6 +220,7 @@ def test_a_process_drains_on_sigterm_and_logs_lines_of_json(queue, url, tmp_path
     assert queue.status()["workers"][0]["capabilities"]["guarantees"] == ["network"]
 
 
+@pytest.mark.slow
 def test_a_killed_process_is_started_again_and_its_job_is_done(queue, url, tmp_path, monkeypatch):
     monkeypatch.setattr(supervision, "QUICK_DEATH_SECONDS", 0.0)
     queue.enqueue([job(0, "sleep 1.5")])
@@ -237,6 +238,7 @@ def test_a_killed_process_is_started_again_and_its_job_is_done(queue, url, tmp_p
     assert not worker.alive()
 
 
+@pytest.mark.slow
 def test_a_process_that_cannot_start_is_given_up_with_its_reason(queue, url, tmp_path, monkeypatch):
     monkeypatch.setattr(supervision, "QUICK_DEATH_SECONDS", 300.0)  # However slowly it starts here.
     worker = handle(url, tmp_path, "--sandbox=docker")

@@ -105,6 +105,7 @@ def test_a_library_that_is_nowhere_is_named(monkeypatch):
         closure.needed([closure.Path("/bin/x")])
 
 
+@pytest.mark.slow
 def test_the_built_root_is_self_contained_closed_to_writers_and_free_of_originals():
     root = ensure_rootfs().path
     packages = root / rootfs.SITE_PACKAGES

@@ -74,6 +74,7 @@ def kill_workers_at_random(processes, connect, url, log_path, jobs, workers, kil
     assert max(counted["executed"].values()) > 1
 
 
+@pytest.mark.slow
 def test_killed_workers_lose_nothing_and_no_result_counts_twice(processes, connect, url, tmp_path):
     kill_workers_at_random(processes, connect, url, tmp_path / "log", jobs=24, workers=4, kills=4, seconds=0.1)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from environments.sandbox import Ending, SandboxError
+from environments.sandbox import Ending, SandboxError, docker
 
 POLICY = {Ending.EXITED, Ending.TIME_LIMIT, Ending.MEMORY_LIMIT, Ending.OTHER_LIMIT}
 
@@ -415,8 +415,13 @@ def left_behind(sandbox):
         "zombies": len([child for child in children if child.status() == psutil.STATUS_ZOMBIE]),
         "mounts": len(Path("/proc/self/mounts").read_text().splitlines()),
         "files": len([path for path in sandbox._state.path.rglob("*")]),
-        "containers": len(sandbox._client.containers.list(all=True)) if sandbox.name == "docker" else 0,
+        "containers": containers_of(sandbox) if sandbox.name == "docker" else 0,
     }
+
+
+def containers_of(sandbox):
+    """How many; other tests may be running theirs on the same engine."""
+    return len(sandbox._client.containers.list(all=True, filters={"label": f"{docker._LABEL}={sandbox._owner}"}))
 
 
 def test_a_workspace_that_cannot_enter_is_our_failure(execute, tmp_path):

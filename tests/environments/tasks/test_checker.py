@@ -49,6 +49,7 @@ def test_our_own_tasks_pass(name, bubblewrap):
     assert failed(name, bubblewrap) == {}
 
 
+@pytest.mark.slow
 def test_the_command_line_reports_and_its_status_says_whether_all_is_well(rents, capsys, bubblewrap):
     (rents / "grade.py").write_text("def grade(submission, answers):\n    return 1 / 0\n")
     assert main(["check", str(rents), "--json"]) == 1

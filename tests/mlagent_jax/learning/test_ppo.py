@@ -52,6 +52,7 @@ def log_softmax_rows(graph, params, row, temperature):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_scores_are_the_log_probs_of_the_action_tokens_at_the_temperature(policy, batch, temperature):
     graph, params = policy
@@ -69,6 +70,7 @@ def test_a_masked_outcome_masks_its_whole_row(batch):
     assert batch.mask.tolist() == [[True, True, False, False], [True] + [False] * 3, [False] * 4, [True] + [False] * 3]
 
 
+@pytest.mark.slow
 def test_a_masked_row_does_not_move_the_parameters(policy, batch):
     """Whatever stands in the row of an infrastructure error, the update is the same."""
     graph, params = policy

@@ -22,6 +22,7 @@ def test_xla_equals_jax_nn(time, kv_heads):
     np.testing.assert_allclose(attention(query, key, value), expected, atol=2e-6)
 
 
+@pytest.mark.slow
 def test_xla_keeps_segments_apart():
     query, key, value = heads(4, 130, 0), heads(2, 130, 1), heads(2, 130, 2)
     segments = jnp.asarray([[1] * 70 + [2] * 60, [1] * 3 + [2] * 100 + [0] * 27])
@@ -30,6 +31,7 @@ def test_xla_keeps_segments_apart():
     np.testing.assert_allclose(attention(query, key, value, segment_ids=segments), expected, atol=2e-6)
 
 
+@pytest.mark.slow
 def test_gradients_equal_those_of_jax_nn():
     def gradients(function):
         return jax.jit(jax.grad(lambda q, k, v: (function(q, k, v, is_causal=True) ** 2).sum(), (0, 1, 2)))(*arguments)

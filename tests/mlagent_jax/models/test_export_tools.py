@@ -55,6 +55,7 @@ def test_a_run_is_exported_and_verified_from_the_command_line(tmp_path):
     assert run_tool("verify_hf.py", str(tmp_path / "out"), "--tolerance=0").returncode == 1
 
 
+@pytest.mark.slow
 def test_a_folder_without_checkpoints_is_an_error_in_one_line(tmp_path):
     done = run_tool("export_hf.py", f"--checkpoint={tmp_path}", f"--output={tmp_path / 'out'}")
     assert done.returncode == 1

@@ -90,6 +90,7 @@ def test_a_checkpoint_of_transformers_gives_its_logits_and_goes_back_bit_by_bit(
     np.testing.assert_array_equal(their_logits(exported, tokens), expected)
 
 
+@pytest.mark.slow
 def test_weights_of_our_own_agree_with_transformers_after_export(tmp_path):
     config = models.ModelConfig(
         *(VOCAB, 32, 2, 4, 2, 8, 48), model_type="qwen3", qk_norm=True, tie_word_embeddings=True, dtype="float32"
@@ -127,6 +128,7 @@ def test_the_dtype_of_an_export_can_be_chosen(tmp_path):
     np.testing.assert_array_equal(loaded.model.embed_tokens.weight.detach().float().numpy(), expected)
 
 
+@pytest.mark.slow
 def test_parts_go_straight_to_the_devices_that_own_them(tmp_path):
     """On 8 simulated devices, in a process of its own: the same parameters, each where the rules put it."""
     make_checkpoint(tmp_path / "theirs", "qwen2", max_shard_size="40KB")
@@ -249,6 +251,7 @@ def test_an_export_that_fails_leaves_nothing_and_keeps_the_one_before(tmp_path, 
     assert [path.name for path in tmp_path.iterdir()] == ["export"]
 
 
+@pytest.mark.slow
 def test_a_process_killed_while_it_writes_leaves_nothing_under_the_name(tmp_path):
     script = """
 import os, sys, signal, jax, jax.numpy as jnp

@@ -39,6 +39,7 @@ def logits(graph, params, tokens=TOKENS):
     return models.logits(graph, params, models.hidden_states(graph, params, jnp.asarray(tokens)))
 
 
+@pytest.mark.slow
 def test_merged_weights_compute_what_the_adapted_policy_does(model):
     graph, base, adapted, adapters = model
     trained = random(adapters)

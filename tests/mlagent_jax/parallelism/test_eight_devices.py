@@ -73,6 +73,7 @@ def run(*arguments):
     assert done.stdout.endswith("equal\n")
 
 
+@pytest.mark.slow
 def test_one_mesh_of_all_three_axes():
     run("train", "2,2,2")
 

@@ -131,6 +131,7 @@ def _evaluation(policy: str, rng: np.random.Generator, states: int, samples: int
                     "report_metric": max(0.7, *(outcome.metric for outcome in outcomes)),
                     "report_init": 0.7,
                     "higher_is_better": True,
+                    "best_of": 3,
                 }
 
 

@@ -225,6 +225,7 @@ def command(*arguments):
     return subprocess.run(program, cwd=root, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_the_command_prints_the_figures_and_needs_no_jax(finished_run):
     workdir = finished_run()
     printed = json.loads(command(workdir, "--json").stdout)

@@ -1,5 +1,7 @@
 """Means and intervals against plain loops, SciPy, textbook formulas and known truth."""
 
+import itertools
+
 import numpy as np
 import pytest
 import scipy.stats
@@ -123,10 +125,23 @@ def test_gain_averages_episodes_then_tasks_and_takes_the_best_of_each_run():
         *(Episode("t1", run, gain) for run, gain in (("r1", 0.1), ("r1", 0.3), ("r2", 0.5), ("r2", 0.1))),
         *(Episode("t2", run, gain) for run, gain in (("r1", 0.0), ("r2", 0.4))),
     ]
-    gain = statistics.gain(episodes)
+    gain = statistics.gain(episodes, 2)
     assert gain.avg.mean == pytest.approx(np.mean([0.25, 0.2]))
     assert gain.best == pytest.approx(np.mean([(0.3 + 0.5) / 2, (0.0 + 0.4) / 2]))
     assert (gain.avg.n, gain.avg.clusters) == (6, 2)
+
+
+@pytest.mark.parametrize("k", [1, 2, 3, 5, 8])
+def test_best_of_k_is_the_mean_over_all_choices_of_k(k):
+    gains = np.random.default_rng(k).normal(size=5).round(1).tolist()
+    choices = list(itertools.combinations(gains, min(k, 5)))
+    assert statistics.expected_best(gains, k) == pytest.approx(np.mean([max(choice) for choice in choices]))
+
+
+@pytest.mark.parametrize(("gains", "k"), [([], 1), ([0.1], 0)])
+def test_the_best_of_nothing_is_refused(gains, k):
+    with pytest.raises(ValueError, match="must be at least 1"):
+        statistics.expected_best(gains, k)
 
 
 def test_the_interval_of_a_gain_is_by_task_and_that_of_one_task_by_episode():
@@ -134,16 +149,16 @@ def test_the_interval_of_a_gain_is_by_task_and_that_of_one_task_by_episode():
     tasks = {f"t{index}": rng.normal(size=3) for index in range(6)}
     episodes = [Episode(task, "r", gain) for task, gains in tasks.items() for gain in gains]
     by_task = statistics.clustered_mean([gains.mean() for gains in tasks.values()], list(tasks))
-    assert statistics.gain(episodes).avg.ci95 == by_task.ci95
-    alone = statistics.gain(episodes[:3]).avg
+    assert statistics.gain(episodes, 3).avg.ci95 == by_task.ci95
+    alone = statistics.gain(episodes[:3], 3).avg
     assert alone.ci95 == statistics.clustered_mean(tasks["t0"], range(3)).ci95
 
 
 def test_a_difference_of_gains_is_paired_by_task():
     ours = [Episode("t1", "r", 0.5), Episode("t1", "r", 0.1), Episode("t2", "r", 1.0), Episode("t3", "r", 9.0)]
     theirs = [Episode("t1", "r", 0.1), Episode("t2", "r", 0.8)]
-    gain = statistics.gain_difference(ours, theirs)
+    gain = statistics.gain_difference(ours, theirs, 2)
     assert gain.avg.mean == pytest.approx((0.2 + 0.2) / 2)
     assert gain.best == pytest.approx((0.4 + 0.2) / 2)
     assert gain.avg.clusters == 2
-    assert statistics.gain_difference(ours, []) is None
+    assert statistics.gain_difference(ours, [], 2) is None

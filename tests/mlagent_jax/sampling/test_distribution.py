@@ -61,6 +61,7 @@ def test_draws_and_log_probs_follow_the_reference(case):
     check(Distributions.same(Distribution(**case), 1), reference(**case))
 
 
+@pytest.mark.slow
 def test_each_row_of_a_batch_has_a_distribution_of_its_own():
     cases = [*map(lambda case: Distribution(**case), CASES), Distribution(0)]
     each = jax.tree.map(lambda *rows: jnp.concatenate(rows), *(Distributions.same(case, 1) for case in cases))

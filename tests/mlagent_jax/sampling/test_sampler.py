@@ -59,6 +59,7 @@ def test_deltas_joined_are_the_generation(sampler, free):
     assert any(len(parts) > 1 for parts in texts.values())
 
 
+@pytest.mark.slow
 def test_a_stop_string_across_tokens_ends_the_same_sample_earlier(sampler, free, tokenizer):
     spellings = tokenizer.spellings()
     for prompt, samples in zip(PROMPTS, free, strict=True):

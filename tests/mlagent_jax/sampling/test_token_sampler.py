@@ -83,6 +83,7 @@ def test_log_probs_are_those_the_trainer_recomputes(model):
         assert completion.log_probs.dtype == np.float32
 
 
+@pytest.mark.slow
 def test_a_sample_does_not_depend_on_its_company_or_its_slot(model):
     graph, params = model
     asked, seeds = prompts(7), [11, 2**40 + 12, 13, 14, 15, 16, 17]
