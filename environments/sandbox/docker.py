@@ -141,7 +141,9 @@ class DockerSandbox:
         self._gpus.close()
         self._containers.close()
         with contextlib.suppress(*_ENGINE_ERRORS):
-            for container in self._client.containers.list(all=True, filters={"label": f"{_LABEL}={self._owner}"}):
+            for container in self._client.containers.list(
+                all=True, ignore_removed=True, filters={"label": f"{_LABEL}={self._owner}"}
+            ):
                 remove(container)
         self._client.close()
         self._state.close()
@@ -160,7 +162,7 @@ class DockerSandbox:
 
     def _remove_abandoned(self) -> None:
         """Delete containers of workers on this host that died."""
-        for container in self._client.containers.list(all=True, filters={"label": _LABEL}):
+        for container in self._client.containers.list(all=True, ignore_removed=True, filters={"label": _LABEL}):
             host, _, rest = container.labels[_LABEL].partition(":")
             pid = rest.partition(":")[0]
             if host == socket.gethostname() and pid.isdecimal() and not psutil.pid_exists(int(pid)):

@@ -421,7 +421,11 @@ def left_behind(sandbox):
 
 def containers_of(sandbox):
     """How many; other tests may be running theirs on the same engine."""
-    return len(sandbox._client.containers.list(all=True, filters={"label": f"{docker._LABEL}={sandbox._owner}"}))
+    return len(
+        sandbox._client.containers.list(
+            all=True, ignore_removed=True, filters={"label": f"{docker._LABEL}={sandbox._owner}"}
+        )
+    )
 
 
 def test_a_workspace_that_cannot_enter_is_our_failure(execute, tmp_path):
