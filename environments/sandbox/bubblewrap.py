@@ -263,7 +263,11 @@ def _drain(reader: int, capture: Capture) -> bool:
 
 def _receive(channel: socket.socket) -> tuple[dict[str, Any], int]:
     """One message and its sender's process id."""
-    message, ancillary, _, _ = channel.recvmsg(1 << 20, socket.CMSG_SPACE(_CREDENTIALS.size))
+    room = socket.CMSG_SPACE(_CREDENTIALS.size)
+    try:
+        message, ancillary, _, _ = channel.recvmsg(1 << 20, room)
+    except ConnectionResetError:  # it ended before it read our `kill`; what it sent before that waits behind the error
+        message, ancillary, _, _ = channel.recvmsg(1 << 20, room)
     if not message:
         raise SandboxError("the supervisor of this execution died")
     content = json.loads(message)

@@ -2,12 +2,13 @@
 
 import os
 import signal
+import socket
 
 import psutil
 import pytest
 
 from environments.protocol import Limits
-from environments.sandbox import SandboxError, SandboxUnavailableError, open_sandbox, warm
+from environments.sandbox import SandboxError, SandboxUnavailableError, bubblewrap, open_sandbox, warm
 from environments.sandbox.bubblewrap import BubblewrapSandbox
 from environments.sandbox.data_store import DataStore
 from environments.sandbox.inside.capture import Capture
@@ -82,6 +83,17 @@ def test_a_warm_sandbox_that_dies_is_our_failure_and_is_started_again(tmp_path):
     assert not [process for process in inside if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
     with pytest.raises(SandboxError, match="closed"):
         sandbox.run(tmp_path, "train.py", Limits())
+
+
+def test_a_report_is_read_though_the_supervisor_ended_before_it_read_our_kill():
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours:
+        theirs.send(b'{"exit": 0}')
+        ours.send(b'{"kill": "cpu"}')
+        theirs.close()
+        assert bubblewrap._receive(ours) == ({"exit": 0}, 0)
+        with pytest.raises(SandboxError, match="died"):
+            bubblewrap._receive(ours)
 
 
 def test_closing_leaves_nothing(tmp_path):
