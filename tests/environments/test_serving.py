@@ -175,6 +175,7 @@ def test_a_task_that_cannot_be_had_is_told_on_both_streams(cache_dir):
     assert "did you mean 'wine'" in warned
 
 
+@pytest.mark.slow
 def test_gymnasium_makes_and_checks_the_environment(cache_dir):
     gymnasium = pytest.importorskip("gymnasium")
     from gymnasium.utils.env_checker import check_env

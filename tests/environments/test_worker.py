@@ -99,6 +99,7 @@ def test_failures_of_ours_are_retried_and_then_dead_with_their_reason(queue):
     assert queue.status()["attempts"] == {"1": 1, "2": 2}
 
 
+@pytest.mark.slow
 def test_a_long_steps_lease_is_kept_and_nobody_else_takes_it(queue):
     queue.enqueue([job()])
     taken = []
@@ -260,6 +261,7 @@ def test_a_worker_offers_the_second_model_that_it_is_told_of_and_keeps_its_key_t
     assert "sk-s3cret" not in worker.log_path.read_text()
 
 
+@pytest.mark.slow
 def test_a_second_model_without_a_name_is_a_worker_that_cannot_start(queue, url, tmp_path, monkeypatch):
     monkeypatch.setattr(supervision, "QUICK_DEATH_SECONDS", 300.0)  # However slowly it starts here.
     worker = handle(url, tmp_path, "--editor_url=http://localhost:1/v1")

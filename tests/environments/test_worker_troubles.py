@@ -87,6 +87,7 @@ def breaks_and_is_repaired(queue, environment, reason, repair):
     assert (alive.kind, alive.metric_after) == (OutcomeKind.SCORED, 0.25)
 
 
+@pytest.mark.slow
 def test_a_full_disk(queue, tmp_path, monkeypatch, small_disk):
     filler = small_disk / "filler"
     with contextlib.suppress(OSError), open(filler, "wb", buffering=0) as file:

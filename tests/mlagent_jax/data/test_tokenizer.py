@@ -129,6 +129,7 @@ def test_training_twice_writes_the_same_bytes(folder, tmp_path):
         assert (tmp_path / path.name).read_bytes() == path.read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model_type", [None, "qwen2", "qwen3", "llama"])
 def test_transformers_loads_the_same_tokenizer_beside_the_config_of_any_model(tokenizer, folder, tmp_path, model_type):
     tokenizer.save(tmp_path)

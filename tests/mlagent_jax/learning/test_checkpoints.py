@@ -86,6 +86,7 @@ def test_a_part_can_be_restored_without_the_rest(tmp_path):
     assert_same_bits(restored, {"params": arrays["params"]})
 
 
+@pytest.mark.slow
 def test_what_was_saved_on_one_mesh_restores_onto_another(tmp_path):
     """In a process of its own, which simulates 8 devices."""
     script = """

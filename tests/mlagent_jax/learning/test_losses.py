@@ -210,6 +210,7 @@ def test_entropy_of_forbidden_tokens_is_finite_in_value_and_gradient():
     assert np.all(np.isfinite(jax.grad(losses.entropy)(logits)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("aggregation", losses.AGGREGATIONS)
 def test_micro_batches_accumulate_to_the_whole_batch(batch, aggregation):
     def terms(rows):

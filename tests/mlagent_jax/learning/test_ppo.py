@@ -133,6 +133,7 @@ def test_an_update_makes_rewarded_actions_likelier(policy, batch, estimator):
     assert gain[0] > 0 > gain[1]
 
 
+@pytest.mark.slow
 def test_the_policy_loss_is_that_of_a_plain_loop(policy, batch):
     """mu != pi_old here (behaviour -3 everywhere): the truncated weight pi_old / mu counts."""
     graph, params = policy

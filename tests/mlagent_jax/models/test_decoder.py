@@ -24,6 +24,7 @@ def tokens(*shape):
     return jnp.asarray(np.random.default_rng(1).integers(0, CONFIG.vocab_size, shape), jnp.int32)
 
 
+@pytest.mark.slow
 def test_packed_segments_are_what_each_is_alone(model):
     first, second = tokens(1, 70), tokens(1, 25)[:, ::-1]
     packed = jnp.concatenate((first, second, jnp.zeros((1, 5), jnp.int32)), axis=1)

@@ -103,6 +103,7 @@ def test_weights_of_our_own_agree_with_transformers_after_export(tmp_path):
     assert hugging_face.read_config(tmp_path / "export") == config
 
 
+@pytest.mark.slow
 def test_sharded_bfloat16_goes_in_and_out_bit_by_bit(tmp_path):
     make_checkpoint(tmp_path / "theirs", "qwen2", torch.bfloat16, max_shard_size="20KB")
     assert len(list((tmp_path / "theirs").glob("*.safetensors"))) > 2
@@ -277,6 +278,7 @@ hugging_face.save(sys.argv[1], config, params, max_shard_size=20_000)
     assert not (tmp_path / "export").exists()
 
 
+@pytest.mark.slow
 def test_an_export_replaces_an_older_one_but_no_other_folder(tmp_path, ours):
     config, params, _ = ours
     hugging_face.save(tmp_path / "export", config, params)

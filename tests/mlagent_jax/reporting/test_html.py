@@ -234,6 +234,7 @@ def test_the_command_prints_the_figures_and_needs_no_jax(finished_run):
     assert subprocess.run([sys.executable, "-c", program], cwd=Path(__file__).parents[3]).returncode == 0
 
 
+@pytest.mark.slow
 def test_the_command_names_a_folder_that_does_not_exist(tmp_path):
     done = command(tmp_path / "no-such")
     assert done.returncode == 1

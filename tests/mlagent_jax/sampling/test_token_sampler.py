@@ -50,6 +50,7 @@ def test_greedy_equals_generate_of_transformers(name, checkpoint):
         assert ours.finish_reason == "length"
 
 
+@pytest.mark.slow
 def test_log_probs_are_those_the_trainer_recomputes(model):
     graph, params = model
     temperature = 0.7

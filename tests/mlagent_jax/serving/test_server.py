@@ -68,6 +68,7 @@ def test_completions_are_those_of_the_library(client, sampler):
     assert answer.usage.prompt_tokens == sum(len(sampler.encode(prompt)) for prompt in prompts)
 
 
+@pytest.mark.slow
 def test_a_stream_joined_is_the_whole_answer(client):
     asked = {
         "model": "policy",
