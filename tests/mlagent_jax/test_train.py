@@ -47,11 +47,13 @@ def test_a_mistake_on_the_command_line_is_named(arguments, message):
     assert message in str(error.value)
 
 
+@pytest.mark.slow
 def test_a_wrong_type_is_refused(tmp_path):
     result = train("--config=configs/smoke.py", f"--workdir={tmp_path / 'run'}", "--config.rl.states=many")
     assert "config.rl.states" in error_of(result)
 
 
+@pytest.mark.slow
 def test_an_impossible_value_is_refused(tmp_path):
     result = train("--config=configs/smoke.py", f"--workdir={tmp_path / 'run'}", "--config.rl.estimator=vtrace")
     assert "config.rl.estimator is 'vtrace'; choose one of gae" in error_of(result)

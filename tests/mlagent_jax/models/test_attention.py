@@ -54,6 +54,7 @@ def test_a_kernel_that_cannot_run_is_an_error_and_no_fall_back():
         choose_kernel("flash", "cpu")
 
 
+@pytest.mark.slow
 def test_cudnn_refuses_packed_segments():
     query = heads(4, 8, 0)
     with pytest.raises(ValueError, match="packed segments"):
