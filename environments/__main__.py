@@ -31,7 +31,7 @@ from environments.sandbox import PROVIDERS, open_sandbox
 from environments.sandbox.base import SandboxError
 from environments.serving import failure, record, serve
 from environments.store import StoreError, open_store
-from environments.tasks.base import TaskError
+from environments.tasks.base import TaskError, TaskSpec
 from environments.tasks.checker import check
 from environments.workspace import Snapshots
 
@@ -67,13 +67,24 @@ def _list(options: argparse.Namespace) -> None:
         return
     width = max(len(spec.name) for spec in specs)
     for spec in specs:
-        print(f"{spec.name:{width}}  {spec.split:8}  {spec.kind:11}  {spec.metric:10}  {spec.traits}")
+        problem = spec.description.strip().splitlines()[0]
+        print(f"{spec.name:{width}}  {spec.split:8}  {spec.kind:11}  {spec.metric + _better(spec):10}  {problem}")
 
 
 def _show(options: argparse.Namespace) -> None:
     spec = tasks.get(options.task).spec
-    print(f"{spec.name} ({spec.kind}, {spec.split}): {spec.traits}\nmetric: {spec.metric}\ndata: {spec.source}\n")
-    print(spec.description.strip())
+    limits = spec.limits
+    print(f"{spec.name}: {spec.kind}, {spec.split}\n\n{spec.description.strip()}\n")
+    print(f"metric       {spec.metric}{_better(spec)}, of {spec.submission}, which {spec.entry} writes")
+    print(f"read only    {', '.join(spec.read_only)}")
+    print(f"an execution {limits.cpu_seconds:g} s of CPU, {limits.wall_seconds:g} s, {limits.memory_mb} MB of memory")
+    print(f"data         {spec.source}")
+    print(f"\nTake the agent's place: python -m environments play {spec.name}")
+
+
+def _better(spec: TaskSpec) -> str:
+    """An arrow to where the metric is better."""
+    return "\N{UPWARDS ARROW}" if spec.higher_is_better else "\N{DOWNWARDS ARROW}"
 
 
 def _actions(options: argparse.Namespace) -> None:

@@ -1,0 +1,6 @@
+"""A JAX stack that trains a language model to do machine-learning engineering; see README.md."""
+
+import os
+
+# transformers advises PyTorch whenever it is imported without; its tokenizers and configurations need none.
+os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
