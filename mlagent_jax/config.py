@@ -229,6 +229,8 @@ class RLConfig:
     """Name in environments.rewards: paper_v1, paper_v2, improvement, or noise (a control)."""
     estimator: str = "gae"
     """Advantages: gae, grpo, rloo or reinforce_plus_plus."""
+    best_of: int = 1
+    """Above 1: an action is rewarded by what it adds to the best of so many from its state, at most `samples`."""
     gamma: float = 1.0
     """Discount a token of the action."""
     gae_lambda: float = 1.0
@@ -538,6 +540,10 @@ def _check(config: Config) -> None:
         raise ConfigError(
             f"config.sampling.top_k is {config.sampling.top_k} and top_p {config.sampling.top_p}; rl takes 0 and 1: "
             "log-probs of a cut distribution are not the policy's. Set them where the stages do not list rl"
+        )
+    if not 1 <= config.rl.best_of <= config.rl.samples:
+        raise ConfigError(
+            f"config.rl.best_of is {config.rl.best_of}; it is from 1 to config.rl.samples, {config.rl.samples}"
         )
     if config.rl.kl_target and not config.rl.kl_coefficient:
         raise ConfigError("config.rl.kl_coefficient is 0; an adaptive one (config.rl.kl_target) starts above 0")

@@ -153,10 +153,11 @@ def score(model: Model, policy: Params, critic: Params | None, batch: Batch, mic
 def make_targets(batch: Batch, proximal: Scores, reference: Scores, config: RLConfig) -> Targets:
     """Advantages by the config's estimator, whitened over the global batch, and the critic's returns."""
     rows = jnp.any(batch.mask, axis=1)
-    rewards = estimators.place_on_last(batch.rewards, batch.mask)
+    by_action = estimators.best_of(batch.rewards, batch.groups, rows, config.best_of)
+    rewards = estimators.place_on_last(by_action, batch.mask)
     advantages, returns = estimators.gae(rewards, proximal.values, batch.mask, config.gamma, config.gae_lambda)
     if config.estimator != "gae":
-        by_row = estimators.group_advantages(config.estimator, batch.rewards, batch.groups, rows)
+        by_row = estimators.group_advantages(config.estimator, by_action, batch.groups, rows)
         advantages = jnp.where(batch.mask, by_row[:, None], 0.0)
     return Targets(
         log_probs=proximal.log_probs,

@@ -1,5 +1,7 @@
 """Advantages against plain loops in float64; float32 results agree to 1e-5."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -150,3 +152,55 @@ def test_equal_rewards_and_empty_batches_teach_nothing(name, counted):
 def test_an_unknown_estimator_is_refused_by_name():
     with pytest.raises(ValueError, match=r"'grop'.*grpo"):
         estimators.group_advantages("grop", jnp.zeros(1), jnp.zeros(1, int), jnp.ones(1, bool))
+
+
+def best_of_by_subsets(rewards, groups, k):
+    added = np.zeros(len(rewards))
+    for i, group in enumerate(groups):
+        others = [rewards[j] for j in range(len(rewards)) if groups[j] == group and j != i]
+        subsets = list(itertools.combinations(others, min(k - 1, len(others))))
+        added[i] = np.mean([max(*subset, rewards[i]) - max(subset) if subset else rewards[i] for subset in subsets])
+    return added
+
+
+@pytest.mark.parametrize("k", [1, 2, 3, 5])
+def test_best_of_is_the_mean_of_what_an_action_adds_over_all_subsets(k):
+    rng = np.random.default_rng(k)
+    groups = np.array([3, 0, 3, 3, 0, 7, 3, 0, 3])
+    rewards = rng.choice([0.0, 0.15, 0.4, 0.7, 0.9], size=len(groups))  # with ties
+    mask = np.ones(len(groups), bool)
+    mask[2] = False
+    expected = np.zeros(len(groups))
+    expected[mask] = best_of_by_subsets(rewards[mask], groups[mask], k)
+    rewards[2] = np.nan
+    added = jax.jit(estimators.best_of, static_argnums=3)(rewards, groups, mask, k)
+    np.testing.assert_allclose(added, expected, atol=1e-6)
+
+
+def test_best_of_estimates_the_gradient_of_the_expected_maximum():
+    # A policy over three actions; the gradient of E[max of 2] by its logits, exactly and by the estimate.
+    logits, worth, k, n = np.array([0.3, -0.2, 0.1]), np.array([0.2, 0.5, 1.0]), 2, 4
+    probs = np.exp(logits) / np.exp(logits).sum()
+
+    def expected_max(probs):
+        return sum(
+            np.prod(probs[list(draw)]) * worth[list(draw)].max() for draw in itertools.product(range(3), repeat=k)
+        )
+
+    step = 1e-5
+    exact = np.zeros(3)
+    for i in range(3):
+        moved = np.exp(logits + step * np.eye(3)[i])
+        exact[i] = (expected_max(moved / moved.sum()) - expected_max(probs)) / step
+    estimate = np.zeros(3)
+    for draw in itertools.product(range(3), repeat=n):
+        draw = np.array(draw)
+        added = np.asarray(estimators.best_of(worth[draw], np.zeros(n, int), np.ones(n, bool), k))
+        scores = np.eye(3)[draw] - probs  # of log softmax
+        estimate += np.prod(probs[draw]) * k / n * added @ scores
+    np.testing.assert_allclose(estimate, exact, atol=1e-4)
+
+
+def test_best_of_fewer_than_one_is_refused():
+    with pytest.raises(ValueError, match="k is 0"):
+        estimators.best_of(jnp.ones(2), jnp.zeros(2, int), jnp.ones(2, bool), 0)
