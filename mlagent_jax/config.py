@@ -152,6 +152,48 @@ class WorkersConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class EndpointConfig:
+    """A language model behind an OpenAI-compatible endpoint: expert, source of ideas, or agent to evaluate."""
+
+    url: str = ""
+    """Base URL, for example http://localhost:8000/v1; empty: none."""
+    model: str = ""
+    """Its name there."""
+    key_variable: str = "MLAGENT_ENDPOINT_KEY"
+    """Environment variable with the key, which is in no file and no argument; unset where none is needed."""
+    temperature: float = 1.0
+    """Of its answers."""
+    top_p: float = 1.0
+    """Of its answers."""
+    max_tokens: int = 1024
+    """Of an answer, at most."""
+    limit_field: str = "max_tokens"
+    """What the endpoint calls that limit: max_tokens or max_completion_tokens."""
+    send_seed: bool = True
+    """Send a seed with every request; some endpoints refuse one."""
+    concurrency: int = 8
+    """Requests at once."""
+    requests_per_minute: int = 0
+    """At most, in any 60 seconds; 0: no limit."""
+    tokens_per_minute: int = 0
+    """Prompts and answers at their longest, in any 60 seconds; 0: no limit."""
+    timeout_seconds: float = 120.0
+    """Of one attempt."""
+    attempts: int = 8
+    """At one answer."""
+    backoff_seconds: float = 1.0
+    """Pause after the first failed attempt; it doubles with each."""
+    budget_tokens: int = 0
+    """Tokens of all prompts and answers of a run, restarts included; 0: no limit."""
+    budget_cost: float = 0.0
+    """Money, likewise, in the currency of the prices; 0: no limit."""
+    prompt_price: float = 0.0
+    """Of a million prompt tokens."""
+    completion_price: float = 0.0
+    """Of a million answered tokens."""
+
+
+@dataclasses.dataclass(frozen=True)
 class CollectConfig:
     """Expert trajectories, from prompts enriched with ideas."""
 
@@ -350,6 +392,7 @@ class Config:
     prompt: PromptConfig = dataclasses.field(default_factory=PromptConfig)
     tasks: TasksConfig = dataclasses.field(default_factory=TasksConfig)
     workers: WorkersConfig = dataclasses.field(default_factory=WorkersConfig)
+    endpoint: EndpointConfig = dataclasses.field(default_factory=EndpointConfig)
     collect: CollectConfig = dataclasses.field(default_factory=CollectConfig)
     sft: SFTConfig = dataclasses.field(default_factory=SFTConfig)
     sampling: SamplingConfig = dataclasses.field(default_factory=SamplingConfig)
@@ -359,7 +402,12 @@ class Config:
     export: ExportConfig = dataclasses.field(default_factory=ExportConfig)
 
 
-MAY_CHANGE = ("stages", "workers", "mesh", "plan", "sampling.slots")
+_PACE = ("url", "concurrency", "attempts", "backoff_seconds", "timeout_seconds", "key_variable")
+_LIMITS = ("requests_per_minute", "tokens_per_minute", "budget_tokens", "budget_cost")
+MAY_CHANGE = (
+    *("stages", "workers", "mesh", "plan", "sampling.slots"),
+    *(f"endpoint.{name}" for name in (*_PACE, *_LIMITS)),
+)
 """Settings that another start of the same workdir may change: they decide where and how fast, not what."""
 
 
@@ -480,6 +528,7 @@ def _check(config: Config) -> None:
             f"config.prompt.editor is {config.prompt.editor!r}; compact prompts list no actions, so set "
             "config.prompt.profile to full, or the editor to none"
         )
+    _check_endpoint(config.endpoint)
     choose("workers.sandbox", config.workers.sandbox, ("auto", "docker", "bubblewrap"))
     choose("sft.schedule", config.sft.schedule, ("cosine", "constant"))
     choose("sft.optimizer", config.sft.optimizer, ("adamw", "muon"))
@@ -553,6 +602,28 @@ def _check(config: Config) -> None:
     if config.sft.row_tokens < longest:
         raise ConfigError(
             f"config.sft.row_tokens is {config.sft.row_tokens}; a prompt and its action may take {longest}: raise it"
+        )
+
+
+def _check_endpoint(endpoint: EndpointConfig) -> None:
+    if bool(endpoint.url) != bool(endpoint.model):
+        missing = "model" if endpoint.url else "url"
+        raise ConfigError(f"config.endpoint.{missing} is empty; an endpoint takes both config.endpoint.url and .model")
+    if endpoint.limit_field not in ("max_tokens", "max_completion_tokens"):
+        raise ConfigError(
+            f"config.endpoint.limit_field is {endpoint.limit_field!r}; choose max_tokens or max_completion_tokens"
+        )
+    for name in ("max_tokens", "concurrency", "timeout_seconds", "attempts"):
+        if getattr(endpoint, name) <= 0:
+            raise ConfigError(f"config.endpoint.{name} is {getattr(endpoint, name)!r}; it must be above 0")
+    prices = ("backoff_seconds", "prompt_price", "completion_price", "temperature")
+    for name in (*prices, "requests_per_minute", "tokens_per_minute", "budget_tokens", "budget_cost"):
+        if getattr(endpoint, name) < 0:
+            raise ConfigError(f"config.endpoint.{name} is {getattr(endpoint, name)!r}; it is 0 or above")
+    if endpoint.budget_cost and not (endpoint.prompt_price or endpoint.completion_price):
+        raise ConfigError(
+            f"config.endpoint.budget_cost is {endpoint.budget_cost} and the prices are 0: set "
+            "config.endpoint.prompt_price and .completion_price, a million tokens"
         )
 
 
