@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from urllib.parse import quote_plus
 
 import sqlalchemy
-from sqlalchemy import URL, ColumnElement, Connection, Double, Executable, Update, bindparam
+from sqlalchemy import URL, ColumnElement, Connection, Double, bindparam
 from sqlalchemy.exc import ArgumentError, DBAPIError
 
 from environments.queue.base import Changes, QueueError
@@ -126,8 +126,8 @@ class Engine(abc.ABC):
         """Wake those who watch `channel` when this transaction is committed."""
 
     @abc.abstractmethod
-    def notifying(self, statement: Update, channel: str) -> Executable:
-        """`statement`, which also wakes those who watch `channel` if it changes a row. Gives a row for each changed."""
+    def announce(self, channel: str) -> None:
+        """Wake those who watch `channel` soon, for what is committed already. May be lost with this process."""
 
     @abc.abstractmethod
     def watch(self, channel: str) -> AbstractContextManager[Changes]:

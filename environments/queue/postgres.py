@@ -7,6 +7,8 @@ for, with growing pauses. A pooler in transaction mode does not carry LISTEN: co
 
 from __future__ import annotations
 
+import contextlib
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,14 +19,11 @@ from sqlalchemy import (
     ColumnElement,
     Connection,
     Double,
-    Select,
     Text,
-    Update,
     bindparam,
     cast,
     event,
     func,
-    literal,
     select,
 )
 from sqlalchemy.dialects import postgresql
@@ -36,6 +35,8 @@ from environments.queue.engine import Engine
 _LOCK = 0x6D6C6167
 """Advisory lock of those who create the tables."""
 _NOTIFY = select(func.pg_notify(bindparam("channel", type_=Text), ""))
+_NOTIFY_UNSYNCED = _NOTIFY.add_columns(func.set_config("synchronous_commit", "off", True))
+"""By itself: there is nothing of it to bring to the disk."""
 _REFUSALS = (
     "authentication failed",
     "does not exist",
@@ -76,6 +77,7 @@ class PostgresEngine(Engine):
         self._transactions = self._engine.execution_options(isolation_level="READ COMMITTED")
         # Idle ones by channel: those who wait in a loop need not connect each time.
         self._listening: dict[str, list[_Notifications]] = {}
+        self._announcer = _Announcer(self._engine)
 
     @contextmanager
     def begin(self, write: bool, single: bool = False) -> Iterator[Connection]:
@@ -89,9 +91,8 @@ class PostgresEngine(Engine):
     def notify(self, connection: Connection, channel: str) -> None:
         connection.execute(_NOTIFY, {"channel": channel})
 
-    def notifying(self, statement: Update, channel: str) -> Select:
-        changed = statement.returning(*statement.table.primary_key).cte("changed")
-        return select(changed, func.pg_notify(literal(channel), ""))
+    def announce(self, channel: str) -> None:
+        self._announcer.add(channel)
 
     @contextmanager
     def watch(self, channel: str) -> Iterator[_Notifications]:
@@ -131,6 +132,7 @@ class PostgresEngine(Engine):
         self.transact(run)
 
     def close(self) -> None:
+        self._announcer.close()
         for idle in self._listening.values():
             while idle:
                 idle.pop().close()
@@ -139,6 +141,54 @@ class PostgresEngine(Engine):
     def _database_time(self) -> ColumnElement[float]:
         # Stable within a statement, unlike clock_timestamp(), so that it can bound an index scan.
         return cast(func.extract("epoch", func.statement_timestamp()), Double)
+
+
+class _Announcer:
+    """Sends notifications outside the transactions that they are about, and few of them.
+
+    PostgreSQL commits those that notify one after the other, each waiting for the disk; results that notified in their
+    own transactions would be as slow as that however many workers there are. The first is sent at once, what comes
+    within `REST_SECONDS` of it with one more.
+    """
+
+    REST_SECONDS = 0.1
+
+    def __init__(self, engine: sqlalchemy.Engine) -> None:
+        self._engine = engine
+        self._channels: set[str] = set()
+        self._changed = threading.Condition()
+        self._thread: threading.Thread | None = None
+        self._closed = False
+
+    def add(self, channel: str) -> None:
+        with self._changed:
+            self._channels.add(channel)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="announcer", daemon=True)
+                self._thread.start()
+            self._changed.notify()
+
+    def close(self) -> None:
+        """Send what is not sent yet."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+        if self._thread is not None:
+            self._thread.join()
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._channels or self._closed)
+                channels, self._channels = self._channels, set()
+                if not channels:
+                    return
+            # Those who wait look from time to time all the same: what is not sent costs them half a second.
+            with contextlib.suppress(DBAPIError), self._engine.connect() as connection:
+                for channel in channels:
+                    connection.execute(_NOTIFY_UNSYNCED, {"channel": channel})
+            with self._changed:
+                self._changed.wait_for(lambda: self._closed, self.REST_SECONDS)
 
 
 class _Notifications:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from contextlib import AbstractContextManager
 from typing import Any
 
-from sqlalchemy import Connection, Executable, Row, Select, delete, func, select, true, update
+from sqlalchemy import Connection, Row, Select, Update, delete, func, select, true, update
 
 from environments.protocol import (
     Job,
@@ -57,10 +57,6 @@ class SqlQueue:
         self._payloads = Payloads(store)
         self._retries = retries or RetryPolicy()
         self._leases = LeaseStatements(engine.now, self._retries)
-        self._accept, self._give_back, self._reap_all = (
-            engine.notifying(statement, _FINISHED)
-            for statement in (self._leases.accept, self._leases.fail, self._leases.reap)
-        )
         self._reaped_at = -REAP_SECONDS
         self._known_requirements: tuple[tuple[str, Requirements], ...] = ()
         self._transact = engine.transact
@@ -232,7 +228,7 @@ class SqlQueue:
         claim, text = _claim(lease), self._payloads.pack(outcome.to_dict())
         result = {**claim, "result": text, "result_kind": outcome.kind.value, "result_seconds": outcome.seconds}
 
-        if self._change(self._accept, result):
+        if self._change(self._leases.accept, result):
             return True
 
         def refuse(connection: Connection) -> bool:
@@ -345,14 +341,17 @@ class SqlQueue:
     def _reap(self) -> int:
         """Take back the jobs whose leases ran out; returns how many."""
         self._reaped_at = time.monotonic()
-        return self._change(self._reap_all, {})
+        return self._change(self._leases.reap, {})
 
     def _fail(self, failure: dict[str, Any]) -> None:
-        self._change(self._give_back, failure)
+        self._change(self._leases.fail, failure)
 
-    def _change(self, statement: Executable, parameters: dict[str, Any]) -> int:
-        """Execute one of the statements made by `Engine.notifying`; returns how many rows it changed."""
-        return len(self._transact(lambda connection: connection.execute(statement, parameters).all(), single=True))
+    def _change(self, statement: Update, parameters: dict[str, Any]) -> int:
+        """Execute a statement that may finish jobs; returns how many rows it changed."""
+        changed = self._transact(lambda connection: connection.execute(statement, parameters).rowcount, single=True)
+        if changed:
+            self._engine.announce(_FINISHED)
+        return changed
 
     def _read_pairs(self, query: Select) -> dict[Any, Any]:
         return self._transact(lambda connection: dict(map(tuple, connection.execute(query))), write=False, single=True)

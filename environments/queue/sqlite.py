@@ -18,7 +18,7 @@ from typing import Any
 
 import psutil
 import sqlalchemy
-from sqlalchemy import URL, ColumnElement, Connection, Update, event
+from sqlalchemy import URL, ColumnElement, Connection, event
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.exc import DBAPIError
 
@@ -74,8 +74,8 @@ class SqliteEngine(Engine):
     def notify(self, connection: Connection, channel: str) -> None:
         """Nothing to do: those who wait see the file's version change."""
 
-    def notifying(self, statement: Update, channel: str) -> Update:
-        return statement.returning(*statement.table.primary_key)
+    def announce(self, channel: str) -> None:
+        """Nothing to do, as above."""
 
     @contextmanager
     def watch(self, channel: str) -> Iterator[_FileChanges]:
