@@ -41,6 +41,7 @@ from mlagent_jax.agent.collector import Collector
 from mlagent_jax.config import Config, differences
 from mlagent_jax.data.trajectories import Record, read_trajectories
 from mlagent_jax.errors import ConfigError
+from mlagent_jax.interruption import Interruption
 from mlagent_jax.parallelism import DEFAULT_RULES, make_mesh
 from mlagent_jax.reporting.compilations import Compilations
 from mlagent_jax.reporting.memory import PeakMemory
@@ -63,11 +64,11 @@ class Run:
       workdir: local folder or URL.
       name: of this run in the queue; unique, kept over restarts.
       tasks: prepared tasks by name, in the order of the config: training first.
-      metrics, collector, store: as their modules say.
+      metrics, collector, store, interruption: as their modules say.
     """
 
-    def __init__(self, config: Config, workdir: epath.Path, facts: dict[str, Any]) -> None:
-        self.config, self.workdir, self._facts = config, workdir, facts
+    def __init__(self, config: Config, workdir: epath.Path, facts: dict[str, Any], interruption: Interruption) -> None:
+        self.config, self.workdir, self._facts, self.interruption = config, workdir, facts, interruption
         self.name: str = facts["name"]
         self.metrics = MetricsLog(workdir)
         self.tasks: dict[str, PreparedTask] = {}
@@ -86,7 +87,7 @@ class Run:
         self._closing.callback(self.metrics.close)
 
     @classmethod
-    def open(cls, config: Config, workdir: str) -> Self:
+    def open(cls, config: Config, workdir: str, interruption: Interruption | None = None) -> Self:
         """Check everything that can be checked before work is done, and open what the stages need.
 
         Raises:
@@ -99,7 +100,7 @@ class Run:
         _check_inputs(config)
         with contextlib.ExitStack() as held:
             held.enter_context(_lock(path))
-            run = cls(config, path, _facts(path, config))
+            run = cls(config, path, _facts(path, config), interruption or Interruption())
             run._closing.push(held.pop_all())
         try:
             if set(config.stages) != {"export"}:

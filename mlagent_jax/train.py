@@ -2,18 +2,17 @@
 
     python -m mlagent_jax.train --config=configs/quickstart.py --workdir=runs/quickstart [--config.rl.clip=0.1 ...]
 
-Stopped in any stage and started again with the same command, it goes on from where it was.
+Stopped in any stage and started again with the same command, it goes on from where it was. Ctrl-C or SIGTERM once saves
+and stops (exit status 130 or 75), twice stops at once.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-import signal
 import sys
 import time
 from pathlib import Path
-from types import FrameType
 
 from absl import app, flags
 from ml_collections import config_flags
@@ -24,20 +23,23 @@ from environments.store import StoreError
 from environments.tasks.base import TaskError
 from mlagent_jax.config import check_field, freeze
 from mlagent_jax.errors import ConfigError, DivergedError
+from mlagent_jax.interruption import Interruption, Stopped
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, for example configs/quickstart.py.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder or URL of everything that the run writes.")
 
 EXPECTED_ERRORS = (ConfigError, DivergedError, QueueError, SandboxError, StoreError, TaskError)
 """Errors whose message tells the user what to do: shown without a traceback."""
-INTERRUPTED = 130
-"""Exit status after Ctrl-C or SIGTERM: start again to go on."""
 
 log = logging.getLogger("mlagent_jax")
 
 
-def run_stages(config_dict: object, workdir: str) -> None:
-    """Run all stages of a config in `workdir`, those that are done already left out."""
+def run_stages(config_dict: object, workdir: str, interruption: Interruption) -> None:
+    """Run all stages of a config in `workdir`, those that are done already left out.
+
+    Raises:
+      Stopped: by a signal that `interruption` took.
+    """
     config = freeze(config_dict)
     # The accelerator half is imported only when the settings are known to be right: JAX takes seconds.
     from mlagent_jax.reporting.html import write_report
@@ -45,7 +47,7 @@ def run_stages(config_dict: object, workdir: str) -> None:
     from mlagent_jax.stages import STAGES
 
     started = time.monotonic()
-    run = Run.open(config, workdir)
+    run = Run.open(config, workdir, interruption)
     try:
         for index, name in enumerate(config.stages):
             with run.stage(name, config.stages[:index].count(name)) as needed:
@@ -64,15 +66,14 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}: settings are flags, --config.FIELD=VALUE")
     _log_plainly()
-    signal.signal(signal.SIGTERM, _interrupt)
-    signal.signal(signal.SIGINT, _interrupt)
     try:
-        run_stages(CONFIG.value, WORKDIR.value)
+        with Interruption() as interruption:
+            run_stages(CONFIG.value, WORKDIR.value, interruption)
     except EXPECTED_ERRORS as error:
         sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
+    except Stopped as stopped:
         log.warning("stopped; start again with the same command to go on")
-        sys.exit(INTERRUPTED)
+        sys.exit(stopped.status)
 
 
 def _log_plainly() -> None:
@@ -83,12 +84,6 @@ def _log_plainly() -> None:
     log.setLevel(logging.INFO)
     log.propagate = False
     logging.getLogger().setLevel(logging.WARNING)
-
-
-def _interrupt(signum: int, frame: FrameType | None) -> None:
-    signal.signal(signum, signal.SIG_DFL)
-    log.warning("stopping; once more stops at once")
-    raise KeyboardInterrupt
 
 
 def _parse_flags(argv: list[str]) -> list[str]:

@@ -31,7 +31,9 @@ from mlagent_jax.data import jsonl
 from mlagent_jax.data.state_pool import StatePool, expert_states
 from mlagent_jax.data.trajectories import Record
 from mlagent_jax.errors import DivergedError
+from mlagent_jax.interruption import Stopped
 from mlagent_jax.learning import controllers, losses, ppo
+from mlagent_jax.learning.checkpoints import Checkpointer
 from mlagent_jax.learning.optimizer import init_state
 from mlagent_jax.models import hugging_face
 from mlagent_jax.policy import Policy, abstract, checkpointer, make_actor, trained_policy, training
@@ -106,13 +108,26 @@ class _Trainer:
                 self.run.progress("rl", total, unit="iteration", done=self.iteration) as progress,
             ):
                 while self.iteration < total:
-                    self._sample_ahead(total)
-                    values, records = self._iterate(lambda _: progress.update(0))
-                    trajectories.append(*records)
-                    self.run.metrics.write("rl", self.iteration, values)
-                    if self.iteration % self.config.checkpoint_every == 0 or self.iteration == total:
-                        saved.save(self.iteration, self._checkpoint(), self._extra())
-                    progress.update(1, **{k: values[k] for k in ("reward", "kl", "entropy", "valid")})
+                    try:
+                        self._sample_ahead(total)
+                        started = time.monotonic()
+                        outcomes = self._gather(lambda _: progress.update(0))
+                    except Stopped:  # the arrays are those of the last iteration still
+                        self._save(saved)
+                        raise
+                    with self.run.interruption.held():
+                        values, records = self._iterate(outcomes, time.monotonic() - started)
+                        trajectories.append(*records)
+                        self.run.metrics.write("rl", self.iteration, values)
+                        due = self.iteration % self.config.checkpoint_every == 0 or self.iteration == total
+                        if due or self.run.interruption.requested:
+                            self._save(saved)
+                        progress.update(1, **{k: values[k] for k in ("reward", "kl", "entropy", "valid")})
+
+    def _save(self, saved: Checkpointer) -> None:
+        """Save the iterations done so far, unless they are."""
+        if self.iteration > (saved.latest() or 0):
+            saved.save(self.iteration, self._checkpoint(), self._extra())
 
     # -- one iteration --
 
@@ -146,10 +161,13 @@ class _Trainer:
             for sample, action in enumerate(actions, first)
         )
 
-    def _iterate(self, show: Callable[[Outcome], None]) -> tuple[dict[str, float], list[dict[str, Any]]]:
-        """Train on the oldest rollout under way, showing each outcome; returns scalars and the rollout's records."""
-        rollout = self.under_way.popleft()
-        started = time.monotonic()
+    def _gather(self, show: Callable[[Outcome], None]) -> list[Outcome]:
+        """Outcomes of the oldest rollout under way, each shown as it comes.
+
+        Raises:
+          QueueError: none of its actions could be executed.
+        """
+        rollout = self.under_way[0]
         outcomes = self.run.collector.gather(rollout.jobs, show)
         if all(map(is_masked, outcomes)):
             raise QueueError(
@@ -157,7 +175,14 @@ class _Trainer:
                 f"{outcomes[0].reason}. Repair that, then `python -m environments.queue retry URL --run "
                 f"{self.run.name}`, and start again"
             )
-        executed = time.monotonic()
+        return outcomes
+
+    def _iterate(
+        self, outcomes: list[Outcome], seconds_execute: float
+    ) -> tuple[dict[str, float], list[dict[str, Any]]]:
+        """Train on the oldest rollout under way, which ended in `outcomes`; returns scalars and its records."""
+        rollout = self.under_way.popleft()
+        started = time.monotonic()
         batch = self._batch(rollout, outcomes)
         metrics = self._update(batch, rollout)
         self.run.queue.consume(self.run.name, self.iteration, [job.id for job in rollout.jobs])
@@ -171,8 +196,8 @@ class _Trainer:
                 "staleness": staleness,
                 "pool": len(self.pool),
                 "seconds_sample": rollout.seconds,
-                "seconds_execute": executed - started,
-                "seconds_update": time.monotonic() - executed,
+                "seconds_execute": seconds_execute,
+                "seconds_update": time.monotonic() - started,
             }
         )
         return values, [self._record(job, outcome) for job, outcome in zip(rollout.jobs, outcomes, strict=True)]

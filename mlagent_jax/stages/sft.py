@@ -50,24 +50,26 @@ def sft(run: Run) -> None:
         saved_at = time.monotonic()
         with run.progress("sft", total, done=done) as progress:
             for step in range(done, total):
-                rate = schedule(config.schedule, config.learning_rate, step / total, config.warmup_fraction)
-                arrays["policy"], arrays["optimizer"], metrics = sft_step(
-                    arrays["policy"],
-                    with_learning_rate(arrays["optimizer"], rate),
-                    run.place(steps.batch(step).arrays()),
-                    graph=trained.graph,
-                    optimizer=optimizer,
-                    remat=run.config.policy.remat,
-                    compute_dtype=run.config.policy.compute_dtype,
-                    micro_rows=config.micro_batch,
-                    base=trained.base,
-                )
-                values = {name: float(value) for name, value in metrics.items()}
-                run.metrics.write("sft", step + 1, values | {"learning_rate": rate})
-                progress.update(1, loss=values["loss"])
-                if step + 1 == total or time.monotonic() - saved_at > config.checkpoint_seconds:
-                    saved.save(step + 1, arrays, {})
-                    saved_at = time.monotonic()
+                with run.interruption.held():
+                    rate = schedule(config.schedule, config.learning_rate, step / total, config.warmup_fraction)
+                    arrays["policy"], arrays["optimizer"], metrics = sft_step(
+                        arrays["policy"],
+                        with_learning_rate(arrays["optimizer"], rate),
+                        run.place(steps.batch(step).arrays()),
+                        graph=trained.graph,
+                        optimizer=optimizer,
+                        remat=run.config.policy.remat,
+                        compute_dtype=run.config.policy.compute_dtype,
+                        micro_rows=config.micro_batch,
+                        base=trained.base,
+                    )
+                    values = {name: float(value) for name, value in metrics.items()}
+                    run.metrics.write("sft", step + 1, values | {"learning_rate": rate})
+                    progress.update(1, loss=values["loss"])
+                    due = step + 1 == total or time.monotonic() - saved_at > config.checkpoint_seconds
+                    if due or run.interruption.requested:
+                        saved.save(step + 1, arrays, {})
+                        saved_at = time.monotonic()
 
 
 def _worth_imitating(record: Record) -> bool:

@@ -50,15 +50,15 @@ def finish(process, workdir, timeout=400):
     assert process.wait(timeout) == 0, Path(f"{workdir}.log").read_text()[-4000:]
 
 
-def kill_when(process, workdir, condition, timeout=200):
-    """`kill -9` as soon as the condition holds; the worker must notice that its trainer is gone by itself."""
+def kill_when(process, workdir, condition, timeout=200, signum=signal.SIGKILL):
+    """Kill as soon as the condition holds; the worker must notice that its trainer is gone by itself."""
     deadline = time.monotonic() + timeout
     while not condition():
         assert process.poll() is None, Path(f"{workdir}.log").read_text()[-4000:]
         assert time.monotonic() < deadline, "the condition never held"
         time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.send_signal(signum)
+    return process.wait(timeout)
 
 
 def jobs(workdir, where="1"):
@@ -68,7 +68,7 @@ def jobs(workdir, where="1"):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A smoke run, killed in collect, in sft and in rl."""
+    """A smoke run, killed in collect, stopped in sft on 8 devices, killed in rl on 4, ended on one."""
     workdir = tmp_path_factory.mktemp("runs") / "smoke"
 
     def some_results():
@@ -76,13 +76,24 @@ def run(tmp_path_factory):
             return (workdir / "queue.db").exists() and jobs(workdir, "state = 'done'") >= 3
         return False
 
+    def records(name):
+        # The files are there from the start of the program and of the stage: a record says that it is under way.
+        return jsonl.read(workdir / name)
+
+    def slice_of(devices):
+        return start("smoke", workdir, *SMALL, "--config.mesh.data=1", "--config.mesh.fsdp=-1", devices=devices)
+
     kill_when(start("smoke", workdir, *SMALL), workdir, some_results)
     done_before = jobs(workdir, "state = 'done'")
-    # The files are there from the start of the program and of the stage: a record says that it is under way.
-    for records in (workdir / "metrics.jsonl", workdir / "trajectories" / "rl.jsonl"):
-        kill_when(start("smoke", workdir, *SMALL), workdir, lambda: bool(jsonl.read(records)))  # noqa: B023
-    finish(start("smoke", workdir, *SMALL), workdir)
     assert done_before >= 3
+    status = kill_when(slice_of(8), workdir, lambda: records("metrics.jsonl"), signum=signal.SIGTERM)
+    assert status == 75, Path(f"{workdir}.log").read_text()[-4000:]
+    # The step that SIGTERM met is whole and saved, and no step is lost.
+    steps = len(records("metrics.jsonl"))
+    assert (workdir / "checkpoints" / "sft" / str(steps)).is_dir()
+    kill_when(slice_of(4), workdir, lambda: records("trajectories/rl.jsonl"))
+    assert f"[sft] {steps}/" in Path(f"{workdir}.log").read_text().rpartition("stage sft\n")[2]
+    finish(start("smoke", workdir, *SMALL), workdir)
     return workdir
 
 
