@@ -1,12 +1,17 @@
-"""`python -m mlagent_jax.report WORKDIR [WORKDIR ...]`: write the reports of runs again, and print their figures.
+"""`python -m mlagent_jax.report WORKDIR [WORKDIR ...]`: the reports of runs, written again or served while they go on.
 
-Works while a run goes on, with what there is so far. Several workdirs (the same configuration with other seeds) are
-also pooled into one table. The tables are Markdown.
+Works at any time, with what there is so far. Without `--serve` it writes `report/index.html` and `report/summary.json` in
+each workdir and prints tables (Markdown). Several workdirs are also compared, in `report/comparison.html` of the first,
+and pooled into one table, which makes sense where they are the same configuration with other seeds.
+
+With `--serve` the page is at http://127.0.0.1:PORT/ and keeps itself up to date. It is for this machine alone; from
+another: `ssh -L 8100:127.0.0.1:8100 HOST`. Needs the extra `serve`.
 """
 
 from __future__ import annotations
 
 import json
+import socket
 import sys
 from collections.abc import Sequence
 
@@ -14,10 +19,14 @@ from absl import app, flags
 
 from mlagent_jax.data.jsonl import RecordError
 from mlagent_jax.reporting import table
-from mlagent_jax.reporting.html import write_report
+from mlagent_jax.reporting.html import write_comparison, write_report
+from mlagent_jax.reporting.records import read_run
 from mlagent_jax.reporting.summary import pool_summaries
 
 _JSON = flags.DEFINE_boolean("json", False, "Print the summary (pooled, where there are several runs) as JSON instead.")
+_SERVE = flags.DEFINE_boolean("serve", False, "Serve a page that refreshes itself, instead of writing one.")
+_PORT = flags.DEFINE_integer("port", 8100, "Port to serve at; 0: any that is free.", lower_bound=0, upper_bound=65535)
+_REFRESH = flags.DEFINE_float("refresh", 5.0, "Seconds between two looks at the workdirs.", lower_bound=0.2)
 
 
 def report(workdirs: Sequence[str], as_json: bool = False) -> str:
@@ -30,6 +39,7 @@ def report(workdirs: Sequence[str], as_json: bool = False) -> str:
     several = len(workdirs) > 1
     pooled = pool_summaries(workdirs) if several else None
     singles = [write_report(workdir) for workdir in workdirs]
+    comparison = write_comparison(workdirs, pooled) if pooled else None
     if as_json:
         return json.dumps(pooled or singles[0], indent=2)
     sections = []
@@ -37,18 +47,52 @@ def report(workdirs: Sequence[str], as_json: bool = False) -> str:
         sections.append(f"## {workdir}\n\n{table.policy_table(summary)}\n\n{workdir}/report/index.html")
     whole = pooled or singles[0]
     if pooled:
-        sections.append(f"## {len(workdirs)} runs pooled\n\n{table.policy_table(pooled)}")
+        sections.append(f"## {len(workdirs)} runs pooled\n\n{table.policy_table(pooled)}\n\n{comparison}")
     sections.append(f"### Tasks\n\n{table.task_table(whole)}")
     return "\n\n".join(sections)
+
+
+def serve(workdirs: Sequence[str], port: int, refresh_seconds: float) -> None:
+    """Serve the page of `workdirs` to this machine until interrupted.
+
+    Raises:
+      FileNotFoundError, RecordError: as `read_run`, for a workdir that cannot be read to begin with.
+      ValueError: the same workdir twice.
+      OSError: the port is taken.
+    """
+    import uvicorn
+
+    from mlagent_jax.reporting.server import Report, make_app
+
+    if len(set(workdirs)) < len(workdirs):
+        raise ValueError(f"workdirs are {list(workdirs)}: give each once")
+    for workdir in workdirs:
+        read_run(workdir)
+    # Bound before uvicorn starts, so that a port that is taken is our error, and port 0 can be named.
+    with socket.create_server(("127.0.0.1", port)) as listening:
+        print(f"http://127.0.0.1:{listening.getsockname()[1]}/  (Ctrl-C ends it)", flush=True)
+        served = make_app(Report(workdirs, refresh_seconds))
+        server = uvicorn.Server(uvicorn.Config(served, log_level="warning", timeout_graceful_shutdown=1))
+        server.run(sockets=[listening])
 
 
 def main(argv: Sequence[str]) -> None:
     if len(argv) < 2:
         raise app.UsageError("name the workdir of at least one run")
     try:
-        print(report(argv[1:], _JSON.value))
-    except (FileNotFoundError, RecordError, ValueError) as error:
+        if _SERVE.value:
+            serve(argv[1:], _PORT.value, _REFRESH.value)
+        else:
+            print(report(argv[1:], _JSON.value))
+    except ModuleNotFoundError as error:
+        sys.exit(f"report: {error.name} is not installed: pip install '.[serve]'")
+    except OSError as error:
+        taken = f"port {_PORT.value} cannot be listened on ({error.strerror}): choose another with --port"
+        sys.exit(f"report: {taken if error.errno in (13, 98) else error}")
+    except (RecordError, ValueError) as error:
         sys.exit(f"report: {error}")
+    except KeyboardInterrupt:
+        pass
 
 
 if __name__ == "__main__":

@@ -46,6 +46,7 @@ from mlagent_jax.parallelism import DEFAULT_RULES, make_mesh
 from mlagent_jax.reporting.compilations import Compilations
 from mlagent_jax.reporting.memory import PeakMemory
 from mlagent_jax.reporting.metrics import MetricsLog
+from mlagent_jax.reporting.progress import FILE as PROGRESS_FILE
 from mlagent_jax.reporting.progress import Progress
 
 VERSIONS = ("jax", "flax", "optax", "orbax-checkpoint", "transformers", "sentencepiece", "scikit-learn", "numpy")
@@ -269,7 +270,7 @@ class Run:
 
     def progress(self, stage: str, total: int, **options: Any) -> Progress:
         """Progress of `total` steps of a stage; see `reporting.progress`."""
-        return Progress(stage, total, **options)
+        return Progress(stage, total, path=self.workdir / PROGRESS_FILE, **options)
 
     def _save_facts(self) -> None:
         self._facts["peak_memory_gb"] = self._memory.peak_gb

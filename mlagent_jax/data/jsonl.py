@@ -32,20 +32,69 @@ def iterate(path: epath.PathLike) -> Iterator[dict[str, Any]]:
         for number, line in enumerate(file, start=1):
             if not line.endswith(b"\n"):
                 return  # Torn, or being written right now.
-            if not line.strip():
-                continue
-            try:
-                record = json.loads(line)
-            except ValueError as error:
-                raise RecordError(f"{path}:{number} is not JSON ({error}): delete that line") from error
-            if not isinstance(record, dict):
-                raise RecordError(f"{path}:{number} is {type(record).__name__}, not an object: delete that line")
-            yield record
+            if line.strip():
+                yield _decode(line, path, number)
+
+
+def _decode(line: bytes, path: epath.Path, number: int) -> dict[str, Any]:
+    try:
+        record = json.loads(line)
+    except ValueError as error:
+        raise RecordError(f"{path}:{number} is not JSON ({error}): delete that line") from error
+    if not isinstance(record, dict):
+        raise RecordError(f"{path}:{number} is {type(record).__name__}, not an object: delete that line")
+    return record
 
 
 def read(path: epath.PathLike) -> list[dict[str, Any]]:
     """All of `iterate`."""
     return list(iterate(path))
+
+
+class Tail:
+    """Reads a record file that others write, from where the last look ended.
+
+    A file that was replaced by another, or cut (a resume forgets the steps after its checkpoint), is read from its
+    start again: the last line read must still stand where it stood.
+    """
+
+    def __init__(self, path: epath.PathLike) -> None:
+        self._path = epath.Path(path)
+        self._offset, self._last, self._number = 0, b"", 0
+
+    def new(self) -> tuple[bool, Iterator[dict[str, Any]]]:
+        """Whether the file begins anew (what was read before is void), and the whole records since the last look.
+
+        The records are to be read to the end. A file that is not there has none.
+
+        Raises:
+          RecordError: as `iterate`, while reading.
+        """
+        if not self._path.exists():
+            return self._restart(), iter(())
+        restarted = not self._continues() and self._restart()
+        return restarted, self._read()
+
+    def _restart(self) -> bool:
+        before, self._offset, self._last, self._number = self._offset, 0, b"", 0
+        return before > 0
+
+    def _continues(self) -> bool:
+        if not self._offset:
+            return True
+        with self._path.open("rb") as file:
+            file.seek(self._offset - len(self._last))
+            return file.read(len(self._last)) == self._last
+
+    def _read(self) -> Iterator[dict[str, Any]]:
+        with self._path.open("rb") as file:
+            file.seek(self._offset)
+            for line in file:
+                if not line.endswith(b"\n"):
+                    return  # Torn, or being written right now.
+                self._offset, self._last, self._number = self._offset + len(line), line, self._number + 1
+                if line.strip():
+                    yield _decode(line, self._path, self._number)
 
 
 def encode(record: Mapping[str, Any]) -> bytes:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,20 @@ from etils import epath
 from markupsafe import Markup
 
 from mlagent_jax.reporting import summary as summaries
-from mlagent_jax.reporting.page_data import DEFAULT_LIMITS, Limits, page_data
+from mlagent_jax.reporting.page_data import DEFAULT_LIMITS, Limits, RunReader, page_data
 
 _PAGE = Path(__file__).with_name("page")
-_SCRIPTS = ("dom.js", "charts.js", "results.js", "trajectories.js", "main.js")
+_SCRIPTS = (
+    "dom.js",
+    "progress.js",
+    "charts.js",
+    "results.js",
+    "states.js",
+    "fleet.js",
+    "trajectories.js",
+    "run.js",
+    "main.js",
+)
 # What could end a script block or start a comment or an entity in it, and the two that are line ends to old parsers.
 _ESCAPES = {ord(character): f"\\u{ord(character):04x}" for character in "<>&\u2028\u2029"}
 
@@ -44,37 +54,35 @@ def _source_hash(text: str) -> str:
 
 
 def render(data: Mapping[str, Any]) -> str:
-    """The page of `data` (see `page_data`)."""
+    """The page of `data` (see `page_data`). One that is served may ask its own server for what is new, and nobody else
+    for anything."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_PAGE), autoescape=True, undefined=jinja2.StrictUndefined
     )
     code = "".join((_PAGE / name).read_text(encoding="utf-8") for name in _SCRIPTS)
     script = f'"use strict";\n(() => {{\n{code}}})();\n'
     style = (_PAGE / "page.css").read_text(encoding="utf-8")
+    policy = f"default-src 'none'; script-src {_source_hash(script)}; style-src {_source_hash(style)}; img-src data:"
     return environment.get_template("index.html.j2").render(
-        name=data["name"],
-        policy=f"default-src 'none'; script-src {_source_hash(script)}; style-src {_source_hash(style)}; img-src data:",
+        name=", ".join(run["name"] for run in data["runs"]),
+        policy=f"{policy}; connect-src 'self'" if data["live"] else policy,
         style=_own(style),
         script=_own(script),
         data=script_json(data),
     )
 
 
-def write_page(workdir: epath.PathLike, summary: Mapping[str, Any], limits: Limits = DEFAULT_LIMITS) -> epath.Path:
-    """Write the page of the run in `workdir`, whose figures are `summary`; returns its path.
-
-    Raises:
-      RecordError: a file of the run is broken.
-    """
-    path = epath.Path(workdir) / "report" / "index.html"
+def write_page(path: epath.PathLike, data: Mapping[str, Any]) -> epath.Path:
+    """Write the page of `data` to `path`, all or nothing; returns the path."""
+    path = epath.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.parent / f"{path.name}.partial"
-    partial.write_text(render(page_data(workdir, summary, limits)))
+    partial.write_text(render(data))
     partial.replace(path)
     return path
 
 
-def write_report(workdir: epath.PathLike) -> dict[str, Any]:
+def write_report(workdir: epath.PathLike, limits: Limits = DEFAULT_LIMITS) -> dict[str, Any]:
     """Summary and page of the run in `workdir`, into its `report/`; returns the summary.
 
     Raises:
@@ -82,5 +90,19 @@ def write_report(workdir: epath.PathLike) -> dict[str, Any]:
       RecordError: a file in it is broken.
     """
     summary = summaries.write_summary(workdir)
-    write_page(workdir, summary)
+    write_page(epath.Path(workdir) / "report" / "index.html", page_data([RunReader(workdir, limits).read()]))
     return summary
+
+
+def write_comparison(workdirs: Sequence[epath.PathLike], pooled: Mapping[str, Any]) -> epath.Path:
+    """One page that compares several runs, into the `report/` of the first; returns its path.
+
+    Args:
+      pooled: `summary.pool_summaries` of them.
+
+    Raises:
+      FileNotFoundError, RecordError: as `write_report`.
+    """
+    limits = DEFAULT_LIMITS.shared(len(workdirs))
+    runs = [RunReader(workdir, limits).read() for workdir in workdirs]
+    return write_page(epath.Path(workdirs[0]) / "report" / "comparison.html", page_data(runs, pooled))

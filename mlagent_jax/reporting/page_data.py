@@ -1,26 +1,31 @@
 """What the report page shows, as plain JSON data: curves thinned, trajectories sampled, texts cut, to keep it small.
 
-The page says how many trajectories were left out. The sample is the same every time, and even over tasks and outcomes:
-of each (task, outcome) those with the smallest hash of their place in the file are kept (bottom-k sampling), in one
-pass over files of any size.
+A `RunReader` reads a run again and again while it goes on: of files that only grow it reads what is new, and of the
+others it keeps what it made of them until they change. The page says how many trajectories were left out.
 """
 
 from __future__ import annotations
 
-import collections
 import dataclasses
-import hashlib
-import itertools
 import json
 import math
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+import os
+import re
+import time
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from etils import epath
 
 from mlagent_jax.data import jsonl
-from mlagent_jax.reporting import metrics, records
+from mlagent_jax.reporting import metrics, progress, records
+from mlagent_jax.reporting import summary as summaries
+from mlagent_jax.reporting.fleet import fleet
+from mlagent_jax.reporting.sample import Sample
+from mlagent_jax.reporting.states import StateTable
 from mlagent_jax.reporting.statistics import relative_gain
+
+_PASSWORD = re.compile(r"(?<=://)([^\s/@:]*):[^\s/@]+@")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,31 +36,219 @@ class Limits:
     """Points of a curve."""
     trajectories: int = 160
     """Trajectories (or single steps) of each source: a stage, or the evaluation of a policy."""
+    newest: int = 40
+    """Of a stage's, those that are there because they are the newest."""
     text: int = 8000
     """Characters of a prompt, action, output or diff; of longer ones the head and the tail are shown."""
     source_bytes: int = 1_500_000
     """JSON of all trajectories of a source."""
 
+    def shared(self, runs: int) -> Limits:
+        """The same for a page of several runs, which is to stay as small as that of one."""
+        return dataclasses.replace(
+            self,
+            trajectories=max(1, self.trajectories // runs),
+            newest=self.newest // runs,
+            source_bytes=self.source_bytes // runs,
+        )
+
 
 DEFAULT_LIMITS = Limits()
 
 
-def page_data(workdir: epath.PathLike, summary: Mapping[str, Any], limits: Limits = DEFAULT_LIMITS) -> dict[str, Any]:
-    """Everything that the page of the run in `workdir` shows, beside `summary` (of `summary.summarize`).
+class RunReader:
+    """The run in a workdir as its page shows it.
 
-    Raises:
-      RecordError: a file of the run is broken.
+    Args:
+      workdir: of the run; local or a URL.
+      limits: how much of it.
     """
-    root = epath.Path(workdir)
-    info = records.read_info(root)
-    sources = {name: _source(name, items, limits) for name, items in _sources(root)}
+
+    def __init__(self, workdir: epath.PathLike, limits: Limits = DEFAULT_LIMITS) -> None:
+        self._root, self._limits = epath.Path(workdir), limits
+        self._sources: dict[str, _Source] = {}
+        self._states = StateTable()
+        self._kept: dict[str, tuple[Any, Any]] = {}
+
+    def read(self) -> dict[str, Any]:
+        """The run as it is now.
+
+        Raises:
+          FileNotFoundError: there is no such folder.
+          RecordError: a file of the run is broken.
+        """
+        root = self._root
+        summary = self._once("summary", self._summary_files(), lambda: summaries.summarize(root))
+        info = records.read_info(root)
+        config = self._config(info)
+        curve_files = [root / metrics.FILE]
+        sources = self._read_sources(config)
+        return {
+            "name": root.name or str(root),
+            "workdir": str(root),
+            "run": {**summary.get("run", {}), "config": without_passwords(config)},
+            "progress": self._progress(info, config),
+            "summary": {"policies": summary["policies"], "comparisons": summary["comparisons"]},
+            "curves": self._once("curves", curve_files, lambda: curves(metrics.read(root), self._limits.points)),
+            "states": self._states.to_dict(config.get("pool", {}).get("max_depth")),
+            "fleet": without_passwords(fleet(root, config, info.get("name"))),
+            "trajectories": [item for source in sources for item in source.items],
+            "totals": {source.name: source.total for source in sources if source.total},
+        }
+
+    # -- files that are written whole --
+
+    def _once(self, name: str, files: Sequence[epath.Path], make: Any) -> Any:
+        """What `make` makes of `files`, made again only where one has changed."""
+        stamp = [_stamp(path) for path in files]
+        if name not in self._kept or self._kept[name][0] != stamp:
+            self._kept[name] = (stamp, make())
+        return self._kept[name][1]
+
+    def _summary_files(self) -> list[epath.Path]:
+        names = [self._root / "evaluation" / f"{policy}.jsonl" for policy in records.POLICIES]
+        return [*names, self._root / "run.json"]
+
+    def _config(self, info: Mapping[str, Any]) -> dict[str, Any]:
+        """Of the newest start: `run.json` has that of the last stage that ended."""
+        path = self._root / "config.json"
+        found = records.read_object(path) if path.exists() else info.get("config")
+        return found if isinstance(found, dict) else {}
+
+    def _progress(self, info: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+        """Stages with what became of each, what the current one tells of itself, and when the run last did anything."""
+        path = self._root / progress.FILE
+        told = records.read_object(path) if path.exists() else None
+        done, seen, stages = set(info.get("done", ())), [], []
+        for name in config.get("stages", ()):
+            key = f"{name}.{seen.count(name) + 1}" if name in seen else name
+            seen.append(name)
+            stages.append({"name": name, "done": key in done, "seconds": info.get("seconds", {}).get(key)})
+        return {
+            "stages": stages,
+            "now": told,
+            "age_seconds": None if told is None else max(0.0, time.time() - told.get("written", 0.0)),
+        }
+
+    # -- files that grow --
+
+    def _read_sources(self, config: Mapping[str, Any]) -> list[_Source]:
+        """Files with steps, the last made first: evaluations, then stages."""
+        limits, found = self._limits, []
+        for policy in reversed(records.POLICIES):
+            found.append(self._source(f"evaluate {policy}", self._root / "evaluation" / f"{policy}.jsonl", limits))
+        folder = self._root / "trajectories"
+        for path in sorted(folder.glob("*.jsonl"), key=str, reverse=True) if folder.exists() else ():
+            found.append(self._source(path.stem, path, limits))
+        if elsewhere := config.get("pool", {}).get("trajectories"):
+            # The expert's steps are another run's: its states are in this one's pool, its trajectories on its own page.
+            path = epath.Path(elsewhere) / "trajectories" / "collect.jsonl"
+            self._source("pool", path, dataclasses.replace(limits, trajectories=1)).read(self._states)
+        for source in found:
+            source.read(self._states)
+        return found
+
+    def _source(self, name: str, path: epath.Path, limits: Limits) -> _Source:
+        return self._sources.setdefault(name, _Source(name, path, limits))
+
+
+class _Source:
+    """One file with steps: a sample of them, kept up to date."""
+
+    def __init__(self, name: str, path: epath.Path, limits: Limits) -> None:
+        self.name, self._limits = name, limits
+        self._tail = jsonl.Tail(path)
+        self._sample = self._empty()
+        self.items: list[dict[str, Any]] = []
+        self._shown_of = 0
+
+    @property
+    def total(self) -> int:
+        """Trajectories in the file."""
+        return self._sample.total
+
+    def _empty(self) -> Sample:
+        newest = self._limits.newest if self.name == "rl" else 0
+        return Sample(self.name in ("collect", "pool"), self._limits.trajectories, newest)
+
+    def read(self, states: StateTable) -> None:
+        """What is new in the file."""
+        restarted, new = self._tail.new()
+        expert, drawn = self.name in ("collect", "pool"), self.name == "rl"
+        if restarted:
+            self._sample, self._shown_of = self._empty(), -1
+            if expert:
+                states.forget_expert()
+            if drawn:
+                states.forget_drawn()
+        seen = _Counter(new)
+        self._sample.add(states.add_expert(seen) if expert else states.add_drawn(seen) if drawn else seen)
+        if seen.count or self._shown_of < 0:
+            self.items, self._shown_of = self._shown(), self.total
+
+    def _shown(self) -> list[dict[str, Any]]:
+        """The sample as the page has it, as far as its size allows, in the order of the file; episodes first, for they
+        tell more than single steps."""
+        kept, size = [], 0
+        for number, group in self._sample.groups():
+            item = _item(self.name, group, self._limits.text)
+            size += len(json.dumps(item))
+            if kept and size > self._limits.source_bytes:
+                break
+            kept.append((number, item))
+        return [item for _, item in sorted(kept, key=lambda pair: ("score" not in pair[1], pair[0]))]
+
+
+class _Counter:
+    """Counts what passes by."""
+
+    def __init__(self, records: Iterable[Mapping[str, Any]]) -> None:
+        self._records, self.count = records, 0
+
+    def __iter__(self) -> Iterable[Mapping[str, Any]]:
+        for record in self._records:
+            self.count += 1
+            yield record
+
+
+def _stamp(path: epath.Path) -> tuple[int, float] | None:
+    """Changes whenever the file does."""
+    if not path.exists():
+        return None
+    if "://" not in os.fspath(path):
+        stat = os.stat(path)
+        return stat.st_size, stat.st_mtime_ns
+    found = path.stat()
+    return found.length, found.mtime
+
+
+def without_passwords(data: Any) -> Any:
+    """`data` with the passwords of all URLs in its texts replaced."""
+    if isinstance(data, str):
+        return _PASSWORD.sub(r"\1:***@", data)
+    if isinstance(data, Mapping):
+        return {name: without_passwords(value) for name, value in data.items()}
+    return [without_passwords(value) for value in data] if isinstance(data, list | tuple) else data
+
+
+def page_data(
+    runs: Sequence[Mapping[str, Any]], pooled: Mapping[str, Any] | None = None, *, live: float = 0.0
+) -> dict[str, Any]:
+    """All that a page holds: of one run, or of several that it compares.
+
+    Args:
+      runs: of `RunReader.read`.
+      pooled: the summary of all of them together (`summary.pool_summaries`).
+      live: seconds after which a page that is served asks for what is new; 0 for one in a file.
+    """
+    names = [run["name"] for run in runs]
+    # Two runs of one name, `a/seed` and `b/seed`, are told apart by more of their paths.
+    titles = [run["workdir"] if names.count(run["name"]) > 1 else run["name"] for run in runs]
     return {
-        "name": root.name or str(root),
-        "run": {**summary.get("run", {}), "config": info.get("config", {})},
-        "summary": {"policies": summary["policies"], "comparisons": summary["comparisons"]},
-        "curves": curves(metrics.read(root), limits.points),
-        "trajectories": [item for items, _ in sources.values() for item in items],
-        "totals": {name: total for name, (_, total) in sources.items() if total},
+        "live": live,
+        "written": time.time(),
+        "runs": [{**run, "name": title} for run, title in zip(runs, titles, strict=True)],
+        "pooled": pooled and {"policies": pooled["policies"], "comparisons": pooled["comparisons"]},
     }
 
 
@@ -87,73 +280,6 @@ def thin(points: list[list[float]], limit: int) -> list[list[float]]:
 
 
 # -- trajectories --
-
-
-def _sources(root: epath.Path) -> Iterator[tuple[str, Iterable[dict[str, Any]]]]:
-    """Files with steps, by what the page calls them, the last made first: evaluations, then stages."""
-    for policy in reversed(records.POLICIES):
-        yield f"evaluate {policy}", jsonl.iterate(root / "evaluation" / f"{policy}.jsonl")
-    folder = root / "trajectories"
-    for path in sorted(folder.glob("*.jsonl"), key=str, reverse=True) if folder.exists() else ():
-        yield path.stem, jsonl.iterate(path)
-
-
-def _source(name: str, items: Iterable[Mapping[str, Any]], limits: Limits) -> tuple[list[dict[str, Any]], int]:
-    """A sample of the trajectories of a source, and how many there are."""
-    strata: dict[Hashable, _BottomK] = collections.defaultdict(lambda: _BottomK(limits.trajectories))
-    for number, record in enumerate(items):
-        # Steps of one of the expert's trajectories are records of their own; elsewhere a record stands alone.
-        whole = name == "collect" and "trajectory" in record
-        key = (record["task"], record.get("split"), record["trajectory"]) if whole else number
-        kind = None if whole or record.get("kind") == "episode" else record["outcome"]["kind"]
-        strata[record["task"], kind].add(key, number, record)
-    groups = [stratum.groups() for _, stratum in sorted(strata.items(), key=lambda item: str(item[0]))]
-    total = sum(stratum.seen for stratum in strata.values())
-    kept, size = [], 0
-    for number, group in _round_robin(groups, limits.trajectories):
-        item = _item(name, group, limits.text)
-        size += len(json.dumps(item))
-        if kept and size > limits.source_bytes:
-            break
-        kept.append((number, item))
-    # Episodes first: they tell more than single steps.
-    return [item for _, item in sorted(kept, key=lambda pair: ("score" not in pair[1], pair[0]))], total
-
-
-def _round_robin(groups: Sequence[Sequence[Any]], limit: int) -> Iterable[Any]:
-    """The first of every group, then the second of every group ..., `limit` in all."""
-    rounds = itertools.zip_longest(*groups)
-    return itertools.islice((item for items in rounds for item in items if item is not None), limit)
-
-
-class _BottomK:
-    """Of the keys seen, the `size` with the smallest hashes, each with all its records."""
-
-    def __init__(self, size: int) -> None:
-        self._size = size
-        self._kept: dict[Hashable, tuple[int, list[Mapping[str, Any]]]] = {}
-        self._ranks: dict[Hashable, str] = {}
-        self._seen: set[Hashable] = set()
-
-    @property
-    def seen(self) -> int:
-        """How many keys there were."""
-        return len(self._seen)
-
-    def add(self, key: Hashable, number: int, record: Mapping[str, Any]) -> None:
-        self._seen.add(key)
-        if key not in self._kept:
-            self._ranks[key] = hashlib.sha256(repr(key).encode()).hexdigest()
-            self._kept[key] = (number, [])
-        self._kept[key][1].append(record)
-        if len(self._kept) > self._size:
-            # A key that is put out has a larger rank than all that stay, so its later records go the same way.
-            last = max(self._ranks, key=self._ranks.__getitem__)
-            del self._kept[last], self._ranks[last]
-
-    def groups(self) -> list[tuple[int, list[Mapping[str, Any]]]]:
-        """(place in the file, records) of each key, by rank."""
-        return [self._kept[key] for key in sorted(self._kept, key=self._ranks.__getitem__)]
 
 
 def _item(source: str, group: Sequence[Mapping[str, Any]], text: int) -> dict[str, Any]:

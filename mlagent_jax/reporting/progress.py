@@ -6,17 +6,21 @@
             progress.update(reward=0.41, kl=0.002)
 
 Each update redraws in the caller's thread (no thread is started), so that a stage that hangs shows as hanging. While
-one step takes long, `update(advance=0)` keeps the display alive.
+one step takes long, `update(advance=0)` keeps the display alive. With `path` the same goes into a small file, for the
+report of a run that goes on.
 """
 
 from __future__ import annotations
 
 import collections
+import contextlib
+import json
 import math
 import time
 from collections.abc import Callable, Mapping
 from typing import Self
 
+from etils import epath
 from rich.console import Console
 from rich.live import Live
 from rich.progress_bar import ProgressBar
@@ -28,6 +32,10 @@ WINDOW_SECONDS = 120.0
 """The rate is measured over the last of this, so that it follows when steps become slower."""
 WINDOW_UPDATES = 8
 """... and over at least this many updates, where they are few and far between."""
+FILE = "progress.json"
+FILE_INTERVAL_SECONDS = 2.0
+"""Between two writes of it; an object store is asked less often."""
+REMOTE_FILE_INTERVAL_SECONDS = 15.0
 SMOOTHING = 0.8
 """Weight of the past in the running values, an update."""
 
@@ -67,6 +75,7 @@ class Progress:
         console: Console | None = None,
         interval_seconds: float = 5.0,
         clock: Callable[[], float] = time.monotonic,
+        path: epath.PathLike | None = None,
     ) -> None:
         if total is not None and total < 0:
             raise ValueError(f"total of stage {stage!r} is {total}: give the number of units, or None if unknown")
@@ -78,6 +87,8 @@ class Progress:
         self._recent = collections.deque([(self._start, done)])
         self._weighted: dict[str, tuple[float, float]] = {}  # name -> (weighted sum, weights): unbiased from the start
         self._shown = -math.inf
+        self._path = None if path is None else epath.Path(path)
+        self._filed = -math.inf
         live = self._console.is_terminal and not self._console.is_dumb_terminal
         # Without auto_refresh, rich starts no thread.
         self._live = Live(console=self._console, auto_refresh=False, transient=True) if live else None
@@ -114,16 +125,20 @@ class Progress:
                 self._weighted[name] = (SMOOTHING * total + value, SMOOTHING * weight + 1.0)
         if now - self._shown >= self._interval:
             self._show(now)
+        self._file(now, "running")
 
     def __enter__(self) -> Self:
         if self._live:
             self._live.start()
         self._show(self._clock())
+        self._file(self._clock(), "running")
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if self._live:
             self._live.stop()
+        self._filed = -math.inf
+        self._file(self._clock(), "stopped" if kind else "done")
         took = duration(self._clock() - self._start)
         end = f"stopped ({kind.__name__}) after" if kind else "done in"
         self._print(f"{self._head()}  {end} {took}{self._value_text()}")
@@ -141,6 +156,31 @@ class Progress:
 
     def _value_text(self) -> str:
         return "".join(f"  {name} {value:.4g}" for name, value in self.values.items())
+
+    def _file(self, now: float, state: str) -> None:
+        """Write the file, not too often. What it says is a convenience: that it cannot be written stops nothing."""
+        if self._path is None:
+            return
+        remote = "://" in str(self._path)
+        if now - self._filed < (REMOTE_FILE_INTERVAL_SECONDS if remote else FILE_INTERVAL_SECONDS):
+            return
+        self._filed = now
+        told = {
+            "stage": self.stage,
+            "state": state,
+            "done": self.done,
+            "total": self.total,
+            "unit": self._unit,
+            "seconds": round(now - self._start, 1),
+            "rate": self.rate,
+            "eta_seconds": self.eta_seconds,
+            "values": dict(self.values),
+            "written": time.time(),
+        }
+        partial = self._path.parent / f"{self._path.name}.partial"
+        with contextlib.suppress(OSError):
+            partial.write_text(json.dumps(told))
+            partial.replace(self._path)
 
     def _print(self, line: str) -> None:
         # Stage and value names are data: no markup, no colours guessed, and a log line is never wrapped.

@@ -137,15 +137,22 @@ def read_info(workdir: epath.PathLike) -> dict[str, Any]:
       RecordError: it is not a JSON object.
     """
     path = epath.Path(workdir) / "run.json"
-    if not path.exists():
-        return {}
+    return read_object(path) if path.exists() else {}
+
+
+def read_object(path: epath.Path) -> dict[str, Any]:
+    """A JSON object in a file.
+
+    Raises:
+      RecordError: it is none.
+    """
     try:
-        info = json.loads(path.read_text())
+        found = json.loads(path.read_text())
     except ValueError as error:
         raise jsonl.RecordError(f"{path} is not JSON ({error}): restore or delete it") from error
-    if not isinstance(info, dict):
-        raise jsonl.RecordError(f"{path} is {type(info).__name__}, not an object: restore or delete it")
-    return info
+    if not isinstance(found, dict):
+        raise jsonl.RecordError(f"{path} is {type(found).__name__}, not an object: restore or delete it")
+    return found
 
 
 def read_run(workdir: epath.PathLike) -> RunRecords:

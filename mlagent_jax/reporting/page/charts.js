@@ -40,27 +40,31 @@ function nearest(points, x) {
   return Math.abs(points[low][0] - x) <= Math.abs(points[high][0] - x) ? points[low] : points[high];
 }
 
-/** One chart of a group, which shares `range` (zoom), `axis`, and the place that is hovered over. */
-function chart(group, curve) {
+/** One chart of a group, which shares `range` (zoom), `axis`, and the place that is hovered over; a line a run. */
+function chart(group, { name, lines }) {
   const readout = el("span.readout");
   const plot = el("div.plot", { tabindex: 0, role: "img" });
-  const node = el("figure.chart", {}, el("figcaption", {}, el("span.name", { title: curve.name }, words(curve.name)), readout), plot);
+  const node = el("figure.chart", {}, el("figcaption", {}, el("span.name", { title: name }, words(name)), readout), plot);
   let scale = null;
   let cursor = null;
-  let points = [];
+  let drawn = [];
 
-  function read(point, at) {
-    readout.replaceChildren(at ? el("span.at", {}, at) : "", compact(point && point[1]));
+  function read(points, at) {
+    readout.replaceChildren(at ? el("span.at", {}, at) : "",
+      ...points.map(([line, point]) => el(`span.${line.tone}`, { title: line.run }, compact(point && point[1]))));
   }
+  const readLast = () => read(drawn.map(([line, , points]) => [line, points[points.length - 1]]));
 
   function draw() {
     const width = plot.clientWidth;
     if (!width) return;
-    const raw = curve.points.map(([step, seconds, value]) => [group.axis === "step" ? step : seconds / 60, value, step]);
-    points = smooth(raw, group.smoothing);
+    drawn = lines.filter((line) => !group.hidden.has(line.run)).map((line) => {
+      const raw = line.points.map(([step, seconds, value]) => [group.axis === "step" ? step : seconds / 60, value, step]);
+      return [line, raw, smooth(raw, group.smoothing)];
+    });
     const [x0, x1] = group.range;
-    const inside = (line) => line.filter((point) => point[0] >= x0 && point[0] <= x1);
-    const seen = inside(raw).map((point) => point[1]);
+    const inside = (points) => points.filter((point) => point[0] >= x0 && point[0] <= x1);
+    const seen = drawn.flatMap(([, raw]) => inside(raw)).map((point) => point[1]);
     let [y0, y1] = seen.length ? [Math.min(...seen), Math.max(...seen)] : [0, 1];
     if (y0 === y1) [y0, y1] = [y0 - Math.max(1e-6, Math.abs(y0) * 0.1), y1 + Math.max(1e-6, Math.abs(y1) * 0.1)];
     const pad = (y1 - y0) * 0.06;
@@ -69,11 +73,12 @@ function chart(group, curve) {
       x: (x) => MARGIN.left + ((x - x0) / (x1 - x0 || 1)) * (width - MARGIN.left - MARGIN.right),
       y: (y) => MARGIN.top + (1 - (y - y0) / (y1 - y0)) * (HEIGHT - MARGIN.top - MARGIN.bottom),
       invert: (pixel) => x0 + ((pixel - MARGIN.left) / (width - MARGIN.left - MARGIN.right)) * (x1 - x0),
+      width: width - MARGIN.left - MARGIN.right,
     };
-    const path = (line) => line.map(([x, y], index) => `${index ? "L" : "M"}${scale.x(x).toFixed(1)} ${scale.y(y).toFixed(1)}`).join("");
-    const clip = `clip-${group.id}-${curve.name.replace(/\W/g, "-")}`;
+    const path = (points) => points.map(([x, y], index) => `${index ? "L" : "M"}${scale.x(x).toFixed(1)} ${scale.y(y).toFixed(1)}`).join("");
+    const clip = `clip-${group.id}-${name.replace(/\W/g, "-")}`;
     const bottom = HEIGHT - MARGIN.bottom;
-    const box = { x: MARGIN.left, y: MARGIN.top, width: Math.max(0, width - MARGIN.left - MARGIN.right), height: bottom - MARGIN.top };
+    const box = { x: MARGIN.left, y: MARGIN.top, width: Math.max(0, scale.width), height: bottom - MARGIN.top };
     cursor = svg("g.cursor");
     plot.replaceChildren(
       svg("svg", { width, height: HEIGHT, "aria-hidden": "true" },
@@ -86,114 +91,159 @@ function chart(group, curve) {
           svg("text.tick", { x: scale.x(x), y: HEIGHT - 6, "text-anchor": "middle" }, compact(x))),
         svg("line.axis", { x1: MARGIN.left, x2: width - MARGIN.right, y1: bottom, y2: bottom }),
         svg("g", { "clip-path": `url(#${clip})` },
-          points === raw ? null : svg("path.raw", { d: path(raw) }),
-          svg("path.line", { d: path(points) }),
-          points.length <= 40 ? inside(points).map(([x, y]) => svg("circle.dot", { cx: scale.x(x), cy: scale.y(y), r: 2 })) : null),
+          drawn.map(([line, raw, points]) => svg(`g.${line.tone}`, {},
+            points === raw || drawn.length > 3 ? null : svg("path.raw", { d: path(raw) }),
+            svg("path.line", { d: path(points) }),
+            points.length <= 40 ? inside(points).map(([x, y]) => svg("circle.dot", { cx: scale.x(x), cy: scale.y(y), r: 2 })) : null))),
         cursor),
     );
-    const last = curve.points[curve.points.length - 1];
-    plot.setAttribute("aria-label", `${words(curve.name)}: ${compact(last[2])} at step ${last[0]}`);
-    read(points[points.length - 1]);
+    plot.setAttribute("aria-label", lines.map((line) => {
+      const last = line.points[line.points.length - 1];
+      return `${lines.length > 1 ? `${line.run} ` : ""}${words(name)}: ${compact(last[2])} at step ${last[0]}`;
+    }).join(", "));
+    readLast();
   }
 
-  /** Show the value nearest to `x`, or the last one. */
+  /** Show the values nearest to `x`, or the last ones. */
   function hover(x) {
     if (!scale) return;
     cursor.replaceChildren();
-    if (x == null || !points.length) return read(points[points.length - 1]);
-    const point = nearest(points, x);
-    const [px, py] = [scale.x(point[0]), scale.y(point[1])];
-    cursor.append(
-      svg("line", { x1: px, x2: px, y1: MARGIN.top, y2: HEIGHT - MARGIN.bottom }),
-      svg("circle", { cx: px, cy: py, r: 3.5 }),
-    );
-    read(point, `step ${point[2]}`);
+    if (x == null || !drawn.length) return readLast();
+    const found = drawn.filter(([, , points]) => points.length).map(([line, , points]) => [line, nearest(points, x)]);
+    if (!found.length) return;
+    cursor.append(svg("line", { x1: scale.x(found[0][1][0]), x2: scale.x(found[0][1][0]), y1: MARGIN.top, y2: HEIGHT - MARGIN.bottom }));
+    for (const [line, point] of found) cursor.append(svg(`circle.${line.tone}`, { cx: scale.x(point[0]), cy: scale.y(point[1]), r: 3.5 }));
+    read(found, `step ${found[0][1][2]}`);
   }
 
   let start = null;
+  const fingers = new Map();
   const place = (event) => event.clientX - plot.getBoundingClientRect().left;
   plot.addEventListener("pointerdown", (event) => {
+    if (!scale) return;
     if (event.pointerType === "mouse" && event.button === 0) {
       start = place(event);
       plot.setPointerCapture(event.pointerId);
     }
-    group.hover(scale && scale.invert(place(event)));
+    // A finger holds the place of the curve that it came down on.
+    if (event.pointerType === "touch") fingers.set(event.pointerId, { at: place(event), holds: scale.invert(place(event)) });
+    group.hover(scale.invert(place(event)));
   });
   plot.addEventListener("pointermove", (event) => {
     if (!scale) return;
+    if (fingers.has(event.pointerId)) {
+      fingers.get(event.pointerId).at = place(event);
+      if (fingers.size === 2) return pinch();
+    }
     group.hover(scale.invert(place(event)));
     if (start != null) {
       const [from, to] = [start, place(event)].sort((a, b) => a - b);
       cursor.append(svg("rect.selection", { x: from, width: to - from, y: MARGIN.top, height: HEIGHT - MARGIN.top - MARGIN.bottom }));
     }
   });
+  /** Two fingers: the range in which both are still on the places that they hold. */
+  function pinch() {
+    const [a, b] = [...fingers.values()].sort((one, other) => one.holds - other.holds);
+    if (b.at - a.at < 12 || b.holds <= a.holds) return;
+    const perPixel = (b.holds - a.holds) / (b.at - a.at);
+    const from = a.holds - (a.at - MARGIN.left) * perPixel;
+    const [low, high] = group.whole;
+    const ends = [Math.max(low, from), Math.min(high, from + scale.width * perPixel)];
+    group.zoom(ends[0] <= low && ends[1] >= high ? null : ends);
+  }
   plot.addEventListener("pointerup", (event) => {
+    fingers.delete(event.pointerId);
     if (start == null) return;
     const ends = [scale.invert(start), scale.invert(place(event))].sort((a, b) => a - b);
     if (Math.abs(place(event) - start) > 8) group.zoom(ends);
     start = null;
   });
+  plot.addEventListener("pointercancel", (event) => { fingers.delete(event.pointerId); start = null; });
   plot.addEventListener("pointerleave", () => start == null && group.hover(null));
   plot.addEventListener("dblclick", () => group.zoom(null));
   plot.addEventListener("keydown", (event) => {
     const [x0, x1] = group.range;
-    const middle = (x0 + x1) / 2;
-    if (event.key === "+") group.zoom([(x0 + middle) / 2, (x1 + middle) / 2]);
+    const quarter = (x1 - x0) / 4;
+    if (event.key === "+") group.zoom([x0 + quarter, x1 - quarter]);
+    else if (event.key === "ArrowRight") group.zoom([x0 + quarter, x1 + quarter]);
+    else if (event.key === "ArrowLeft") group.zoom([x0 - quarter, x1 - quarter]);
     else if (event.key === "-" || event.key === "Escape") group.zoom(null);
+    else return;
+    event.preventDefault();
   });
-  return { node, plot, draw, hover };
+  return { node, draw, hover };
 }
 
+/** What people have set, kept when newer data is drawn. */
+const curvesView = { axis: "step", smoothing: 0.02, zoom: {}, more: {}, hidden: new Set() };
+
 /** The charts of one stage. */
-function stageCharts(stage, curves, settings, index) {
+function stageCharts(stage, curves, index) {
   const reset = el("button.reset", { type: "button", hidden: true, click: () => group.zoom(null) }, "Reset zoom");
   const group = {
     id: index,
     range: [0, 1],
-    zoomed: null,
-    get axis() { return settings.axis; },
-    get smoothing() { return settings.smoothing; },
+    whole: [0, 1],
+    hidden: curvesView.hidden,
+    get axis() { return curvesView.axis; },
+    get smoothing() { return curvesView.smoothing; },
     hover: (x) => charts.forEach((each) => each.hover(x)),
-    zoom: (range) => { group.zoomed = range; redraw(); },
+    zoom: (range) => { curvesView.zoom[stage] = range; redraw(); },
   };
-  const order = [...curves].sort((a, b) => priority(a.name) - priority(b.name) || a.name.localeCompare(b.name));
-  const charts = order.map((curve) => chart(group, curve));
+  const names = [...new Set(curves.map((curve) => curve.name))].sort((a, b) => priority(a) - priority(b) || a.localeCompare(b));
+  const charts = names.map((name) => chart(group, { name, lines: curves.filter((curve) => curve.name === name) }));
   function redraw() {
-    const at = (point) => (settings.axis === "step" ? point[0] : point[1] / 60);
-    const all = curves.flatMap((curve) => [at(curve.points[0]), at(curve.points[curve.points.length - 1])]);
-    group.range = group.zoomed || [Math.min(...all), Math.max(...all)];
-    reset.hidden = !group.zoomed;
+    const at = (point) => (curvesView.axis === "step" ? point[0] : point[1] / 60);
+    const all = curves.filter((curve) => !curvesView.hidden.has(curve.run)).flatMap((curve) => [at(curve.points[0]), at(curve.points[curve.points.length - 1])]);
+    group.whole = all.length ? [Math.min(...all), Math.max(...all)] : [0, 1];
+    group.range = curvesView.zoom[stage] || group.whole;
+    reset.hidden = !curvesView.zoom[stage];
     charts.forEach((each) => each.draw());
   }
   const few = charts.slice(0, 8).map((each) => each.node);
   const rest = charts.slice(8).map((each) => each.node);
-  const more = rest.length ? el("details.more", { toggle: redraw }, el("summary", {}, plural(rest.length, "more curve")), el("div.charts", {}, rest)) : null;
+  const more = rest.length
+    ? el("details.more", { open: Boolean(curvesView.more[stage]), toggle: (event) => { curvesView.more[stage] = event.currentTarget.open; redraw(); } },
+        el("summary", {}, plural(rest.length, "more curve")), el("div.charts", {}, rest))
+    : null;
   const node = el("div.stage", {}, el("div.stage-title", {}, el("h3", {}, stageName(stage)), reset), el("div.charts", {}, few), more);
-  return { node, redraw, forget: () => { group.zoomed = null; } };
+  return { node, redraw };
 }
 
 const stageName = (stage) => POLICIES[stage] || words(stage);
+let watched = null;
 
-function drawCurves(body, curves) {
+function drawCurves(body, runs) {
+  if (watched) watched.disconnect();
+  const several = runs.length > 1;
+  const curves = runs.flatMap((run, index) => run.curves.map((curve) => ({ ...curve, run: run.name, tone: several ? runTone(index) : "own" })));
   if (!curves.length) return body.replaceChildren(el("p.note", {}, "No metrics yet: they appear with the first training step."));
-  const settings = { axis: "step", smoothing: 0.02 };
   const stages = [...new Set(curves.map((curve) => curve.stage))];
-  const groups = stages.map((stage, index) => stageCharts(stage, curves.filter((curve) => curve.stage === stage), settings, index));
+  const groups = stages.map((stage, index) => stageCharts(stage, curves.filter((curve) => curve.stage === stage), index));
   const redraw = () => groups.forEach((group) => group.redraw());
   const slider = el("input", {
-    type: "range", min: 0, max: 10, step: 1, value: 2, "aria-label": "Smoothing",
-    input: (event) => { settings.smoothing = event.currentTarget.value / 100; redraw(); },
+    type: "range", min: 0, max: 10, step: 1, value: curvesView.smoothing * 100, "aria-label": "Smoothing",
+    input: (event) => { curvesView.smoothing = event.currentTarget.value / 100; redraw(); },
   });
-  const axis = segmented("Horizontal axis", { step: "Step", time: "Minutes" }, "step", (value) => {
-    settings.axis = value;
-    groups.forEach((group) => group.forget());
+  const axis = segmented("Horizontal axis", { step: "Step", time: "Minutes" }, curvesView.axis, (value) => {
+    curvesView.axis = value;
+    curvesView.zoom = {};
     redraw();
   });
+  const legend = several ? el("div.legend", {}, runs.map((run, index) => el("button", {
+    type: "button", "aria-pressed": String(!curvesView.hidden.has(run.name)),
+    click: (event) => {
+      if (!curvesView.hidden.delete(run.name)) curvesView.hidden.add(run.name);
+      event.currentTarget.setAttribute("aria-pressed", String(!curvesView.hidden.has(run.name)));
+      redraw();
+    },
+  }, el(`span.key.${runTone(index)}`), run.name))) : null;
   body.replaceChildren(
-    el("div.controls", {}, axis, el("label.slider", {}, "Smoothing", slider),
-      el("span.hint", {}, "Drag across a chart to zoom, double-click to go back.")),
+    el("div.controls", {}, axis, el("label.slider", {}, "Smoothing", slider), legend,
+      el("span.hint", {}, matchMedia("(pointer: coarse)").matches ? "Two fingers zoom, a double tap goes back." : "Drag across a chart to zoom, double-click to go back.")),
     ...groups.map((group) => group.node),
   );
   redraw();
-  new ResizeObserver(redraw).observe(body);
+  watched = new ResizeObserver(redraw);
+  watched.observe(body);
 }

@@ -60,6 +60,35 @@ const plural = (count, noun) => `${count.toLocaleString("en")} ${noun}${count ==
 const POLICIES = { base: "Base", sft: "SFT", rl: "RL" };
 const SPLITS = { held_in: "held-in", held_out: "held-out" };
 
+/** Seconds ago, for people. */
+const ago = (seconds) => (seconds < 1.5 ? "just now" : `${duration(seconds)} ago`);
+/** Runs that are compared have a colour each, by their place. */
+const RUN_TONES = 8;
+const runTone = (index) => `run${index % RUN_TONES}`;
+
+/** A bar of `share` of its width, from 0 to 1. */
+function meter(share, classes = "") {
+  const bounded = Math.min(1, Math.max(0, share || 0));
+  return svg(`svg.meter${classes}`, { width: "100%", height: 8, preserveAspectRatio: "none", "aria-hidden": "true" },
+    svg("rect.track", { width: "100%", height: 8, rx: 2 }),
+    svg("rect.filled", { width: `${(100 * bounded).toFixed(2)}%`, height: 8, rx: 2 }));
+}
+
+/** A table whose columns are [title, number?]. */
+function plainTable(classes, columns, rows) {
+  const head = columns.map(([title, number]) => el(number ? "th.number" : "th", { scope: "col" }, title));
+  const cells = (row) => row.map((cell, index) => el(columns[index][1] ? "td.number" : "td", { "data-label": columns[index][0] }, cell));
+  return el("div.scroll", {}, el(`table${classes}`, {}, el("thead", {}, el("tr", {}, head)),
+    el("tbody", {}, rows.map((row) => el("tr", {}, cells(row))))));
+}
+
+/** Which of several runs a section shows; nothing where there is one. */
+function runChoice(runs, chosen, onChange) {
+  if (runs.length < 2) return null;
+  return segmented("Run", Object.fromEntries(runs.map((run, index) => [String(index), [el(`span.key.${runTone(index)}`), run.name]])), String(chosen),
+    (value) => onChange(Number(value)));
+}
+
 /** About `count` round numbers from `low` to `high`. */
 function ticks(low, high, count) {
   const rough = (high - low) / Math.max(1, count);

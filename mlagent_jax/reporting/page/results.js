@@ -1,4 +1,5 @@
-// Figures: the table of results with an interval plot in every row, the tasks, the facts of the run.
+// Figures: the table of results with an interval plot in every row, and the tasks. Columns are the policies of a run, or
+// the runs that are compared, by one policy.
 
 const MEASURES = {
   step_reward: { name: "Step reward", field: "step_reward", value: "mean", format: fixed, interval: true },
@@ -21,7 +22,7 @@ function extent(rows) {
   return [Math.min(...ends), Math.max(...ends)];
 }
 
-/** Dots with 95% intervals, one line a policy, on an axis from `low` to `high`. */
+/** Dots with 95% intervals, one line a column, on an axis from `low` to `high`. */
 function intervalPlot(figures, format, [low, high]) {
   const [width, line, pad] = [200, 14, 6];
   const shown = figures.filter(([, found]) => found);
@@ -30,12 +31,12 @@ function intervalPlot(figures, format, [low, high]) {
   const x = (value) => pad + ((value - low) / (high - low)) * (width - 2 * pad);
   const height = shown.length * line + 4;
   return svg("svg.interval", { viewBox: `0 0 ${width} ${height}`, width, height, role: "img",
-    "aria-label": shown.map(([name, { value }]) => `${POLICIES[name]} ${format(value)}`).join(", ") },
+    "aria-label": shown.map(([column, { value }]) => `${column.name} ${format(value)}`).join(", ") },
     low < 0 && high > 0 ? svg("line.zero", { x1: x(0), x2: x(0), y1: 0, y2: height }) : null,
-    shown.map(([name, { value, ci }], index) => {
+    shown.map(([column, { value, ci }], index) => {
       const y = 2 + line * (index + 0.5);
-      return svg(`g.${name}`, {},
-        svg("title", {}, `${POLICIES[name]} ${format(value)}${ci ? ` (95% interval ${format(ci[0])} to ${format(ci[1])})` : ""}`),
+      return svg(`g.${column.tone}`, {},
+        svg("title", {}, `${column.name} ${format(value)}${ci ? ` (95% interval ${format(ci[0])} to ${format(ci[1])})` : ""}`),
         ci ? svg("line.whisker", { x1: x(ci[0]), x2: x(ci[1]), y1: y, y2: y }) : null,
         svg("circle", { cx: x(value), cy: y, r: 3.6 }));
     }));
@@ -50,16 +51,41 @@ function figureCell(label, found, format, signed = false) {
     found && found.ci ? el("span.ci", {}, `${show(found.ci[0])} … ${show(found.ci[1])}`) : null);
 }
 
-const policyHeader = (name) => el("th.number", { scope: "col" }, el(`span.key.${name}`), POLICIES[name]);
+const resultsView = { policy: null, measure: "step_reward", sort: "task", descending: false };
 
-function drawResults(body, { policies, comparisons }) {
-  const names = Object.keys(POLICIES).filter((name) => policies[name]);
-  if (!names.length) return body.replaceChildren(el("p.note", {}, "No policy has been evaluated yet."));
-  const difference = comparisons.rl_minus_sft ? ["rl_minus_sft", "RL − SFT"] : comparisons.sft_minus_base ? ["sft_minus_base", "SFT − base"] : null;
+/** What the tables compare: `{name, tone, scope}`, where the scope is a policy's figures, or null. */
+function columnsOf({ runs, pooled }) {
+  const known = Object.keys(POLICIES).filter((name) => runs.some((run) => run.summary.policies[name]));
+  if (runs.length < 2) {
+    const { policies } = runs[0].summary;
+    return { columns: known.map((name) => ({ name: POLICIES[name], tone: name, scope: policies[name] })), known };
+  }
+  const policy = known.includes(resultsView.policy) ? resultsView.policy : known[known.length - 1];
+  const columns = runs.map((run, index) => ({ name: run.name, tone: runTone(index), scope: run.summary.policies[policy] || null }));
+  if (pooled && pooled.policies[policy]) columns.push({ name: "Pooled", tone: "pooled", scope: pooled.policies[policy] });
+  return { columns, known, policy };
+}
+
+const columnHeader = (column) => el("th.number", { scope: "col" }, el(`span.key.${column.tone}`), column.name);
+
+/** Of several runs, one policy's figures are compared. */
+function policyChoice(known, policy, redraw) {
+  if (!policy) return null;
+  return segmented("Policy", Object.fromEntries(known.map((name) => [name, POLICIES[name]])), policy, (value) => {
+    resultsView.policy = value;
+    redraw();
+  });
+}
+
+function drawResults(body, data, redraw) {
+  const { columns, known, policy } = columnsOf(data);
+  if (!columns.length) return body.replaceChildren(el("p.note", {}, "No policy has been evaluated yet."));
+  const { comparisons } = data.runs[0].summary;
+  const difference = policy ? null : comparisons.rl_minus_sft ? ["rl_minus_sft", "RL − SFT"] : comparisons.sft_minus_base ? ["sft_minus_base", "SFT − base"] : null;
   const rows = [];
   for (const measure of [MEASURES.valid, MEASURES.step_reward, MEASURES.gain_avg, MEASURES.gain_best]) {
     const splits = measure.field ? Object.keys(SPLITS) : [null];
-    const found = splits.map((split) => [split, names.map((name) => [name, figure(policies[name], measure, split)])])
+    const found = splits.map((split) => [split, columns.map((column) => [column, figure(column.scope, measure, split)])])
       .filter(([, figures]) => figures.some(([, each]) => each));
     const range = extent(found.map(([, figures]) => figures));
     for (const [split, figures] of found) {
@@ -67,50 +93,53 @@ function drawResults(body, { policies, comparisons }) {
       rows.push(el("tr", {},
         el("th", { scope: "row" }, measure.name, split ? el("span.split", {}, SPLITS[split]) : null),
         el("td.plot-cell", {}, intervalPlot(figures, format, range)),
-        figures.map(([name, found]) => figureCell(POLICIES[name], found, format)),
+        figures.map(([column, each]) => figureCell(column.name, each, format)),
         difference ? figureCell(difference[1], measure.field && figure(comparisons[difference[0]], measure, split), format, true) : null));
     }
   }
-  const lost = names.map((name) => policies[name].infrastructure_errors).filter(Boolean);
+  const lost = columns.map(({ scope }) => scope && scope.infrastructure_errors).filter(Boolean);
   const failed = lost.reduce((sum, { steps, episodes }) => sum + steps + episodes, 0);
-  const sizes = names.map((name) => policies[name].step_reward && Object.values(policies[name].step_reward)).filter(Boolean)[0];
+  const sizes = columns.map(({ scope }) => scope && scope.step_reward).filter(Boolean)[0];
+  const counted = sizes && Object.entries(sizes).map(([split, { n, states }]) => `${plural(n, "action")} in ${plural(states, "state")} ${SPLITS[split]}`).join(", ");
   body.replaceChildren(
-    el("table.results", {},
-      el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "Measure"), el("th.plot-cell", { scope: "col" }, ""), names.map(policyHeader),
+    policy ? el("div.controls", {}, policyChoice(known, policy, redraw)) : "",
+    el("div.wide", {}, el("table.results", {},
+      el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "Measure"), el("th.plot-cell", { scope: "col" }, ""), columns.map(columnHeader),
         difference ? el("th.number", { scope: "col" }, difference[1]) : null)),
-      el("tbody", {}, rows)),
+      el("tbody", {}, rows))),
     el("p.note", {},
       "Means with 95% intervals. ",
-      sizes ? `Step reward: ${sizes.map(({ n, states }) => `${plural(n, "action")} in ${plural(states, "state")}`).join(" held-in, ")} held-out, clustered by state; differences are paired by state. ` : "",
+      counted ? `Step reward: ${counted}, clustered by state; differences are paired by state. ` : "",
       "Gain: improvement over the starting script, relative to it, on labels used for nothing else; clustered by task.",
+      policy ? " Pooled: all runs together, which means something where they differ in their seed alone." : "",
       failed ? ` Left out because the infrastructure failed: ${failed} of the actions and episodes.` : ""));
 }
 
-function drawTasks(body, { policies }) {
-  const names = Object.keys(POLICIES).filter((name) => policies[name]);
-  const tasks = [...new Set(names.flatMap((name) => Object.keys(policies[name].tasks)))].sort();
+function drawTasks(body, data, redraw) {
+  const { columns, known, policy } = columnsOf(data);
+  const scopes = columns.map((column) => column.scope && column.scope.tasks).filter(Boolean);
+  const tasks = [...new Set(scopes.flatMap((scope) => Object.keys(scope)))].sort();
   if (!tasks.length) return body.replaceChildren(el("p.note", {}, "Tasks appear with the first evaluation."));
-  const splitOf = (task) => Object.keys(SPLITS).find((split) => names.some((name) => {
-    const scope = policies[name].tasks[task];
-    return scope && ((scope.step_reward && scope.step_reward[split]) || (scope.relative_gain && scope.relative_gain[split]));
+  const splitOf = (task) => Object.keys(SPLITS).find((split) => scopes.some((scope) => {
+    const each = scope[task];
+    return each && ((each.step_reward && each.step_reward[split]) || (each.relative_gain && each.relative_gain[split]));
   })) || "held_in";
-  const state = { measure: "step_reward", sort: "task", descending: false };
+  const state = resultsView;
   const holder = el("div.scroll");
 
   function draw() {
     const measure = MEASURES[state.measure];
-    const rows = tasks.map((task) => {
-      const split = splitOf(task);
-      return { task, split, figures: names.map((name) => [name, figure(policies[name].tasks[task], measure, split)]) };
-    });
+    const rows = tasks.map((task) => ({
+      task, split: splitOf(task), figures: columns.map((column) => [column, figure(column.scope && column.scope.tasks && column.scope.tasks[task], measure, splitOf(task))]),
+    }));
     const range = extent(rows.map(({ figures }) => figures));
     const key = (row) => {
-      const found = row.figures.find(([name]) => name === state.sort);
+      const found = row.figures.find(([column]) => column.tone === state.sort);
       return state.sort === "task" ? row.task : state.sort === "split" ? row.split : found && found[1] ? found[1].value : -Infinity;
     };
     rows.sort((a, b) => {
       const [x, y] = [key(a), key(b)];
-      return (typeof x === "string" ? x.localeCompare(y) : x - y) * (state.descending ? -1 : 1) || a.task.localeCompare(b.task);
+      return (typeof x === "string" ? x.localeCompare(y) : x === y ? 0 : x - y) * (state.descending ? -1 : 1) || a.task.localeCompare(b.task);
     });
     const header = (name, content, number) => el(number ? "th.number" : "th",
       { scope: "col", "aria-sort": state.sort === name ? (state.descending ? "descending" : "ascending") : null },
@@ -121,44 +150,15 @@ function drawTasks(body, { policies }) {
       } }, content));
     holder.replaceChildren(el("table.tasks", {},
       el("thead", {}, el("tr", {}, header("task", "Task"), header("split", "Split"), el("th.plot-cell", { scope: "col" }),
-        names.map((name) => header(name, [el(`span.key.${name}`), POLICIES[name]], true)))),
+        columns.map((column) => header(column.tone, [el(`span.key.${column.tone}`), column.name], true)))),
       el("tbody", {}, rows.map(({ task, split, figures }) => el("tr", {},
         el("th", { scope: "row" }, el("a", { href: "#trajectories", click: () => showTask(task) }, task)),
         el("td.split-cell", {}, SPLITS[split]),
         el("td.plot-cell", {}, intervalPlot(figures, measure.format, range)),
-        figures.map(([name, found]) => figureCell(POLICIES[name], found, measure.format)))))));
+        figures.map(([column, found]) => figureCell(column.name, found, measure.format)))))));
   }
   const options = Object.fromEntries(Object.entries(MEASURES).map(([name, measure]) => [name, measure.name]));
-  body.replaceChildren(el("div.controls", {}, segmented("Measure", options, state.measure, (value) => { state.measure = value; draw(); })), holder);
+  body.replaceChildren(el("div.controls", {}, segmented("Measure", options, state.measure, (value) => { state.measure = value; draw(); }),
+    policyChoice(known, policy, redraw)), holder);
   draw();
-}
-
-function drawFacts(node, run) {
-  const seconds = Object.values(run.seconds || {}).reduce((sum, value) => sum + value, 0);
-  const facts = [
-    seconds ? duration(seconds) : null,
-    run.executions != null ? plural(run.executions, "execution") : null,
-    run.peak_memory_gb != null ? `${run.peak_memory_gb.toFixed(1)} GB peak` : null,
-    run.sandbox ? `sandbox ${run.sandbox}` : null,
-    run.seed != null ? `seed ${run.seed}` : null,
-  ].filter(Boolean);
-  node.replaceChildren(...facts.map((fact) => el("span", {}, fact)));
-}
-
-function drawRun(body, run) {
-  const seconds = Object.entries(run.seconds || {});
-  const longest = Math.max(...seconds.map(([, value]) => value), 1e-9);
-  const list = (pairs) => el("dl.facts-list", {}, pairs.map(([name, value]) => [el("dt", {}, name), el("dd", {}, String(value))]));
-  const bars = seconds.map(([stage, value]) => {
-    const bar = svg("svg.stage-bar", { width: "100%", height: 8, preserveAspectRatio: "none", "aria-hidden": "true" },
-      svg("rect", { width: `${Math.max(0.5, (100 * value) / longest)}%`, height: 8, rx: 2 }));
-    return el("tr", {}, el("th", { scope: "row" }, stageName(stage)), el("td.bar-cell", {}, bar), el("td.number", {}, duration(value)));
-  });
-  const config = Object.keys(run.config || {}).length
-    ? el("details", {}, el("summary", {}, "Configuration"), el("pre.code", {}, JSON.stringify(run.config, null, 2))) : null;
-  body.replaceChildren(
-    el("div.columns", {},
-      bars.length ? el("div", {}, el("h3", {}, "Time by stage"), el("table.stages", {}, el("tbody", {}, bars))) : null,
-      run.versions ? el("div", {}, el("h3", {}, "Versions"), list(Object.entries(run.versions))) : null),
-    config || "");
 }
