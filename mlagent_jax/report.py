@@ -1,8 +1,8 @@
 """`python -m mlagent_jax.report WORKDIR [WORKDIR ...]`: the reports of runs, written again or served while they go on.
 
-Works at any time, with what there is so far. Without `--serve` it writes `report/index.html` and `report/summary.json` in
-each workdir and prints tables (Markdown). Several workdirs are also compared, in `report/comparison.html` of the first,
-and pooled into one table, which makes sense where they are the same configuration with other seeds.
+Works at any time, with what there is so far. Without `--serve` it writes `report/index.html` and `report/summary.json`
+in each workdir and prints tables (Markdown). Several workdirs are also compared, in `report/comparison.html` of the
+first, and pooled into one table, which makes sense where they are the same configuration with other seeds.
 
 With `--serve` the page is at http://127.0.0.1:PORT/ and keeps itself up to date. It is for this machine alone; from
 another: `ssh -L 8100:127.0.0.1:8100 HOST`. Needs the extra `serve`.

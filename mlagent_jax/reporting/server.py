@@ -4,8 +4,8 @@
     /live.json           everything but the trajectories, with the version of those
     /trajectories.json   the trajectories of all runs
 
-Read from the workdirs' files when asked, at most once in `refresh_seconds`. What scripts printed leaves as JSON, never as
-HTML. A browser that was led here under another name (DNS rebinding) is refused.
+Read from the workdirs' files when asked, at most once in `refresh_seconds`. What scripts printed leaves as JSON, never
+as HTML. A browser that was led here under another name (DNS rebinding) is refused.
 """
 
 from __future__ import annotations

@@ -55,13 +55,17 @@ class Browser:
 
     def open(self, path: Path, width: int = 1280, height: int = 900, dark: bool = False) -> None:
         """Shows a file in a window of this size, and waits until it is loaded."""
+        self.open_url(path.as_uri(), width, height, dark)
+
+    def open_url(self, url: str, width: int = 1280, height: int = 900, dark: bool = False) -> None:
+        """The same for an address."""
         mobile = width < 700
         metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": mobile}
         self.call("Emulation.setDeviceMetricsOverride", **metrics)
         scheme = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
         self.call("Emulation.setEmulatedMedia", features=scheme)
         self._loaded = False
-        self.call("Page.navigate", url=path.as_uri())
+        self.call("Page.navigate", url=url)
         while not self._loaded:
             self._next()
 

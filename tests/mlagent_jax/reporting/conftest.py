@@ -221,3 +221,28 @@ def finished_run(tmp_path: Path) -> Callable[..., Path]:
 @pytest.fixture
 def outcome() -> Callable[..., Outcome]:
     return make_outcome
+
+
+@pytest.fixture
+def live_run(tmp_path: Path) -> Path:
+    """A run in the middle of rl, with a queue in which one job waits."""
+    from environments.protocol import Job, State
+    from environments.queue import open_queue
+
+    from .serving import add_step
+
+    workdir = tmp_path / "live"
+    state = {"task": "wine@1", "history": [], "snapshot": "s", "script": "x", "metric": 0.71, "ideas": ["an idea"]}
+    record = _record("step", "wine", make_outcome(OutcomeKind.SCORED), stage="collect", split="train", trajectory=0)
+    write_lines(workdir / "trajectories" / "collect.jsonl", [{**record, "step": 0, "state": state}])
+    for step in range(1, 4):
+        add_step(workdir, step, depth=step // 3)
+    config = {"stages": ["collect", "rl"], "pool": {"max_depth": 3}, "workers": {"queue": ""}}
+    (workdir / "config.json").write_text(json.dumps(config))
+    (workdir / "run.json").write_text(json.dumps({"name": "live-1", "done": ["collect"], "seconds": {"collect": 2.0}}))
+    told = {"stage": "rl", "state": "running", "done": 3, "total": 8, "unit": "step", "rate": 0.5, "eta_seconds": 10.0}
+    (workdir / "progress.json").write_text(json.dumps({**told, "values": {"reward": 0.5}, "written": 1.0}))
+    queue = open_queue(f"sqlite:///{workdir / 'queue.db'}")
+    queue.enqueue([Job("live-1", 0, State.from_dict({**state, "ideas": []}), 0, "act")])
+    queue.close()
+    return workdir

@@ -14,7 +14,7 @@ import pytest
 from environments.protocol import OutcomeKind
 from mlagent_jax import report
 from mlagent_jax.data import jsonl
-from mlagent_jax.reporting import html, page_data, summary
+from mlagent_jax.reporting import html, page_data
 from mlagent_jax.reporting.page_data import Limits
 
 HOSTILE = (
@@ -46,6 +46,12 @@ class Page(HTMLParser):
     def handle_endtag(self, tag):
         if self._open and tag == self._open[0]:
             self._open = None
+
+    @property
+    def run(self):
+        """Of a page of one run, that run."""
+        (run,) = self.data["runs"]
+        return run
 
     @property
     def data(self):
@@ -82,7 +88,7 @@ def page(finished_run):
 
 
 def test_the_page_holds_curves_figures_trajectories_and_the_run(page):
-    data = page().data
+    data = page().run
     assert {(curve["stage"], curve["name"]) for curve in data["curves"]} >= {
         ("sft", "loss"),
         ("rl", "reward"),
@@ -130,7 +136,7 @@ def test_hostile_text_changes_neither_the_structure_of_the_page_nor_its_own_data
     clean = page()
     hostile = page(hostile_run(finished_run("other")))
     assert [tag for tag, _ in hostile.tags] == [tag for tag, _ in clean.tags]
-    step = hostile.data["trajectories"][0]["steps"][0]
+    step = hostile.run["trajectories"][0]["steps"][0]
     assert step["prompt"] == step["action"] == step["output"] == HOSTILE
     raw = html.script_json({"text": HOSTILE})
     assert not set("<>&\u2028\u2029") & set(raw)
@@ -143,12 +149,12 @@ def test_a_hostile_folder_name_is_text(page, finished_run):
 
 
 def test_a_run_that_has_only_begun_has_a_page(page, tmp_path):
-    data = page(tmp_path).data
+    data = page(tmp_path).run
     assert data["trajectories"] == data["curves"] == []
 
 
 def test_the_expert_s_steps_are_put_together_to_trajectories(page):
-    collected = [item for item in page().data["trajectories"] if item["source"] == "collect"]
+    collected = [item for item in page().run["trajectories"] if item["source"] == "collect"]
     assert len(collected) == 12
     assert all(len(item["steps"]) == 4 for item in collected)
 
@@ -162,14 +168,15 @@ def test_the_sample_is_bounded_repeatable_and_even_over_tasks_and_outcomes(finis
         for i in range(1000)
     ]
     jsonl.replace(workdir / "trajectories" / "rl.jsonl", records)
-    found = summary.summarize(workdir)
-    data = page_data.page_data(workdir, found, Limits(trajectories=20))
+    limits = Limits(trajectories=20, newest=5)
+    data = page_data.RunReader(workdir, limits).read()
     shown = [item for item in data["trajectories"] if item["source"] == "rl"]
     assert len(shown) == 20
     assert data["totals"]["rl"] == 1000
     assert "memory_limit" in [item["steps"][0]["kind"] for item in shown]
     assert [item["step"] for item in shown] == sorted(item["step"] for item in shown)
-    assert page_data.page_data(workdir, found, Limits(trajectories=20)) == data
+    assert {item["step"] for item in shown} >= set(range(995, 1000))
+    assert page_data.RunReader(workdir, limits).read() == data
 
 
 def test_the_page_stays_small_whatever_a_script_prints(finished_run, outcome):
@@ -215,7 +222,7 @@ def test_several_runs_are_reported_one_by_one_and_pooled(finished_run):
     for workdir in workdirs:
         path = workdir / "report" / "index.html"
         assert str(path) in printed
-        assert Page(path.read_text()).data["name"] == workdir.name
+        assert Page(path.read_text()).run["name"] == workdir.name
 
 
 def command(*arguments):

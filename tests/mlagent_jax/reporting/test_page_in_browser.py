@@ -3,9 +3,10 @@
 import pytest
 
 from mlagent_jax.data import jsonl
-from mlagent_jax.reporting import html
+from mlagent_jax.reporting import html, summary
 
 from .chromium import PROGRAM, Browser
+from .serving import add_step, served, waiting_for
 from .test_html import HOSTILE, hostile_run
 
 pytestmark = [
@@ -157,3 +158,51 @@ def test_a_curve_that_jumps_or_stays_or_has_one_point_is_drawn(show, finished_ru
     assert len(paths) == 3
     assert not any("NaN" in path or "Infinity" in path for path in paths)
     assert page.errors == []
+
+
+def test_several_runs_are_compared_on_one_page(show, finished_run):
+    workdirs = [finished_run("first"), finished_run("second", seed=1)]
+    pooled = summary.pool_summaries(workdirs)
+    page = show(workdirs[0])
+    page.open(html.write_comparison(workdirs, pooled))
+    headers = page.run("[...document.querySelectorAll('.results thead th.number')].map((cell) => cell.textContent)")
+    assert headers == ["first", "second", "Pooled"]
+    first = page.run("document.querySelectorAll('.chart')[0].querySelectorAll('path.line').length")
+    assert first == 2
+    page.run("document.querySelector('.legend button').click()")
+    assert page.run("document.querySelectorAll('.chart')[0].querySelectorAll('path.line').length") == 1
+    choose(page, "runs", "second")
+    assert page.run(ROWS) > 0
+    assert "config" not in page.run("document.querySelector('.differing').textContent")
+    assert "seed" in page.run("document.querySelector('.differing').textContent")
+    page.open(workdirs[0] / "report" / "comparison.html", width=390, height=844)
+    assert page.run("document.documentElement.scrollWidth") <= 390
+    assert page.errors == []
+
+
+def test_states_and_workers_are_shown_and_lead_to_trajectories(show, live_run):
+    page = show(live_run)
+    assert page.run("document.querySelectorAll('.matrix .square').length") == 2
+    assert page.run("document.querySelector('.matrix .square').textContent") == "0.50"
+    assert "drawn so far, of which the policy itself reached 1" in page.run(
+        "document.querySelector('#states').textContent"
+    )
+    tiles = page.run("[...document.querySelectorAll('.tile-value')].map((tile) => tile.textContent)")
+    assert tiles[:2] == ["1", "0"]
+    assert "[object" not in page.run("document.body.textContent.replace(/\\{.*/s, '')")
+    assert page.run("document.querySelector('.chips .going').textContent") == "RL"
+    assert "3 of 8" in page.run("document.querySelector('.told').textContent")
+    assert page.errors == []
+
+
+def test_a_served_page_takes_up_what_is_new_and_keeps_what_was_chosen(browser, live_run):
+    with served(live_run) as address:
+        browser.errors.clear()
+        browser.open_url(address)
+        choose(browser, "tasks", "wine")
+        before = browser.run(ROWS)
+        add_step(live_run, step=4)
+        browser.run(waiting_for(f"{ROWS} === {before + 1}"))
+        assert browser.run("document.querySelector('select[aria-label=\"tasks\"]').value") == "wine"
+        assert browser.run("document.querySelector('#live').textContent") == "Live"
+        assert browser.errors == []
