@@ -39,6 +39,7 @@ EXTRAS = {
     "tpu": [*TRAINER, JAX.format(extra="[tpu]")],
     "gcs": ["gcsfs>=2024.6"],
     "gymnasium": ["gymnasium>=1.0"],
+    "launch": ["ml-collections>=1.0"],
     "s3": ["s3fs>=2024.6"],
     "tfds": ["pillow>=10.3", "tensorflow-datasets>=4.9.8"],
     "postgres": ["psycopg[binary]>=3.2"],

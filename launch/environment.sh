@@ -1,4 +1,5 @@
-# Sourced by launch/quickstart.sh and tests/run.sh: a virtual environment with pinned versions, and a sandbox.
+# shellcheck shell=bash
+# Sourced by launchers and tests/run.sh: a virtual environment with pinned versions, and a sandbox.
 #
 #   make_environment EXTRAS     EXTRAS as in `pip install .[EXTRAS]`
 #   provide_sandbox             bubblewrap, where no container engine answers

@@ -86,7 +86,7 @@ def _log_plainly() -> None:
     logging.getLogger().setLevel(logging.WARNING)
 
 
-def _parse_flags(argv: list[str]) -> list[str]:
+def parse_flags(argv: list[str]) -> list[str]:
     """absl's parser, with errors of the config and its overrides as one line instead of a traceback."""
     try:
         _check_arguments(argv[1:])
@@ -112,4 +112,4 @@ def _check_arguments(arguments: list[str]) -> None:
 
 if __name__ == "__main__":
     flags.mark_flags_as_required(["config", "workdir"])
-    app.run(main, flags_parser=_parse_flags)
+    app.run(main, flags_parser=parse_flags)
