@@ -48,12 +48,18 @@ _REFUSALS = (
 )
 """Connection errors that waiting does not cure."""
 _LONGEST_PAUSE_SECONDS = 5.0
+WORKER_COLUMNS = (
+    *("state", "ready_at", "attempts", "token", "worker", "leased_at", "lease_until", "deadline", "late_results"),
+    *("finished_at", "kind", "seconds", "outcome", "reason"),
+)
+"""Of a job, what a worker writes: its lease and its result, never what is to be done or who used the result."""
 WORKER_GRANTS = (
     "GRANT SELECT ON mlagent_schema, mlagent_requirements TO {role}",
-    "GRANT SELECT, UPDATE ON mlagent_jobs TO {role}",
+    "GRANT SELECT ON mlagent_jobs TO {role}",
+    f"GRANT UPDATE ({', '.join(WORKER_COLUMNS)}) ON mlagent_jobs TO {{role}}",
     "GRANT SELECT, INSERT, UPDATE ON mlagent_workers TO {role}",
 )
-"""All that a worker's role needs: it can claim, complete and report, not add, delete or drop."""
+"""All that a worker's role needs: it can claim, complete and report, not add, change, delete or drop."""
 
 
 class PostgresEngine(Engine):
@@ -151,7 +157,7 @@ class _Announcer:
     within `REST_SECONDS` of it with one more.
     """
 
-    REST_SECONDS = 0.1
+    REST_SECONDS = 0.25
 
     def __init__(self, engine: sqlalchemy.Engine) -> None:
         self._engine = engine

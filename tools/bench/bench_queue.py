@@ -22,7 +22,7 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -174,19 +174,21 @@ def together(
     return figures | ({"server_cpu_ms": round(1000 * server / done, 3)} if server_pid else {})
 
 
-def on_ours(url: str, depth: int, seconds: float, server_pid: int | None) -> Iterator[dict[str, Any]]:
+def on_ours(
+    url: str, depth: int, counts: Sequence[int], seconds: float, server_pid: int | None
+) -> Iterator[dict[str, Any]]:
     """Claim + complete with `depth` jobs queued."""
     engine = url.partition(":")[0]
     with emptied(url) as queue:
-        for workers in WORKERS:
+        for workers in counts:
             queue.enqueue(jobs(depth - sum(run["queued"] for run in queue.status()["runs"].values())))
             figures = together(on_queue, url, workers, seconds, server_pid)
             yield {"measured": "claim + complete", "engine": engine, "workers": workers, "depth": depth} | figures
 
 
-def on_references(depth: int, seconds: float) -> Iterator[dict[str, Any]]:
+def on_references(depth: int, counts: Sequence[int], seconds: float) -> Iterator[dict[str, Any]]:
     """The same with what is no reward queue."""
-    for workers in WORKERS:
+    for workers in counts:
         shared = CONTEXT.Queue()  # A new one: who is terminated may have held its lock.
         shared.cancel_join_thread()
         for job in jobs(depth):
@@ -202,7 +204,7 @@ def on_references(depth: int, seconds: float) -> Iterator[dict[str, Any]]:
         return
     with redis_server() as (socket, pid), redis.Redis(unix_socket_path=socket) as client:
         client.xgroup_create("jobs", "workers", id="0", mkstream=True)
-        for workers in WORKERS:
+        for workers in counts:
             missing = depth - (client.xlen("jobs") - (client.xinfo_groups("jobs")[0]["entries-read"] or 0))
             with client.pipeline(transaction=False) as pipeline:
                 for job in jobs(missing):
@@ -217,16 +219,17 @@ def main() -> None:
     parser.add_argument("--url", help="an empty queue; default: SQLite in a temporary folder")
     parser.add_argument("--seconds", type=float, default=3.0, help="of each measurement")
     parser.add_argument("--depths", type=int, nargs="+", default=DEPTHS, help="jobs queued")
+    parser.add_argument("--workers", type=int, nargs="+", default=WORKERS, help="worker processes at once")
     parser.add_argument("--server_pid", type=int, help="main process of the database server, where it runs here")
     parser.add_argument("--references", action=argparse.BooleanOptionalAction, default=True)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         url = arguments.url or f"sqlite:///{folder}/queue.db"
         for depth in arguments.depths:
-            for line in on_ours(url, depth, arguments.seconds, arguments.server_pid):
+            for line in on_ours(url, depth, arguments.workers, arguments.seconds, arguments.server_pid):
                 print(json.dumps(line), flush=True)
             if arguments.references:
-                for line in on_references(depth, arguments.seconds):
+                for line in on_references(depth, arguments.workers, arguments.seconds):
                     print(json.dumps(line), flush=True)
 
 

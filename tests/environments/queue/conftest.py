@@ -1,6 +1,7 @@
 """Both engines for real, and queues on them that are closed at the end."""
 
 import os
+import subprocess
 import uuid
 
 import pytest
@@ -82,3 +83,15 @@ def connect(url):
     yield connect
     for queue in opened:
         queue.close()
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 512 KB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", folder], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("mounting a file system is not allowed here")
+    yield folder
+    subprocess.run(["umount", "--lazy", folder], check=True)

@@ -33,6 +33,19 @@ class PostgresServer:
     def url(self, database="postgres", user="postgres"):
         return f"postgresql://{user}@127.0.0.1:{self._port}/{database}"
 
+    def demand_tls(self, certificate, key):
+        """From the next start on, accept only encrypted connections with a password."""
+        shutil.copy(certificate, f"{self._folder}/data/server.crt")
+        shutil.copy(key, f"{self._folder}/data/server.key")
+        os.chmod(f"{self._folder}/data/server.key", 0o600)
+        if self._user:
+            shutil.chown(f"{self._folder}/data/server.crt", self._user)
+            shutil.chown(f"{self._folder}/data/server.key", self._user)
+        with open(f"{self._folder}/data/pg_hba.conf", "w") as file:
+            file.write("hostssl all all 127.0.0.1/32 scram-sha-256\n")
+        with open(f"{self._folder}/data/postgresql.conf", "a") as file:
+            file.write("ssl = on\n")
+
     def start(self):
         options = f"-c port={self._port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={self._folder}"
         options += " -c fsync=off -c max_connections=200"

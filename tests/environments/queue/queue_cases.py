@@ -3,6 +3,7 @@
 Not in conftest.py: child processes import this module by its name, and every folder of tests has a conftest.
 """
 
+import contextlib
 import dataclasses
 
 from environments.protocol import Job, Outcome, OutcomeKind, Scale, State
@@ -36,3 +37,12 @@ def outcome(note="", **fields):
         "seconds": 2.0,
     }
     return Outcome(**values | fields)
+
+
+def fill(folder):
+    """Fill the file system of `folder`; returns the file that does it."""
+    filler = folder / "filler"
+    with contextlib.suppress(OSError), open(filler, "wb", buffering=0) as file:
+        while True:
+            file.write(bytes(1024))
+    return filler

@@ -1,11 +1,14 @@
 """`python -m environments.queue`, for people on call."""
 
 import json
+import shlex
+from pathlib import Path
 
 import pytest
 from queue_cases import job, outcome
 
-from environments.queue import RetryPolicy
+from environments import worker
+from environments.queue import RetryPolicy, __main__
 from environments.queue.__main__ import main
 from environments.queue.base import Capabilities, WorkerReport
 
@@ -57,3 +60,17 @@ def test_a_queue_that_is_not_there_is_not_made(tmp_path, capsys):
     assert main(["status", f"sqlite:///{tmp_path}/none.db"]) == 1
     assert "start the trainer first" in capsys.readouterr().err
     assert main(["grant", f"sqlite:///{tmp_path}/none.db", "worker"]) == 1
+
+
+def test_the_guides_commands_are_understood(tmp_path):
+    guide = Path(__file__).parents[3] / "docs" / "worker_fleet.md"
+    lines = [line for line in guide.read_text().splitlines() if line.startswith("python -m environments.")]
+    (tmp_path / "task").mkdir()
+    (tmp_path / "task" / "task.json").touch()
+    for line in lines:
+        module, *arguments = shlex.split(line.replace("TASKS", str(tmp_path)))[2:]
+        if module == "environments.worker":
+            assert worker._arguments([*arguments, "--queue=sqlite:///queue.db"]).slots == 8
+        else:
+            assert __main__._arguments(arguments).url.startswith("postgresql://")
+    assert len(lines) == 7

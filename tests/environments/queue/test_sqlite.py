@@ -1,11 +1,12 @@
 """What only a SQLite file can suffer: locks, full disks, network file systems."""
 
 import collections
+import contextlib
 import sqlite3
 import threading
 
 import pytest
-from queue_cases import job, outcome
+from queue_cases import fill, job, outcome
 
 from environments.queue import QueueError, open_queue, sqlite
 from environments.queue.base import Capabilities
@@ -45,22 +46,17 @@ def test_a_file_that_stays_locked_is_an_error_that_names_it_and_reading_goes_on(
     impatient.close()
 
 
-def test_a_full_disk_is_an_error_and_loses_nothing(queue, sqlite_database, monkeypatch):
-    queue.enqueue([job(0)])
-    lease = queue.claim("w", Capabilities())
-    connect = sqlite._on_connect
-
-    def connect_to_a_full_disk(connection, record):
-        connect(connection, record)
-        connection.execute("PRAGMA max_page_count = 1")  # As large as the file is now.
-
-    monkeypatch.setattr(sqlite, "_on_connect", connect_to_a_full_disk)
-    full = open_queue(sqlite_database)
-    with pytest.raises(QueueError, match="full: free space on the disk"):
-        full.enqueue([job(i, action="x" * 3000) for i in range(1, 100)])
-    full.close()
-    assert queue.outstanding("run") == {0: 1}
-    assert queue.complete(lease, outcome())
+def test_a_full_disk_is_an_error_and_loses_nothing(small_disk):
+    assert sqlite.file_system_of(small_disk) == "tmpfs"
+    with contextlib.closing(open_queue(f"sqlite:///{small_disk}/queue.db", patience_seconds=0)) as queue:
+        queue.enqueue([job(0)])
+        lease = queue.claim("w", Capabilities())
+        filler = fill(small_disk)
+        with pytest.raises(QueueError, match="full: free space on the disk"):
+            queue.enqueue([job(i, action="x" * 3000) for i in range(1, 100)])
+        assert queue.outstanding("run") == {0: 1}
+        filler.unlink()
+        assert queue.complete(lease, outcome())
 
 
 @pytest.mark.parametrize("kind", ["nfs4", "cifs", "fuse.sshfs", "fuse.gcsfuse", "9p"])

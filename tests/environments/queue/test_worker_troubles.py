@@ -1,4 +1,4 @@
-"""A worker on a host that is really broken: its disk is full, its image is gone.
+"""A worker in real trouble: its disk is full, its image is gone, a snapshot is unreadable. Both engines.
 
 What failed so is tried again after a backoff, then dead, masked out of the loss, and in the queue's status with its
 reason; once the host is repaired, the run goes on.
@@ -6,15 +6,15 @@ reason; once the host is repaired, the run goes on.
 
 import contextlib
 import os
-import subprocess
 import threading
 
 import fakes
 import pytest
+from queue_cases import fill
 
 from environments.environment import Environment
 from environments.protocol import Job, OutcomeKind
-from environments.queue import RetryPolicy, open_queue
+from environments.queue import RetryPolicy
 from environments.queue.base import Capabilities
 from environments.sandbox import SandboxUnavailableError, open_sandbox
 from environments.store import open_store
@@ -25,22 +25,8 @@ ATTEMPTS = 2
 
 
 @pytest.fixture
-def queue(tmp_path):
-    policy = RetryPolicy(max_attempts=ATTEMPTS, backoff_seconds=0.05)
-    with contextlib.closing(open_queue(f"sqlite:///{tmp_path}/queue.db", retries=policy)) as queue:
-        yield queue
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of 256 KB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", folder], capture_output=True)
-    if mounted.returncode:
-        pytest.skip("mounting a file system is not allowed here")
-    yield folder
-    subprocess.run(["umount", "--lazy", folder], check=True)
+def queue(connect):
+    return connect(retries=RetryPolicy(max_attempts=ATTEMPTS, backoff_seconds=0.05))
 
 
 @contextlib.contextmanager
@@ -89,12 +75,24 @@ def breaks_and_is_repaired(queue, environment, reason, repair):
 
 @pytest.mark.slow
 def test_a_full_disk(queue, tmp_path, monkeypatch, small_disk):
-    filler = small_disk / "filler"
-    with contextlib.suppress(OSError), open(filler, "wb", buffering=0) as file:
-        while True:
-            file.write(bytes(1024))
+    filler = fill(small_disk)
     with contextlib.closing(environment_of(tmp_path, monkeypatch, fakes.FakeSandbox(), small_disk)) as environment:
         breaks_and_is_repaired(queue, environment, "No space left on device", filler.unlink)
+
+
+@pytest.mark.slow
+def test_an_unreadable_snapshot(queue, tmp_path, monkeypatch):
+    with contextlib.closing(environment_of(tmp_path, monkeypatch, fakes.FakeSandbox())) as environment:
+        edit(environment, 2.0)  # Puts the starting workspace into the store.
+        whole = {path: path.read_bytes() for path in (tmp_path / "store").rglob("*") if path.is_file()}
+        for path, content in whole.items():
+            path.write_bytes(bytes(len(content)))
+
+        def repair():
+            for path, content in whole.items():
+                path.write_bytes(content)
+
+        breaks_and_is_repaired(queue, environment, "is damaged", repair)
 
 
 @pytest.mark.slow
