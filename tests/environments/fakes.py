@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import shutil
 import subprocess
@@ -9,8 +10,11 @@ import sys
 import time
 from pathlib import Path
 
-from environments.protocol import Limits, Scale
+from environments.actions import Action
+from environments.environment import Environment
+from environments.protocol import Job, Limits, Scale
 from environments.sandbox.base import Ending, Execution
+from environments.store import open_store
 from environments.tasks.base import InvalidSubmissionError, TaskSpec
 
 TRAIN = """\
@@ -112,3 +116,43 @@ class FakeSandbox:
 
     def close(self) -> None:
         pass
+
+
+class Player:
+    """Takes steps one after the other in one environment."""
+
+    def __init__(self, environment: Environment, task: str, limits: Limits, cell: str) -> None:
+        self.environment, self.task, self.limits, self.cell = environment, task, limits, cell
+        self.restart()
+
+    def restart(self) -> None:
+        self.state = self.environment.initial_state(self.task)
+
+    def play(self, name, block=None, profile="compact", labels="", **arguments):
+        action = labels + Action(name, arguments, block).render()
+        job = Job("abuse", 0, self.state, 0, action, profile=profile, limits=self.limits)
+        outcome = self.environment.take(job)
+        self.state = outcome.next_state(job)
+        assert str(self.environment._scratch) not in outcome.observation
+        return outcome
+
+    def edit(self, code, cell=None, **options):
+        """Replace a cell of the entry script, by default the one that decides the score."""
+        arguments = {"script_name": "train.py", "cell": cell or self.cell}
+        return self.play("Edit Script (Cell)", code, **arguments, **options)
+
+
+@contextlib.contextmanager
+def playing(sandbox, folder, limits=None):
+    """A `Player` in the task of `fake_task`; in the end no folder of a step is left."""
+    folder.mkdir(exist_ok=True)
+    task = fake_task(folder / "task")
+    scratch = folder / "scratch"
+    scratch.mkdir()
+    environment = Environment(folder / "tasks", sandbox, open_store(folder / "store"), scratch=scratch)
+    environment._opened[task.key] = task
+    try:
+        yield Player(environment, task.key, limits or Limits(), "model")
+    finally:
+        environment.close()
+    assert list(scratch.iterdir()) == []

@@ -1,0 +1,1 @@
+"""Makes `fakes` importable for the folders below."""

@@ -1,0 +1,54 @@
+"""The table of abuse cases in docs/security.md: complete, each with tests that exist, in both sandboxes."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).parent
+FILES = {
+    "abuse": TESTS / "sandbox/test_abuse.py",
+    "steps": TESTS / "sandbox/test_abuse_steps.py",
+    "transfer": TESTS / "sandbox/test_transfer.py",
+    "actions": TESTS / "test_abuse_actions.py",
+    "grading": TESTS / "tasks/test_grading.py",
+    "catalogue": TESTS / "tasks/test_catalogue.py",
+}
+IN_BOTH = {"abuse", "steps"}
+"""Their tests take the fixture `sandbox` of sandbox/conftest.py, which has both."""
+
+
+@pytest.fixture(scope="module")
+def cases():
+    """Tests by the number of their case, as the page names them."""
+    page = (TESTS.parents[1] / "docs/security.md").read_text()
+    rows = re.findall(r"^\| (\d+) \|.*\| (`[^|]*`) \|$", page, flags=re.MULTILINE)
+    return [(int(number), re.findall(r"`(\w+)::(\w+)`", tests)) for number, tests in rows]
+
+
+def functions(path):
+    return {node.name for node in ast.parse(path.read_text()).body if isinstance(node, ast.FunctionDef)}
+
+
+def test_every_case_is_there_once_with_a_test_in_both_sandboxes(cases):
+    assert [number for number, _ in cases] == list(range(1, 33))
+    for number, tests in cases:
+        assert IN_BOTH & {file for file, _ in tests}, f"case {number}"
+
+
+def test_every_named_test_exists(cases):
+    known = {file: functions(path) for file, path in FILES.items()}
+    missing = [f"{file}::{name}" for _, tests in cases for file, name in tests if name not in known[file]]
+    assert missing == []
+
+
+def test_every_test_that_has_the_number_of_a_case_is_in_its_row(cases):
+    named = {name: set() for _, tests in cases for _, name in tests}
+    for number, tests in cases:
+        for _, name in tests:
+            named[name].add(number)
+    for file in ("steps", "actions"):
+        for name in functions(FILES[file]):
+            if match := re.match(r"test_((?:\d+_)+)", name):
+                assert named.get(name) == set(map(int, match[1].strip("_").split("_"))), name
