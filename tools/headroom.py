@@ -3,6 +3,7 @@
     python tools/headroom.py digits diabetes            embedded tasks by name
     python tools/headroom.py --micro 24 --deeper 1      24 micro-tasks a split, and from 1 state an edit deeper
     python tools/headroom.py --json states.jsonl        every edit as a JSON line as well: tune a learner offline on it
+    python tools/headroom.py --stability                no ideas: how sure the metric of each task is, against its gap
 
 A state is worth training on when some of the ideas help and rewards vary within it. The table is a snapshot of the
 tasks, for people; environments/tasks/HEADROOM.md holds the last one.
@@ -22,11 +23,14 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from environments import rewards, tasks
 from environments.protocol import Outcome, OutcomeKind
 from environments.sandbox import open_sandbox
 from environments.sandbox.base import Ending, Sandbox
 from environments.tasks import FolderTask, InvalidSubmissionError, micro
+from environments.tasks.grading import Answers, read_submission
 from environments.tasks.ideas import Idea, ideas_for
 from environments.tasks.prepared import run_script
 from environments.tasks.scripts import replace_cell
@@ -103,6 +107,38 @@ def _try(task: FolderTask, state: str, script: str, before: float, idea: Idea, s
     )
 
 
+@dataclasses.dataclass(frozen=True)
+class Stability:
+    """How sure the metric of a task is."""
+
+    standard_error: float
+    """Of the reference's metric on the reward half, by bootstrap over its rows."""
+    cpu_seconds: float
+    """Of the starting script."""
+
+
+def stability(task: FolderTask, sandbox: Sandbox, draws: int = 200) -> Stability:
+    """Measure a task whose labels are `grading.Answers`: an embedded one, or a micro-task."""
+    start, _ = run_script(task.script, task.folder, task.spec, sandbox)
+    reference = (task.folder / "private" / "reference.py").read_text(encoding="utf-8")
+    _, submission = run_script(reference, task.folder, task.spec, sandbox)
+    answers = Answers.load(task.folder / "private" / "answers.npz")
+    form, columns = answers.metric.form, answers.columns
+    prediction = read_submission(submission or b"", form, columns, len(answers.truth), answers.classes)
+    half = np.flatnonzero(~answers.report)
+    rng = np.random.default_rng(0)
+    samples = (rng.choice(half, len(half)) for _ in range(draws))
+    error = float(np.std([answers.metric(answers.truth[rows], prediction[rows]) for rows in samples]))
+    return Stability(error, start.cpu_seconds)
+
+
+def stability_line(task: FolderTask, found: Stability) -> str:
+    """A line of the table that `--stability` prints."""
+    scale, spec = task.scale, task.spec
+    figures = f"{scale.m_init:.4g} | {scale.m_best:.4g} | {found.standard_error / scale.gap:.3f}"
+    return f"| {spec.split} | {spec.name} | {spec.metric} | {figures} | {found.cpu_seconds:.2f} |"
+
+
 def table(rows: Sequence[Trial]) -> str:
     """Markdown: a line a state, then the ideas by how they fare over all states."""
     states, ideas = defaultdict(list), defaultdict(list)
@@ -163,6 +199,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--micro", type=int, default=0, help="micro-tasks of each split besides")
     parser.add_argument("--ideas", type=int, default=0, help="so many of each state's ideas, at random; 0: all")
     parser.add_argument("--deeper", type=int, default=0, help="states one helpful edit deeper, of every task")
+    parser.add_argument(
+        "--stability", action="store_true", help="try no ideas; tabulate standard errors of the metrics"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the data")
     parser.add_argument("--sandbox", default="bubblewrap")
     parser.add_argument("--json", type=Path, help="write every trial as a JSON line to this file")
@@ -173,6 +212,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with contextlib.ExitStack() as stack:
         sandbox = stack.enter_context(contextlib.closing(open_sandbox(options.sandbox)))
         root = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mlagent-tasks-")))
+        if options.stability:
+            print("| split | task | metric | m_init | m_best | standard error / gap | start, CPU s |")
+            print("|---|---|---|---:|---:|---:|---:|")
+            for name in names:
+                task = tasks.prepare(name, root, options.seed, sandbox)
+                print(stability_line(task, stability(task, sandbox)), flush=True)
+            return
         out = stack.enter_context(options.json.open("w", encoding="utf-8")) if options.json else None
         for name in names:
             print(name, file=sys.stderr, flush=True)

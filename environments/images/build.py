@@ -1,7 +1,9 @@
-"""`python -m environments.images.build [--docker]`: build the locked environment, and its Docker image, ahead of need.
+"""`python -m environments.images.build [--docker] [--base=IMAGE]`: build the locked environment ahead of need.
 
-Sandboxes build what they need by themselves; this is for the setup of a machine. The image is the root file system of
-`environments.images.rootfs`, imported as it is: no image registry, no Dockerfile, no second set of versions.
+Sandboxes build what they need by themselves; this is for the setup of a machine. Without `--base` the root is made of
+this host's interpreter, and the image is that root, imported as it is: no image registry, no Dockerfile. With it both
+are made from a base image (`environments.images.base`), and are the same on hosts with different Pythons. Either way
+the packages are those of one lock file.
 """
 
 from __future__ import annotations
@@ -14,7 +16,8 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from environments.images.rootfs import RootFs, RootFsError, ensure_rootfs, say
+from environments.images import base
+from environments.images.rootfs import CHOICE, RootFs, RootFsError, ensure_rootfs, say
 
 if TYPE_CHECKING:
     import docker
@@ -59,18 +62,30 @@ def _write_tar(rootfs: RootFs, descriptor: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="environments/images/build.sh", description=__doc__.partition("\n")[0])
     parser.add_argument("--docker", action="store_true", help="also import it as an image into the Docker engine")
+    parser.add_argument(
+        "--base",
+        metavar="IMAGE",
+        help=f"make root and image from this base image instead of this host's Python: a name, `{base.DEBOOTSTRAP}` "
+        f"(Debian's packages, no image registry), or `{base.AUTO}` ({base.DEFAULT_IMAGE} where it can be pulled, else "
+        "Debian's packages)",
+    )
     arguments = parser.parse_args()
     try:
-        rootfs = ensure_rootfs()
-        print(f"bubblewrap root: {rootfs.path}")
-        if arguments.docker:
-            import docker
-            import docker.errors
+        if not (arguments.docker or arguments.base):
+            print(f"bubblewrap root: {ensure_rootfs().path}")
+            return
+        import docker
+        import docker.errors
 
-            try:
-                print(f"Docker image: {ensure_image(docker.from_env(timeout=600), rootfs)}")
-            except docker.errors.DockerException as error:
-                sys.exit(f"no image was made: {error}; is the engine running, and DOCKER_HOST right?")
+        try:
+            client = docker.from_env(timeout=600)
+            rootfs = base.build_from_base(client, arguments.base) if arguments.base else ensure_rootfs()
+            print(f"bubblewrap root: {rootfs.path}")
+            print(f"Docker image: {ensure_image(client, rootfs)}")
+        except docker.errors.DockerException as error:
+            sys.exit(f"no image was made: {error}; is the engine running, and DOCKER_HOST right?")
+        if arguments.base:
+            print(f"to use it: export {CHOICE}={rootfs.digest}")
     except RootFsError as error:
         sys.exit(str(error))
 

@@ -29,6 +29,8 @@ from pathlib import Path
 from environments.images import closure
 
 LOCK_FILE = Path(__file__).with_name("requirements.lock")
+CHOICE = "MLAGENT_ENVIRONMENT"
+"""Environment variable with the digest of the root that sandboxes run, where it is not that of this host's Python."""
 VERSION = 1
 """Of this builder: part of the digest, raised whenever it makes another root from the same lock file."""
 
@@ -99,18 +101,22 @@ class RootFs:
         return f"mlagent-jax-sandbox:{self.digest}"
 
 
-def environment_digest() -> str:
-    """SHA-256 (first 16 hex digits) over lock file, interpreter, machine type and builder version."""
-    identity = "\n".join(
-        [
-            LOCK_FILE.read_text(encoding="utf-8"),
-            platform.python_implementation(),
-            platform.python_version(),
-            platform.machine(),
-            str(VERSION),
-        ]
-    )
-    return hashlib.sha256(identity.encode()).hexdigest()[:16]
+def environment_digest(
+    implementation: str | None = None, python: str | None = None, machine: str | None = None, origin: str = ""
+) -> str:
+    """SHA-256 (first 16 hex digits) over lock file, interpreter (default: this one), machine type and builder version.
+
+    `origin` names the base image of a root that was not made of a host's own interpreter.
+    """
+    parts = [
+        LOCK_FILE.read_text(encoding="utf-8"),
+        implementation or platform.python_implementation(),
+        python or platform.python_version(),
+        machine or platform.machine(),
+        str(VERSION),
+        *([origin] if origin else []),
+    ]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
 def cache_directory() -> Path:
@@ -130,14 +136,37 @@ def say(message: str) -> None:
 
 
 def ensure_rootfs(progress: Callable[[str], None] = say) -> RootFs:
-    """The root file system for this interpreter and lock file, built on the first call of a machine (under a minute).
+    """The root file system that sandboxes run: the one whose digest `MLAGENT_ENVIRONMENT` names, else that of this
+    interpreter and lock file, built on the first call of a machine (under a minute).
+
+    Raises:
+      RootFsError: it cannot be built, was not built, or is not where an unprivileged user can read it.
+    """
+    if not (chosen := os.environ.get(CHOICE)):
+        return build_once(environment_digest(), _build, progress)
+
+    def refuse(root: Path, progress: Callable[[str], None]) -> None:
+        del root, progress
+        raise RootFsError(
+            f"{CHOICE} is {chosen!r}, and {cache_directory() / 'rootfs'} has no such root: build it "
+            "(environments/images/build.sh --base=...), or unset the variable to use this host's Python"
+        )
+
+    return build_once(chosen, refuse, progress)
+
+
+def build_once(
+    digest: str, build: Callable[[Path, Callable[[str], None]], None], progress: Callable[[str], None] = say
+) -> RootFs:
+    """The root file system called `digest`, made by `build(folder, progress)` where this machine has none yet.
 
     Atomic: a directory with this name is complete. Two processes that ask at once build it once.
 
     Raises:
       RootFsError: it cannot be built, or not where an unprivileged user can read it.
     """
-    digest = environment_digest()
+    if not digest.isalnum():
+        raise RootFsError(f"{CHOICE} is {digest!r}, which is no digest of an environment")
     folder = cache_directory() / "rootfs"
     path = folder / digest
     if not path.is_dir():
@@ -149,7 +178,7 @@ def ensure_rootfs(progress: Callable[[str], None] = say) -> RootFs:
             ) from error
         with _only_builder(folder / f"{digest}.lock"):
             if not path.is_dir():
-                _build_atomically(path, progress)
+                _build_atomically(path, build, progress)
     _require_readable(path)
     return RootFs(path=path, digest=digest)
 
@@ -173,12 +202,14 @@ def _require_readable(path: Path) -> None:
             )
 
 
-def _build_atomically(path: Path, progress: Callable[[str], None]) -> None:
+def _build_atomically(
+    path: Path, build: Callable[[Path, Callable[[str], None]], None], progress: Callable[[str], None]
+) -> None:
     for leftover in path.parent.glob(f"{path.name}.building-*"):  # of a builder that died; we hold the lock
         shutil.rmtree(leftover, ignore_errors=True)
     building = Path(tempfile.mkdtemp(prefix=f"{path.name}.building-", dir=path.parent))
     try:
-        _build(building, progress)
+        build(building, progress)
         building.chmod(0o755)
         building.rename(path)
     except (OSError, closure.ClosureError, subprocess.CalledProcessError) as error:
@@ -195,7 +226,7 @@ def _build(root: Path, progress: Callable[[str], None]) -> None:
     _install_packages(root / SITE_PACKAGES)
     progress("locked Python environment: copying shared libraries (3 of 4)")
     closure.install(root, originals)
-    _write_skeleton(root)
+    write_skeleton(root)
     progress("locked Python environment: compiling to byte code (4 of 4)")
     _compile(root)
     _open_to_all(root)
@@ -249,7 +280,7 @@ def _install_packages(site_packages: Path) -> None:
             data.unlink(missing_ok=True)
 
 
-def _write_skeleton(root: Path) -> None:
+def write_skeleton(root: Path) -> None:
     """/etc, and the places where a sandbox mounts."""
     (root / "etc").mkdir(exist_ok=True)
     for name, text in _ETC.items():
@@ -276,3 +307,9 @@ def _open_to_all(root: Path) -> None:
             path = os.path.join(folder, name)
             if not os.path.islink(path):
                 os.chmod(path, 0o755 if os.stat(path).st_mode & 0o100 else 0o644)
+
+
+def main(root: str) -> None:
+    """Assemble a root file system from the interpreter that runs this: in the builder of `Dockerfile`."""
+    Path(root).mkdir()
+    _build(Path(root), say)

@@ -173,3 +173,19 @@ def test_it_builds_from_nothing_and_the_interpreter_in_it_runs_alone(empty_cache
         check=False,
     )
     assert done.stdout.strip() == str(root / rootfs.PREFIX), done.stderr
+
+
+def test_a_root_that_is_chosen_but_not_built_is_an_error_with_the_command(empty_cache, monkeypatch):
+    monkeypatch.setenv(rootfs.CHOICE, "0123456789abcdef")
+    with pytest.raises(RootFsError, match=r"0123456789abcdef.*build\.sh --base"):
+        ensure_rootfs(lambda text: None)
+    (empty_cache / "rootfs" / "0123456789abcdef").mkdir()
+    assert ensure_rootfs(lambda text: None).digest == "0123456789abcdef"
+    monkeypatch.setenv(rootfs.CHOICE, "../elsewhere")
+    with pytest.raises(RootFsError, match="no digest"):
+        ensure_rootfs(lambda text: None)
+
+
+def test_another_base_is_another_environment():
+    digests = {rootfs.environment_digest(origin=origin) for origin in ("", "debian bookworm", "python:3.11-slim")}
+    assert len(digests) == 3 and rootfs.environment_digest() in digests
