@@ -1,0 +1,29 @@
+"""Sizes against figures worked out by hand."""
+
+import runpy
+from pathlib import Path
+
+import pytest
+
+TOOL = runpy.run_path(str(Path(__file__).parents[2] / "tools" / "sizing.py"))
+RUN = {
+    "actions": 256, "execution_seconds": 200.0, "device_seconds": 400.0, "iterations": 40,
+    "slots": 0, "slots_a_worker": 8, "slice_price": 20.0, "worker_price": 0.5,
+}  # fmt: skip
+
+
+def test_as_many_slots_as_keep_up_with_the_devices():
+    run = TOOL["size"](**RUN, overlap=True)
+    assert run.slots == 128  # 256 * 200 / 400
+    assert run.iteration_seconds == 400.0  # two rounds of 200 s
+    assert run.hours == pytest.approx(40 * 400 / 3600)
+    assert run.cost == pytest.approx(run.hours * (20 + 16 * 0.5))
+
+
+def test_what_does_not_overlap_adds_up_and_few_slots_are_waited_for():
+    assert TOOL["size"](**RUN, overlap=False).iteration_seconds == 800.0
+    assert TOOL["size"](**RUN | {"slots": 32}, overlap=True).iteration_seconds == 8 * 200.0
+
+
+def test_an_update_is_two_scorings_and_four_passes_an_epoch():
+    assert TOOL["update_seconds"](1e9, 10, 100, 2, 1e15, 0.5) == pytest.approx((4 + 16) * 1e9 * 1000 / 5e14)
