@@ -73,8 +73,8 @@ class Episode:
         self.state = self._environment.initial_state(self._task.key)
         return self.prompt(), {"state": self.state}
 
-    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
-        """Take one step; `action` is the raw text of a reply.
+    def step(self, action: str, *, cut: bool = False) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        """Take one step; `action` is the raw text of a reply, `cut` whether a token limit cut it (then it is invalid).
 
         Raises:
           SandboxError: the environment failed, not the action: the same step can be tried again.
@@ -85,6 +85,7 @@ class Episode:
             state=self.state,
             sample=0,
             action=action,
+            truncated=cut,
             reward=self._reward,
             profile=self.profile,
             limits=self.spec.limits,
@@ -97,6 +98,17 @@ class Episode:
         self.state = outcome.next_state(job)
         info = {"outcome": outcome, "state": self.state}
         return outcome.observation, outcome.reward, outcome.final, len(self.state.history) >= self.max_steps, info
+
+    @property
+    def task_key(self) -> str:
+        """`name@digest` of the prepared task."""
+        return self._task.key
+
+    def report_score(self, submission: str | None) -> float:
+        """Score on the report half of the labels: of a submission (`Outcome.submission`), or of the starting script."""
+        if submission is None:
+            return self._task.report_init
+        return self._task.grade_report(self._environment.store.get(submission))
 
     def prompt(self) -> str:
         """What an agent is told at the start."""

@@ -1,0 +1,238 @@
+"""A trained agent works on a task of yours.
+
+    python -m mlagent_jax.solve --checkpoint runs/quickstart --task docs/examples/rents --output solved
+
+The checkpoint is what `mlagent_jax.sample` takes, the task a folder (docs/bring_your_own_task.md) or the name of an
+embedded one. Each step is shown as it is taken, by the same `Environment.take` as in training. `--output` then holds
+the best script, its difference to the starting script (`solution.diff`), the scores (`score.json`) and every step
+(`steps.jsonl`). The best is chosen on one half of the hidden labels; the score of the other half is told besides.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import app, flags
+from rich.console import Console
+from rich.syntax import Syntax
+from rich.text import Text
+
+from environments.episode import Episode, make
+from environments.protocol import Outcome, OutcomeKind, State
+from environments.sandbox import PROVIDERS
+from environments.sandbox.base import SandboxError
+from environments.store import StoreError
+from environments.tasks.base import TaskError
+from mlagent_jax.config import PromptConfig
+from mlagent_jax.data import jsonl
+
+CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Hugging Face folder, or a run's workdir, stage or step.")
+TASK = flags.DEFINE_string("task", None, "Folder of a task, or the name of an embedded one.")
+OUTPUT = flags.DEFINE_string("output", "solved", "Folder of what is found.")
+STEPS = flags.DEFINE_integer("steps", 8, "Steps of an attempt, at most.", lower_bound=1)
+ATTEMPTS = flags.DEFINE_integer("attempts", 1, "Attempts from the start; the best of all is kept.", lower_bound=1)
+SANDBOX = flags.DEFINE_enum("sandbox", "auto", ["auto", *PROVIDERS], "Where scripts run.")
+SEED = flags.DEFINE_integer("seed", 0, "Of the task's data and of what is sampled.")
+TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "0 takes the most probable token.", lower_bound=0.0)
+PROFILE = flags.DEFINE_enum(
+    "profile", None, ["compact", "full"], "Of prompts; default: the run's, of a chat model full, else compact."
+)
+CACHE_DIR = flags.DEFINE_string("cache_dir", None, "Prepared tasks and snapshots; default: ~/.cache/mlagent-jax.")
+
+Act = Callable[[State, int, int], tuple[str, bool]]
+"""State, attempt and step to the text of an action, and whether it was cut at its limit."""
+OUTPUT_LINES = 12
+"""Of an observation, shown at each step; all of it is in `steps.jsonl`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Solution:
+    """The best that was found."""
+
+    script: str
+    start: str
+    """The starting script."""
+    score: float
+    """On the half of the labels that it was chosen by."""
+    start_score: float
+    report: float
+    """On the other half."""
+    start_report: float
+    steps: tuple[dict[str, Any], ...]
+
+    @property
+    def improved(self) -> bool:
+        return self.script != self.start
+
+
+def solve(episode: Episode, act: Act, attempts: int, console: Console) -> Solution:
+    """Let `act` work on the task of `episode`, showing each step.
+
+    Raises:
+      SandboxError: a script could not be executed for reasons of this host.
+    """
+    best: Outcome | None = None
+    steps: list[dict[str, Any]] = []
+    start = episode.state.script
+    start_score = episode.state.metric
+    for attempt in range(attempts):
+        episode.reset()
+        for step in range(episode.max_steps):
+            with console.status("thinking"):
+                action, cut = act(episode.state, attempt, step)
+            with console.status("executing"):
+                _, _, ended, last, info = episode.step(action, cut=cut)
+            outcome: Outcome = info["outcome"]
+            steps.append({"attempt": attempt, "step": step, "action": action, "outcome": outcome.to_dict()})
+            _show(console, f"{attempt + 1}.{step + 1}" if attempts > 1 else str(step + 1), action, outcome)
+            if outcome.kind is OutcomeKind.SCORED:
+                so_far = start_score if best is None else best.metric_after
+                if outcome.scale.delta(so_far, outcome.metric_after) > 0:
+                    best = outcome
+            if ended or last:
+                break
+    return Solution(
+        script=start if best is None else best.script,
+        start=start,
+        score=start_score if best is None else best.metric_after,
+        start_score=start_score,
+        report=episode.report_score(None if best is None else best.submission),
+        start_report=episode.report_score(None),
+        steps=tuple(steps),
+    )
+
+
+def _show(console: Console, number: str, action: str, outcome: Outcome) -> None:
+    """A step for people. What policy and script wrote is text: no markup is followed, no escape code passed on."""
+    scored = outcome.metric_after is not None
+    metric = f"  metric {outcome.metric_before:.4g} -> {outcome.metric_after:.4g}" if scored else ""
+    console.rule(Text(f"step {number}: {outcome.kind}  reward {outcome.reward:.3f}{metric}  {outcome.seconds:.1f} s"))
+    if outcome.diff:
+        console.print(Syntax(_printable(outcome.diff), "diff", background_color="default", word_wrap=True))
+    else:
+        console.print(Text(_printable(action)))
+    lines = _printable(outcome.observation).splitlines()
+    left_out = [f"[... {len(lines) - OUTPUT_LINES} lines more ...]"] if len(lines) > OUTPUT_LINES else []
+    console.print(Text("\n".join([*left_out, *lines[-OUTPUT_LINES:]]), style="dim"))
+
+
+def _printable(text: str) -> str:
+    """Without what a terminal would obey."""
+    return "".join(c if c in "\n\t" or c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+def save(solution: Solution, entry: str, metric: str, folder: Path) -> None:
+    """Write script, difference, scores and steps."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / entry).parent.mkdir(parents=True, exist_ok=True)
+    (folder / entry).write_text(solution.script, encoding="utf-8")
+    lines = [text.splitlines(keepends=True) for text in (solution.start, solution.script)]
+    diff = difflib.unified_diff(*lines, f"start/{entry}", f"best/{entry}")
+    (folder / "solution.diff").write_text("".join(diff), encoding="utf-8")
+    scores = {
+        "metric": metric,
+        "improved": solution.improved,
+        "score": solution.score,
+        "start_score": solution.start_score,
+        "report_score": solution.report,
+        "start_report_score": solution.start_report,
+    }
+    (folder / "score.json").write_text(json.dumps(scores, indent=1) + "\n")
+    jsonl.replace(folder / "steps.jsonl", solution.steps)
+
+
+def prompt_config(checkpoint: str, profile: str | None, chat: bool) -> PromptConfig:
+    """How the policy's prompts are rendered: as in the run that the checkpoint lies in, else by its kind.
+
+    Args:
+      chat: whether the tokenizer has a chat template.
+    """
+    folder = Path(checkpoint).absolute()
+    for place in (folder, *folder.parents[:3]):
+        config = place / "config.json"
+        found = json.loads(config.read_text()) if config.is_file() else {}
+        prompt: Mapping[str, Any] | None = found.get("prompt") if isinstance(found, dict) else None
+        if isinstance(prompt, dict):
+            known = {field.name for field in dataclasses.fields(PromptConfig)}
+            settings = PromptConfig(**{name: value for name, value in prompt.items() if name in known})
+            return dataclasses.replace(settings, profile=profile or settings.profile, editor="")
+    if (profile or ("full" if chat else "compact")) == "full":
+        return PromptConfig(profile="full", max_prompt_tokens=8192, max_action_tokens=2048)
+    return PromptConfig()
+
+
+def _actor(checkpoint: str, seed: int, temperature: float, profile: str | None) -> tuple[PromptConfig, Callable]:
+    """The prompts' settings, and what makes an `Act` for a task once its spec is known."""
+    import jax
+
+    from mlagent_jax.agent.actor import Actor
+    from mlagent_jax.agent.prompts import Renderer
+    from mlagent_jax.parallelism import make_mesh
+    from mlagent_jax.sampling import Distribution, SamplerConfig, TokenSampler
+    from mlagent_jax.sampling.checkpoint import load
+
+    mesh = make_mesh({}, jax.devices()[:1])
+    jax.set_mesh(mesh)
+    model, tokenizer = load(checkpoint, mesh=mesh)
+    prompt = prompt_config(checkpoint, profile, tokenizer.has_chat_template)
+    settings = SamplerConfig(
+        max_new_tokens=prompt.max_action_tokens,
+        distribution=Distribution(temperature),
+        slots=1,
+        prefill_rows=1,
+        stop_token_ids=(tokenizer.eos_id, *model.stop_token_ids),
+        pad_id=tokenizer.pad_id,
+    )
+    sampler = TokenSampler(model.graph, settings)
+
+    def made(specs: Mapping[str, Any]) -> Act:
+        actor = Actor(sampler, Renderer(tokenizer, prompt, specs), seed)
+
+        def act(state: State, attempt: int, step: int) -> tuple[str, bool]:
+            (action,) = actor.act(model.params, [state], 1, f"solve/{attempt}/{step}")
+            return action.text, action.truncated
+
+        return act
+
+    return prompt, made
+
+
+def main(argv: Sequence[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected argument {argv[1]!r}: every setting is a flag")
+    console = Console()
+    try:
+        from environments import tasks
+
+        tasks.get(TASK.value)  # A task that is not known is said so before weights are loaded.
+        prompt, made = _actor(CHECKPOINT.value, SEED.value, TEMPERATURE.value, PROFILE.value)
+        with console.status("preparing the task"):
+            episode = make(
+                TASK.value,
+                sandbox=SANDBOX.value,
+                profile=prompt.profile,
+                max_steps=STEPS.value,
+                seed=SEED.value,
+                cache_dir=CACHE_DIR.value,
+            )
+        with episode:
+            solution = solve(episode, made({episode.task_key: episode.spec}), ATTEMPTS.value, console)
+            save(solution, episode.spec.entry, episode.spec.metric, Path(OUTPUT.value))
+            better = "higher" if episode.spec.higher_is_better else "lower"
+            metric = episode.spec.metric
+    except (OSError, ValueError, SandboxError, StoreError, TaskError) as error:
+        sys.exit(f"error: {error}")
+    found = f"{solution.start_report:.4g} -> {solution.report:.4g}" if solution.improved else "nothing better was found"
+    console.rule()
+    console.print(f"{metric} ({better} is better), on labels used for nothing else: {found}; see {OUTPUT.value}/")
+
+
+if __name__ == "__main__":
+    flags.mark_flags_as_required(["checkpoint", "task"])
+    app.run(main)
