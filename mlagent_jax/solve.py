@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from absl import app, flags
+from absl import app, flags, logging
 from rich.console import Console
 from rich.syntax import Syntax
 from rich.text import Text
@@ -206,6 +206,7 @@ def _actor(checkpoint: str, seed: int, temperature: float, profile: str | None) 
 def main(argv: Sequence[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}: every setting is a flag")
+    logging.set_verbosity(logging.WARNING)  # The steps are what is shown.
     console = Console()
     try:
         from environments import tasks
