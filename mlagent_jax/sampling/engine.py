@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from mlagent_jax import models
 from mlagent_jax.models import Cache, Graph, Params
+from mlagent_jax.parallelism import constrain
 from mlagent_jax.sampling.config import Distribution, SamplerConfig
 from mlagent_jax.sampling.distribution import Distributions, draw, request_keys
 from mlagent_jax.sampling.stops import StopTable
@@ -217,7 +218,9 @@ def decode(
     tokens, log_probs = (
         jnp.take_along_axis(made, columns, axis=1, mode="clip") for made in (state.tokens, state.log_probs)
     )
-    return state, Look(state.counts, state.active, state.stopped, tokens, log_probs)
+    look = Look(state.counts, state.active, state.stopped, tokens, log_probs)
+    # Whole on every device: on a mesh of several processes each host reads it from its own devices.
+    return state, jax.tree.map(lambda x: constrain(x, (None,) * x.ndim, graph.rules, "look"), look)
 
 
 def _append(

@@ -1,4 +1,4 @@
-"""Loss and gradients are the same on one device and on two processes of four (simulated) devices each."""
+"""Loss, gradients and samples are the same on one device and on two processes of four (simulated) devices each."""
 
 import os
 import socket
@@ -13,6 +13,7 @@ import jax, numpy as np
 from jax.experimental import multihost_utils
 from mlagent_jax import models
 from mlagent_jax.parallelism import DEFAULT_RULES, make_mesh
+from mlagent_jax.sampling import SamplerConfig, TokenSampler
 
 jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
 assert (jax.process_count(), jax.local_device_count(), jax.device_count()) == (2, 4, 8)
@@ -43,12 +44,23 @@ value, gradients = outcome(make_mesh({"fsdp": 4, "tensor": 2}))
 assert not gradients["layers"]["mlp"]["up"]["kernel"].is_fully_addressable
 found = (float(value), multihost_utils.process_allgather(gradients, tiled=True))
 jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), found, expected)
+
+
+def samples(mesh):
+    with jax.set_mesh(mesh):
+        graph, params = models.create(config, jax.random.key(0), mesh=mesh)
+        sampler = TokenSampler(graph, SamplerConfig(max_new_tokens=6, slots=8, buckets=(8,), prefill_rows=4))
+        made = sampler.sample(tokens[:6, :8].tolist(), range(6), 2, params=params)
+        return [completion.token_ids for completion in made]
+
+
+assert samples(make_mesh({"fsdp": 4, "tensor": 2})) == samples(make_mesh({}, jax.local_devices()[:1]))
 print("equal")
 """
 
 
 @pytest.mark.slow
-def test_two_processes_train_as_one_device_does():
+def test_two_processes_train_and_sample_as_one_device_does():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"

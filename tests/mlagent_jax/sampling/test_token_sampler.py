@@ -13,6 +13,10 @@ from mlagent_jax.models import hugging_face
 from mlagent_jax.sampling import Distribution, Request, SamplerConfig, TokenSampler
 from mlagent_jax.sampling.batch import _place
 
+NAMES = (
+    *("qwen2", "qwen2-untied-mha-linear", "qwen2-yarn", "qwen3", "qwen3-bias-yarn"),
+    *("llama-mqa", "llama-bias-tied"),
+)
 BUCKETS = (8, 32)
 # Two samplers of one distribution, shared by the tests: a program compiles once.
 WIDE = SamplerConfig(max_new_tokens=10, slots=8, buckets=BUCKETS, stop_token_ids=tuple(range(1, 12)))
@@ -31,7 +35,7 @@ def prompts(count, longest=30, seed=0):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["qwen2", "qwen2-yarn", "qwen3", "llama-mqa"])
+@pytest.mark.parametrize("name", NAMES)
 def test_greedy_equals_generate_of_transformers(name, checkpoint):
     import torch
 
