@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from environments.rewards import REWARDS
 from mlagent_jax.errors import ConfigError
+from mlagent_jax.evaluation.names import parse_agent
 
 STAGES = ("collect", "sft", "evaluate", "rl", "export")
 
@@ -340,11 +341,12 @@ class EvaluateConfig:
     """Fixed states (one action) and episodes, held-in and held-out."""
 
     policies: tuple[str, ...] = ("base", "sft", "rl")
-    """Those of them that exist and are not evaluated yet."""
+    """Agents, those of them that exist and are not evaluated yet: base, sft, rl (of this run), expert (the scripted
+    one), nothing (changes nothing), [NAME=]hf:FOLDER (a checkpoint) and [NAME=]endpoint (of config.endpoint)."""
     reward: str = "improvement"
     """What step rewards are reported in, whatever was trained on; see `rl.reward`."""
     states_held_in: int = 48
-    """Fixed states of training tasks."""
+    """Fixed states of training tasks, for policies; 0: none."""
     states_held_out: int = 48
     """Fixed states of held-out tasks."""
     samples: int = 4
@@ -358,7 +360,9 @@ class EvaluateConfig:
     best_of: int = 3
     """The k of best@k, reported without bias from all trajectories of a task."""
     steps: int = 4
-    """Steps an episode."""
+    """Steps an episode, at most."""
+    minutes: float = 30.0
+    """Of an episode's own replies and scripts; no step begins after them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -541,8 +545,14 @@ def _check(config: Config) -> None:
     choose("rl.kl_estimator", config.rl.kl_estimator, ("k1", "k2", "k3"))
     choose("rl.aggregation", config.rl.aggregation, ("token", "sequence"))
     choose("pool.sampling", config.pool.sampling, ("uniform", "learnability"))
-    for policy in config.evaluate.policies:
-        choose("evaluate.policies", policy, ("base", "sft", "rl"))
+    agents = [parse_agent(policy) for policy in config.evaluate.policies]
+    if twice := sorted({agent.name for agent in agents if [a.name for a in agents].count(agent.name) > 1}):
+        raise ConfigError(f"config.evaluate.policies has two agents called {twice[0]!r}: write NAME=hf:FOLDER")
+    if any(agent.kind == "endpoint" for agent in agents) and not config.endpoint.url:
+        raise ConfigError(
+            "config.evaluate.policies names an endpoint and config.endpoint.url is empty: set it, and "
+            "config.endpoint.model"
+        )
     choose("export.dtype", config.export.dtype, ("float32", "bfloat16", "float16"))
     choose("export.layout", config.export.layout, ("merged", "peft"))
     choose("export.policy", config.export.policy, ("sft", "rl"))
@@ -554,8 +564,11 @@ def _check(config: Config) -> None:
         positive(f"prompt.{name}", getattr(config.prompt, name))
     for name in ("trajectories", "steps", "min_ideas"):
         positive(f"collect.{name}", getattr(config.collect, name))
-    for name in ("states_held_in", "states_held_out", "samples", "trajectories", "best_of", "steps"):
+    for name in ("samples", "trajectories", "best_of", "steps", "minutes"):
         positive(f"evaluate.{name}", getattr(config.evaluate, name))
+    for name in ("states_held_in", "states_held_out", "episode_tasks_held_in", "episode_tasks_held_out"):
+        if getattr(config.evaluate, name) < 0:
+            raise ConfigError(f"config.evaluate.{name} is {getattr(config.evaluate, name)}; it is 0 or above")
     positive("pool.refresh_size", config.pool.refresh_size)
     positive("sampling.temperature", config.sampling.temperature)
     positive("sampling.slots", config.sampling.slots)

@@ -71,11 +71,7 @@ def base_policy(run: Run) -> Policy:
     config = run.config.policy
     dtype = jnp.dtype(config.param_dtype)
     if config.checkpoint:
-        try:
-            loaded = hugging_face.load(config.checkpoint, dtype=dtype, mesh=run.mesh, attention=config.attention)
-            return Policy(*loaded, Tokenizer.load(config.checkpoint))
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"config.policy.checkpoint is {config.checkpoint!r}: {error}") from error
+        return checkpoint_policy(run, config.checkpoint, "policy.checkpoint")
     folder = run.workdir / "tokenizer"
     if not folder.exists():
         raise ConfigError(
@@ -102,6 +98,22 @@ def base_policy(run: Run) -> Policy:
         shape, jax.random.key(run.config.seed), dtype=dtype, mesh=run.mesh, attention=config.attention
     )
     return Policy(shape, graph, params, tokenizer)
+
+
+def checkpoint_policy(run: Run, checkpoint: str, field: str = "evaluate.policies") -> Policy:
+    """The policy of a Hugging Face folder or hub id, which `field` of the config names.
+
+    Raises:
+      ConfigError: it cannot be read.
+    """
+    config = run.config.policy
+    try:
+        loaded = hugging_face.load(
+            checkpoint, dtype=jnp.dtype(config.param_dtype), mesh=run.mesh, attention=config.attention
+        )
+        return Policy(*loaded, Tokenizer.load(checkpoint))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"config.{field} names {checkpoint!r}: {error}") from error
 
 
 def make_vocabulary(run: Run, corpus: list[str]) -> None:

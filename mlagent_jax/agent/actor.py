@@ -46,8 +46,16 @@ class Actor:
         What is drawn depends on the run's seed, `purpose`, the state, its place among `states` and the sample's index
         alone: the same call after a restart draws the same actions, whose results are in the queue.
         """
-        prompts = [self.renderer.encode(state) for state in states]
         seeds = [_seed(self._seed, purpose, index, state.id) for index, state in enumerate(states)]
+        return self._act(params, states, samples, seeds)
+
+    def act_each(self, params: Any, states: Sequence[State], purposes: Sequence[str]) -> list[SampledAction]:
+        """One action from each of `states`, drawn for a purpose of its own: whatever else is in the batch."""
+        seeds = [_seed(self._seed, purpose, state.id) for purpose, state in zip(purposes, states, strict=True)]
+        return self._act(params, states, 1, seeds)
+
+    def _act(self, params: Any, states: Sequence[State], samples: int, seeds: list[int]) -> list[SampledAction]:
+        prompts = [self.renderer.encode(state) for state in states]
         completions = self._sampler.sample(prompts, seeds, samples, params=params)
         return [
             SampledAction(

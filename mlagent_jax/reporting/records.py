@@ -57,6 +57,13 @@ class EpisodeRecord:
     higher_is_better: bool
     best_of: int
     """The k of best@k that it was played for."""
+    metric: str = ""
+    """The task's, by name."""
+    seconds: float = 0.0
+    """Of its replies and scripts."""
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cost: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,6 +102,7 @@ def _step(record: Mapping[str, Any]) -> StepRecord:
 
 
 def _episode(record: Mapping[str, Any]) -> EpisodeRecord:
+    took = [step.get("took", {}) for step in record["steps"]]
     return EpisodeRecord(
         task=record["task"],
         split=_split(record),
@@ -103,6 +111,11 @@ def _episode(record: Mapping[str, Any]) -> EpisodeRecord:
         start=float(record["report_init"]),
         higher_is_better=bool(record["higher_is_better"]),
         best_of=int(record["best_of"]),
+        metric=record.get("metric", ""),
+        seconds=float(record.get("seconds", 0.0)),
+        prompt_tokens=sum(step.get("prompt_tokens", 0) for step in took),
+        completion_tokens=sum(step.get("completion_tokens", 0) for step in took),
+        cost=sum(step.get("cost", 0.0) for step in took),
     )
 
 
@@ -166,5 +179,9 @@ def read_run(workdir: epath.PathLike) -> RunRecords:
     if not root.is_dir():
         raise FileNotFoundError(f"workdir {str(workdir)!r} does not exist: give the folder that a run wrote")
     paths = {name: root / "evaluation" / f"{name}.jsonl" for name in POLICIES}
+    # Other agents after the run's own policies.
+    folder = root / "evaluation"
+    found = sorted(folder.glob("*.jsonl"), key=str) if folder.exists() else []
+    paths |= {path.stem: path for path in found if path.stem not in POLICIES}
     policies = {name: read_policy(path) for name, path in paths.items() if path.exists()}
     return RunRecords(workdir=str(workdir), info=read_info(root), policies=policies)

@@ -136,6 +136,24 @@ def clustered_mean(
     return Estimate(mean=float(array.mean()), ci95=interval, n=len(array), clusters=count)
 
 
+def stratified_interval(
+    groups: Sequence[Sequence[float]], *, resamples: int = RESAMPLES, seed: int = 0
+) -> tuple[float, float] | None:
+    """95% interval of the mean of the groups' means, for these very groups: the values of each are drawn anew, as many
+    as it has, with the spread of its mean widened by sqrt(n / (n - 1)). None where a group has one value alone."""
+    if not groups or min(map(len, groups)) < 2:
+        return None
+    rng = np.random.default_rng(seed)
+    means = np.zeros(resamples)
+    for group in groups:
+        values = np.asarray(group, dtype=np.float64)
+        drawn = values[rng.integers(len(values), size=(resamples, len(values)))].mean(axis=1)
+        wider = (len(values) / (len(values) - 1)) ** 0.5
+        means += (values.mean() + wider * (drawn - values.mean())) / len(groups)
+    low, high = np.quantile(means, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return float(low), float(high)
+
+
 def paired_difference(
     first: Mapping[tuple[Hashable, Hashable], Sequence[float]],
     second: Mapping[tuple[Hashable, Hashable], Sequence[float]],

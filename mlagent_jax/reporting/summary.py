@@ -158,9 +158,9 @@ def _comparison(first: _Runs, second: _Runs) -> dict[str, Any]:
 
 def _figures(runs: Iterable[records.RunRecords]) -> dict[str, Any]:
     """`policies` and `comparisons` of one run, or of several pooled."""
-    by_policy = {
-        name: [(run.workdir, run.policies[name]) for run in runs if name in run.policies] for name in records.POLICIES
-    }
+    runs = list(runs)
+    names = dict.fromkeys([*records.POLICIES, *(name for run in runs for name in run.policies)])
+    by_policy = {name: [(run.workdir, run.policies[name]) for run in runs if name in run.policies] for name in names}
     comparisons = {f"{a}_minus_{b}": _comparison(by_policy[a], by_policy[b]) for a, b in COMPARISONS}
     return {
         "policies": {name: _policy_with_tasks(found) for name, found in by_policy.items() if found},

@@ -12,6 +12,11 @@ _DIFFERENCES = {"rl_minus_sft": "rl - sft", "sft_minus_base": "sft - base"}
 _NONE = "-"
 
 
+def _in_order(policies: Mapping[str, Any]) -> dict[str, Any]:
+    """The run's own policies in the order in which they were made, then other agents."""
+    return {name: policies[name] for name in dict.fromkeys([*POLICIES, *policies]) if name in policies}
+
+
 def _number(value: float | None, percent: bool, signed: bool) -> str:
     if value is None:
         return _NONE
@@ -28,7 +33,7 @@ def _cell(fields: Mapping[str, Any] | None, name: str, *, percent: bool = False,
     return mean if ci is None else f"{mean} [{', '.join(_number(bound, percent, signed) for bound in ci)}]"
 
 
-def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Columns padded to a common width, the first to the left, figures to the right."""
     cells = [header, *([cell.replace("|", "\\|") for cell in row] for row in rows)]
     widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
@@ -61,7 +66,7 @@ def _gain_rows(sections: Sequence[Mapping[str, Any]], signs: Sequence[bool]) -> 
 
 def policy_table(summary: Mapping[str, Any]) -> str:
     """Figures by policy, with the paired differences, each with its 95% interval where it has one."""
-    policies = {name: summary["policies"][name] for name in POLICIES if name in summary["policies"]}
+    policies = _in_order(summary["policies"])
     differences = {name: summary["comparisons"][name] for name in _DIFFERENCES if name in summary["comparisons"]}
     header = ["", *policies, *(_DIFFERENCES[name] for name in differences)]
     rates = [_number(policy.get("valid_action_rate"), True, False) for policy in policies.values()]
@@ -70,12 +75,12 @@ def policy_table(summary: Mapping[str, Any]) -> str:
         ["valid actions", *rates, *([_NONE] * len(differences))],
         *_gain_rows([*policies.values(), *differences.values()], signs),
     ]
-    return _markdown(header, rows)
+    return markdown(header, rows)
 
 
 def task_table(summary: Mapping[str, Any]) -> str:
     """Figures by task and policy."""
-    policies = {name: summary["policies"][name] for name in POLICIES if name in summary["policies"]}
+    policies = _in_order(summary["policies"])
     rows = []
     for task in sorted({task for policy in policies.values() for task in policy["tasks"]}):
         for name, policy in policies.items():
@@ -89,4 +94,4 @@ def task_table(summary: Mapping[str, Any]) -> str:
                     rate = _number(figures.get("valid_action_rate"), True, False)
                     gains = [_cell(gain, which, percent=True, signed=True) for which in ("avg", "best")]
                     rows.append([task, _SPLIT_NAMES[split], name, rate, _cell(reward, "mean"), *gains])
-    return _markdown(["task", "split", "policy", "valid", "step reward", "gain, average", "gain, best"], rows)
+    return markdown(["task", "split", "policy", "valid", "step reward", "gain, average", "gain, best"], rows)
