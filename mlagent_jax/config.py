@@ -264,6 +264,11 @@ class RLConfig:
 
     iterations: int = 40
     """Batches sampled, executed and trained on."""
+    rollout: str = "step"
+    """step: one action from each state of the pool (step-wise RL); episode: whole episodes from the tasks' starts, each
+    of their actions trained on what the episode reached (episode-wise RL, the baseline; synchronous)."""
+    episode_steps: int = 4
+    """Steps of an episode, at most, where `rollout` is episode."""
     states: int = 12
     """Drawn from the pool per iteration."""
     samples: int = 4
@@ -284,12 +289,19 @@ class RLConfig:
     """Optimizer steps an epoch."""
     learning_rate: float = 1e-6
     """Of the policy, constant."""
+    critic: str = "head"
+    """head: a value head on the policy's backbone; separate: a backbone of its own besides, which begins as the SFT
+    policy and takes as much memory as the policy."""
     critic_learning_rate: float = 1e-3
-    """Of the value head."""
+    """Of the value head, or of the separate critic as a whole (then about the policy's)."""
     max_grad_norm: float = 1.0
     """Gradients of a larger global norm are scaled down to it."""
     micro_batch: int = 0
     """Rows a pass of the device, a divisor of a mini-batch; 0: all at once. Gradients add up exactly."""
+    micro_tokens: int = 0
+    """Tokens a pass of the device, padding included, in place of `micro_batch`; 0: by `micro_batch`."""
+    duration_weighting: bool = False
+    """Actions count in the policy's gradient in proportion to their execution seconds (arXiv 2509.01684)."""
     clip: float = 0.2
     """The ratio of the policies counts from 1 - clip to 1 + clip."""
     clip_high: float = 0.0
@@ -303,9 +315,11 @@ class RLConfig:
     entropy_coefficient: float = 0.0
     """Weight of the entropy bonus."""
     kl_coefficient: float = 0.01
-    """Weight of the KL to the SFT policy in the loss."""
+    """Weight of the KL to the SFT policy, in the loss or the reward."""
+    kl_in: str = "loss"
+    """Where the KL to the SFT policy counts: loss, or reward (of each token, before advantages)."""
     kl_estimator: str = "k3"
-    """Of the loss's KL to the SFT policy: k1, k2 or k3."""
+    """Of the KL to the SFT policy: k1, k2 or k3; k1 belongs in the reward."""
     kl_target: float = 0.0
     """Adaptive KL coefficient: the target in nats a token; 0: fixed."""
     max_kl: float = 10.0
@@ -316,6 +330,9 @@ class RLConfig:
     """Truncation of proximal / behaviour, when batches are stale."""
     max_staleness: int = 0
     """Policy versions between sampling and training. 0: synchronous."""
+    straggler_seconds: float = 0.0
+    """How long a batch waits for its oldest states before younger ones take their place, within `max_staleness`; the
+    stragglers are trained on later. 0: as long as it takes."""
     checkpoint_every: int = 1
     """Iterations."""
 
@@ -542,6 +559,9 @@ def _check(config: Config) -> None:
     choose("rl.reward", config.rl.reward, tuple(REWARDS))
     choose("evaluate.reward", config.evaluate.reward, tuple(REWARDS))
     choose("rl.estimator", config.rl.estimator, ("gae", "grpo", "rloo", "reinforce_plus_plus"))
+    choose("rl.rollout", config.rl.rollout, ("step", "episode"))
+    choose("rl.critic", config.rl.critic, ("head", "separate"))
+    choose("rl.kl_in", config.rl.kl_in, ("loss", "reward"))
     choose("rl.kl_estimator", config.rl.kl_estimator, ("k1", "k2", "k3"))
     choose("rl.aggregation", config.rl.aggregation, ("token", "sequence"))
     choose("pool.sampling", config.pool.sampling, ("uniform", "learnability"))
@@ -556,7 +576,7 @@ def _check(config: Config) -> None:
     choose("export.dtype", config.export.dtype, ("float32", "bfloat16", "float16"))
     choose("export.layout", config.export.layout, ("merged", "peft"))
     choose("export.policy", config.export.policy, ("sft", "rl"))
-    for name in ("iterations", "states", "samples", "epochs", "minibatches", "learning_rate", "clip"):
+    for name in ("iterations", "states", "samples", "episode_steps", "epochs", "minibatches", "learning_rate", "clip"):
         positive(f"rl.{name}", getattr(config.rl, name))
     for name in ("epochs", "batch_size", "row_tokens", "learning_rate"):
         positive(f"sft.{name}", getattr(config.sft, name))
@@ -609,6 +629,23 @@ def _check(config: Config) -> None:
         )
     if config.rl.kl_target and not config.rl.kl_coefficient:
         raise ConfigError("config.rl.kl_coefficient is 0; an adaptive one (config.rl.kl_target) starts above 0")
+    if config.rl.kl_in == "loss" and config.rl.kl_estimator == "k1" and config.rl.kl_coefficient:
+        raise ConfigError(
+            "config.rl.kl_estimator is 'k1' and config.rl.kl_in 'loss': its gradient there is 0 on average; use 'k2' "
+            "or 'k3', or config.rl.kl_in='reward'"
+        )
+    if config.rl.rollout == "episode" and config.rl.max_staleness:
+        raise ConfigError(
+            f"config.rl.max_staleness is {config.rl.max_staleness}; whole episodes (config.rl.rollout) take 0: each "
+            "step needs the outcome of the one before"
+        )
+    if config.rl.straggler_seconds and not config.rl.max_staleness:
+        raise ConfigError(
+            f"config.rl.straggler_seconds is {config.rl.straggler_seconds}; nothing is there to take a straggler's "
+            "place while config.rl.max_staleness is 0: raise that, or set this to 0"
+        )
+    if config.rl.straggler_seconds < 0 or config.rl.micro_tokens < 0:
+        raise ConfigError("config.rl.straggler_seconds and config.rl.micro_tokens are 0 or above")
     if config.rl.max_staleness < 0:
         raise ConfigError(f"config.rl.max_staleness is {config.rl.max_staleness}; it is 0 or above")
     longest = config.prompt.max_prompt_tokens + config.prompt.max_action_tokens

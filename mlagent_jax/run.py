@@ -15,6 +15,7 @@ import fcntl
 import importlib.metadata
 import json
 import logging
+import math
 import os
 import platform
 import re
@@ -230,6 +231,11 @@ class Run:
             ),
             seed=self.config.seed,
         )
+
+    @property
+    def row_shards(self) -> int:
+        """Shares that the mesh cuts a batch's rows into."""
+        return math.prod(self.mesh.shape[axis] for axis in ("data", "fsdp"))
 
     def place(self, batch: Any) -> Any:
         """A pytree of host arrays on the devices, its first axis split over the mesh's data axes."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from environments.protocol import Job, Outcome, OutcomeKind
 from environments.queue.base import QueueError, RewardQueue
@@ -50,28 +50,40 @@ class Collector:
         Raises:
           QueueError: no worker is alive, or nothing came back for `silence_seconds`.
         """
-        self.submit(jobs)
         found: dict[str, Outcome] = {}
+        self.submit(jobs)
+        for arrived in self.arrivals(jobs):
+            found |= arrived
+            for outcome in arrived.values():
+                if progress is not None:
+                    progress(outcome)
+        return [found[job.id] for job in jobs]
+
+    def arrivals(self, jobs: Sequence[Job], poll_seconds: float | None = None) -> Iterator[dict[str, Outcome]]:
+        """Outcomes of submitted `jobs` by job id as they come, until all are there; empty where none came for
+        `poll_seconds` (default `POLL_SECONDS`), so that a caller may stop waiting.
+
+        Raises:
+          QueueError: no worker is alive, or nothing came back for `silence_seconds`.
+        """
         waiting = {job.id for job in jobs}
         # Silence is counted from here: jobs of a run that was stopped may have waited for days.
         heard = time.monotonic()
-        while waiting:
-            new = self.queue.wait(waiting, timeout_seconds=POLL_SECONDS, count=1)
-            for job_id, outcome in new.items():
-                self._executions += "started" in outcome.progress and not outcome.cached
-                if progress is not None:
-                    progress(outcome)
-                found[job_id] = outcome
+        while True:
+            new = self.queue.wait(waiting, timeout_seconds=poll_seconds or POLL_SECONDS, count=1) if waiting else {}
+            self._executions += sum("started" in outcome.progress and not outcome.cached for outcome in new.values())
             waiting -= new.keys()
+            yield new
+            if not waiting:
+                return
             if new:
                 heard = time.monotonic()
-            else:
-                failure = self._worker_failure() if self._worker_failure else None
-                if failure is not None:
-                    raise QueueError(f"the workers of this host do not start: {failure}")
-                if time.monotonic() - heard >= self.silence_seconds:
-                    self.queue.check_alive(self.run, self.silence_seconds)
-        return [found[job.id] for job in jobs]
+                continue
+            failure = self._worker_failure() if self._worker_failure else None
+            if failure is not None:
+                raise QueueError(f"the workers of this host do not start: {failure}")
+            if time.monotonic() - heard >= self.silence_seconds:
+                self.queue.check_alive(self.run, self.silence_seconds)
 
 
 def is_masked(outcome: Outcome) -> bool:

@@ -39,6 +39,7 @@ class Batch:
     behaviour_log_probs: jax.Array  # float32 [batch, action], of the policy that sampled
     rewards: jax.Array  # float32 [batch]
     groups: jax.Array  # int32 [batch], equal for actions of one state
+    weights: jax.Array  # float32 [batch], how much an action counts in the policy's gradient; 1 but for durations
 
     def __getitem__(self, rows: np.ndarray) -> Batch:
         return jax.tree.map(lambda array: array[rows], self)
@@ -53,6 +54,7 @@ def make_batch(
     *,
     pad_id: int,
     action_tokens: int,
+    weights: Sequence[float] | None = None,
     bucket: int = 64,
 ) -> Batch:
     """Host arrays of one batch; a reward of None (an infrastructure error) masks its row.
@@ -79,7 +81,28 @@ def make_batch(
         behaviour_log_probs=behaviour,
         rewards=np.asarray([0.0 if r is None else r for r in rewards], np.float32),
         groups=np.asarray(groups, np.int32),
+        weights=np.ones(size, np.float32) if weights is None else np.asarray(weights, np.float32),
     )
+
+
+MIN_DURATION_WEIGHT = 0.1
+"""An action that never ran, as one that does not parse, took no time; without this it could not be unlearned."""
+
+
+def duration_weights(seconds: Sequence[float | None]) -> list[float]:
+    """Weights of a batch's actions in the policy's gradient, by how long each was executed (arXiv 2509.01684).
+
+        w_i = max(seconds_i / mean(seconds), 0.1)
+
+    Asynchronous workers hand in an action that takes `seconds` in proportion to 1 / seconds: fast ones, failures above
+    all, are seen more often than they are sampled, and the weight takes that back. None (masked) gets 0 and is in no
+    mean.
+    """
+    known = [value for value in seconds if value is not None]
+    mean = sum(known) / len(known) if known else 0.0
+    if mean <= 0:
+        return [0.0 if value is None else 1.0 for value in seconds]
+    return [0.0 if value is None else max(value / mean, MIN_DURATION_WEIGHT) for value in seconds]
 
 
 @jax.tree_util.register_dataclass
@@ -107,9 +130,15 @@ class Targets:
         return jax.tree.map(lambda array: array[rows], self)
 
 
-def init_critic(hidden_size: int) -> Params:
-    """A value head on the shared backbone, zero: the first advantages are the rewards themselves."""
-    return {"kernel": jnp.zeros((hidden_size,), jnp.float32), "bias": jnp.zeros((), jnp.float32)}
+def init_critic(hidden_size: int, backbone: Params | None = None) -> Params:
+    """A value head, zero: the first advantages are the rewards themselves.
+
+    Args:
+      hidden_size: of the backbone.
+      backbone: parameters of a separate critic, copied; None: the head sits on the policy's.
+    """
+    head = {"kernel": jnp.zeros((hidden_size,), jnp.float32), "bias": jnp.zeros((), jnp.float32)}
+    return head if backbone is None else head | {"backbone": jax.tree.map(jnp.copy, backbone)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,12 +149,15 @@ class Model:
     temperature: float
     compute_dtype: str
     remat: str
+    critic_graph: Any = None
+    """Of a separate critic's backbone, where it is not the policy's."""
 
 
-def _score(model: Model, policy: Params, critic: Params | None, batch: Batch) -> Scores:
+def _action_states(model: Model, graph: Any, params: Params, batch: Batch) -> jax.Array:
+    """The hidden states that a batch's action tokens are chosen from, [batch, action, hidden]."""
     hidden = models.hidden_states(
-        model.graph,
-        policy,
+        graph,
+        params,
         batch.tokens,
         lengths=batch.prompt_lengths + jnp.sum(batch.mask, axis=1),
         remat=model.remat,
@@ -134,12 +166,18 @@ def _score(model: Model, policy: Params, critic: Params | None, batch: Batch) ->
     # The state before action token a is at prompt_length - 1 + a: only those positions meet the vocabulary.
     where = batch.prompt_lengths[:, None] - 1 + jnp.arange(batch.actions.shape[1])[None, :]
     where = jnp.minimum(where, batch.tokens.shape[1] - 1)
-    hidden = jnp.take_along_axis(hidden, where[:, :, None], axis=1)  # [batch, action, hidden]
+    return jnp.take_along_axis(hidden, where[:, :, None], axis=1)
+
+
+def _score(model: Model, policy: Params, critic: Params | None, batch: Batch) -> Scores:
+    hidden = _action_states(model, model.graph, policy, batch)
     log_probs, entropy = models.token_log_probs(
         model.graph, policy, hidden, batch.actions, temperature=model.temperature
     )
     if critic is None:
         return Scores(log_probs, entropy, jnp.zeros_like(log_probs))
+    if "backbone" in critic:
+        hidden = _action_states(model, model.critic_graph or model.graph, critic["backbone"], batch)
     return Scores(log_probs, entropy, hidden.astype(jnp.float32) @ critic["kernel"] + critic["bias"])
 
 
@@ -150,11 +188,20 @@ def score(model: Model, policy: Params, critic: Params | None, batch: Batch, mic
 
 
 @functools.partial(jax.jit, static_argnames=("config",))
-def make_targets(batch: Batch, proximal: Scores, reference: Scores, config: RLConfig) -> Targets:
-    """Advantages by the config's estimator, whitened over the global batch, and the critic's returns."""
+def make_targets(
+    batch: Batch, proximal: Scores, reference: Scores, config: RLConfig, kl_coefficient: float | jax.Array = 0.0
+) -> Targets:
+    """Advantages by the config's estimator, whitened over the global batch, and the critic's returns.
+
+    With `kl_in` = reward, each token's reward is less `kl_coefficient` times its KL to the reference.
+    """
     rows = jnp.any(batch.mask, axis=1)
     by_action = estimators.best_of(batch.rewards, batch.groups, rows, config.best_of)
     rewards = estimators.place_on_last(by_action, batch.mask)
+    if config.kl_in == "reward":
+        divergence = losses.kl(proximal.log_probs, reference.log_probs, config.kl_estimator)
+        penalty = jnp.where(batch.mask, kl_coefficient * divergence, 0.0)
+        rewards, by_action = rewards - penalty, by_action - jnp.sum(penalty, axis=1)
     advantages, returns = estimators.gae(rewards, proximal.values, batch.mask, config.gamma, config.gae_lambda)
     if config.estimator != "gae":
         by_row = estimators.group_advantages(config.estimator, by_action, batch.groups, rows)
@@ -183,7 +230,7 @@ def ppo_step(
 ) -> tuple[Params, optax.OptState, dict[str, losses.Mean]]:
     """One clipped step on a mini-batch; `params` is {"policy", "critic"}, donated with the optimizer's state.
 
-    Where there is a `base`, which is not trained, the policy is its adapters, and `model` has their graph.
+    `kl_coefficient` is that of the KL in the loss: 0 where the KL is in the reward. Where there is a `base`, which is not trained, the policy is its adapters, and `model` has their graph.
 
         L = L_policy + value_coefficient * L_value + kl_coefficient * KL(policy || reference) - entropy_coefficient * H
 
@@ -197,7 +244,7 @@ def ppo_step(
         policy, metrics = losses.ppo_policy_loss(
             scores.log_probs,
             targets.log_probs,
-            targets.advantages,
+            targets.advantages * batch.weights[:, None],
             batch.mask,
             clip_low=config.clip,
             clip_high=config.clip_high or config.clip,
@@ -240,13 +287,25 @@ def ppo_step(
     return optax.apply_updates(params, updates), opt_state, metrics
 
 
+def micro_rows(config: RLConfig, rows: int, time: int, shards: int = 1) -> int:
+    """Rows a pass of the devices for a step on `rows` rows of `time` tokens; 0: all at once.
+
+    With `micro_tokens`, the most within that budget that divide `rows` and are divided by `shards`, the shares that the
+    mesh cuts a batch into; the fewest where none is within it. Else `micro_batch`.
+    """
+    if not config.micro_tokens:
+        return config.micro_batch
+    possible = [n for n in range(shards, rows + 1, shards) if rows % n == 0]
+    return max((n for n in possible if n * time <= config.micro_tokens), default=min(possible, default=0))
+
+
 def rl_optimizer(config: RLConfig, keeps: OptimizerConfig | None = None) -> optax.GradientTransformation:
-    """AdamW for the policy behind a clip of its gradient norm, Adam for the value head at a rate of its own."""
+    """AdamW for the policy and a separate critic, each behind a clip of its gradient norm; Adam for a value head."""
     keeps = keeps or OptimizerConfig()
+    critic = optax.adam(config.critic_learning_rate)
+    if config.critic == "separate":
+        critic = clipped(adam(config.critic_learning_rate, keeps), config.max_grad_norm, keeps)
     return optax.multi_transform(
-        {
-            "policy": clipped(adam(config.learning_rate, keeps), config.max_grad_norm, keeps),
-            "critic": optax.adam(config.critic_learning_rate),
-        },
+        {"policy": clipped(adam(config.learning_rate, keeps), config.max_grad_norm, keeps), "critic": critic},
         {"policy": "policy", "critic": "critic"},
     )

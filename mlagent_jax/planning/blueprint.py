@@ -66,8 +66,11 @@ class Blueprint:
     @property
     def rl_params(self) -> Tree:
         """What rl trains: policy and critic."""
-        critic = jax.eval_shape(lambda: ppo.init_critic(self.graph.config.hidden_size))
-        return {"policy": self.trained, "critic": jax.tree.map(lambda leaf: self.array(leaf.shape, leaf.dtype), critic)}
+        head = jax.eval_shape(lambda: ppo.init_critic(self.graph.config.hidden_size))
+        critic = jax.tree.map(lambda leaf: self.array(leaf.shape, leaf.dtype), head)
+        if self.config.rl.critic == "separate":
+            critic["backbone"] = self.base
+        return {"policy": self.trained, "critic": critic}
 
     def sft_state(self) -> Tree:
         """The sft optimizer's."""

@@ -58,7 +58,7 @@ def phases(blueprint: Blueprint) -> list[Phase]:
         "activations": activations(blueprint, rows, config.sft.row_tokens, config.sft.row_tokens),
     }
     batch = config.rl.states * config.rl.samples // config.rl.minibatches
-    rows = programs.pass_rows(blueprint, "rl", batch, config.rl.micro_batch)
+    rows = programs.pass_rows(blueprint, "rl", batch, programs.rl_config(blueprint, batch).micro_batch)
     optimizer = {"optimizer": bytes_a_device(blueprint.rl_state())}
     update = {
         "gradients": _gradients(blueprint, rows < batch),

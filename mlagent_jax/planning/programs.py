@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from mlagent_jax import models
+from mlagent_jax.config import RLConfig
 from mlagent_jax.errors import ConfigError
 from mlagent_jax.learning import ppo
 from mlagent_jax.learning.sft import sft_step
@@ -90,7 +91,8 @@ def ppo_program(blueprint: Blueprint) -> Program:
     config = blueprint.config
     rows = config.rl.states * config.rl.samples // config.rl.minibatches
     time, action = row_tokens(blueprint), config.prompt.max_action_tokens
-    micro = pass_rows(blueprint, "rl", rows, config.rl.micro_batch)
+    config_rl = rl_config(blueprint, rows)
+    micro = pass_rows(blueprint, "rl", rows, config_rl.micro_batch)
 
     def batch(*shape: int, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
         return blueprint.array((rows, *shape), dtype, ("batch", *(None,) * len(shape)))
@@ -103,18 +105,26 @@ def ppo_program(blueprint: Blueprint) -> Program:
         behaviour_log_probs=batch(action),
         rewards=batch(),
         groups=batch(dtype=jnp.int32),
+        weights=batch(),
     )
     targets = ppo.Targets(*(batch(action) for _ in dataclasses.fields(ppo.Targets)))
     policy = config.policy
     static = {
         "model": ppo.Model(blueprint.graph, config.sampling.temperature, policy.compute_dtype, policy.remat),
         "optimizer": blueprint.rl_optimizer,
-        "config": config.rl,
+        "config": config_rl,
         "base": None if blueprint.adapters is None else blueprint.base,
     }
     arguments = (blueprint.rl_params, blueprint.rl_state(), sampled, targets, blueprint.array((), jnp.float32))
     words = f"{rows} rows of {time} tokens ({action} of the action), {micro} at a time"
     return Program("ppo_step", words, ppo.ppo_step, arguments, static, micro, time, reference_bytes(blueprint))
+
+
+def rl_config(blueprint: Blueprint, rows: int) -> RLConfig:
+    """The rl settings of a step on `rows` rows, a token budget turned into rows."""
+    config = blueprint.config.rl
+    micro = ppo.micro_rows(config, rows, row_tokens(blueprint), blueprint.row_shards)
+    return dataclasses.replace(config, micro_batch=micro)
 
 
 def prefill_program(blueprint: Blueprint) -> Program:

@@ -1,18 +1,18 @@
 """rl: step-wise PPO. The way of one action:
 
     1. draw states from the pool, sample actions from each (behaviour log-probs come along)
-    2. hand them out as jobs; workers execute and grade them; gather the outcomes
+    2. hand them out as jobs, a group a state; workers execute and grade them; take back the next batch of groups
     3. rewards -> advantages; infrastructure errors are masked
     4. clipped PPO steps with a KL to the SFT policy; the next policy version
 
 With `max_staleness` above 0, batches are sampled ahead while others execute, at most so many policy versions old; 0 is
-the synchronous algorithm. Everything that a resume needs is in the checkpoint of its iteration, and what is drawn is a
-function of the seed and the iteration: an interrupted iteration draws the same actions and finds their results.
+the synchronous algorithm. With `rollout` = episode, whole episodes take the place of single actions: the baseline that
+step-wise RL is compared with. Everything that a resume needs is in the checkpoint of its iteration, and what is drawn
+is a function of the seed and the iteration: an interrupted iteration draws the same actions and finds their results.
 """
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import math
 import time
@@ -27,6 +27,9 @@ from environments.protocol import Job, Outcome, OutcomeKind, State
 from environments.queue.base import QueueError
 from mlagent_jax.agent.actor import Actor, SampledAction
 from mlagent_jax.agent.collector import is_masked
+from mlagent_jax.agent.episodes import EpisodePlayer
+from mlagent_jax.agent.rollouts import Group, Taken, UnderWay
+from mlagent_jax.config import RLConfig
 from mlagent_jax.data import jsonl
 from mlagent_jax.data.state_pool import StatePool, expert_states
 from mlagent_jax.data.trajectories import Record
@@ -40,27 +43,13 @@ from mlagent_jax.policy import Policy, abstract, checkpointer, make_actor, train
 from mlagent_jax.run import Run
 
 
-@dataclasses.dataclass(frozen=True)
-class Rollout:
-    """Actions sampled by one policy version, on their way through the queue."""
-
-    version: int
-    actions: tuple[SampledAction, ...]
-    jobs: tuple[Job, ...]
-    seconds: float = 0.0
-    """Sampling it took; 0 where that was before a restart."""
-
-    def to_dict(self) -> dict[str, Any]:
-        return {"version": self.version, "actions": [dataclasses.asdict(action) for action in self.actions]}
-
-
 def rl(run: Run) -> None:
     """Train checkpoints/rl from the SFT policy."""
     _Trainer(run).train()
 
 
 class _Trainer:
-    """The state of the RL loop: parameters, pool, controller, and the rollouts that are under way."""
+    """The state of the RL loop: parameters, pool, controller, and the groups that are under way."""
 
     def __init__(self, run: Run) -> None:
         self.run, self.config = run, run.config.rl
@@ -69,18 +58,18 @@ class _Trainer:
         self.trained = training(run, self.policy)
         self.actor: Actor = make_actor(run, dataclasses.replace(self.policy, graph=self.trained.graph))
         policy = run.config.policy
-        self.model = ppo.Model(self.trained.graph, run.config.sampling.temperature, policy.compute_dtype, policy.remat)
-        records = run.expert_records()
-        states = expert_states((r for r in records if r.split == "train"), run.config.pool.max_depth)
-        run.check_snapshots(states)
-        self.pool = StatePool([state for state in states if self.actor.renderer.fits(state)], run.config.pool)
+        self.model = ppo.Model(
+            self.trained.graph, run.config.sampling.temperature, policy.compute_dtype, policy.remat, self.policy.graph
+        )
         self.reference_model = dataclasses.replace(self.model, graph=self.policy.graph)
+        self.pool = self._make_pool()
         self.optimizer = ppo.rl_optimizer(self.config, run.config.optimizer)
         # A copy: the parameters are donated to the update, the reference (self.policy) must outlive it. Of adapters it
         # is little, and the reference is the base that they are trained on.
+        backbone = self.policy.params if self.config.critic == "separate" else None
         params = {
             "policy": jax.tree.map(jnp.copy, self.trained.params),
-            "critic": ppo.init_critic(self.policy.config.hidden_size),
+            "critic": ppo.init_critic(self.policy.config.hidden_size, backbone),
         }
         self.arrays = {"params": params, "optimizer": init_state(self.optimizer, params)}
         self.kl = (
@@ -88,13 +77,28 @@ class _Trainer:
             if self.config.kl_target
             else controllers.FixedKL(self.config.kl_coefficient)
         )
-        self.under_way: collections.deque[Rollout] = collections.deque()
+        self.under_way = UnderWay(
+            run.collector, self.config.states, self.config.max_staleness, self.config.straggler_seconds
+        )
+        self.player = EpisodePlayer(self.actor, self._job, run.collector.gather)
         self.iteration = 0
+        self.seconds_sample = 0.0
+        """Of the batch that is being taken."""
+
+    def _make_pool(self) -> StatePool:
+        """The expert's states; for whole episodes those alone in which a task starts."""
+        config = self.run.config.pool
+        if self.config.rollout == "episode":
+            config = dataclasses.replace(config, max_depth=0, refresh_fraction=0.0)
+        records = self.run.expert_records()
+        states = expert_states((r for r in records if r.split == "train"), config.max_depth)
+        self.run.check_snapshots(states)
+        return StatePool([state for state in states if self.actor.renderer.fits(state)], config)
 
     @property
     def sampled(self) -> int:
-        """Rollouts sampled so far: the index of the next. Iteration i trains on rollout i."""
-        return self.iteration + len(self.under_way)
+        """Batches sampled so far: the index of the next."""
+        return self.iteration + len(self.under_way) // self.config.states
 
     def train(self) -> None:
         total = self.config.iterations
@@ -109,14 +113,13 @@ class _Trainer:
             ):
                 while self.iteration < total:
                     try:
-                        self._sample_ahead(total)
                         started = time.monotonic()
-                        outcomes = self._gather(lambda _: progress.update(0))
+                        taken = self._take(lambda _: progress.update(0))
                     except Stopped:  # the arrays are those of the last iteration still
                         self._save(saved)
                         raise
                     with self.run.interruption.held():
-                        values, records = self._iterate(outcomes, time.monotonic() - started)
+                        values, records = self._train_on(taken, time.monotonic() - started)
                         trajectories.append(*records)
                         self.run.metrics.write("rl", self.iteration, values)
                         due = self.iteration % self.config.checkpoint_every == 0 or self.iteration == total
@@ -131,103 +134,140 @@ class _Trainer:
 
     # -- one iteration --
 
-    def _sample_ahead(self, total: int) -> None:
-        """Sample and hand out until the newest rollout is `max_staleness` ahead of the one to be trained on."""
-        while self.sampled < total and len(self.under_way) <= self.config.max_staleness:
-            rng = np.random.default_rng([self.run.config.seed, self.sampled])
-            states = self.pool.sample(rng, self.config.states)
-            started = time.monotonic()
-            params = self.trained.whole(self.arrays["params"]["policy"])
-            actions = self.actor.act(params, states, self.config.samples, f"rl/{self.sampled}")
-            seconds = time.monotonic() - started
-            jobs = self._jobs(self.sampled, self.iteration, actions)
-            self.run.collector.submit(jobs)
-            self.under_way.append(Rollout(self.iteration, tuple(actions), jobs, seconds))
-
-    def _jobs(self, rollout: int, version: int, actions: Sequence[SampledAction]) -> tuple[Job, ...]:
-        """Jobs of the rollout with this index: no two of a run are the same job, for a result is consumed once."""
-        # Samples are counted over all rollouts of a version (the first ones of a run share theirs when sampling ahead),
-        # not in a state's group: a state may be drawn twice.
-        first = (rollout - version) * len(actions)
-        return tuple(
-            self.run.job(
-                action.state,
-                action.text,
-                version=version,
-                sample=sample,
-                reward=self.config.reward,
-                truncated=action.truncated,
-            )
-            for sample, action in enumerate(actions, first)
-        )
-
-    def _gather(self, show: Callable[[Outcome], None]) -> list[Outcome]:
-        """Outcomes of the oldest rollout under way, each shown as it comes.
+    def _take(self, show: Callable[[Outcome], None]) -> list[Taken]:
+        """The next batch, each outcome shown as it comes.
 
         Raises:
           QueueError: none of its actions could be executed.
         """
-        rollout = self.under_way[0]
-        outcomes = self.run.collector.gather(rollout.jobs, show)
-        if all(map(is_masked, outcomes)):
+        self.seconds_sample = 0.0
+        taken = self._play_episodes(show) if self.config.rollout == "episode" else self._take_steps(show)
+        if all(is_masked(row.outcome) for row in taken):
             raise QueueError(
-                f"iteration {self.iteration + 1}: none of its {len(outcomes)} actions could be executed; one of them: "
-                f"{outcomes[0].reason}. Repair that, then `python -m environments.queue retry URL --run "
+                f"iteration {self.iteration + 1}: none of its {len(taken)} actions could be executed; one of them: "
+                f"{taken[0].outcome.reason}. Repair that, then `python -m environments.queue retry URL --run "
                 f"{self.run.name}`, and start again"
             )
-        return outcomes
+        return taken
 
-    def _iterate(
-        self, outcomes: list[Outcome], seconds_execute: float
-    ) -> tuple[dict[str, float], list[dict[str, Any]]]:
-        """Train on the oldest rollout under way, which ended in `outcomes`; returns scalars and its records."""
-        rollout = self.under_way.popleft()
+    def _train_on(self, taken: list[Taken], seconds_taking: float) -> tuple[dict[str, float], list[dict[str, Any]]]:
+        """One iteration's update on `taken`, which took so long to get; returns scalars and the batch's records."""
         started = time.monotonic()
-        batch = self._batch(rollout, outcomes)
-        metrics = self._update(batch, rollout)
-        self.run.queue.consume(self.run.name, self.iteration, [job.id for job in rollout.jobs])
-        self._learn_states(rollout, outcomes)
-        staleness = self.iteration - rollout.version
-        self.iteration += 1
+        outcomes = [row.outcome for row in taken]
+        batch = self._batch(taken)
+        metrics = self._update(batch, taken)
+        self.run.queue.consume(self.run.name, self.iteration, [row.job.id for row in taken])
+        self.under_way.trained(taken)
+        self._learn_states(taken)
+        seconds_update = time.monotonic() - started
+        seconds = seconds_taking + seconds_update
         values = (
             metrics
-            | _outcome_scalars(outcomes)
+            | outcome_scalars(outcomes)
             | {
-                "staleness": staleness,
+                "staleness": sum(self.iteration - row.version for row in taken) / len(taken),
                 "pool": len(self.pool),
-                "seconds_sample": rollout.seconds,
-                "seconds_execute": seconds_execute,
-                "seconds_update": time.monotonic() - started,
+                "seconds_sample": self.seconds_sample,
+                "seconds_wait": seconds_taking - self.seconds_sample,
+                "seconds_execute": sum(outcome.seconds for outcome in outcomes),
+                "seconds_update": seconds_update,
+                "tokens_per_second": int((batch.prompt_lengths + batch.mask.sum(axis=1)).sum()) / seconds,
+                "executions_per_second": sum("started" in o.progress for o in outcomes) / seconds,
             }
         )
-        return values, [self._record(job, outcome) for job, outcome in zip(rollout.jobs, outcomes, strict=True)]
+        self.iteration += 1
+        return values, [self._record(row) for row in taken]
 
-    def _batch(self, rollout: Rollout, outcomes: list[Outcome]) -> ppo.Batch:
-        return ppo.make_batch(
-            [action.prompt for action in rollout.actions],
-            [action.tokens for action in rollout.actions],
-            [action.log_probs for action in rollout.actions],
-            [outcome.reward for outcome in outcomes],
-            [index // self.config.samples for index in range(len(outcomes))],
-            pad_id=self.policy.tokenizer.pad_id,
-            action_tokens=self.run.config.prompt.max_action_tokens,
+    def _take_steps(self, show: Callable[[Outcome], None]) -> list[Taken]:
+        """The next batch of single actions; the ones after it are sampled and handed out as far as staleness allows."""
+        while self.under_way.has_room and self.sampled < self.config.iterations:
+            index = self.sampled
+            states = self.pool.sample(self._rng(index), self.config.states)
+            actions = self._sample(states, self.config.samples, f"rl/{index}")
+            size, first = self.config.samples, index * self.config.states
+            self.under_way.add(
+                [
+                    self._group(first + i, self.iteration, tuple(actions[i * size : (i + 1) * size]))
+                    for i in range(len(states))
+                ]
+            )
+        return self.under_way.take(self.iteration, show)
+
+    def _play_episodes(self, show: Callable[[Outcome], None]) -> list[Taken]:
+        """The next batch of whole episodes: every action of one is trained on what the episode reached."""
+        starts = self.pool.sample(self._rng(self.iteration), self.config.states)
+        return self.player.play(
+            self._sample,
+            starts,
+            self.config.samples,
+            self.config.episode_steps,
+            self.config.reward,
+            self.iteration,
+            show,
         )
 
-    def _update(self, batch: ppo.Batch, rollout: Rollout) -> dict[str, float]:
+    def _sample(self, states: Sequence[State], samples: int, purpose: str) -> list[SampledAction]:
+        started = time.monotonic()
+        actions = self.actor.act(self.trained.whole(self.arrays["params"]["policy"]), states, samples, purpose)
+        self.seconds_sample += time.monotonic() - started
+        return actions
+
+    def _rng(self, *purpose: int) -> np.random.Generator:
+        return np.random.default_rng([self.run.config.seed, *purpose])
+
+    def _group(self, index: int, version: int, actions: tuple[SampledAction, ...]) -> Group:
+        # A state may be drawn twice: the group's index keeps its jobs apart.
+        first = index * self.config.samples
+        jobs = tuple(self._job(action, version, sample) for sample, action in enumerate(actions, first))
+        return Group(version, index, actions, jobs)
+
+    def _job(self, action: SampledAction, version: int, sample: int) -> Job:
+        return self.run.job(
+            action.state,
+            action.text,
+            version=version,
+            sample=sample,
+            reward=self.config.reward,
+            truncated=action.truncated,
+        )
+
+    def _batch(self, taken: Sequence[Taken]) -> ppo.Batch:
+        """Rows of `taken`, filled up with masked ones where episodes ended early: the shape stays the same."""
+        config = self.config
+        size = config.states * config.samples * (config.episode_steps if config.rollout == "episode" else 1)
+        missing = size - len(taken)
+        seconds = [None if row.reward is None else row.outcome.seconds for row in taken]
+        return ppo.make_batch(
+            [*(row.action.prompt for row in taken), *[(self.policy.tokenizer.pad_id,)] * missing],
+            [*(row.action.tokens for row in taken), *[()] * missing],
+            [*(row.action.log_probs for row in taken), *[()] * missing],
+            [*(row.reward for row in taken), *[None] * missing],
+            [*(row.group for row in taken), *[-1] * missing],
+            pad_id=self.policy.tokenizer.pad_id,
+            action_tokens=self.run.config.prompt.max_action_tokens,
+            weights=ppo.duration_weights(seconds + [None] * missing) if config.duration_weighting else None,
+        )
+
+    def _update(self, batch: ppo.Batch, taken: Sequence[Taken]) -> dict[str, float]:
         """All epochs and mini-batches of one batch.
 
         Raises:
           DivergedError: NaN, or more than `max_kl` from the reference; the batch is saved first.
         """
-        config, params = self.config, self.arrays["params"]
+        config, params = (
+            self._with_micro_rows(len(batch.rewards) // self.config.minibatches, batch),
+            self.arrays["params"],
+        )
+        whole_batch = self._with_micro_rows(len(batch.rewards), batch).micro_batch
         placed = self.run.place(batch)
         whole = self.trained.whole(params["policy"])
-        proximal = ppo.score(self.model, whole, params["critic"], placed, config.micro_batch)
-        reference = ppo.score(self.reference_model, self.policy.params, None, placed, config.micro_batch)
-        targets = ppo.make_targets(placed, proximal, reference, config)
-        self._check_sampler(batch, np.asarray(proximal.log_probs), rollout)
+        coefficient = jnp.float32(self.kl.coefficient)
+        proximal = ppo.score(self.model, whole, params["critic"], placed, whole_batch)
+        reference = ppo.score(self.reference_model, self.policy.params, None, placed, whole_batch)
+        targets = ppo.make_targets(placed, proximal, reference, config, coefficient)
+        self._check_sampler(batch, np.asarray(proximal.log_probs), taken)
         totals: dict[str, losses.Mean] = {}
-        rng = np.random.default_rng([self.run.config.seed, self.iteration, 1])
+        rng = self._rng(self.iteration, 1)
         for _ in range(config.epochs):
             for rows in np.split(rng.permutation(len(batch.rewards)), config.minibatches):
                 self.arrays["params"], self.arrays["optimizer"], metrics = ppo.ppo_step(
@@ -235,7 +275,7 @@ class _Trainer:
                     self.arrays["optimizer"],
                     placed[rows],
                     targets[rows],
-                    jnp.float32(self.kl.coefficient),
+                    coefficient if config.kl_in == "loss" else jnp.float32(0.0),
                     model=self.model,
                     optimizer=self.optimizer,
                     config=config,
@@ -245,28 +285,42 @@ class _Trainer:
         values = {name: float(mean.value) for name, mean in totals.items()}
         values["explained_variance"] = losses.explained_variance(totals)
         values["kl_coefficient"] = self.kl.coefficient
-        self._check_divergence(values, rollout)
+        self._check_divergence(values, taken)
         self.kl = self.kl.update(values["kl"])
         return values
 
-    def _check_divergence(self, values: dict[str, float], rollout: Rollout) -> None:
+    def _with_micro_rows(self, rows: int, batch: ppo.Batch) -> RLConfig:
+        """The settings with a token budget turned into rows, for passes over `rows` of the batch's rows."""
+        micro = ppo.micro_rows(self.config, rows, batch.tokens.shape[1], self.run.row_shards)
+        return dataclasses.replace(self.config, micro_batch=micro)
+
+    def _check_divergence(self, values: dict[str, float], taken: Sequence[Taken]) -> None:
         """Stop on NaN or an exploding KL, with the batch saved for a look."""
         watched = {name: values[name] for name in ("kl", "policy_loss", "value_loss", "grad_norm")}
         if all(map(math.isfinite, watched.values())) and values["kl"] <= self.config.max_kl:
             return
         path = self.run.workdir / "diverged.jsonl"
         figures = ", ".join(f"{name} {value:.3g}" for name, value in watched.items())
-        jsonl.replace(path, [rollout.to_dict()])
+        jsonl.replace(
+            path,
+            [
+                dataclasses.asdict(row.action) | {"outcome": row.outcome.to_dict(), "version": row.version}
+                for row in taken
+            ],
+        )
         raise DivergedError(
             f"iteration {self.iteration}: {figures} (max_kl is {self.config.max_kl}); its batch is in {path}. "
             "Lower config.rl.learning_rate or raise config.rl.kl_coefficient in a new workdir"
         )
 
-    def _check_sampler(self, batch: ppo.Batch, log_probs: np.ndarray, rollout: Rollout) -> None:
+    def _check_sampler(self, batch: ppo.Batch, log_probs: np.ndarray, taken: Sequence[Taken]) -> None:
         """Sampler and trainer must agree on the same weights: a difference would be a silent off-policy bias."""
-        if rollout.version != self.iteration or not batch.mask.any():
+        same = np.zeros(len(batch.rewards), bool)
+        same[: len(taken)] = [row.version == self.iteration for row in taken]
+        compared = batch.mask & same[:, None]
+        if not compared.any():
             return
-        gap = float(np.abs(log_probs - batch.behaviour_log_probs)[batch.mask].mean())
+        gap = float(np.abs(log_probs - batch.behaviour_log_probs)[compared].mean())
         tolerance = 1e-4 if self.run.config.policy.compute_dtype == "float32" else 0.05
         if not gap <= tolerance:
             raise DivergedError(
@@ -274,30 +328,30 @@ class _Trainer:
                 f"{tolerance:.1g}): this is a bug in one of them; check config.policy.attention and the dtypes"
             )
 
-    def _learn_states(self, rollout: Rollout, outcomes: list[Outcome]) -> None:
-        """What the rollout tells of its states, and the states that it reached, for the pool."""
+    def _learn_states(self, taken: Sequence[Taken]) -> None:
+        """What the batch tells of its states, and the states that it reached, for the pool."""
         rewards: dict[str, list[float]] = {}
         reached: list[State] = []
-        for action, job, outcome in zip(rollout.actions, rollout.jobs, outcomes, strict=True):
-            if outcome.reward is None:
+        for row in taken:
+            if row.reward is None:
                 continue
-            rewards.setdefault(action.state.id, []).append(outcome.reward)
-            state = outcome.next_state(job)
-            if not outcome.final and self.actor.renderer.fits(state):
+            rewards.setdefault(row.action.state.id, []).append(row.reward)
+            state = row.outcome.next_state(row.job)
+            if not row.outcome.final and self.actor.renderer.fits(state):
                 reached.append(state)
         self.pool.learn(rewards)
-        if self.run.config.pool.refresh_fraction:
+        if self.run.config.pool.refresh_fraction and self.config.rollout == "step":
             self.pool.reach(reached)
 
-    def _record(self, job: Job, outcome: Outcome) -> dict[str, Any]:
+    def _record(self, row: Taken) -> dict[str, Any]:
         return Record.of(
-            job,
-            outcome,
+            row.job,
+            row.outcome,
             stage="rl",
             split="train",
-            trajectory=job.sample,
+            trajectory=row.job.sample,
             step=self.iteration,
-            prompt=self.actor.renderer.text(job.state),
+            prompt=self.actor.renderer.text(row.job.state),
         ).to_dict()
 
     # -- checkpoints --
@@ -313,7 +367,7 @@ class _Trainer:
         return {
             "kl": controllers.to_dict(self.kl),
             "pool": self.pool.to_dict(),
-            "under_way": [rollout.to_dict() for rollout in self.under_way],
+            "under_way": self.under_way.to_list(),
         }
 
     def _resume(self, saved: Any) -> None:
@@ -336,21 +390,25 @@ class _Trainer:
         self.iteration = step
         self.kl = controllers.from_dict(extra["kl"])
         self.pool.restore(extra["pool"])
-        for data in extra["under_way"]:
-            actions = tuple(
-                SampledAction(**{**action, "state": State.from_dict(action["state"])}) for action in data["actions"]
-            )
-            jobs = self._jobs(self.sampled, data["version"], actions)
-            self.under_way.append(Rollout(data["version"], actions, jobs))
+        self.under_way.add(
+            [self._group(data["index"], data["version"], Group.actions_of(data)) for data in extra["under_way"]]
+        )
 
 
-def _outcome_scalars(outcomes: list[Outcome]) -> dict[str, float]:
-    """Mean reward, and the share of each outcome, over what is not masked."""
+def outcome_scalars(outcomes: Sequence[Outcome]) -> dict[str, float]:
+    """Mean reward, over all and by outcome, and the share of each outcome, over what is not masked."""
     counted = [outcome for outcome in outcomes if not is_masked(outcome)]
     size = max(1, len(counted))
     shares = {f"share_{kind}": sum(o.kind is kind for o in counted) / size for kind in OutcomeKind}
-    return shares | {
-        "reward": sum(o.reward for o in counted) / size,
-        "valid": 1.0 - shares[f"share_{OutcomeKind.INVALID_ACTION}"],
-        "masked": len(outcomes) - len(counted),
-    }
+    rewards: dict[str, list[float]] = {}
+    for outcome in counted:
+        rewards.setdefault(f"reward_{outcome.kind}", []).append(outcome.reward)
+    return (
+        shares
+        | {name: sum(values) / len(values) for name, values in rewards.items()}
+        | {
+            "reward": sum(o.reward for o in counted) / size,
+            "valid": 1.0 - shares[f"share_{OutcomeKind.INVALID_ACTION}"],
+            "masked": len(outcomes) - len(counted),
+        }
+    )

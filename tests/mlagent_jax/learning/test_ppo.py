@@ -147,3 +147,56 @@ def test_the_policy_loss_is_that_of_a_plain_loop(policy, batch):
         weight = min(np.exp(proximal[r, t] + 3.0), RLConfig().max_importance_weight)
         total -= weight * (rewards[r] - mean) / std
     assert float(metrics["policy_loss"].value) == pytest.approx(total / len(tokens), abs=1e-4)
+
+
+def test_duration_weights_are_seconds_over_their_mean_and_never_quite_zero():
+    assert ppo.duration_weights([2.0, 6.0, None, 0.0, 8.0]) == pytest.approx([0.5, 1.5, 0.0, 0.1, 2.0])
+    assert ppo.duration_weights([0.0, None]) == [1.0, 0.0]
+
+
+def test_a_token_budget_becomes_rows_that_divide_the_batch():
+    config = RLConfig(micro_tokens=1000, micro_batch=3)
+    assert ppo.micro_rows(config, 12, 100) == 6
+    assert ppo.micro_rows(config, 12, 100, shards=4) == 4
+    assert ppo.micro_rows(config, 12, 5000) == 1
+    assert ppo.micro_rows(RLConfig(micro_batch=3), 12, 5000) == 3
+
+
+def test_kl_in_the_reward_is_taken_off_each_token(batch):
+    log_probs = np.full(batch.mask.shape, -1.0, np.float32)
+    proximal = ppo.Scores(log_probs, log_probs, np.zeros_like(log_probs))
+    reference = ppo.Scores(log_probs - 0.5, log_probs, np.zeros_like(log_probs))
+    plain = ppo.make_targets(batch, proximal, reference, RLConfig(kl_in="loss", kl_estimator="k1"), 0.2)
+    less = ppo.make_targets(batch, proximal, reference, RLConfig(kl_in="reward", kl_estimator="k1"), 0.2)
+    later = np.cumsum(np.asarray(batch.mask)[:, ::-1], axis=1)[:, ::-1]  # tokens from here to the action's end
+    np.testing.assert_allclose(less.returns, np.where(batch.mask, plain.returns - 0.1 * later, 0), atol=1e-6)
+
+
+@pytest.mark.slow
+def test_a_separate_critic_moves_its_own_backbone_and_leaves_the_policy_to_the_policy_loss(policy, batch):
+    graph, params = policy
+    config = RLConfig(critic="separate", critic_learning_rate=1e-2, learning_rate=1e-9, value_clip=0.0)
+    critic = ppo.init_critic(16, params)
+    critic["kernel"] = critic["kernel"] + 0.1  # a head of zero passes no gradient to its backbone
+    both = {"policy": jax.tree.map(jnp.copy, params), "critic": critic}
+    before = jax.tree.map(np.asarray, both)
+    optimizer = ppo.rl_optimizer(config)
+    scores = ppo.score(model(graph), params, critic, batch)
+    assert np.abs(np.asarray(scores.values)).max() > 0
+    targets = ppo.make_targets(batch, scores, scores, config)
+    after, _, _ = ppo.ppo_step(
+        both,
+        optimizer.init(both),
+        batch,
+        targets,
+        jnp.float32(0),
+        model=model(graph),
+        optimizer=optimizer,
+        config=config,
+    )
+
+    def moved(part, other):
+        return max(float(np.abs(a - b).max()) for a, b in zip(*map(jax.tree.leaves, (part, other)), strict=True))
+
+    assert moved(after["critic"]["backbone"], before["critic"]["backbone"]) > 1e-3
+    assert moved(after["policy"], before["policy"]) < 1e-6

@@ -1,0 +1,136 @@
+"""Actions between the sampler and the update: handed out in groups, taken back in batches.
+
+A group is the actions that one policy version sampled from one state: what compares actions of a state needs it whole.
+`UnderWay` holds the groups that are out, gives the next batch when it is there, and leaves stragglers for a later one,
+within the bound of policy versions.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from environments.protocol import Job, Outcome, State
+from mlagent_jax.agent.actor import SampledAction
+from mlagent_jax.agent.collector import POLL_SECONDS, Collector
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """Actions of one policy version from one state."""
+
+    version: int
+    index: int
+    """Its place among all groups of the run: no two jobs of a run are the same."""
+    actions: tuple[SampledAction, ...]
+    jobs: tuple[Job, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Without the jobs, which follow from the rest."""
+        actions = [dataclasses.asdict(action) for action in self.actions]
+        return {"version": self.version, "index": self.index, "actions": actions}
+
+    @staticmethod
+    def actions_of(data: dict[str, Any]) -> tuple[SampledAction, ...]:
+        """The actions in `to_dict`'s result, also after it was JSON."""
+        return tuple(
+            SampledAction(
+                **{**action, "state": State.from_dict(action["state"])}
+                | {name: tuple(action[name]) for name in ("prompt", "tokens", "log_probs")}
+            )
+            for action in data["actions"]
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Taken:
+    """One action with what became of it: a row of a batch."""
+
+    action: SampledAction
+    job: Job
+    outcome: Outcome
+    reward: float | None
+    """What it is trained on; None where the outcome is masked."""
+    group: int
+    version: int
+
+
+class UnderWay:
+    """Groups that were handed out and not trained on yet, oldest first.
+
+    Args:
+      collector: where outcomes come from.
+      batch: groups trained on at once.
+      max_staleness: policy versions between sampling and training, at most.
+      patience_seconds: how long a batch waits for its oldest groups where younger ones are there to take their place;
+        0: as long as it takes. A group at the bound of staleness is always waited for.
+    """
+
+    def __init__(self, collector: Collector, batch: int, max_staleness: int, patience_seconds: float = 0.0) -> None:
+        self._collector = collector
+        self._batch, self._max_staleness, self._patience = batch, max_staleness, patience_seconds
+        self._groups: list[Group] = []
+        self._found: dict[str, Outcome] = {}
+
+    def __len__(self) -> int:
+        return len(self._groups)
+
+    @property
+    def has_room(self) -> bool:
+        """Whether another batch may be sampled: none of it would grow older than the bound."""
+        return len(self._groups) <= self._max_staleness * self._batch
+
+    def add(self, groups: Sequence[Group]) -> None:
+        """Hand out the jobs of `groups`."""
+        self._collector.submit([job for group in groups for job in group.jobs])
+        self._groups += groups
+
+    def take(self, version: int, show: Callable[[Outcome], None] | None = None) -> list[Taken]:
+        """The next batch, for the policy of `version`; waits for it, calling `show` with each outcome that comes.
+
+        It stays under way until `trained` is told.
+
+        Raises:
+          QueueError: no worker is alive, or nothing comes back.
+        """
+        started = time.monotonic()
+        waiting = [job for group in self._groups for job in group.jobs if job.id not in self._found]
+        poll = min(self._patience / 4, POLL_SECONDS) if self._patience else None
+        for arrived in self._collector.arrivals(waiting, poll):
+            self._found |= arrived
+            for outcome in arrived.values():
+                if show is not None:
+                    show(outcome)
+            if self._is_enough(version, time.monotonic() - started):
+                break
+        chosen = [group for group in self._groups if self._is_done(group)][: self._batch]
+        return [
+            Taken(action, job, (outcome := self._found[job.id]), outcome.reward, group.index, group.version)
+            for group in chosen
+            for action, job in zip(group.actions, group.jobs, strict=True)
+        ]
+
+    def trained(self, taken: Sequence[Taken]) -> None:
+        """The batch was trained on: its groups are no longer under way."""
+        done = {row.group for row in taken}
+        self._groups = [group for group in self._groups if group.index not in done]
+        for row in taken:
+            self._found.pop(row.job.id, None)
+
+    def to_list(self) -> list[dict[str, Any]]:
+        return [group.to_dict() for group in self._groups]
+
+    def _is_done(self, group: Group) -> bool:
+        return all(job.id in self._found for job in group.jobs)
+
+    def _is_enough(self, version: int, waited: float) -> bool:
+        if all(map(self._is_done, self._groups[: self._batch])):
+            return True
+        urgent = [group for group in self._groups if version - group.version >= self._max_staleness]
+        return (
+            0 < self._patience <= waited
+            and sum(map(self._is_done, self._groups)) >= self._batch
+            and all(map(self._is_done, urgent))
+        )

@@ -1,0 +1,129 @@
+"""Batches out of groups: in order where nobody is slow, without stragglers where somebody is, within the bound."""
+
+import dataclasses
+import json
+
+import pytest
+
+from environments.protocol import Job, Outcome, OutcomeKind, Scale, State
+from mlagent_jax.agent.actor import SampledAction
+from mlagent_jax.agent.episodes import EpisodePlayer, episode_reward
+from mlagent_jax.agent.rollouts import Group, UnderWay
+
+
+def state(number):
+    return State("task@1", (), f"snapshot {number}", "x = 1", 0.5)
+
+
+def outcome(reward=0.7, kind=OutcomeKind.SCORED, metric=0.6):
+    scored = kind is OutcomeKind.SCORED
+    return Outcome(
+        kind=kind,
+        observation="",
+        snapshot="s",
+        script="",
+        metric_before=0.5,
+        metric_after=metric if scored else None,
+        scale=Scale(0.5, 1.0, True),
+        reward=None if kind is OutcomeKind.INFRASTRUCTURE_ERROR else reward,
+    )
+
+
+def group(index, version):
+    actions = tuple(SampledAction(state(index), i, (1, 2), (3,), (-1.0,), f"a{i}", False) for i in range(2))
+    jobs = tuple(Job("run", version, a.state, 2 * index + a.sample, a.text) for a in actions)
+    return Group(version, index, actions, jobs)
+
+
+class FakeCollector:
+    """Lets outcomes arrive in waves of group indices."""
+
+    def __init__(self, *waves):
+        self.waves, self.submitted = list(waves), []
+
+    def submit(self, jobs):
+        self.submitted += jobs
+
+    def arrivals(self, jobs, poll_seconds=None):
+        del poll_seconds
+        waiting = {job.id: job for job in jobs}
+        while waiting or not jobs:
+            wave = self.waves.pop(0)
+            arrived = {i: outcome() for i, job in waiting.items() if job.sample // 2 in wave}
+            for i in arrived:
+                del waiting[i]
+            yield arrived
+            if not waiting:
+                return
+
+
+def indices(taken):
+    return sorted({row.group for row in taken})
+
+
+def test_without_patience_a_batch_is_the_oldest_groups_whole():
+    under_way = UnderWay(FakeCollector([1, 2], [3], [0]), batch=2, max_staleness=1)
+    under_way.add([group(i, 0) for i in range(4)])
+    taken = under_way.take(0)
+    assert [(row.group, row.action.sample) for row in taken] == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    assert len(under_way) == 4
+    under_way.trained(taken)
+    assert len(under_way) == 2
+
+
+def test_a_straggler_is_left_for_a_later_batch_and_not_thrown_away():
+    under_way = UnderWay(FakeCollector([1], [2], [3], [0]), batch=2, max_staleness=1, patience_seconds=1e-9)
+    under_way.add([group(i, 0) for i in range(4)])
+    taken = under_way.take(0)
+    assert indices(taken) == [1, 2]
+    under_way.trained(taken)
+    # Now it is at the bound of staleness: it is waited for, however long it takes.
+    under_way.add([group(i, 1) for i in (4, 5)])
+    assert indices(under_way.take(1)) == [0, 3]
+
+
+def test_room_is_for_as_many_batches_as_staleness_allows():
+    under_way = UnderWay(FakeCollector(), batch=2, max_staleness=1)
+    for first in (0, 2):
+        assert under_way.has_room
+        under_way.add([group(first, 0), group(first + 1, 0)])
+    assert not under_way.has_room
+
+
+def test_groups_under_way_survive_json():
+    under_way = UnderWay(FakeCollector(), batch=1, max_staleness=0)
+    under_way.add([group(7, 3)])
+    (data,) = json.loads(json.dumps(under_way.to_list()))
+    assert (data["index"], data["version"]) == (7, 3)
+    assert Group.actions_of(data) == group(7, 3).actions
+
+
+class AnyRenderer:
+    renderer = dataclasses.make_dataclass("Renderer", [])()
+
+
+def test_every_action_of_an_episode_is_trained_on_what_the_episode_reached():
+    AnyRenderer.renderer.fits = lambda state: True
+    metrics = iter([0.4, 0.5, 0.9, 0.6])  # two episodes of two steps, step by step
+
+    def sample(states, samples, purpose):
+        return [SampledAction(s, 0, (1,), (2,), (0.0,), f"{purpose} {i}", False) for i, s in enumerate(states)]
+
+    def job(action, version, sample):
+        return Job("run", version, action.state, sample, action.text)
+
+    def gather(jobs, show):
+        return [outcome(metric=next(metrics)) for _ in jobs]
+
+    player = EpisodePlayer(AnyRenderer, job, gather)
+    taken = player.play(sample, [state(0)], 2, 2, "paper_v2", 5)
+    assert [row.reward for row in taken] == pytest.approx([0.8, 0.8, 0.2, 0.2])
+    assert {row.group for row in taken} == {0}
+    assert len({row.job.id for row in taken}) == 4
+
+
+def test_an_episode_is_worth_its_best_submission_its_last_failure_or_nothing_known():
+    failed = outcome(kind=OutcomeKind.SCRIPT_ERROR)
+    assert episode_reward("paper_v2", [outcome(metric=0.75), outcome(metric=0.6), failed]) == pytest.approx(0.5)
+    assert episode_reward("paper_v2", [failed]) == -1.0
+    assert episode_reward("paper_v2", [outcome(), outcome(kind=OutcomeKind.INFRASTRUCTURE_ERROR)]) is None
