@@ -230,7 +230,9 @@ def ppo_step(
 ) -> tuple[Params, optax.OptState, dict[str, losses.Mean]]:
     """One clipped step on a mini-batch; `params` is {"policy", "critic"}, donated with the optimizer's state.
 
-    `kl_coefficient` is that of the KL in the loss: 0 where the KL is in the reward. Where there is a `base`, which is not trained, the policy is its adapters, and `model` has their graph.
+    `kl_coefficient` is that of the KL in the loss: 0 where the KL is in the reward.
+
+    Where there is a `base`, which is not trained, the policy is its adapters, and `model` has their graph.
 
         L = L_policy + value_coefficient * L_value + kl_coefficient * KL(policy || reference) - entropy_coefficient * H
 
