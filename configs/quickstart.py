@@ -27,8 +27,9 @@ def get_config() -> ConfigDict:
     config.rl.iterations = 48
     config.rl.states = 16
     config.rl.samples = 4
-    # High, so that the policy keeps several good edits: with 0.02 it repeats its best one, and the best of three falls.
-    config.rl.kl_coefficient = 0.2
+    # An episode keeps its best submission: several different good edits are worth more than one good edit repeated.
+    config.rl.best_of = 2
+    config.rl.kl_coefficient = 0.1
     # States as episodes visit them: half of them the policy's own, as deep as an episode of `evaluate.steps` goes.
     config.pool.refresh_fraction = 0.5
     config.pool.max_depth = 3
