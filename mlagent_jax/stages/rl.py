@@ -393,6 +393,8 @@ class _Trainer:
         self.under_way.add(
             [self._group(data["index"], data["version"], Group.actions_of(data)) for data in extra["under_way"]]
         )
+        # What is queued still of versions that would be too old by now, nobody waits for.
+        self.run.queue.cancel(self.run.name, older_than_version=step - self.config.max_staleness)
 
 
 def outcome_scalars(outcomes: Sequence[Outcome]) -> dict[str, float]:
