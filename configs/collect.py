@@ -14,5 +14,6 @@ def get_config() -> ConfigDict:
     config.sft.row_tokens = 15_000
     config.collect.trajectories = 100
     config.collect.steps = 15
+    config.ideas.keep = 10
     config.workers.slots = 8
     return config

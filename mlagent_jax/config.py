@@ -195,9 +195,27 @@ class EndpointConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class IdeasConfig:
+    """Which ideas the prompts of an expert are drawn from."""
+
+    source: str = "library"
+    """library: the built-in one; endpoint: the language model of `endpoint` is asked for them."""
+    keep: int = 0
+    """The most diverse candidates of a task that are kept, as the paper does with 10; 0: the whole library."""
+    candidates: int = 100
+    """Distinct ideas that a language model is asked for; the library has at least 100 for each embedded task."""
+    embedder: str = "tfidf"
+    """Whose distances count: tfidf (offline), or endpoint (`embedding_model` of `endpoint`)."""
+    embedding_model: str = ""
+    """Name of the embedding model there."""
+
+
+@dataclasses.dataclass(frozen=True)
 class CollectConfig:
     """Expert trajectories, from prompts enriched with ideas."""
 
+    expert: str = "scripted"
+    """scripted; endpoint: the language model of `endpoint`; policy: `policy.checkpoint` itself."""
     trajectories: int = 4
     """Per training task."""
     steps: int = 5
@@ -414,6 +432,7 @@ class Config:
     tasks: TasksConfig = dataclasses.field(default_factory=TasksConfig)
     workers: WorkersConfig = dataclasses.field(default_factory=WorkersConfig)
     endpoint: EndpointConfig = dataclasses.field(default_factory=EndpointConfig)
+    ideas: IdeasConfig = dataclasses.field(default_factory=IdeasConfig)
     collect: CollectConfig = dataclasses.field(default_factory=CollectConfig)
     sft: SFTConfig = dataclasses.field(default_factory=SFTConfig)
     sampling: SamplingConfig = dataclasses.field(default_factory=SamplingConfig)
@@ -550,6 +569,7 @@ def _check(config: Config) -> None:
             "config.prompt.profile to full, or the editor to none"
         )
     _check_endpoint(config.endpoint)
+    _check_expert(config)
     choose("workers.sandbox", config.workers.sandbox, ("auto", "docker", "bubblewrap"))
     choose("sft.schedule", config.sft.schedule, ("cosine", "constant"))
     choose("sft.optimizer", config.sft.optimizer, ("adamw", "muon"))
@@ -675,6 +695,35 @@ def _check_endpoint(endpoint: EndpointConfig) -> None:
             f"config.endpoint.budget_cost is {endpoint.budget_cost} and the prices are 0: set "
             "config.endpoint.prompt_price and .completion_price, a million tokens"
         )
+
+
+def _check_expert(config: Config) -> None:
+    """Who the expert is, and where its ideas come from."""
+    for path, value, choices in (
+        ("collect.expert", config.collect.expert, ("scripted", "endpoint", "policy")),
+        ("ideas.source", config.ideas.source, ("library", "endpoint")),
+        ("ideas.embedder", config.ideas.embedder, ("tfidf", "endpoint")),
+    ):
+        if value not in choices:
+            raise ConfigError(f"config.{path} is {value!r}; choose one of {', '.join(choices)}")
+        if value == "endpoint" and not config.endpoint.url:
+            raise ConfigError(f"config.{path} is 'endpoint', and config.endpoint names none: set its url and model")
+    if config.ideas.embedder == "endpoint" and not config.ideas.embedding_model:
+        raise ConfigError("config.ideas.embedding_model is empty; config.ideas.embedder 'endpoint' needs its name")
+    if config.ideas.keep < 0 or config.ideas.candidates <= 0:
+        raise ConfigError(
+            f"config.ideas.keep is {config.ideas.keep} and candidates {config.ideas.candidates}; they are numbers of "
+            "ideas: keep is 0 or above, candidates above 0"
+        )
+    if config.ideas.source == "endpoint" and config.collect.expert == "scripted":
+        raise ConfigError(
+            "config.ideas.source is 'endpoint' and config.collect.expert 'scripted', which has code for the ideas of "
+            "the library alone: set config.ideas.source to 'library', or another expert"
+        )
+    if config.ideas.source == "endpoint" and not config.ideas.keep:
+        raise ConfigError("config.ideas.keep is 0; say how many of a language model's ideas are kept, for example 10")
+    if config.collect.expert == "policy" and "collect" in config.stages and not config.policy.checkpoint:
+        raise ConfigError("config.collect.expert is 'policy'; name it in config.policy.checkpoint")
 
 
 LINEAR_MAPS = ("query", "key", "value", "output", "gate", "up", "down", "head")

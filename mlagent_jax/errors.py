@@ -7,3 +7,7 @@ class ConfigError(ValueError):
 
 class DivergedError(RuntimeError):
     """The update gave NaN or left the SFT policy too far behind, or sampler and trainer disagree."""
+
+
+class BudgetError(RuntimeError):
+    """Another request to a language model might go over the budget; the message says what was spent."""

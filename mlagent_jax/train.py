@@ -17,18 +17,28 @@ from pathlib import Path
 from absl import app, flags
 from ml_collections import config_flags
 
+from environments.openai_http import EndpointError
 from environments.queue.base import QueueError
 from environments.sandbox.base import SandboxError
 from environments.store import StoreError
 from environments.tasks.base import TaskError
 from mlagent_jax.config import check_field, freeze
-from mlagent_jax.errors import ConfigError, DivergedError
+from mlagent_jax.errors import BudgetError, ConfigError, DivergedError
 from mlagent_jax.interruption import Interruption, Stopped
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, for example configs/quickstart.py.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder or URL of everything that the run writes.")
 
-EXPECTED_ERRORS = (ConfigError, DivergedError, QueueError, SandboxError, StoreError, TaskError)
+EXPECTED_ERRORS = (
+    BudgetError,
+    ConfigError,
+    DivergedError,
+    EndpointError,
+    QueueError,
+    SandboxError,
+    StoreError,
+    TaskError,
+)
 """Errors whose message tells the user what to do: shown without a traceback."""
 
 log = logging.getLogger("mlagent_jax")

@@ -56,6 +56,55 @@ def ideas_for(spec: TaskSpec, script: str) -> tuple[Idea, ...]:
     return tuple(idea for idea in (*own, *ours) if cells.get(idea.cell, idea.code) != idea.code)
 
 
+def candidates_for(spec: TaskSpec, script: str) -> tuple[Idea, ...]:
+    """At least 100 ideas for a task with our cells, to choose diverse ones from: `ideas_for`, and finer variations of
+    its models and features; no two of them make the same edit."""
+    cells = read_cells(script)
+    wide = [idea for idea in variations() if idea.suits(spec)] if cells.keys() >= set(CELLS) else []
+    found = {(idea.cell, idea.code): idea for idea in reversed((*ideas_for(spec, script), *wide))}
+    return tuple(idea for idea in reversed(found.values()) if cells.get(idea.cell, idea.code) != idea.code)
+
+
+@functools.cache
+def variations() -> tuple[Idea, ...]:
+    """Ideas between those of the library: the same models and features with other settings."""
+    models = {
+        **{f"{k} nearest neighbours": f"KNeighbors{{}}(n_neighbors={k})" for k in (2, 3, 7, 10, 20)},
+        **{f"{k} weighted nearest neighbours": f'KNeighbors{{}}({k}, weights="distance")' for k in (3, 5, 20)},
+        "10 nearest neighbours by absolute distance": "KNeighbors{}(10, p=1)",
+        **{f"decision tree of depth {depth}": f"DecisionTree{{}}(max_depth={depth})" for depth in (2, 4, 5, 8)},
+        **{f"decision tree with leaves of {n}": f"DecisionTree{{}}(min_samples_leaf={n})" for n in (3, 5, 20)},
+        **{f"random forest of depth {d}": f"RandomForest{{}}(n_estimators=30, max_depth={d})" for d in (2, 5, 8)},
+        **{f"random forest with leaves of {n}": f"RandomForest{{}}(30, min_samples_leaf={n})" for n in (2, 10)},
+        "random forest on half of the columns": "RandomForest{}(n_estimators=30, max_features=0.5)",
+        "random forest on all columns": "RandomForest{}(n_estimators=30, max_features=None)",
+        "larger random forest": "RandomForest{}(n_estimators=60)",
+        **{f"extra trees of depth {d}": f"ExtraTrees{{}}(n_estimators=30, max_depth={d})" for d in (2, 6, 10)},
+        **{f"extra trees with leaves of {n}": f"ExtraTrees{{}}(30, min_samples_leaf={n})" for n in (2, 10)},
+        "extra trees on half of the columns": "ExtraTrees{}(n_estimators=30, max_features=0.5)",
+        "few bagged trees": "Bagging{}(n_estimators=8)",
+        "trees bagged on half of the rows": "Bagging{}(n_estimators=20, max_samples=0.5)",
+        "trees bagged on half of the columns": "Bagging{}(n_estimators=20, max_features=0.5)",
+    }
+    features = {
+        **{f"keep components of {p}% variance": f"StandardScaler(), PCA({p / 100})" for p in (60, 80, 95)},
+        **{f"whiten components of {p}% variance": f"PCA({p / 100}, whiten=True)" for p in (80, 99)},
+        **{f"bin every column in {n}": f'KBinsDiscretizer({n}, encode="onehot-dense")' for n in (4, 6)},
+        "map through a small radial kernel": "StandardScaler(), Nystroem(n_components=20)",
+        "map through a narrow radial kernel": "StandardScaler(), Nystroem(gamma=0.3, n_components=50)",
+        "standardise after robust scaling": "RobustScaler(), StandardScaler()",
+        "normalise rows by absolute values": 'Normalizer("l1")',
+    }
+    return (
+        *(
+            _model(text, model.format(suffix), KINDS, suffix == "Classifier")
+            for text, model in models.items()
+            for suffix in ("Classifier", "Regressor")
+        ),
+        *(_steps(text, steps, KINDS) for text, steps in features.items()),
+    )
+
+
 @functools.cache
 def library() -> tuple[Idea, ...]:
     """All ideas."""

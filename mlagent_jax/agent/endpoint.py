@@ -34,7 +34,7 @@ from environments.protocol import canonical_json, digest
 from environments.text_cache import TextCache
 from mlagent_jax.config import EndpointConfig
 from mlagent_jax.data import jsonl
-from mlagent_jax.errors import ConfigError
+from mlagent_jax.errors import BudgetError, ConfigError
 
 Messages = Sequence[Mapping[str, str]]
 """A conversation: `role` and `content` of each message."""
@@ -42,10 +42,6 @@ WINDOW_SECONDS = 60.0
 BYTES_A_TOKEN = 3
 """Low, so that a request is rather taken for longer than it is, before its endpoint has counted it."""
 CLOCK, SLEEP = time.monotonic, time.sleep
-
-
-class BudgetError(RuntimeError):
-    """Another request might go over the budget of the config; the message says what was spent."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -38,6 +38,8 @@ class Move:
     """The edit holds a deliberate mistake: kept as history for the repair that follows, never as a target."""
     intended: Idea | None = None
     """The idea that the edit tries."""
+    truncated: bool = False
+    """Cut at the token limit: it counts as invalid."""
 
 
 class ScriptedExpert:
@@ -49,12 +51,21 @@ class ScriptedExpert:
       config: rates and numbers.
       profile: `compact` or `full`; a full reply carries the four labels of thought before its action.
       seed: of this trajectory.
+      library: what it draws ideas from; default: all of the built-in ones that suit the task.
     """
 
-    def __init__(self, spec: TaskSpec, script: str, config: CollectConfig, profile: str, seed: str) -> None:
+    def __init__(
+        self,
+        spec: TaskSpec,
+        script: str,
+        config: CollectConfig,
+        profile: str,
+        seed: str,
+        library: tuple[Idea, ...] | None = None,
+    ) -> None:
         self._spec, self._config, self._profile, self._seed = spec, config, profile, seed
         rng = random.Random(f"{seed}/ideas")  # noqa: S311 - reproducible, not secret
-        library = ideas_for(spec, script)
+        library = ideas_for(spec, script) if library is None else library
         count = rng.randint(config.min_ideas, config.max_ideas)
         # Ideas for different cells first: two ideas for one cell would replace each other.
         cells: dict[str, Idea] = {}

@@ -1,55 +1,63 @@
-"""collect: the scripted expert works on the tasks by real steps; every step is stored with its snapshot and outcome.
+"""collect: an expert works on the tasks by real steps; every step is stored with its snapshot and outcome.
 
-All trajectories go on side by side, a wave of jobs a depth. The expert's steps follow from the seed and the outcomes
-alone: after an interruption the same jobs are handed out again, and those that were executed answer from the queue.
+All trajectories go on side by side, a wave of jobs a depth. The expert's steps follow from the seed, the outcomes and
+answers that are kept: after an interruption the same jobs are handed out again, and those that were executed answer
+from the queue.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import random
+from pathlib import Path
 
-from environments.protocol import Outcome, OutcomeKind, State
+from environments.protocol import Outcome, OutcomeKind
+from environments.tasks.ideas import Idea, ideas_for
 from mlagent_jax.agent.collector import is_masked
-from mlagent_jax.agent.expert import Move, ScriptedExpert
+from mlagent_jax.agent.endpoint import EndpointClient
+from mlagent_jax.agent.expert import ScriptedExpert
+from mlagent_jax.agent.experts import EndpointExpert, Expert, PolicyExpert, ScriptedExperts, Trajectory
+from mlagent_jax.agent.ideas import endpoint_ideas, library_ideas
 from mlagent_jax.agent.prompts import prompt_text
 from mlagent_jax.data import jsonl
 from mlagent_jax.data.trajectories import Record
+from mlagent_jax.policy import base_policy, make_actor
 from mlagent_jax.run import Run
 
 EXPERT_VERSION = -1
 """Policy version of the expert's jobs: before every policy of ours."""
 
 
-@dataclasses.dataclass
-class _Trajectory:
-    """One trajectory under way."""
-
-    split: str
-    index: int
-    expert: ScriptedExpert
-    state: State
-    move: Move | None = None
-    kind: OutcomeKind | None = None
-    ended: bool = False
-
-
 def collect(run: Run) -> None:
     """Write trajectories/collect.jsonl: expert steps to train on, and the states of the fixed evaluation."""
     config, reward = run.config.collect, run.config.evaluate.reward
-    trajectories = list(_trajectories(run))
+    trajectories = _trajectories(run)
     records: list[Record] = []
-    with run.progress("collect", len(trajectories) * config.steps) as progress:
+    with contextlib.ExitStack() as opened:
+        client = _client(run, opened)
+        expert = _expert(run, trajectories, client)
+        progress = opened.enter_context(run.progress("collect", len(trajectories) * config.steps))
 
         def show(outcome: Outcome) -> None:
             values = {} if outcome.reward is None else {"reward": outcome.reward}
             progress.update(1, scored=float(outcome.kind is OutcomeKind.SCORED), **values)
 
         for depth in range(config.steps):
-            active = [t for t in trajectories if not t.ended]
-            for t in active:
-                t.move = t.expert.propose(t.state, t.move, t.kind)
+            waiting = [t for t in trajectories if not t.ended]
+            for t, move in zip(waiting, expert.propose(waiting, depth) if waiting else [], strict=True):
+                t.move, t.ended = move, move is None
+            active = [t for t in waiting if not t.ended]
             jobs = [
-                run.job(t.state, t.move.action, version=EXPERT_VERSION, sample=t.index, reward=reward) for t in active
+                run.job(
+                    t.state,
+                    t.move.action,
+                    version=EXPERT_VERSION,
+                    sample=t.index,
+                    reward=reward,
+                    truncated=t.move.truncated,
+                )
+                for t in active
             ]
             for t, job, outcome in zip(active, jobs, run.collector.gather(jobs, show), strict=True):
                 t.kind = outcome.kind
@@ -75,7 +83,15 @@ def collect(run: Run) -> None:
     jsonl.replace(folder / "collect.jsonl", [record.to_dict() for record in records])
 
 
-def _trajectories(run: Run) -> list[_Trajectory]:
+def _client(run: Run, opened: contextlib.ExitStack) -> EndpointClient | None:
+    """The language model, where the expert or its ideas are one's."""
+    config = run.config
+    if "endpoint" not in (config.collect.expert, config.ideas.source, config.ideas.embedder):
+        return None
+    return opened.enter_context(EndpointClient(config.endpoint, Path(run.workdir) / "endpoint"))
+
+
+def _trajectories(run: Run) -> list[Trajectory]:
     """For training, `collect.trajectories` a training task; for the fixed evaluation, as many as its states take."""
     config = run.config
     plan = [("train", name, i) for name in run.task_names("train") for i in range(config.collect.trajectories)]
@@ -86,15 +102,48 @@ def _trajectories(run: Run) -> list[_Trajectory]:
         # Embedded tasks come first, so that a small evaluation is one of real data.
         count = -(-states // config.collect.steps) if names else 0
         plan += [(split, names[i % len(names)], config.collect.trajectories + i // len(names)) for i in range(count)]
-    found = []
-    for split, name, index in plan:
-        state = run.initial_state(name)
-        expert = ScriptedExpert(
-            run.tasks[name].spec,
-            state.script,
-            config.collect,
-            config.prompt.profile,
-            seed=f"{config.seed}/{split}/{name}/{index}",
-        )
-        found.append(_Trajectory(split, index, expert, dataclasses.replace(state, ideas=expert.ideas)))
-    return found
+    return [
+        Trajectory(split, index, run.initial_state(name), seed=f"{config.seed}/{split}/{name}/{index}")
+        for split, name, index in plan
+    ]
+
+
+def _expert(run: Run, trajectories: list[Trajectory], client: EndpointClient | None) -> Expert:
+    """The expert of the config; every trajectory's state gets the ideas that enrich its prompts."""
+    config = run.config
+    names = dict.fromkeys(t.state.task_name for t in trajectories)
+    if config.collect.expert == "scripted":
+        libraries = {name: _library(run, name, client) for name in names}
+
+        def make(t: Trajectory) -> ScriptedExpert:
+            name = t.state.task_name
+            spec, profile = run.tasks[name].spec, config.prompt.profile
+            return ScriptedExpert(spec, t.state.script, config.collect, profile, t.seed, libraries[name])
+
+        return ScriptedExperts(make, trajectories)
+    ideas = {name: _texts(run, name, client) for name in names}
+    for t in trajectories:
+        known = ideas[t.state.task_name]
+        rng = random.Random(f"{t.seed}/ideas")  # noqa: S311 - reproducible, not secret
+        count = min(rng.randint(config.collect.min_ideas, config.collect.max_ideas), len(known))
+        t.state = dataclasses.replace(t.state, ideas=tuple(rng.sample(known, count)))
+    if config.collect.expert == "endpoint":
+        return EndpointExpert(client, config.prompt, run.specs)
+    policy = base_policy(run)
+    return PolicyExpert(make_actor(run, policy), policy.params)
+
+
+def _library(run: Run, name: str, client: EndpointClient | None) -> tuple[Idea, ...]:
+    """Ideas of the built-in library for a task: all, or the most diverse."""
+    spec, script = run.tasks[name].spec, run.initial_state(name).script
+    if not run.config.ideas.keep:
+        return ideas_for(spec, script)
+    return library_ideas(spec, script, run.config.ideas, f"{run.config.seed}/{name}", client)
+
+
+def _texts(run: Run, name: str, client: EndpointClient | None) -> list[str]:
+    """Ideas for a task in words."""
+    if run.config.ideas.source == "library":
+        return [idea.text for idea in _library(run, name, client)]
+    path = Path(run.workdir) / "ideas" / f"{name}.json"
+    return endpoint_ideas(run.tasks[name].spec, run.config.ideas, f"{run.config.seed}/{name}", client, path)

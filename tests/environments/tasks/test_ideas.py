@@ -8,7 +8,7 @@ import pytest
 
 from environments import tasks
 from environments.tasks import micro
-from environments.tasks.ideas import ideas_for, library
+from environments.tasks.ideas import candidates_for, ideas_for, library, variations
 from environments.tasks.scripts import CELLS, read_cells, replace_cell
 
 ALL = [*tasks.names(), *micro.names("train", 18, 0), *micro.names("held_out", 8, 0)]
@@ -31,8 +31,18 @@ def test_every_task_has_many_ideas_over_several_cells(name):
     assert all(replace_cell(script, idea.cell, idea.code) != script for idea in ideas)
 
 
+@pytest.mark.parametrize("name", ALL)
+def test_there_are_a_hundred_candidates_for_every_task_that_tell_themselves_apart(name):
+    task = tasks.get(name)
+    script = task.start.text()
+    found = candidates_for(task.spec, script)
+    assert len(found) >= 100
+    assert found[: len(ideas_for(task.spec, script))] == ideas_for(task.spec, script)
+    assert len({(idea.cell, idea.code) for idea in found}) == len({idea.text for idea in found}) == len(found)
+
+
 def test_ideas_are_short():
-    for idea in library():
+    for idea in (*library(), *variations()):
         assert len(idea.text.split()) <= 8, idea
         assert idea.cell in CELLS and len(idea.code.splitlines()) <= 4, idea
         assert len(idea.code) <= 200, idea

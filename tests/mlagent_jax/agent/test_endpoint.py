@@ -9,10 +9,10 @@ import pytest
 
 from environments.openai_http import EndpointError
 from mlagent_jax.agent import endpoint as endpoint_module
-from mlagent_jax.agent.endpoint import BudgetError, EndpointClient
+from mlagent_jax.agent.endpoint import EndpointClient
 from mlagent_jax.config import EndpointConfig
 from mlagent_jax.data import jsonl
-from mlagent_jax.errors import ConfigError
+from mlagent_jax.errors import BudgetError, ConfigError
 
 KEY = "sk-secret-123456"
 ASK = [{"role": "user", "content": "why?"}]
