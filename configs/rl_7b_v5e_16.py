@@ -1,7 +1,7 @@
 """rl.py on a v5e slice of 16 chips: adapters on a bfloat16 base, which is the reference policy too.
 
 configs/plans/rl_7b_v5e_16.md is what it takes. Full fine-tuning at these lengths needs more memory than the slice has.
-Its four hosts need a trainer with a mesh over several, which this one does not have yet.
+Its four hosts make one mesh: start it on each of them (docs/several_hosts.md).
 """
 
 from ml_collections import ConfigDict

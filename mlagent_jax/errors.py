@@ -11,3 +11,7 @@ class DivergedError(RuntimeError):
 
 class BudgetError(RuntimeError):
     """Another request to a language model might go over the budget; the message says what was spent."""
+
+
+class PeerError(RuntimeError):
+    """Another process of a run on several hosts failed; the message has its number and its error."""

@@ -16,6 +16,7 @@ from mlagent_jax.data.tokenizer import Tokenizer, train_tokenizer
 from mlagent_jax.errors import ConfigError
 from mlagent_jax.learning.checkpoints import Checkpointer
 from mlagent_jax.models import hugging_face, lora
+from mlagent_jax.parallelism import processes
 from mlagent_jax.run import Run
 from mlagent_jax.sampling import Distribution, SamplerConfig, TokenSampler
 
@@ -122,6 +123,10 @@ def make_vocabulary(run: Run, corpus: list[str]) -> None:
     Raises:
       ConfigError: `tokenizer.vocab_size` does not fit the corpus.
     """
+    processes.agree(lambda: _make_vocabulary(run, corpus))
+
+
+def _make_vocabulary(run: Run, corpus: list[str]) -> None:
     folder = run.workdir / "tokenizer"
     if not folder.exists():
         words = (*COMPACT_WORDS, *REPLY_WORDS, *SCRIPT_WORDS)
@@ -219,7 +224,7 @@ def _sft_is_given(run: Run) -> bool:
 def _restore(run: Run, stage: str, trained: Training) -> Any:
     """What a finished stage trained."""
     with checkpointer(run, stage) as saved:
-        step = saved.latest()
+        step = processes.agree(saved.latest)
         if step is None or not run.is_done(stage):
             raise ConfigError(f"this workdir has no finished {stage} policy: run the stage {stage!r} first")
         arrays, _ = saved.restore(step, {"policy": abstract(trained.params)}, partial=True)

@@ -5,6 +5,9 @@ workdir/
   tasks/  store/  queue.db       the CPU hosts' side, unless the config names other places
   trajectories/  tokenizer/  checkpoints/  evaluation/  export/
   metrics.jsonl  report/  logs/
+
+Of several processes (`parallelism.processes`) the first one alone writes there, checkpoints apart, and all read: the
+workdir is on storage that they share.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import fcntl
+import functools
 import importlib.metadata
 import json
 import logging
@@ -26,8 +30,10 @@ from pathlib import Path
 from typing import Any, Self
 
 import jax
+import numpy as np
 from etils import epath
 from jax.sharding import NamedSharding
+from rich.console import Console
 
 from environments import tasks
 from environments.editor import MODEL_VARIABLE, URL_VARIABLE, configured_endpoint, editor_id
@@ -43,10 +49,10 @@ from mlagent_jax.config import Config, differences
 from mlagent_jax.data.trajectories import Record, read_trajectories
 from mlagent_jax.errors import ConfigError
 from mlagent_jax.interruption import Interruption
-from mlagent_jax.parallelism import DEFAULT_RULES, make_mesh
+from mlagent_jax.parallelism import DEFAULT_RULES, make_mesh, processes
 from mlagent_jax.reporting.compilations import Compilations
 from mlagent_jax.reporting.memory import PeakMemory
-from mlagent_jax.reporting.metrics import MetricsLog
+from mlagent_jax.reporting.metrics import MetricsLog, NoMetrics
 from mlagent_jax.reporting.progress import FILE as PROGRESS_FILE
 from mlagent_jax.reporting.progress import Progress
 
@@ -66,13 +72,15 @@ class Run:
       workdir: local folder or URL.
       name: of this run in the queue; unique, kept over restarts.
       tasks: prepared tasks by name, in the order of the config: training first.
+      is_first: whether this process writes the workdir; of several only the first one does.
       metrics, collector, store, interruption: as their modules say.
     """
 
     def __init__(self, config: Config, workdir: epath.Path, facts: dict[str, Any], interruption: Interruption) -> None:
         self.config, self.workdir, self._facts, self.interruption = config, workdir, facts, interruption
         self.name: str = facts["name"]
-        self.metrics = MetricsLog(workdir)
+        self.is_first = processes.is_first()
+        self.metrics = MetricsLog(workdir) if self.is_first else NoMetrics()
         self.tasks: dict[str, PreparedTask] = {}
         self.collector: Collector | None = None
         try:
@@ -98,18 +106,23 @@ class Run:
           SandboxUnavailableError: no sandbox, or not with the guarantees that the config asks for.
         """
         path = epath.Path(workdir)
-        _check_writable(path)
-        _check_inputs(config)
         with contextlib.ExitStack() as held:
-            held.enter_context(_lock(path))
-            run = cls(config, path, _facts(path, config), interruption or Interruption())
+
+            def look() -> dict[str, Any]:
+                _check_writable(path)
+                _check_inputs(config)
+                held.enter_context(_lock(path))
+                return _facts(path, config)
+
+            run = cls(config, path, processes.agree(look), interruption or Interruption())
             run._closing.push(held.pop_all())
         try:
             if set(config.stages) != {"export"}:
                 run._prepare_tasks()
             if EXECUTING & set(config.stages):
                 run._connect()
-            _write_json(path / "config.json", dataclasses.asdict(config))
+            if run.is_first:
+                _write_json(path / "config.json", dataclasses.asdict(config))
         except BaseException:
             run.close()
             raise
@@ -146,22 +159,35 @@ class Run:
             raise ConfigError(f"config.tasks names {twice[0]!r} twice: a task is held in or held out, and there once")
         sandbox = open_sandbox(self.config.workers.sandbox, self.config.workers.guarantees)
         self._facts["sandbox"] = sandbox.name
-        self._image = sandbox.environment_digest
-        with contextlib.closing(sandbox), self.progress("tasks", len(names)) as progress:
-            for name in names:
-                self.tasks[name] = tasks.prepare(
-                    places.get(name, name), self.task_folder, self.config.tasks.seed, sandbox
-                )
-                progress.update(1)
+        # Jobs are the same whoever hands them out.
+        self._image = processes.agree(lambda: sandbox.environment_digest)
+
+        def prepare() -> None:
+            with self.progress("tasks", len(names)) as progress:
+                for name in names:
+                    self.tasks[name] = tasks.prepare(
+                        places.get(name, name), self.task_folder, self.config.tasks.seed, sandbox
+                    )
+                    progress.update(1)
+
+        with contextlib.closing(sandbox):
+            processes.agree(prepare)
+            if not self.is_first:  # which finds them where the first one left them, if that is on the same storage
+                prepare()
 
     def _connect(self) -> None:
         workers = self.config.workers
         queue_url = workers.queue or f"sqlite:///{os.fspath(self.workdir / 'queue.db')}"
+        if queue_url.startswith("sqlite") and len(hosts := set(processes.hosts())) > 1:
+            raise ConfigError(
+                f"config.workers.queue is {workers.queue!r}, a SQLite file, and this run is on {len(hosts)} hosts: "
+                "name a postgresql:// one"
+            )
         store_url = workers.store or os.fspath(self.workdir / "store")
         self.store = open_store(store_url)
         self.queue = self._closing.enter_context(contextlib.closing(open_queue(queue_url, store=self.store)))
         failure = None
-        if workers.slots:
+        if workers.slots and self.is_first:
             check_editor(self.config)
             handle = start_workers(
                 queue_url,
@@ -239,7 +265,11 @@ class Run:
 
     def place(self, batch: Any) -> Any:
         """A pytree of host arrays on the devices, its first axis split over the mesh's data axes."""
-        return jax.tree.map(lambda array: jax.device_put(array, self._batch_sharding), batch)
+        return jax.tree.map(lambda array: processes.split(array, self._batch_sharding), batch)
+
+    def rows(self, batch: Any, rows: np.ndarray) -> Any:
+        """Rows of a batch that is on the devices, split over them in turn."""
+        return _take(batch, rows, self._batch_sharding)
 
     # -- book-keeping --
 
@@ -254,6 +284,7 @@ class Run:
         started, before = time.monotonic(), self._facts["seconds"].get(key, 0.0)
         try:
             yield True
+            processes.meet()  # what the first one wrote is there
             self._facts["done"].append(key)
             self._facts["executions"] += self._count_executions()
         finally:
@@ -274,11 +305,19 @@ class Run:
         """Whether the stage called `name` was run to its end in this workdir."""
         return name in self._facts["done"]
 
+    def is_stopping(self) -> bool:
+        """Whether this process, or another of the run, was told to stop; to be called by all."""
+        return any(processes.gather(lambda: self.interruption.requested))
+
     def progress(self, stage: str, total: int, **options: Any) -> Progress:
         """Progress of `total` steps of a stage; see `reporting.progress`."""
+        if not self.is_first:
+            return Progress(stage, total, console=Console(quiet=True), **options)
         return Progress(stage, total, path=self.workdir / PROGRESS_FILE, **options)
 
     def _save_facts(self) -> None:
+        if not self.is_first:
+            return
         self._facts["peak_memory_gb"] = self._memory.peak_gb
         _write_json(self.workdir / "run.json", self._facts)
 
@@ -286,6 +325,11 @@ class Run:
         """Stop the workers of this host and close what is open. Idempotent."""
         self._save_facts()
         self._closing.close()
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _take(batch: Any, rows: jax.Array, sharding: NamedSharding) -> Any:
+    return jax.tree.map(lambda array: jax.lax.with_sharding_constraint(array[rows], sharding), batch)
 
 
 def editor_required(config: Config) -> tuple[str, ...]:
@@ -340,7 +384,18 @@ def _lock(workdir: epath.Path) -> Iterator[None]:
 
 
 def _check_inputs(config: Config) -> None:
-    """Look for what the config names and only a later stage will read."""
+    """Look for what the config names and only a later stage will read, and what several processes cannot do."""
+    if config.rl.straggler_seconds and processes.count() > 1:
+        raise ConfigError(
+            f"config.rl.straggler_seconds is {config.rl.straggler_seconds}, and this run has {processes.count()} "
+            "processes, whose clocks would choose different batches: set it to 0"
+        )
+    asking = "endpoint" in (config.collect.expert, config.ideas.source, config.ideas.embedder)
+    if asking and "collect" in config.stages and processes.count() > 1:
+        raise ConfigError(
+            f"config.stages has collect, which would ask config.endpoint in each of {processes.count()} processes: "
+            "collect in one process, and name its workdir in config.pool.trajectories"
+        )
     checkpoint, trajectories = config.policy.checkpoint, config.pool.trajectories
     may_be_hub_id = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", checkpoint)
     if checkpoint and not may_be_hub_id and not (epath.Path(checkpoint) / "config.json").exists():

@@ -23,17 +23,21 @@ from environments.sandbox.base import SandboxError
 from environments.store import StoreError
 from environments.tasks.base import TaskError
 from mlagent_jax.config import check_field, freeze
-from mlagent_jax.errors import BudgetError, ConfigError, DivergedError
+from mlagent_jax.errors import BudgetError, ConfigError, DivergedError, PeerError
 from mlagent_jax.interruption import Interruption, Stopped
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, for example configs/quickstart.py.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder or URL of everything that the run writes.")
+DISTRIBUTED = flags.DEFINE_bool(
+    "distributed", None, "Whether this is one of several processes; default: where the environment names the others."
+)
 
 EXPECTED_ERRORS = (
     BudgetError,
     ConfigError,
     DivergedError,
     EndpointError,
+    PeerError,
     QueueError,
     SandboxError,
     StoreError,
@@ -44,19 +48,29 @@ EXPECTED_ERRORS = (
 log = logging.getLogger("mlagent_jax")
 
 
-def run_stages(config_dict: object, workdir: str, interruption: Interruption) -> None:
+def run_stages(config_dict: object, workdir: str, interruption: Interruption, distributed: bool | None = None) -> None:
     """Run all stages of a config in `workdir`, those that are done already left out.
+
+    Args:
+      config_dict: the settings.
+      workdir: local folder or URL.
+      interruption: what signals the process took.
+      distributed: whether other processes run with this one; None: where the environment names them.
 
     Raises:
       Stopped: by a signal that `interruption` took.
     """
     config = freeze(config_dict)
     # The accelerator half is imported only when the settings are known to be right: JAX takes seconds.
+    from mlagent_jax.parallelism import processes
     from mlagent_jax.reporting.html import write_report
     from mlagent_jax.run import Run
     from mlagent_jax.stages import STAGES
 
     started = time.monotonic()
+    processes.join(distributed)
+    if not processes.is_first():
+        log.setLevel(logging.WARNING)  # the first one speaks for all
     run = Run.open(config, workdir, interruption)
     try:
         for index, name in enumerate(config.stages):
@@ -66,7 +80,8 @@ def run_stages(config_dict: object, workdir: str, interruption: Interruption) ->
                     STAGES[name](run)
     finally:
         run.close()
-        write_report(workdir)
+        if run.is_first:
+            write_report(workdir)
     log.info(
         "done in %.0f s; the report is %s", time.monotonic() - started, os.path.join(workdir, "report", "index.html")
     )
@@ -78,7 +93,7 @@ def main(argv: list[str]) -> None:
     _log_plainly()
     try:
         with Interruption() as interruption:
-            run_stages(CONFIG.value, WORKDIR.value, interruption)
+            run_stages(CONFIG.value, WORKDIR.value, interruption, DISTRIBUTED.value)
     except EXPECTED_ERRORS as error:
         sys.exit(f"error: {error}")
     except Stopped as stopped:

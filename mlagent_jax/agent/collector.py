@@ -1,12 +1,18 @@
-"""The trainer's end of the queue: jobs in, outcomes out, in order; it fails loudly when nobody works."""
+"""The trainer's end of the queue: jobs in, outcomes out, in order; it fails loudly when nobody works.
+
+Of a trainer of several processes each hands out its own share of the jobs and waits for their outcomes; then all tell
+each other what came back, so that they train on one batch, with the same entries masked, and stop for the same reasons.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 from environments.protocol import Job, Outcome, OutcomeKind
 from environments.queue.base import QueueError, RewardQueue
+from mlagent_jax.parallelism import processes
 
 POLL_SECONDS = 5.0
 
@@ -39,8 +45,13 @@ class Collector:
         return count
 
     def submit(self, jobs: Sequence[Job]) -> None:
-        """Enqueue; jobs that are known already, from before a restart, keep their place or their result."""
-        self.queue.enqueue(jobs)
+        """Enqueue this process's share; jobs that are known already, from before a restart, keep their place or their
+        result.
+
+        Raises:
+          PeerError: another process could not. Here, its own error.
+        """
+        processes.gather(lambda: self.queue.enqueue(_share(jobs)))
 
     def gather(self, jobs: Sequence[Job], progress: Callable[[Outcome], None] | None = None) -> list[Outcome]:
         """Outcomes of `jobs` in order, waiting for all; `progress` is called with each as it comes.
@@ -49,19 +60,43 @@ class Collector:
 
         Raises:
           QueueError: no worker is alive, or nothing came back for `silence_seconds`.
+          PeerError: that, of the share of another process.
         """
-        found: dict[str, Outcome] = {}
-        self.submit(jobs)
-        for arrived in self.arrivals(jobs):
-            found |= arrived
-            for outcome in arrived.values():
-                if progress is not None:
-                    progress(outcome)
-        return [found[job.id] for job in jobs]
+        own: list[Outcome] = []
+
+        def work() -> list[dict[str, Any]]:
+            own.extend(self._await(_share(jobs), progress))
+            # In one process nothing is sent anywhere.
+            return [outcome.to_dict() for outcome in own] if processes.count() > 1 else []
+
+        told, shares = processes.gather(work), []
+        for process, share in enumerate(told):
+            if process == processes.index():
+                shares.append(own)
+                continue
+            shares.append([Outcome.from_dict(data) for data in share])
+            self._count(shares[-1])
+            for outcome in shares[-1] if progress is not None else ():
+                progress(outcome)
+        return [shares[place % len(shares)][place // len(shares)] for place in range(len(jobs))]
+
+    def consume(self, step: int, jobs: Sequence[Job]) -> None:
+        """Record that training step `step` used the outcomes of `jobs`.
+
+        Raises:
+          QueueError: one of them was used by another step.
+          PeerError: that, of the share of another process.
+        """
+        processes.gather(lambda: self.queue.consume(self.run, step, [job.id for job in _share(jobs)]))
+
+    def rollback(self, step: int) -> None:
+        """Give back what steps after `step` used; no process goes on before that is done."""
+        processes.agree(lambda: self.queue.rollback(self.run, step))
 
     def arrivals(self, jobs: Sequence[Job], poll_seconds: float | None = None) -> Iterator[dict[str, Outcome]]:
         """Outcomes of submitted `jobs` by job id as they come, until all are there; empty where none came for
-        `poll_seconds` (default `POLL_SECONDS`), so that a caller may stop waiting.
+        `poll_seconds` (default `POLL_SECONDS`), so that a caller may stop waiting. For this process alone: the others
+        are told nothing.
 
         Raises:
           QueueError: no worker is alive, or nothing came back for `silence_seconds`.
@@ -71,7 +106,7 @@ class Collector:
         heard = time.monotonic()
         while True:
             new = self.queue.wait(waiting, timeout_seconds=poll_seconds or POLL_SECONDS, count=1) if waiting else {}
-            self._executions += sum("started" in outcome.progress and not outcome.cached for outcome in new.values())
+            self._count(new.values())
             waiting -= new.keys()
             yield new
             if not waiting:
@@ -84,6 +119,25 @@ class Collector:
                 raise QueueError(f"the workers of this host do not start: {failure}")
             if time.monotonic() - heard >= self.silence_seconds:
                 self.queue.check_alive(self.run, self.silence_seconds)
+
+    def _await(self, jobs: Sequence[Job], progress: Callable[[Outcome], None] | None) -> list[Outcome]:
+        """Outcomes of this process's jobs, in order."""
+        found: dict[str, Outcome] = {}
+        self.queue.enqueue(jobs)
+        for arrived in self.arrivals(jobs):
+            found |= arrived
+            for outcome in arrived.values():
+                if progress is not None:
+                    progress(outcome)
+        return [found[job.id] for job in jobs]
+
+    def _count(self, outcomes: Iterable[Outcome]) -> None:
+        self._executions += sum("started" in outcome.progress and not outcome.cached for outcome in outcomes)
+
+
+def _share(jobs: Sequence[Job]) -> Sequence[Job]:
+    """Those of this process: every `count`-th."""
+    return jobs[processes.index() :: processes.count()]
 
 
 def is_masked(outcome: Outcome) -> bool:

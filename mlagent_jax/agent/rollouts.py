@@ -15,6 +15,7 @@ from typing import Any
 from environments.protocol import Job, Outcome, State
 from mlagent_jax.agent.actor import SampledAction
 from mlagent_jax.agent.collector import POLL_SECONDS, Collector
+from mlagent_jax.parallelism import processes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +66,8 @@ class UnderWay:
       batch: groups trained on at once.
       max_staleness: policy versions between sampling and training, at most.
       patience_seconds: how long a batch waits for its oldest groups where younger ones are there to take their place;
-        0: as long as it takes. A group at the bound of staleness is always waited for.
+        0: as long as it takes. A group at the bound of staleness is always waited for. Of several processes each has
+        a clock of its own: there it is to be 0.
     """
 
     def __init__(self, collector: Collector, batch: int, max_staleness: int, patience_seconds: float = 0.0) -> None:
@@ -94,17 +96,14 @@ class UnderWay:
 
         Raises:
           QueueError: no worker is alive, or nothing comes back.
+          PeerError: that, in another process.
         """
-        started = time.monotonic()
-        waiting = [job for group in self._groups for job in group.jobs if job.id not in self._found]
-        poll = min(self._patience / 4, POLL_SECONDS) if self._patience else None
-        for arrived in self._collector.arrivals(waiting, poll):
-            self._found |= arrived
-            for outcome in arrived.values():
-                if show is not None:
-                    show(outcome)
-            if self._is_enough(version, time.monotonic() - started):
-                break
+        if processes.count() > 1:
+            jobs = [job for group in self._groups[: self._batch] for job in group.jobs]
+            outcomes = self._collector.gather(jobs, show)
+            self._found |= {job.id: outcome for job, outcome in zip(jobs, outcomes, strict=True)}
+        else:
+            self._wait(version, show)
         chosen = [group for group in self._groups if self._is_done(group)][: self._batch]
         return [
             Taken(action, job, (outcome := self._found[job.id]), outcome.reward, group.index, group.version)
@@ -121,6 +120,18 @@ class UnderWay:
 
     def to_list(self) -> list[dict[str, Any]]:
         return [group.to_dict() for group in self._groups]
+
+    def _wait(self, version: int, show: Callable[[Outcome], None] | None) -> None:
+        started = time.monotonic()
+        waiting = [job for group in self._groups for job in group.jobs if job.id not in self._found]
+        poll = min(self._patience / 4, POLL_SECONDS) if self._patience else None
+        for arrived in self._collector.arrivals(waiting, poll):
+            self._found |= arrived
+            for outcome in arrived.values():
+                if show is not None:
+                    show(outcome)
+            if self._is_enough(version, time.monotonic() - started):
+                break
 
     def _is_done(self, group: Group) -> bool:
         return all(job.id in self._found for job in group.jobs)

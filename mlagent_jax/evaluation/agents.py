@@ -18,6 +18,7 @@ from environments.protocol import OutcomeKind, State
 from mlagent_jax.agent.expert import Move, ScriptedExpert, plain_action
 from mlagent_jax.agent.prompts import prompt_text
 from mlagent_jax.evaluation.names import AgentSpec
+from mlagent_jax.parallelism import processes
 
 if TYPE_CHECKING:
     from mlagent_jax.agent.actor import Actor, SampledAction
@@ -86,7 +87,8 @@ class PolicyAgent:
         purposes = [f"episode/{turn.depth}/{turn.trajectory}" for turn in turns]
         started = time.monotonic()
         actions = self.actor.act_each(self._params, [turn.state for turn in turns], purposes)
-        seconds = (time.monotonic() - started) / max(1, len(turns))
+        # One clock for all processes: an episode's minutes decide whether it goes on.
+        seconds = processes.agree(lambda: time.monotonic() - started) / max(1, len(turns))
         return [
             Reply(action.text, action.truncated, len(action.prompt), len(action.tokens), seconds) for action in actions
         ]
@@ -131,9 +133,12 @@ class NothingAgent(ExpertAgent):
 
 
 class EndpointAgent:
-    """A language model served elsewhere, shown the prompt that a policy of ours is shown."""
+    """A language model served elsewhere, shown the prompt that a policy of ours is shown.
 
-    def __init__(self, run: Run, client: EndpointClient) -> None:
+    Of several processes the first one asks, and tells the others; they have no client.
+    """
+
+    def __init__(self, run: Run, client: EndpointClient | None) -> None:
         self._run, self._client = run, client
 
     def prompt(self, state: State) -> str:
@@ -143,6 +148,10 @@ class EndpointAgent:
         return True
 
     def reply(self, turns: Sequence[Turn]) -> list[Reply | None]:
+        told = processes.agree(lambda: [reply and dataclasses.asdict(reply) for reply in self._ask(turns)])
+        return [reply and Reply(**reply) for reply in told]
+
+    def _ask(self, turns: Sequence[Turn]) -> list[Reply | None]:
         config = self._run.config
         conversations = [[{"role": "user", "content": self.prompt(turn.state)}] for turn in turns]
         # A seed a trajectory and step: equal states of two trajectories get replies of their own.
@@ -176,8 +185,10 @@ def open_agent(run: Run, spec: AgentSpec) -> Iterator[Agent]:
         yield NothingAgent(run)
     elif spec.kind == "endpoint":
         folder = Path(run.workdir) / "endpoint"
-        with EndpointClient(run.config.endpoint, folder) as client:
-            yield EndpointAgent(run, client)
+        with contextlib.ExitStack() as held:
+            clients: list[EndpointClient] = []
+            processes.agree(lambda: clients.append(held.enter_context(EndpointClient(run.config.endpoint, folder))))
+            yield EndpointAgent(run, *clients or [None])
     else:
         policy = checkpoint_policy(run, spec.place) if spec.kind == "hf" else trained_policy(run, spec.kind)
         yield PolicyAgent(make_actor(run, policy), policy.params)

@@ -72,7 +72,9 @@ class Checkpointer:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None and jax.process_count() > 1:
+            return  # A save would wait for processes that may have ended; cut short, it leaves the step before it.
         self.close()
 
     def save(self, step: int, arrays: Any, extra: Mapping[str, Any], metric: float | None = None) -> None:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
 from optax import contrib
@@ -153,7 +154,8 @@ def _names(path: tuple[Any, ...]) -> tuple[str, ...]:
 
 def with_learning_rate(state: optax.OptState, learning_rate: float) -> optax.OptState:
     """The optimizer state with this learning rate for its next update."""
-    hyperparams = state.hyperparams | {"learning_rate": jax.numpy.asarray(learning_rate, jax.numpy.float32)}
+    # A number of the host: on a mesh over several processes an array of this one's own could not be part of the state.
+    hyperparams = state.hyperparams | {"learning_rate": np.float32(learning_rate)}
     return state._replace(hyperparams=hyperparams)
 
 

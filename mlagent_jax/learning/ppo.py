@@ -41,9 +41,6 @@ class Batch:
     groups: jax.Array  # int32 [batch], equal for actions of one state
     weights: jax.Array  # float32 [batch], how much an action counts in the policy's gradient; 1 but for durations
 
-    def __getitem__(self, rows: np.ndarray) -> Batch:
-        return jax.tree.map(lambda array: array[rows], self)
-
 
 def make_batch(
     prompts: Sequence[Sequence[int]],
@@ -125,9 +122,6 @@ class Targets:
     reference_log_probs: jax.Array
     advantages: jax.Array
     returns: jax.Array
-
-    def __getitem__(self, rows: np.ndarray) -> Targets:
-        return jax.tree.map(lambda array: array[rows], self)
 
 
 def init_critic(hidden_size: int, backbone: Params | None = None) -> Params:

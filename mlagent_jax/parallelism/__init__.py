@@ -1,4 +1,4 @@
-"""Where arrays live: the device mesh and the table from logical axis names to its axes."""
+"""Where arrays live: the device mesh, the table from logical axis names to its axes; which processes share it."""
 
 from mlagent_jax.parallelism.mesh import AXES, abstract_mesh, make_mesh
 from mlagent_jax.parallelism.sharding import (

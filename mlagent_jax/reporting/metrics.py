@@ -109,6 +109,20 @@ class MetricsLog:
         return self._boards[stage]
 
 
+class NoMetrics:
+    """`MetricsLog` of the processes that write nothing: the first one speaks for all."""
+
+    def write(self, stage: str, step: int, scalars: Mapping[str, Any]) -> None:
+        """Nothing."""
+
+    def rewind(self, stage: str, step: int) -> int:
+        """Nothing to forget."""
+        return 0
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
 class _Board:
     """TensorBoard event files of one stage (stages count their own steps, so each is a TensorBoard run).
 

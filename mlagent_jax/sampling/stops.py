@@ -17,6 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mlagent_jax.parallelism.processes import everywhere
+
 StopSet = tuple[bytes, ...]
 _CAPACITY = 64  # nodes of the first table that is made for a stop string; each growth is a compilation
 
@@ -77,7 +79,8 @@ class StopSets:
 
     def __init__(self, spellings: Spellings | None = None) -> None:
         self._spelled = spellings is not None
-        self._spellings = spellings or Spellings(jnp.zeros((1, 1), jnp.uint8), jnp.zeros((1,), jnp.int32))
+        nothing = Spellings(everywhere(np.zeros((1, 1), np.uint8)), everywhere(np.zeros((1,), np.int32)))
+        self._spellings = spellings or nothing
         self._places: dict[StopSet, range] = {}
         self._following = np.zeros((1, 256), np.int32)
         self._complete = np.zeros((1,), bool)
@@ -132,8 +135,7 @@ class StopSets:
         return start
 
     def _upload(self) -> None:
-        # Copies: on a CPU, JAX may share memory with an array that it is given.
-        self._table = StopTable(self._spellings, jnp.array(self._following), jnp.array(self._complete))
+        self._table = StopTable(self._spellings, everywhere(self._following), everywhere(self._complete))
 
 
 def automaton(stop: StopSet) -> tuple[np.ndarray, np.ndarray]:

@@ -78,9 +78,10 @@ def collect(run: Run) -> None:
                     )
                 )
                 t.state = outcome.next_state(job)
-    folder = run.workdir / "trajectories"
-    folder.mkdir(parents=True, exist_ok=True)
-    jsonl.replace(folder / "collect.jsonl", [record.to_dict() for record in records])
+    if run.is_first:
+        folder = run.workdir / "trajectories"
+        folder.mkdir(parents=True, exist_ok=True)
+        jsonl.replace(folder / "collect.jsonl", [record.to_dict() for record in records])
 
 
 def _client(run: Run, opened: contextlib.ExitStack) -> EndpointClient | None:

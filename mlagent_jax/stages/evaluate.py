@@ -16,6 +16,7 @@ from mlagent_jax.data import jsonl
 from mlagent_jax.evaluation.agents import PolicyAgent, open_agent
 from mlagent_jax.evaluation.episodes import execute, job_version, play
 from mlagent_jax.evaluation.names import OF_THE_RUN, AgentSpec, parse_agent
+from mlagent_jax.parallelism import processes
 from mlagent_jax.reporting.benchmark import write_benchmark
 from mlagent_jax.run import Run
 
@@ -26,13 +27,15 @@ def evaluate(run: Run) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for spec in map(parse_agent, run.config.evaluate.policies):
         path = folder / f"{spec.name}.jsonl"
-        if path.exists() or not _exists(run, spec):
+        if processes.agree(path.exists) or not _exists(run, spec):
             continue
         with open_agent(run, spec) as agent:
             records = _steps(run, spec.name, agent) if isinstance(agent, PolicyAgent) else []
             records += play(run, spec.name, agent)
-        jsonl.replace(path, records)
-    write_benchmark(run.workdir)
+        if run.is_first:
+            jsonl.replace(path, records)
+    if run.is_first:
+        write_benchmark(run.workdir)
 
 
 def _exists(run: Run, spec: AgentSpec) -> bool:

@@ -13,6 +13,7 @@ is a function of the seed and the iteration: an interrupted iteration draws the 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import time
@@ -39,6 +40,7 @@ from mlagent_jax.learning import controllers, losses, ppo
 from mlagent_jax.learning.checkpoints import Checkpointer
 from mlagent_jax.learning.optimizer import init_state
 from mlagent_jax.models import hugging_face
+from mlagent_jax.parallelism import processes
 from mlagent_jax.policy import Policy, abstract, checkpointer, make_actor, trained_policy, training
 from mlagent_jax.run import Run
 
@@ -67,10 +69,9 @@ class _Trainer:
         # A copy: the parameters are donated to the update, the reference (self.policy) must outlive it. Of adapters it
         # is little, and the reference is the base that they are trained on.
         backbone = self.policy.params if self.config.critic == "separate" else None
-        params = {
-            "policy": jax.tree.map(jnp.copy, self.trained.params),
-            "critic": ppo.init_critic(self.policy.config.hidden_size, backbone),
-        }
+        critic = ppo.init_critic(self.policy.config.hidden_size, backbone)
+        critic |= {name: processes.everywhere(critic[name]) for name in critic.keys() - {"backbone"}}
+        params = {"policy": jax.tree.map(jnp.copy, self.trained.params), "critic": critic}
         self.arrays = {"params": params, "optimizer": init_state(self.optimizer, params)}
         self.kl = (
             controllers.AdaptiveKL(self.config.kl_coefficient, self.config.kl_target)
@@ -103,12 +104,12 @@ class _Trainer:
     def train(self) -> None:
         total = self.config.iterations
         folder = self.run.workdir / "checkpoints" / "rl" / "model"
-        hugging_face.describe(folder, self.policy.config, self.policy.tokenizer)
+        if self.run.is_first:
+            hugging_face.describe(folder, self.policy.config, self.policy.tokenizer)
         with checkpointer(self.run, "rl") as saved:
             self._resume(saved)
-            appender = jsonl.Appender(self.trajectories)
             with (
-                appender as trajectories,
+                jsonl.Appender(self.trajectories) if self.run.is_first else contextlib.nullcontext() as trajectories,
                 self.run.progress("rl", total, unit="iteration", done=self.iteration) as progress,
             ):
                 while self.iteration < total:
@@ -116,14 +117,16 @@ class _Trainer:
                         started = time.monotonic()
                         taken = self._take(lambda _: progress.update(0))
                     except Stopped:  # the arrays are those of the last iteration still
-                        self._save(saved)
+                        if processes.count() == 1:  # a save takes all, and the others were not told
+                            self._save(saved)
                         raise
                     with self.run.interruption.held():
                         values, records = self._train_on(taken, time.monotonic() - started)
-                        trajectories.append(*records)
+                        if trajectories is not None:
+                            trajectories.append(*records)
                         self.run.metrics.write("rl", self.iteration, values)
                         due = self.iteration % self.config.checkpoint_every == 0 or self.iteration == total
-                        if due or self.run.interruption.requested:
+                        if due or self.run.is_stopping():
                             self._save(saved)
                         progress.update(1, **{k: values[k] for k in ("reward", "kl", "entropy", "valid")})
 
@@ -156,7 +159,7 @@ class _Trainer:
         outcomes = [row.outcome for row in taken]
         batch = self._batch(taken)
         metrics = self._update(batch, taken)
-        self.run.queue.consume(self.run.name, self.iteration, [row.job.id for row in taken])
+        self.run.collector.consume(self.iteration, [row.job for row in taken])
         self.under_way.trained(taken)
         self._learn_states(taken)
         seconds_update = time.monotonic() - started
@@ -261,11 +264,11 @@ class _Trainer:
         whole_batch = self._with_micro_rows(len(batch.rewards), batch).micro_batch
         placed = self.run.place(batch)
         whole = self.trained.whole(params["policy"])
-        coefficient = jnp.float32(self.kl.coefficient)
+        coefficient = np.float32(self.kl.coefficient)
         proximal = ppo.score(self.model, whole, params["critic"], placed, whole_batch)
         reference = ppo.score(self.reference_model, self.policy.params, None, placed, whole_batch)
         targets = ppo.make_targets(placed, proximal, reference, config, coefficient)
-        self._check_sampler(batch, np.asarray(proximal.log_probs), taken)
+        self._check_sampler(batch, processes.fetch(proximal.log_probs), taken)
         totals: dict[str, losses.Mean] = {}
         rng = self._rng(self.iteration, 1)
         for _ in range(config.epochs):
@@ -273,9 +276,8 @@ class _Trainer:
                 self.arrays["params"], self.arrays["optimizer"], metrics = ppo.ppo_step(
                     self.arrays["params"],
                     self.arrays["optimizer"],
-                    placed[rows],
-                    targets[rows],
-                    coefficient if config.kl_in == "loss" else jnp.float32(0.0),
+                    *self.run.rows((placed, targets), rows),
+                    coefficient if config.kl_in == "loss" else np.float32(0.0),
                     model=self.model,
                     optimizer=self.optimizer,
                     config=config,
@@ -301,13 +303,14 @@ class _Trainer:
             return
         path = self.run.workdir / "diverged.jsonl"
         figures = ", ".join(f"{name} {value:.3g}" for name, value in watched.items())
-        jsonl.replace(
-            path,
-            [
-                dataclasses.asdict(row.action) | {"outcome": row.outcome.to_dict(), "version": row.version}
-                for row in taken
-            ],
-        )
+        if self.run.is_first:
+            jsonl.replace(
+                path,
+                [
+                    dataclasses.asdict(row.action) | {"outcome": row.outcome.to_dict(), "version": row.version}
+                    for row in taken
+                ],
+            )
         raise DivergedError(
             f"iteration {self.iteration}: {figures} (max_kl is {self.config.max_kl}); its batch is in {path}. "
             "Lower config.rl.learning_rate or raise config.rl.kl_coefficient in a new workdir"
@@ -372,12 +375,11 @@ class _Trainer:
 
     def _resume(self, saved: Any) -> None:
         """Go on from the last checkpoint; results used by later iterations come back from the queue."""
-        step = saved.latest()
-        self.run.queue.rollback(self.run.name, -1 if step is None else step - 1)
+        step = processes.agree(saved.latest)
+        self.run.collector.rollback(-1 if step is None else step - 1)
         self.run.metrics.rewind("rl", step or 0)
-        kept = [data for data in jsonl.read(self.trajectories) if data["step"] <= (step or 0)]
-        if self.trajectories.exists():
-            jsonl.replace(self.trajectories, kept)
+        if self.run.is_first and self.trajectories.exists():
+            jsonl.replace(self.trajectories, [d for d in jsonl.read(self.trajectories) if d["step"] <= (step or 0)])
         if step is None:
             return
         wanted = abstract(self._checkpoint())
@@ -394,7 +396,8 @@ class _Trainer:
             [self._group(data["index"], data["version"], Group.actions_of(data)) for data in extra["under_way"]]
         )
         # What is queued still of versions that would be too old by now, nobody waits for.
-        self.run.queue.cancel(self.run.name, older_than_version=step - self.config.max_staleness)
+        oldest = step - self.config.max_staleness
+        processes.agree(lambda: self.run.queue.cancel(self.run.name, older_than_version=oldest))
 
 
 def outcome_scalars(outcomes: Sequence[Outcome]) -> dict[str, float]:

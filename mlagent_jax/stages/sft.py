@@ -12,6 +12,7 @@ from mlagent_jax.errors import ConfigError
 from mlagent_jax.learning.optimizer import init_state, make_optimizer, schedule, with_learning_rate
 from mlagent_jax.learning.sft import sft_step
 from mlagent_jax.models import hugging_face
+from mlagent_jax.parallelism import processes
 from mlagent_jax.policy import abstract, base_policy, checkpointer, make_vocabulary, renderer, training
 from mlagent_jax.run import Run
 
@@ -40,9 +41,10 @@ def sft(run: Run) -> None:
     )
     trained = training(run, policy)
     arrays = {"policy": trained.params, "optimizer": init_state(optimizer, trained.params)}
-    hugging_face.describe(run.workdir / "checkpoints" / "sft" / "model", policy.config, policy.tokenizer)
+    if run.is_first:
+        hugging_face.describe(run.workdir / "checkpoints" / "sft" / "model", policy.config, policy.tokenizer)
     with checkpointer(run, "sft") as saved:
-        done = saved.latest() or 0
+        done = processes.agree(saved.latest) or 0
         if done:
             wanted, arrays = abstract(arrays), None  # freed first: both would not fit
             arrays, _ = saved.restore(done, wanted)
@@ -66,8 +68,8 @@ def sft(run: Run) -> None:
                     values = {name: float(value) for name, value in metrics.items()}
                     run.metrics.write("sft", step + 1, values | {"learning_rate": rate})
                     progress.update(1, loss=values["loss"])
-                    due = step + 1 == total or time.monotonic() - saved_at > config.checkpoint_seconds
-                    if due or run.interruption.requested:
+                    late = processes.agree(lambda: time.monotonic() - saved_at > config.checkpoint_seconds)  # noqa: B023
+                    if step + 1 == total or late or run.is_stopping():
                         saved.save(step + 1, arrays, {})
                         saved_at = time.monotonic()
 

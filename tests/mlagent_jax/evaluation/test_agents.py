@@ -10,6 +10,7 @@ from mlagent_jax.agent.expert import cell_edit
 from mlagent_jax.config import default_config, freeze
 from mlagent_jax.errors import ConfigError
 from mlagent_jax.evaluation.names import AgentSpec, parse_agent
+from mlagent_jax.interruption import Interruption
 from mlagent_jax.train import run_stages
 
 
@@ -72,7 +73,7 @@ def test_expert_endpoint_and_nothing_play_and_a_second_start_asks_nothing_again(
     config.evaluate.policies = ("expert", "nothing", "gpt=endpoint")
     config.evaluate.states_held_in = config.evaluate.states_held_out = 0
     config.evaluate.trajectories, config.evaluate.steps = 2, 3
-    run_stages(config, str(tmp_path / "run"))
+    run_stages(config, str(tmp_path / "run"), Interruption())
     table = json.loads((tmp_path / "run" / "report" / "benchmark.json").read_text())
     agents = table["agents"]
     assert agents["nothing"]["gain_avg"] == 0.0 and agents["nothing"]["valid_action_rate"] == 1.0
@@ -84,7 +85,7 @@ def test_expert_endpoint_and_nothing_play_and_a_second_start_asks_nothing_again(
     facts = json.loads((tmp_path / "run" / "run.json").read_text())
     (tmp_path / "run" / "run.json").write_text(json.dumps(facts | {"done": []}))
     (tmp_path / "run" / "evaluation" / "gpt.jsonl").unlink()
-    run_stages(config, str(tmp_path / "run"))
+    run_stages(config, str(tmp_path / "run"), Interruption())
     server.shutdown()
     assert len(Model.asked) == asked
     again = json.loads((tmp_path / "run" / "report" / "benchmark.json").read_text())
