@@ -164,7 +164,8 @@ def prompt_config(checkpoint: str, profile: str | None, chat: bool) -> PromptCon
             return dataclasses.replace(settings, profile=profile or settings.profile, editor="")
     if (profile or ("full" if chat else "compact")) == "full":
         return PromptConfig(profile="full", max_prompt_tokens=8192, max_action_tokens=2048)
-    return PromptConfig()
+    # A script of a person's own is longer than those that the defaults are made for.
+    return PromptConfig(max_prompt_tokens=2048, max_action_tokens=256)
 
 
 def _actor(checkpoint: str, seed: int, temperature: float, profile: str | None) -> tuple[PromptConfig, Callable]:
