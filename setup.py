@@ -34,9 +34,9 @@ TRAINER = [
 SERVE = ["pydantic>=2.7", "starlette>=0.40", "uvicorn>=0.30"]
 JAX = "jax{extra}>=0.10.2,<0.13"
 EXTRAS = {
-    "cpu": [*TRAINER, JAX.format(extra="")],
-    "cuda": [*TRAINER, JAX.format(extra="[cuda13]")],
-    "tpu": [*TRAINER, JAX.format(extra="[tpu]")],
+    "cpu": [*TRAINER, *SERVE, JAX.format(extra="")],
+    "cuda": [*TRAINER, *SERVE, JAX.format(extra="[cuda13]")],
+    "tpu": [*TRAINER, *SERVE, JAX.format(extra="[tpu]")],
     "gcs": ["gcsfs>=2024.6"],
     "gymnasium": ["gymnasium>=1.0"],
     "launch": ["ml-collections>=1.0"],

@@ -79,7 +79,7 @@ def _show(options: argparse.Namespace) -> None:
     print(f"read only    {', '.join(spec.read_only)}")
     print(f"an execution {limits.cpu_seconds:g} s of CPU, {limits.wall_seconds:g} s, {limits.memory_mb} MB of memory")
     print(f"data         {spec.source}")
-    print(f"\nTake the agent's place: python -m environments play {spec.name}")
+    print(f"\nTake the agent's place: python -m environments play {options.task}")
 
 
 def _better(spec: TaskSpec) -> str:

@@ -48,7 +48,7 @@ make_environment() {
   grep -qF "$versions" "$venv/installed" 2>/dev/null || rm -f "$venv/installed"
   stamp="$1 $versions"
   if ! grep -qxF "$stamp" "$venv/installed" 2>/dev/null; then
-    say "installing the package and its pinned dependencies"
+    say "installing the package and its pinned dependencies (some minutes)"
     # Byte-compiled on purpose: every process would compile them anew where PYTHONDONTWRITEBYTECODE is set.
     env -u PYTHONDONTWRITEBYTECODE "$venv/bin/python" -m pip install --quiet --disable-pip-version-check \
       -c constraints.txt -e ".[$1]"

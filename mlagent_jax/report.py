@@ -85,7 +85,7 @@ def main(argv: Sequence[str]) -> None:
         else:
             print(report(argv[1:], _JSON.value))
     except ModuleNotFoundError as error:
-        sys.exit(f"report: {error.name} is not installed: pip install '.[serve]'")
+        sys.exit(f"report: {error.name} is not installed: pip install -c constraints.txt -e '.[serve]'")
     except OSError as error:
         taken = f"port {_PORT.value} cannot be listened on ({error.strerror}): choose another with --port"
         sys.exit(f"report: {taken if error.errno in (13, 98) else error}")

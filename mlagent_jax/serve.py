@@ -41,7 +41,7 @@ def main(argv: Sequence[str]) -> None:
         from mlagent_jax.serving.app import make_app
         from mlagent_jax.serving.service import Limits, Service
     except ModuleNotFoundError as error:
-        sys.exit(f"error: {error.name} is not installed: pip install '.[serve]'")
+        sys.exit(f"error: {error.name} is not installed: pip install -c constraints.txt -e '.[serve]'")
     api_key = os.environ.get(KEY_VARIABLE) or None
     try:
         check_host(HOST.value, api_key)

@@ -74,6 +74,7 @@ def run_stages(config_dict: object, workdir: str, interruption: Interruption, di
     run = Run.open(config, workdir, interruption)
     try:
         for index, name in enumerate(config.stages):
+            interruption.check()  # a signal that came while a library's callback ran is lost as an exception
             with run.stage(name, config.stages[:index].count(name)) as needed:
                 # An export that is asked for alone is written anew: it may name another policy by now.
                 if needed or config.stages == ("export",):
@@ -112,11 +113,18 @@ def _log_plainly() -> None:
 
 
 def parse_flags(argv: list[str]) -> list[str]:
-    """absl's parser, with errors of the config and its overrides as one line instead of a traceback."""
+    """absl's parser, with errors as one line instead of a usage page or a traceback."""
     try:
         _check_arguments(argv[1:])
-        return app.parse_flags_with_usage(argv)
+        return flags.FLAGS(argv)
     except ConfigError as error:
+        sys.exit(f"error: {error}")
+    except flags.IllegalFlagValueError as error:
+        # absl: "flag --config.rl.states=many: invalid literal for int() with base 10: 'many'"
+        text = str(error).removeprefix("flag ")
+        types = "; docs/config_reference.md has every field with its type" if text.startswith("--config.") else ""
+        sys.exit(f"error: {text}{types}")
+    except flags.Error as error:
         sys.exit(f"error: {error}")
     except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:
         text = str(error.args[0]) if error.args else str(error)
