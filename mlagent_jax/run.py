@@ -87,12 +87,12 @@ class Run:
             self.mesh = make_mesh(dataclasses.asdict(config.mesh))
         except ValueError as error:
             raise ConfigError(f"config.mesh: {error}") from error
-        jax.set_mesh(self.mesh)  # what constrains activations reads it
         rows = DEFAULT_RULES.spec(("batch",), self.mesh)
         self._batch_sharding = NamedSharding(self.mesh, rows)
         self._compilations = Compilations()
         self._memory = PeakMemory(facts.get("peak_memory_gb", 0.0))
         self._closing = contextlib.ExitStack()
+        self._closing.enter_context(jax.set_mesh(self.mesh))  # what constrains activations reads it
         self._closing.callback(self._memory.stop)
         self._closing.callback(self.metrics.close)
 
