@@ -202,7 +202,7 @@ def test_a_daemon_does_not_outlive_its_execution(execute, tmp_path, ends):
         f"        os.write(writer, b'x'); os.execv(sys.executable, ['{name}', '-c', 'while True: pass'])\n"
         "    os._exit(0)\n"
         "os.read(reader, 1)\n" + ("" if ends == "exits" else "time.sleep(60)"),
-        wall_seconds=1.0,
+        wall_seconds=30.0 if ends == "exits" else 1.0,
         cpu_seconds=10,
     )
     assert ran.ending == (Ending.EXITED if ends == "exits" else Ending.TIME_LIMIT)
