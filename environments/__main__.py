@@ -127,7 +127,8 @@ def _play(options: argparse.Namespace) -> None:
         print("Type a reply, then a line with a single dot. End of file (Ctrl-D) leaves.")
         for reply in _replies(sys.stdin):
             observation, _, terminated, truncated, info = episode.step(reply)
-            print(f"Observation:\n```\n{observation}\n```\n{_summary(info['outcome'])}")
+            shown = observation or "(no output)"
+            print(f"Observation:\n```\n{shown}\n```\n{_summary(info['outcome'])}")
             if terminated or truncated:
                 return
 

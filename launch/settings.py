@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from absl import app
 
 from mlagent_jax import train
+from mlagent_jax.arguments import parse_flags
 from mlagent_jax.config import freeze
 from mlagent_jax.errors import ConfigError
 
@@ -33,4 +34,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=train.parse_flags)
+    app.run(main, flags_parser=parse_flags)

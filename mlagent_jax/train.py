@@ -12,7 +12,6 @@ import logging
 import os
 import sys
 import time
-from pathlib import Path
 
 from absl import app, flags
 from ml_collections import config_flags
@@ -22,7 +21,8 @@ from environments.queue.base import QueueError
 from environments.sandbox.base import SandboxError
 from environments.store import StoreError
 from environments.tasks.base import TaskError
-from mlagent_jax.config import check_field, freeze
+from mlagent_jax.arguments import parse_flags
+from mlagent_jax.config import freeze
 from mlagent_jax.errors import BudgetError, ConfigError, DivergedError, PeerError
 from mlagent_jax.interruption import Interruption, Stopped
 
@@ -110,37 +110,6 @@ def _log_plainly() -> None:
     log.setLevel(logging.INFO)
     log.propagate = False
     logging.getLogger().setLevel(logging.WARNING)
-
-
-def parse_flags(argv: list[str]) -> list[str]:
-    """absl's parser, with errors as one line instead of a usage page or a traceback."""
-    try:
-        _check_arguments(argv[1:])
-        return flags.FLAGS(argv)
-    except ConfigError as error:
-        sys.exit(f"error: {error}")
-    except flags.IllegalFlagValueError as error:
-        # absl: "flag --config.rl.states=many: invalid literal for int() with base 10: 'many'"
-        text = str(error).removeprefix("flag ")
-        types = "; docs/config_reference.md has every field with its type" if text.startswith("--config.") else ""
-        sys.exit(f"error: {text}{types}")
-    except flags.Error as error:
-        sys.exit(f"error: {error}")
-    except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-        text = str(error.args[0]) if error.args else str(error)
-        sys.exit(f"error: --config: {text}")
-
-
-def _check_arguments(arguments: list[str]) -> None:
-    """What absl would say in words that only its authors understand."""
-    for argument in arguments:
-        name, _, value = argument.lstrip("-").partition("=")
-        path = Path(value.partition(":")[0])
-        if name == "config" and value and not path.is_file():
-            others = sorted(str(other) for other in path.parent.glob("*.py") if other.name != "__init__.py")
-            raise ConfigError(f"--config is {value!r}; there is no such file: choose {', '.join(others) or 'another'}")
-        if name.startswith("config."):
-            check_field(name.removeprefix("config."))
 
 
 if __name__ == "__main__":

@@ -22,6 +22,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from absl import app, flags
 from ml_collections import config_flags
 
+from mlagent_jax.arguments import parse_flags
+
 CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, for example configs/rl_7b_v5e_16.py.")
 SLICE = flags.DEFINE_string("slice", None, "Devices by name, for example v5e-16; default config.plan.slice.")
 COMPILE = flags.DEFINE_bool("compile", False, "Compile the programs ahead of time.")
@@ -74,4 +76,4 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
     flags.mark_flag_as_required("config")
-    app.run(main)
+    app.run(main, flags_parser=parse_flags)

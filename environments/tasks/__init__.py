@@ -73,6 +73,8 @@ def get(name: str) -> Task:
     ]
     nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.3)
     hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
+    if Path(name).is_dir():
+        hint = f"; for the folder of this name write {f'./{name}'!r}"
     raise TaskError(f"no task is called {name!r}{hint} (`python -m environments list` lists them)")
 
 

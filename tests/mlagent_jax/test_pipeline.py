@@ -127,12 +127,34 @@ def test_the_summary_holds_every_figure(run):
     assert "<html" in (run / "report" / "index.html").read_text()[:200].lower()
 
 
-def test_hidden_labels_are_nowhere_in_the_run(run):
-    """No observation, prompt or queue row holds the metric on hidden labels."""
+def test_no_observation_tells_the_metric_on_hidden_labels(run):
     for record in jsonl.read(run / "trajectories" / "collect.jsonl"):
         metric = record["outcome"]["metric_after"]
         if metric is not None and metric != round(metric, 3):
             assert repr(metric) not in record["outcome"]["observation"]
+
+
+def test_no_hidden_label_is_in_the_database_the_store_or_the_trajectories(run):
+    """Hidden numbers that are long enough to be told from chance, as text and as bytes."""
+    with contextlib.closing(sqlite3.connect(run / "queue.db")) as db:
+        written = ["\n".join(db.iterdump())]
+    assert "mlagent_jobs" in written[0]
+    for folder in ("store", "trajectories", "evaluation"):
+        written += [path.read_bytes().decode("latin-1") for path in (run / folder).rglob("*") if path.is_file()]
+    everything = "\n".join(written)
+    tasks_with_such = 0
+    for answers in sorted((run / "tasks").glob("*/private/answers.npz")):
+        with np.load(answers) as arrays:
+            truth = arrays["truth"].ravel()
+        if truth.dtype.kind != "f":
+            continue
+        labels = [label for label in truth.tolist() if len(repr(label)) >= 12][:50]
+        tasks_with_such += bool(labels)
+        for label in labels:
+            # Eight digits: a table that was rounded when written is found as well.
+            assert repr(label)[:9] not in everything, answers
+            assert np.float64(label).tobytes().decode("latin-1") not in everything, answers
+    assert tasks_with_such
 
 
 def test_the_export_is_the_same_policy_in_transformers(run):
