@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 
 import jax
-from absl import app, flags
+from absl import app, flags, logging
 
 from mlagent_jax.parallelism import make_mesh
 from mlagent_jax.sampling.checkpoint import load
@@ -38,6 +38,7 @@ TENSOR = flags.DEFINE_integer("tensor", 1, "Devices to split each layer over.", 
 
 
 def main(argv: Sequence[str]) -> None:
+    logging.set_verbosity(logging.ERROR)  # of the libraries: Orbax tells each of its steps
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}: every setting is a flag")
     try:

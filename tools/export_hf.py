@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from absl import app, flags
+from absl import app, flags, logging
 
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "A stage's checkpoints, WORKDIR/checkpoints/STAGE.", required=True)
 OUTPUT = flags.DEFINE_string("output", None, "Folder to write.", required=True)
@@ -49,6 +49,7 @@ def export(checkpoint: Path, output: str, step: int | None, dtype: str | None, m
 
 
 def main(argv: list[str]) -> None:
+    logging.set_verbosity(logging.ERROR)  # of the libraries: Orbax tells each of its steps
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}: give --checkpoint and --output")
     try:

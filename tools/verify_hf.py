@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from absl import app, flags
+from absl import app, flags, logging
 
 TEXT_FILE = flags.DEFINE_string("text_file", None, "Text to compare on; default this program's own source.")
 TOKENS = flags.DEFINE_integer("tokens", 256, "How many tokens of the text to use, at most.", lower_bound=2)
@@ -70,6 +70,7 @@ def compare(path_or_hub_id: str, text: str, tokens: int, dtype: str) -> Comparis
 
 
 def main(argv: list[str]) -> None:
+    logging.set_verbosity(logging.ERROR)  # of the libraries: Orbax tells each of its steps
     if len(argv) != 2:
         raise app.UsageError("give one checkpoint: a folder or a hub id")
     text = Path(TEXT_FILE.value or __file__).read_text(encoding="utf-8")
