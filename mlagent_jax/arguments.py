@@ -14,7 +14,7 @@ from mlagent_jax.errors import ConfigError
 def parse_flags(argv: list[str]) -> list[str]:
     """absl's parser, with errors as one line instead of a usage page or a traceback."""
     try:
-        _check_arguments(argv[1:])
+        check_arguments(argv[1:])
         return flags.FLAGS(argv)
     except ConfigError as error:
         sys.exit(f"error: {error}")
@@ -30,8 +30,12 @@ def parse_flags(argv: list[str]) -> list[str]:
         sys.exit(f"error: --config: {text}")
 
 
-def _check_arguments(arguments: list[str]) -> None:
-    """What absl would say in words that only its authors understand."""
+def check_arguments(arguments: list[str]) -> None:
+    """What absl would say in words that only its authors understand.
+
+    Raises:
+      ConfigError: the config file is not there, or has no such field.
+    """
     for argument in arguments:
         name, _, value = argument.lstrip("-").partition("=")
         path = Path(value.partition(":")[0])

@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
+from mlagent_jax.arguments import check_arguments
 from mlagent_jax.errors import ConfigError
-from mlagent_jax.train import _check_arguments
 
 
 def train(*arguments, **environment):
@@ -43,7 +43,7 @@ def test_an_unknown_field_is_refused_with_the_nearest(tmp_path):
 )
 def test_a_mistake_on_the_command_line_is_named(arguments, message):
     with pytest.raises(ConfigError) as error:
-        _check_arguments(list(arguments))
+        check_arguments(list(arguments))
     assert message in str(error.value)
 
 
