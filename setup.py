@@ -44,10 +44,12 @@ EXTRAS = {
     "tfds": ["pillow>=10.3", "tensorflow-datasets>=4.9.8"],
     "postgres": ["psycopg[binary]>=3.2"],
     "serve": SERVE,
+    "studies": ["matplotlib>=3.9"],
     "test": [
         *SERVE,
         "gymnasium>=1.0",
         "hypothesis>=6.100",
+        "matplotlib>=3.9",
         "openai>=2.0",
         "peft>=0.17",
         "pillow>=10.3",

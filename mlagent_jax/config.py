@@ -217,6 +217,9 @@ class CollectConfig:
     """Per training task."""
     steps: int = 5
     """Per trajectory, at most."""
+    enriched: bool = True
+    """Training trajectories start from prompts with ideas. False (a control): from plain ones, and the scripted expert
+    reaches for a few favourites of its own."""
     min_ideas: int = 1
     """Ideas drawn for a trajectory's prompt, at least."""
     max_ideas: int = 3
@@ -350,6 +353,9 @@ class RLConfig:
     stragglers are trained on later. 0: as long as it takes."""
     checkpoint_every: int = 1
     """Iterations."""
+    keep_every: int = 0
+    """Checkpoints of iterations that it divides stay, so that `evaluate.policies` may name them (`rl@8`); 0: the last
+    two alone."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -373,8 +379,9 @@ class EvaluateConfig:
     """Fixed states (one action) and episodes, held-in and held-out."""
 
     policies: tuple[str, ...] = ("base", "sft", "rl")
-    """Agents, those of them that exist and are not evaluated yet: base, sft, rl (of this run), expert (the scripted
-    one), nothing (changes nothing), [NAME=]hf:FOLDER (a checkpoint) and [NAME=]endpoint (of config.endpoint)."""
+    """Agents, those of them that exist and are not evaluated yet: base, sft, rl (of this run), rl@ITERATION (see
+    `rl.keep_every`), expert (the scripted one), nothing (changes nothing), [NAME=]hf:FOLDER (a checkpoint) and
+    [NAME=]endpoint (of config.endpoint)."""
     reward: str = "improvement"
     """What step rewards are reported in, whatever was trained on; see `rl.reward`."""
     states_held_in: int = 48

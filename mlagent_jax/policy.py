@@ -140,7 +140,8 @@ def _make_vocabulary(run: Run, corpus: list[str]) -> None:
 
 def checkpointer(run: Run, stage: str, keep: int = 2) -> Checkpointer:
     """Checkpoints of a training stage."""
-    return Checkpointer(run.workdir / "checkpoints" / stage, keep=keep)
+    keep_every = run.config.rl.keep_every if stage == "rl" else 0
+    return Checkpointer(run.workdir / "checkpoints" / stage, keep=keep, keep_every=keep_every)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,21 +185,21 @@ def training(run: Run, start: Policy) -> Training:
     return Training(start, graph, adapters, start.params, settings)
 
 
-def trained_policy(run: Run, stage: str) -> Policy:
-    """The policy that a stage of this run ended with (`base`, `sft` or `rl`).
+def trained_policy(run: Run, stage: str, step: int | None = None) -> Policy:
+    """The policy that a stage of this run ended with (`base`, `sft` or `rl`), or had after `step`.
 
     `sft` is the base policy itself where this run names a checkpoint and has no sft stage, now or before: then the
     checkpoint is one.
 
     Raises:
-      ConfigError: the stage has not been run in this workdir.
+      ConfigError: the stage has not been run in this workdir, or that step of it was not kept.
     """
     if stage == "base" or (stage == "sft" and _sft_is_given(run)):
         return base_policy(run)
     # Adapters are of the policy that the stage began with; whole parameters take the place of any.
     before = "sft" if stage == "rl" and run.config.lora.rank else "base"
     trained = training(run, trained_policy(run, before))
-    return trained.finished(_restore(run, stage, trained))
+    return trained.finished(_restore(run, stage, trained, step))
 
 
 def trained_adapters(run: Run, stage: str) -> tuple[Any, models.LoRA]:
@@ -221,12 +222,18 @@ def _sft_is_given(run: Run) -> bool:
     return bool(run.config.policy.checkpoint) and "sft" not in run.config.stages and not run.is_done("sft")
 
 
-def _restore(run: Run, stage: str, trained: Training) -> Any:
-    """What a finished stage trained."""
+def _restore(run: Run, stage: str, trained: Training, step: int | None = None) -> Any:
+    """What a finished stage trained, in the end or after `step`."""
     with checkpointer(run, stage) as saved:
-        step = processes.agree(saved.latest)
-        if step is None or not run.is_done(stage):
+        kept = processes.agree(saved.steps)
+        if not kept or not run.is_done(stage):
             raise ConfigError(f"this workdir has no finished {stage} policy: run the stage {stage!r} first")
+        if step is not None and step not in kept:
+            raise ConfigError(
+                f"{stage}@{step} was not kept, there are {', '.join(map(str, kept))}: set config.rl.keep_every to a "
+                "divisor of it before the run"
+            )
+        step = kept[-1] if step is None else step
         arrays, _ = saved.restore(step, {"policy": abstract(trained.params)}, partial=True)
     return arrays["policy"]
 

@@ -12,7 +12,7 @@ import dataclasses
 import json
 import random
 
-from environments.protocol import OutcomeKind, State
+from environments.protocol import OutcomeKind, State, digest
 from environments.tasks.base import TaskSpec
 from environments.tasks.ideas import Idea, ideas_for
 from mlagent_jax.config import CollectConfig
@@ -52,6 +52,8 @@ class ScriptedExpert:
       profile: `compact` or `full`; a full reply carries the four labels of thought before its action.
       seed: of this trajectory.
       library: what it draws ideas from; default: all of the built-in ones that suit the task.
+      habit: seed of its favourites, where its prompt carries no ideas: the library in an order of its own, the same in
+        every task and trajectory, of which the r-th is reached for in proportion to 1 / r^2. None: ideas are drawn.
     """
 
     def __init__(
@@ -62,10 +64,14 @@ class ScriptedExpert:
         profile: str,
         seed: str,
         library: tuple[Idea, ...] | None = None,
+        habit: str | None = None,
     ) -> None:
         self._spec, self._config, self._profile, self._seed = spec, config, profile, seed
         rng = random.Random(f"{seed}/ideas")  # noqa: S311 - reproducible, not secret
         library = ideas_for(spec, script) if library is None else library
+        if habit is not None:
+            self._plan, self.ideas = _favourites(library, habit, rng), ()
+            return
         count = rng.randint(config.min_ideas, config.max_ideas)
         # Ideas for different cells first: two ideas for one cell would replace each other.
         cells: dict[str, Idea] = {}
@@ -109,6 +115,18 @@ class ScriptedExpert:
             "Fact Check: What the last observation printed is confirmed; whether the next edit helps is not.\n"
             f"Thought: {thought}\n{action}"
         )
+
+
+def _favourites(library: tuple[Idea, ...], habit: str, rng: random.Random) -> list[Idea]:
+    """The library in the order in which one trajectory reaches for it, drawn without replacement."""
+    left = sorted(library, key=lambda idea: digest([habit, idea.text]))
+    weights = [1 / rank**2 for rank in range(1, len(left) + 1)]
+    drawn = []
+    while left:
+        place = rng.choices(range(len(left)), weights)[0]
+        drawn.append(left.pop(place))
+        weights.pop(place)
+    return drawn
 
 
 def _slip(code: str, rng: random.Random) -> str:

@@ -190,5 +190,5 @@ def open_agent(run: Run, spec: AgentSpec) -> Iterator[Agent]:
             processes.agree(lambda: clients.append(held.enter_context(EndpointClient(run.config.endpoint, folder))))
             yield EndpointAgent(run, *clients or [None])
     else:
-        policy = checkpoint_policy(run, spec.place) if spec.kind == "hf" else trained_policy(run, spec.kind)
+        policy = checkpoint_policy(run, spec.place) if spec.kind == "hf" else trained_policy(run, spec.kind, spec.step)
         yield PolicyAgent(make_actor(run, policy), policy.params)

@@ -1,6 +1,7 @@
 """Agents by name, as `config.evaluate.policies` lists them:
 
 base, sft, rl            a policy of this run
+rl@ITERATION             the policy after that iteration, where `config.rl.keep_every` kept it
 [NAME=]hf:FOLDER         a Hugging Face checkpoint
 [NAME=]endpoint          the language model of `config.endpoint`
 expert                   the scripted expert
@@ -30,6 +31,8 @@ class AgentSpec:
     """`base`, `sft`, `rl`, `expert`, `nothing`, `hf` or `endpoint`."""
     place: str = ""
     """Folder of a checkpoint."""
+    step: int | None = None
+    """Of an rl policy that is not the last: the iteration after which it was saved."""
 
 
 def parse_agent(text: str) -> AgentSpec:
@@ -40,11 +43,13 @@ def parse_agent(text: str) -> AgentSpec:
     """
     if text in PLAIN:
         return AgentSpec(text, text)
+    if iteration := re.fullmatch(r"rl@([1-9]\d*)", text):
+        return AgentSpec(text, "rl", step=int(iteration[1]))
     found = _SPEC.fullmatch(text)
     if not found or (found["kind"] == "hf") != bool(found["place"]) or found["name"] in PLAIN:
         raise ConfigError(
-            f"config.evaluate.policies names {text!r}; choose among {', '.join(PLAIN)}, [NAME=]hf:FOLDER and "
-            "[NAME=]endpoint"
+            f"config.evaluate.policies names {text!r}; choose among {', '.join(PLAIN)}, rl@ITERATION, "
+            "[NAME=]hf:FOLDER and [NAME=]endpoint"
         )
     place = found["place"] or ""
     name = found["name"] or re.sub(r"[^\w.-]+", "-", "-".join(Path(place).parts[-2:])).strip("-") or "endpoint"

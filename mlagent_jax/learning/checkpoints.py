@@ -16,7 +16,7 @@ from typing import Any, Self
 import jax
 import orbax.checkpoint as ocp
 from etils import epath
-from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
+from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, EveryNSteps, LatestN
 
 ARRAYS, EXTRA = "arrays", "extra"
 _DELETED = "deleted"
@@ -33,13 +33,20 @@ class Checkpointer:
     """
 
     def __init__(
-        self, directory: epath.PathLike, keep: int | None = 3, *, keep_best: int = 0, read_only: bool = False
+        self,
+        directory: epath.PathLike,
+        keep: int | None = 3,
+        *,
+        keep_best: int = 0,
+        keep_every: int = 0,
+        read_only: bool = False,
     ) -> None:
         """
         Args:
           directory: local or remote (`gs://`); made if it does not exist.
           keep: how many of the latest steps stay, at least 1; None for all.
           keep_best: how many more stay for their metric (highest first); metrics are stored only where it is not 0.
+          keep_every: steps that it divides stay too; 0: none.
           read_only: for programs that look at a run which may still be saving: nothing is made, deleted or cleaned up.
         """
         if keep is not None and keep < 1:
@@ -48,10 +55,12 @@ class Checkpointer:
         path = epath.Path(directory)
         self.directory = path if "://" in str(directory) else path.absolute()
         self._read_only = read_only
-        policy = LatestN(n=keep)
+        policies = [LatestN(n=keep)]
         if keep_best:
-            best = BestN(get_metric_fn=_metric, n=keep_best, keep_checkpoints_without_metrics=False)
-            policy = AnyPreservationPolicy([policy, best])
+            policies.append(BestN(get_metric_fn=_metric, n=keep_best, keep_checkpoints_without_metrics=False))
+        if keep_every:
+            policies.append(EveryNSteps(interval_steps=keep_every))
+        policy = policies[0] if len(policies) == 1 else AnyPreservationPolicy(policies)
         options = ocp.CheckpointManagerOptions(
             preservation_policy=policy,
             best_fn=_metric if keep_best else None,  # Orbax stores no metrics without it; the policy decides

@@ -97,10 +97,10 @@ def _relative_gain(runs: _Runs) -> dict[str, Any] | None:
 
 def _by_split(figure: Callable[[_Runs], dict[str, Any] | None], runs: _Runs) -> dict[str, Any]:
     """`figure` of each split that has one."""
-    figures = {
+    found = {
         split: figure(_select(runs, lambda record, split=split: record.split == split)) for split in records.SPLITS
     }
-    return {split: fields for split, fields in figures.items() if fields is not None}
+    return {split: fields for split, fields in found.items() if fields is not None}
 
 
 def _present(fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -156,12 +156,17 @@ def _comparison(first: _Runs, second: _Runs) -> dict[str, Any]:
     )
 
 
-def _figures(runs: Iterable[records.RunRecords]) -> dict[str, Any]:
-    """`policies` and `comparisons` of one run, or of several pooled."""
+def figures(runs: Iterable[records.RunRecords], pairs: Sequence[tuple[str, str]] = COMPARISONS) -> dict[str, Any]:
+    """`policies` and `comparisons` of one run, or of several pooled.
+
+    Args:
+      runs: their `workdir` tells them apart.
+      pairs: names of policies of which the first is compared with the second.
+    """
     runs = list(runs)
     names = dict.fromkeys([*records.POLICIES, *(name for run in runs for name in run.policies)])
     by_policy = {name: [(run.workdir, run.policies[name]) for run in runs if name in run.policies] for name in names}
-    comparisons = {f"{a}_minus_{b}": _comparison(by_policy[a], by_policy[b]) for a, b in COMPARISONS}
+    comparisons = {f"{a}_minus_{b}": _comparison(by_policy.get(a, []), by_policy.get(b, [])) for a, b in pairs}
     return {
         "policies": {name: _policy_with_tasks(found) for name, found in by_policy.items() if found},
         "comparisons": _present(comparisons),
@@ -180,7 +185,7 @@ def summarize(workdir: epath.PathLike) -> dict[str, Any]:
       RecordError: a file in it is broken.
     """
     run = records.read_run(workdir)
-    return {**_figures([run]), "run": _run_fields(run)}
+    return {**figures([run]), "run": _run_fields(run)}
 
 
 def write_summary(workdir: epath.PathLike) -> dict[str, Any]:
@@ -208,10 +213,10 @@ def pool_summaries(workdirs: Sequence[epath.PathLike]) -> dict[str, Any]:
     runs = [records.read_run(workdir) for workdir in workdirs]
     singles = []
     for run in runs:
-        figures = _figures([run])
+        single = figures([run])
         policies = {
             name: {field: value for field, value in policy.items() if field != "tasks"}
-            for name, policy in figures["policies"].items()
+            for name, policy in single["policies"].items()
         }
-        singles.append({"workdir": run.workdir, **figures, "policies": policies, "run": _run_fields(run)})
-    return {**_figures(runs), "runs": singles}
+        singles.append({"workdir": run.workdir, **single, "policies": policies, "run": _run_fields(run)})
+    return {**figures(runs), "runs": singles}

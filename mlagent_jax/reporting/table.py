@@ -64,16 +64,24 @@ def _gain_rows(sections: Sequence[Mapping[str, Any]], signs: Sequence[bool]) -> 
     return rows
 
 
-def policy_table(summary: Mapping[str, Any]) -> str:
-    """Figures by policy, with the paired differences, each with its 95% interval where it has one."""
+def policy_table(
+    summary: Mapping[str, Any], columns: Mapping[str, str] = _DIFFERENCES, more: Sequence[Sequence[str]] = ()
+) -> str:
+    """Figures by policy, with the paired differences, each with its 95% interval where it has one.
+
+    Args:
+      columns: titles of the comparisons that are shown, by name.
+      more: rows to add, of as many cells.
+    """
     policies = _in_order(summary["policies"])
-    differences = {name: summary["comparisons"][name] for name in _DIFFERENCES if name in summary["comparisons"]}
-    header = ["", *policies, *(_DIFFERENCES[name] for name in differences)]
+    differences = {name: summary["comparisons"][name] for name in columns if name in summary["comparisons"]}
+    header = ["", *policies, *(columns[name] for name in differences)]
     rates = [_number(policy.get("valid_action_rate"), True, False) for policy in policies.values()]
     signs = [*([False] * len(policies)), *([True] * len(differences))]
     rows = [
         ["valid actions", *rates, *([_NONE] * len(differences))],
         *_gain_rows([*policies.values(), *differences.values()], signs),
+        *more,
     ]
     return markdown(header, rows)
 

@@ -119,11 +119,13 @@ def _expert(run: Run, trajectories: list[Trajectory], client: EndpointClient | N
         def make(t: Trajectory) -> ScriptedExpert:
             name = t.state.task_name
             spec, profile = run.tasks[name].spec, config.prompt.profile
-            return ScriptedExpert(spec, t.state.script, config.collect, profile, t.seed, libraries[name])
+            habit = None if _is_enriched(run, t) else f"{config.seed}/habit"
+            return ScriptedExpert(spec, t.state.script, config.collect, profile, t.seed, libraries[name], habit)
 
         return ScriptedExperts(make, trajectories)
-    ideas = {name: _texts(run, name, client) for name in names}
-    for t in trajectories:
+    enriched = [t for t in trajectories if _is_enriched(run, t)]
+    ideas = {name: _texts(run, name, client) for name in dict.fromkeys(t.state.task_name for t in enriched)}
+    for t in enriched:
         known = ideas[t.state.task_name]
         rng = random.Random(f"{t.seed}/ideas")  # noqa: S311 - reproducible, not secret
         count = min(rng.randint(config.collect.min_ideas, config.collect.max_ideas), len(known))
@@ -132,6 +134,11 @@ def _expert(run: Run, trajectories: list[Trajectory], client: EndpointClient | N
         return EndpointExpert(client, config.prompt, run.specs)
     policy = base_policy(run)
     return PolicyExpert(make_actor(run, policy), policy.params)
+
+
+def _is_enriched(run: Run, trajectory: Trajectory) -> bool:
+    """The states of the fixed evaluation are the same whatever is trained on."""
+    return run.config.collect.enriched or trajectory.split != "train"
 
 
 def _library(run: Run, name: str, client: EndpointClient | None) -> tuple[Idea, ...]:

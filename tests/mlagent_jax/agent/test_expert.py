@@ -63,3 +63,18 @@ def test_a_slip_is_no_target_and_is_repaired_by_the_edit_that_was_meant():
         assert not repair.slip
         assert slip.intended.code.rstrip() in repair.action
         assert f"\n{slip.intended.code.rstrip()}\n```" not in slip.action
+
+
+def test_left_alone_it_has_a_few_favourites_and_no_ideas_in_its_prompt():
+    def first(seed, habit):
+        one = ScriptedExpert(
+            SPEC, SCRIPT, CollectConfig(look_rate=0.0, error_rate=0.0), "compact", str(seed), None, habit
+        )
+        assert one.ideas == ()
+        return one.propose(STATE, None, None).intended.text
+
+    counted = collections.Counter(first(seed, "h") for seed in range(60))
+    assert len(counted) < 15 and counted.most_common(1)[0][1] > 25
+    assert (
+        counted.most_common(1)[0][0] != collections.Counter(first(seed, "k") for seed in range(60)).most_common(1)[0][0]
+    )

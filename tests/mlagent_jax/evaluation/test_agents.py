@@ -16,6 +16,7 @@ from mlagent_jax.train import run_stages
 
 def test_names_say_what_an_agent_is():
     assert parse_agent("expert") == AgentSpec("expert", "expert")
+    assert parse_agent("rl@16") == AgentSpec("rl@16", "rl", step=16)
     assert parse_agent("gpt=endpoint") == AgentSpec("gpt", "endpoint")
     assert parse_agent("hf:runs/rl/export") == AgentSpec("rl-export", "hf", "runs/rl/export")
     assert parse_agent("mine=hf:/x") == AgentSpec("mine", "hf", "/x")

@@ -75,6 +75,14 @@ def test_the_latest_stay_and_the_best_beside_them(tmp_path):
         assert checkpointer.best() == 1
 
 
+def test_steps_at_an_interval_stay_for_good(tmp_path):
+    with Checkpointer(tmp_path, keep=1, keep_every=3) as checkpointer:
+        for step in range(1, 9):
+            checkpointer.save(step, {"x": jnp.ones(2)}, {})
+        checkpointer.wait()
+        assert checkpointer.steps() == [3, 6, 8]
+
+
 def test_a_part_can_be_restored_without_the_rest(tmp_path):
     arrays = make_arrays()
     with Checkpointer(tmp_path) as checkpointer:

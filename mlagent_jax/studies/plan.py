@@ -1,0 +1,165 @@
+"""What a study compares, and the runs that this takes.
+
+For every seed one run collects expert steps and makes the SFT policy; every arm is a run of its own that starts from
+that policy, on the same tasks and states, and changes only the settings that it is about. The arm `default` changes
+nothing and is shared by all studies of a workdir. An arm about the expert or SFT has a start of its own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+from mlagent_jax.config import check_field
+from mlagent_jax.errors import ConfigError
+
+Settings = Mapping[str, Any]
+"""Config fields by their dotted name, for example {"rl.clip": 0.1}."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Arm:
+    """One variant."""
+
+    name: str
+    """Of its folder and its column."""
+    settings: Settings = dataclasses.field(default_factory=dict)
+    """What its rl and evaluate differ in."""
+    start: Settings = dataclasses.field(default_factory=dict)
+    """What collect and sft of its own start differ in; empty: it begins with the shared SFT policy."""
+    points: tuple[int, ...] = ()
+    """Iterations after which it is evaluated, its last one among them, for a curve; empty: in the end alone."""
+
+
+DEFAULT = Arm("default", points=(8, 16, 24))
+"""Its last point is `rl.iterations` of configs/studies/settings.py."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """One question, answered by the default arm beside others."""
+
+    name: str
+    question: str
+    arms: tuple[Arm, ...]
+    """Besides the default one."""
+    diversity: bool = False
+    """Whether the variety of sampled actions is among the figures."""
+    default: Arm = DEFAULT
+
+    def __post_init__(self) -> None:
+        names = [arm.name for arm in self.arms]
+        if not names or len({*names, self.default.name, "sft"}) < len(names) + 2:
+            raise ConfigError(f"study {self.name!r} has the arms {names}: each needs a name of its own")
+        for arm in self.arms:
+            for field in (*arm.settings, *arm.start):
+                check_field(field)
+
+    @property
+    def all_arms(self) -> tuple[Arm, ...]:
+        return (self.default, *self.arms)
+
+    def scaled(self, iterations: int) -> Self:
+        """The study with so many iterations of the default arm, and in proportion of those that are evaluated on the
+        way."""
+
+        def scale(arm: Arm) -> Arm:
+            whole = self.default.points[-1]
+            points = dict.fromkeys(max(1, round(point * iterations / whole)) for point in arm.points)
+            return dataclasses.replace(arm, points=tuple(points))
+
+        return dataclasses.replace(self, arms=tuple(map(scale, self.arms)), default=scale(self.default))
+
+
+@dataclasses.dataclass(frozen=True)
+class PlannedRun:
+    """One run of `mlagent_jax.train`."""
+
+    workdir: Path
+    stages: tuple[str, ...]
+    settings: Settings
+
+    @property
+    def flags(self) -> list[str]:
+        """Arguments of the program, the config file apart."""
+        values = {"stages": self.stages, **self.settings}
+        return [f"--workdir={self.workdir}", *(f"--config.{name}={_flag(value)}" for name, value in values.items())]
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """Its `run.json` so far."""
+        path = self.workdir / "run.json"
+        return json.loads(path.read_text()) if path.exists() else {}
+
+    @property
+    def is_done(self) -> bool:
+        return set(self.stages) <= set(self.info.get("done", ()))
+
+
+def _flag(value: Any) -> str:
+    return ",".join(value) if isinstance(value, (tuple, list)) else str(value)
+
+
+def start_run(root: Path, seed: int, arm: Arm, common: Settings) -> PlannedRun:
+    """The run that makes the SFT policy which an arm begins with."""
+    folder = root / f"seed{seed}" / (f"start-{arm.name}" if arm.start else "start")
+    settings = {"seed": seed, "evaluate.policies": ("sft",), "export.policy": "sft", **common, **arm.start}
+    return PlannedRun(folder, ("collect", "sft", "evaluate", "export"), settings)
+
+
+def arm_run(root: Path, seed: int, arm: Arm, common: Settings) -> PlannedRun:
+    """The run of an arm itself."""
+    start = start_run(root, seed, arm, common).workdir
+    settings = {
+        "seed": seed,
+        "policy.checkpoint": start / "export",
+        "pool.trajectories": start,
+        "tasks.folder": start / "tasks",
+        "workers.store": start / "store",
+        "evaluate.policies": (*(f"rl@{point}" for point in arm.points[:-1]), "rl"),
+        "rl.keep_every": math.gcd(*arm.points),
+        **common,
+        **arm.settings,
+    }
+    if arm.points:
+        settings["rl.iterations"] = arm.points[-1]
+    return PlannedRun(root / f"seed{seed}" / arm.name, ("rl", "evaluate"), settings)
+
+
+def runs(studies: Sequence[Study], root: Path, seeds: Sequence[int], common: Settings) -> Iterator[PlannedRun]:
+    """All runs in order, each once: a seed after the other, the shared ones first.
+
+    Raises:
+      ConfigError: two studies mean different things by one arm's name.
+    """
+    known: dict[str, Arm] = {}
+    for study in studies:
+        for arm in study.all_arms:
+            if known.setdefault(arm.name, arm) != arm:
+                raise ConfigError(
+                    f"study {study.name!r} has another arm {arm.name!r} than a study before it: rename it"
+                )
+    for seed in seeds:
+        planned = [make(root, seed, arm, common) for arm in known.values() for make in (start_run, arm_run)]
+        yield from {run.workdir: run for run in planned}.values()
+
+
+def load_study(path: Path) -> Study:
+    """The study that a file's `get_study()` returns.
+
+    Raises:
+      ConfigError: no such file, or none of a study.
+    """
+    if not path.is_file():
+        raise ConfigError(f"{path} is no file: name a study, for example configs/studies/exploration.py")
+    spec = importlib.util.spec_from_file_location(f"study_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not hasattr(module, "get_study"):
+        raise ConfigError(f"{path} has no get_study(): is it the config of a run?")
+    return module.get_study()

@@ -1,0 +1,189 @@
+"""Studies: which runs they take, that these are shared and resumed, and what comes of their results."""
+
+import json
+import math
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mlagent_jax import study as command
+from mlagent_jax.config import default_config, freeze
+from mlagent_jax.errors import ConfigError
+from mlagent_jax.reporting.diversity import edit_kind, measures
+from mlagent_jax.studies.plan import DEFAULT, Arm, Study, load_study, runs
+
+ROOT = Path(__file__).parents[3]
+STUDIES = sorted(path for path in (ROOT / "configs" / "studies").glob("*.py") if path.name != "settings.py")
+SKILL = {"sft": 0.2, "default": 0.5, "plain": 0.3}
+
+
+def edit(cell, model):
+    return f"--- train.py\n+++ train.py\n@@ -1 +1 @@\n-model = None\n+model = {model}  # {cell}\n"
+
+
+def evaluation(path, skill, edits):
+    """Two states a task with four actions each, of so many different edits, and two episodes a task."""
+    scale = {"m_init": 0.5, "m_best": 1.0, "higher_is_better": True}
+    lines = []
+    for split in ("held_in", "held_out"):
+        for task in (f"{split} a", f"{split} b"):
+            for state in range(2):
+                for sample in range(4):
+                    outcome = {"kind": "scored", "reward": skill + 0.01 * sample, "scale": scale, "action_name": "Edit"}
+                    outcome |= {"action_input": {"cell": "model"}, "diff": edit("m", f"Model{sample % edits}()")}
+                    step = {"kind": "step", "split": split, "task": task, "state": f"{task}/{state}"}
+                    lines.append(step | {"sample": sample, "outcome": outcome})
+            for trajectory in range(2):
+                episode = {"kind": "episode", "split": split, "task": task, "trajectory": trajectory, "best_of": 2}
+                score = {"report_metric": 0.5 + skill, "report_init": 0.5, "higher_is_better": True}
+                steps = [{"outcome": {"kind": "scored", "reward": skill}}]
+                lines.append(episode | score | {"steps": steps})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def pretend_to_train(argv, check):
+    """In place of a run: the files that its stages leave."""
+    flags = dict(flag.removeprefix("--").partition("=")[::2] for flag in argv if flag.startswith("--"))
+    workdir, stages = Path(flags["workdir"]), flags["config.stages"].split(",")
+    pretend_to_train.seen.append(workdir)
+    arm = workdir.name.removeprefix("start-")
+    edits = 1 if arm == "plain" else 4
+    for name in flags["config.evaluate.policies"].split(","):
+        evaluation(workdir / "evaluation" / f"{name}.jsonl", SKILL["sft" if name == "sft" else arm], edits)
+    if "rl" in stages:
+        parts = {"seconds_sample": 1.0, "seconds_wait": 2.0, "seconds_update": 3.0}
+        rows = [
+            {"stage": "rl", "step": i, "seconds": i, **parts} for i in range(1, int(flags["config.rl.iterations"]) + 1)
+        ]
+        (workdir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (workdir / "run.json").write_text(json.dumps({"done": stages}))
+
+    class Done:
+        returncode = 0
+
+    return Done
+
+
+@pytest.fixture
+def training(monkeypatch):
+    pretend_to_train.seen = []
+    monkeypatch.setattr(command, "subprocess", types.SimpleNamespace(run=pretend_to_train))
+    return pretend_to_train.seen
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
+def test_every_study_sets_values_that_are_possible(path):
+    found = load_study(path)
+    assert found.name == path.stem
+    for run in runs([found], Path("runs"), [0], {}):
+        config = default_config()
+        config.update_from_flattened_dict(
+            {name: value for name, value in run.settings.items() if "/" not in str(value)}
+        )
+        freeze(config)
+
+
+def test_studies_share_the_start_and_the_default_arm_of_a_seed():
+    studies = [load_study(path) for path in STUDIES]
+    folders = [str(run.workdir) for run in runs(studies, Path("r"), [0, 1], {})]
+    assert len(folders) == len(set(folders))
+    assert folders[:2] == ["r/seed0/start", "r/seed0/default"]
+    assert [f for f in folders if "/start" in f] == [f"r/seed{s}/{n}" for s in (0, 1) for n in ("start", "start-plain")]
+
+
+def test_an_arm_begins_with_the_policy_tasks_and_states_of_its_start():
+    studied = Study("s", "?", (Arm("plain", {"rl.clip": 0.1}, start={"collect.enriched": False}),))
+    by_folder = {str(run.workdir): run.settings for run in runs([studied], Path("r"), [3], {"rl.states": "8"})}
+    arm, start = by_folder["r/seed3/plain"], by_folder["r/seed3/start-plain"]
+    assert arm["policy.checkpoint"] == Path("r/seed3/start-plain/export")
+    assert arm["pool.trajectories"] == Path("r/seed3/start-plain")
+    assert (arm["rl.clip"], arm["seed"], arm["rl.states"]) == (0.1, 3, "8")
+    assert start["collect.enriched"] is False and "rl.clip" not in start
+    assert by_folder["r/seed3/default"]["policy.checkpoint"] == Path("r/seed3/start/export")
+
+
+@pytest.mark.slow
+def test_a_study_is_run_reported_and_not_run_again(training, tmp_path):
+    path = ROOT / "configs" / "studies" / "exploration.py"
+    arguments = [str(path), f"--workdir={tmp_path}", "--seeds=0,1", "--config.rl.iterations=6"]
+    assert command.main(arguments) == 0
+    assert len(training) == 2 * 4
+    assert command.main(arguments) == 0
+    assert len(training) == 2 * 4
+
+    found = json.loads((tmp_path / "exploration" / "results.json").read_text())
+    assert found["seeds"] == [0, 1]
+    gains = {name: policy["relative_gain"]["held_out"]["avg"] for name, policy in found["policies"].items()}
+    assert gains == pytest.approx({"sft": 0.4, "default": 1.0, "plain: sft": 0.4, "plain": 0.6})
+    difference = found["comparisons"]["plain_minus_default"]
+    assert difference["step_reward"]["held_in"]["mean"] == pytest.approx(-0.2)
+    distinct = found["diversity"]["distinct_edits"]["held_in"]
+    assert distinct["policies"]["sft"]["mean"] == 1.0 and distinct["policies"]["plain: sft"]["mean"] == 0.25
+    assert distinct["differences"]["plain: sft_minus_sft"]["mean"] == -0.75
+    assert found["diversity"]["kind_entropy"]["held_out"]["policies"]["default"]["mean"] == pytest.approx(math.log(4))
+    # 6 iterations in place of 24: the points on the way are in proportion, at 6 seconds each.
+    assert [(p["iteration"], p["seconds"]) for p in found["curves"]["default"]] == [(0, 0), (2, 12), (4, 24), (6, 36)]
+    page = (tmp_path / "exploration" / "index.html").read_text()
+    assert "<svg" in page and "plain - default" in page and 'src="http' not in page
+
+
+def test_a_run_that_fails_ends_the_study_with_its_status(monkeypatch, tmp_path, capfd):
+    class Failed:
+        returncode = 75
+
+    monkeypatch.setattr(command, "subprocess", types.SimpleNamespace(run=lambda *_, **__: Failed))
+    assert command.main([str(STUDIES[0]), f"--workdir={tmp_path}", "--seeds=0"]) == 75
+    assert "mlagent_jax.train" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["configs/studies/none.py"], "no file"),
+        (["configs/studies/settings.py"], "no get_study"),
+        (["configs/studies/refresh.py", "--config.rl.clipp=1"], "did you mean"),
+        (["configs/studies/refresh.py", "--clip=1"], "unexpected argument"),
+    ],
+)
+def test_what_cannot_be_run_is_one_line(arguments, message, tmp_path, capfd, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    assert command.main([*arguments, f"--workdir={tmp_path}"]) == 1
+    assert message in capfd.readouterr().err
+
+
+def test_arms_of_one_name_that_differ_are_refused():
+    studies = [Study(name, "?", (Arm("arm", {"rl.clip": clip}),)) for name, clip in (("a", 0.1), ("b", 0.3))]
+    with pytest.raises(ConfigError, match="another arm 'arm'"):
+        list(runs(studies, Path("r"), [0], {}))
+    with pytest.raises(ConfigError, match="a name of its own"):
+        Study("s", "?", (DEFAULT,))
+
+
+def test_the_kind_of_an_edit_is_what_it_changes_and_what_it_calls():
+    diff = "--- a\n+++ Foo(\n@@ @@\n-model = Ridge(1)\n+model = make(StandardScaler(), SVC(C=1))\n a = Lasso()\n"
+    assert edit_kind({"action_input": {"cell": "model"}, "diff": diff}) == ("model", "SVC", "StandardScaler")
+
+
+def test_diversity_counts_edits_and_leaves_out_what_we_could_not_execute(tmp_path):
+    def line(state, diff, kind="scored"):
+        outcome = {"kind": kind, "diff": diff, "action_input": {"cell": "model"}}
+        return {"kind": "step", "split": "held_in", "task": "t", "state": state, "outcome": outcome}
+
+    a, b = edit("m", "Ridge()"), edit("m", "Lasso()")
+    lines = [
+        line("s", a),
+        line("s", a),
+        line("s", b),
+        line("s", ""),
+        line("r", a),
+        line("r", b, "infrastructure_error"),
+    ]
+    path = tmp_path / "sft.jsonl"
+    path.write_text("".join(json.dumps(each) + "\n" for each in lines))
+    found = measures(path, "held_in")
+    assert found["distinct_edits"] == {("t", "s"): 2 / 4, ("t", "r"): 1.0}
+    p = np.array([3, 1]) / 4
+    assert found["kind_entropy"]["t"] == pytest.approx(-(p * np.log(p)).sum())
