@@ -241,11 +241,13 @@ class SFTConfig:
     idea_rate: float = 0.3
     """Share of prompts that carry their trajectory's ideas; the policy acts without them later."""
     batch_size: int = 16
-    """Packed rows a step."""
+    """Rows a step."""
     micro_batch: int = 0
     """Rows a pass of the device, a divisor of `batch_size`; 0: all at once. Gradients add up exactly."""
+    packing: bool = True
+    """Several samples to a row, none of which attends to another; False: one a row, padded to the batch's longest."""
     row_tokens: int = 512
-    """Tokens a packed row."""
+    """Tokens a row, at most."""
     learning_rate: float = 2e-5
     """At its highest."""
     warmup_fraction: float = 0.0
@@ -258,8 +260,30 @@ class SFTConfig:
     """adamw or muon."""
     max_grad_norm: float = 1.0
     """Gradients of a larger global norm are scaled down to it."""
+    held_out_fraction: float = 0.0
+    """Share of each training task's trajectories that are evaluated on and not trained on; 0: none."""
+    evaluate_every: int = 0
+    """Steps between evaluations on them; 0: once an epoch."""
+    patience: int = 0
+    """Evaluations in a row without a lower loss, after which training stops; its policy is that of the lowest. 0: all
+    epochs are trained, and the last policy counts."""
     checkpoint_seconds: float = 30.0
     """Between checkpoints."""
+
+
+@dataclasses.dataclass(frozen=True)
+class FilterConfig:
+    """Which recorded steps of training tasks sft imitates."""
+
+    outcomes: tuple[str, ...] = ("scored", "no_edit")
+    """How they ended; deliberate slips are never imitated."""
+    min_gain: float = -1000.0
+    """Improvement of the metric, as a share of the distance from the starting script to the best known score, at least.
+    Steps that were not scored have none, and pass."""
+    max_characters: int = 0
+    """Of prompt and action together, at most; 0: any."""
+    duplicates: bool = True
+    """Whether the same action in the same state may come again, ideas apart; False: the first one alone."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -438,6 +462,7 @@ class Config:
     endpoint: EndpointConfig = dataclasses.field(default_factory=EndpointConfig)
     ideas: IdeasConfig = dataclasses.field(default_factory=IdeasConfig)
     collect: CollectConfig = dataclasses.field(default_factory=CollectConfig)
+    filter: FilterConfig = dataclasses.field(default_factory=FilterConfig)
     sft: SFTConfig = dataclasses.field(default_factory=SFTConfig)
     sampling: SamplingConfig = dataclasses.field(default_factory=SamplingConfig)
     rl: RLConfig = dataclasses.field(default_factory=RLConfig)

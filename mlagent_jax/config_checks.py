@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from environments.protocol import OutcomeKind
 from environments.rewards import REWARDS
 from mlagent_jax.errors import ConfigError
 from mlagent_jax.evaluation.names import parse_agent
@@ -93,6 +94,7 @@ def check(config: Config) -> None:
     ):
         if not 0 <= share <= 1:
             raise ConfigError(f"config.{path} is {share}; it is a share, from 0 to 1")
+    _check_sft(config)
     if config.collect.max_ideas < config.collect.min_ideas:
         raise ConfigError(
             f"config.collect.max_ideas is {config.collect.max_ideas}; it must be at least min_ideas, "
@@ -146,6 +148,28 @@ def check(config: Config) -> None:
         raise ConfigError(
             f"config.sft.row_tokens is {config.sft.row_tokens}; a prompt and its action may take {longest}: raise it"
         )
+
+
+def _check_sft(config: Config) -> None:
+    """What sft learns from, and when it stops."""
+    sft, chosen = config.sft, config.filter
+    if not 0 <= sft.held_out_fraction < 1:
+        raise ConfigError(f"config.sft.held_out_fraction is {sft.held_out_fraction}; it is a share, from 0 to below 1")
+    if sft.evaluate_every < 0 or sft.patience < 0:
+        raise ConfigError(
+            f"config.sft.evaluate_every is {sft.evaluate_every} and patience {sft.patience}; they are 0 or above"
+        )
+    if sft.patience and not sft.held_out_fraction:
+        raise ConfigError(
+            f"config.sft.patience is {sft.patience} and config.sft.held_out_fraction 0: nothing would be evaluated; "
+            "hold out a share of the trajectories, for example 0.05"
+        )
+    kinds = tuple(kind for kind in OutcomeKind if kind is not OutcomeKind.INFRASTRUCTURE_ERROR)
+    if not chosen.outcomes or (unknown := sorted(set(chosen.outcomes) - set(kinds))):
+        named = f"names {unknown[0]!r}" if chosen.outcomes else "is empty"
+        raise ConfigError(f"config.filter.outcomes {named}; choose among {', '.join(kinds)}")
+    if chosen.max_characters < 0:
+        raise ConfigError(f"config.filter.max_characters is {chosen.max_characters}; it is 0 (any) or above")
 
 
 def _check_endpoint(endpoint: EndpointConfig) -> None:

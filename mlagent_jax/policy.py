@@ -141,7 +141,8 @@ def _make_vocabulary(run: Run, corpus: list[str]) -> None:
 def checkpointer(run: Run, stage: str, keep: int = 2) -> Checkpointer:
     """Checkpoints of a training stage."""
     keep_every = run.config.rl.keep_every if stage == "rl" else 0
-    return Checkpointer(run.workdir / "checkpoints" / stage, keep=keep, keep_every=keep_every)
+    keep_best = int(stage == "sft" and run.config.sft.patience > 0)
+    return Checkpointer(run.workdir / "checkpoints" / stage, keep=keep, keep_best=keep_best, keep_every=keep_every)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -233,7 +234,10 @@ def _restore(run: Run, stage: str, trained: Training, step: int | None = None) -
                 f"{stage}@{step} was not kept, there are {', '.join(map(str, kept))}: set config.rl.keep_every to a "
                 "divisor of it before the run"
             )
-        step = kept[-1] if step is None else step
+        if step is None:
+            # Early stopping ends some steps after the policy that it is to keep.
+            early = stage == "sft" and run.config.sft.patience > 0
+            step = processes.agree(saved.best) if early else kept[-1]
         arrays, _ = saved.restore(step, {"policy": abstract(trained.params)}, partial=True)
     return arrays["policy"]
 

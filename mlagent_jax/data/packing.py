@@ -1,4 +1,5 @@
-"""Samples of many lengths in rows of one length: several to a row, told apart by segment ids (no attention across)."""
+"""Samples of many lengths in rows of one length: several to a row, told apart by segment ids (no attention across), or
+one a row with padding after it."""
 
 from __future__ import annotations
 
@@ -12,8 +13,8 @@ import numpy as np
 class Sample:
     """A prompt and the action to be learned."""
 
-    prompt: tuple[int, ...]
-    action: tuple[int, ...]
+    prompt: Sequence[int]
+    action: Sequence[int]
 
     def __len__(self) -> int:
         return len(self.prompt) + len(self.action)
@@ -21,7 +22,7 @@ class Sample:
 
 @dataclasses.dataclass(frozen=True)
 class Rows:
-    """Packed rows, all [rows, time]. Position t is to predict `targets[:, t]` where `mask[:, t]`."""
+    """Rows of samples, all [rows, time]. Position t is to predict `targets[:, t]` where `mask[:, t]`."""
 
     tokens: np.ndarray  # int32
     targets: np.ndarray  # int32, the next token of the same segment
@@ -32,58 +33,75 @@ class Rows:
     def __len__(self) -> int:
         return len(self.tokens)
 
-    def __getitem__(self, index: slice | np.ndarray) -> Rows:
-        return Rows(**{name: array[index] for name, array in self.arrays().items()})
-
     def arrays(self) -> dict[str, np.ndarray]:
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
 
 def pack(samples: Sequence[Sample], row_tokens: int, pad_id: int) -> Rows:
-    """First-fit packing in the order given, so that an order drawn from a seed gives the same rows again.
+    """`fill` of `first_fit`."""
+    placed = first_fit([len(sample) for sample in samples], row_tokens)
+    return fill([[samples[i] for i in row] for row in placed], row_tokens, pad_id)
 
-    Args:
-      samples: at least one token each.
-      row_tokens: length of a row.
+
+def first_fit(lengths: Sequence[int], row_tokens: int) -> list[list[int]]:
+    """Samples, by their lengths, to rows, first-fit in the order given: an order drawn from a seed gives the same rows.
+
+    Returns:
+      the indices of the samples of each row.
 
     Raises:
       ValueError: a sample is longer than a row.
     """
-    rows: list[list[Sample]] = []
+    rows: list[list[int]] = []
     used: list[int] = []
     open_rows: list[int] = []
-    for sample in samples:
-        if len(sample) > row_tokens:
-            raise ValueError(
-                f"a sample of {len(sample)} tokens does not fit a row of {row_tokens}: raise sft.row_tokens"
-            )
-        row = next((r for r in open_rows if used[r] + len(sample) <= row_tokens), None)
+    for sample, length in enumerate(lengths):
+        if length > row_tokens:
+            raise ValueError(f"a sample of {length} tokens does not fit a row of {row_tokens}: raise sft.row_tokens")
+        row = next((r for r in open_rows if used[r] + length <= row_tokens), None)
         if row is None:
             row = len(rows)
             rows.append([])
             used.append(0)
             open_rows.append(row)
         rows[row].append(sample)
-        used[row] += len(sample)
+        used[row] += length
         if used[row] > row_tokens - 16:  # as good as full: not looked at again
             open_rows.remove(row)
-    count = len(rows)
-    packed = Rows(
-        tokens=np.full((count, row_tokens), pad_id, np.int32),
-        targets=np.full((count, row_tokens), pad_id, np.int32),
-        mask=np.zeros((count, row_tokens), bool),
-        segment_ids=np.zeros((count, row_tokens), np.int32),
-        positions=np.zeros((count, row_tokens), np.int32),
+    return rows
+
+
+def bucket(length: int, row_tokens: int) -> int:
+    """The smallest of eight lengths up to `row_tokens` that holds `length`: so few shapes are compiled."""
+    step = -(-row_tokens // 8)
+    return min(row_tokens, step * max(1, -(-length // step)))
+
+
+def fill(rows: Sequence[Sequence[Sample]], row_tokens: int, pad_id: int) -> Rows:
+    """Rows of these samples, each the next segment of its row; a row without any is padding, and counts for nothing.
+
+    Args:
+      rows: the samples of each row, of one token each at least and together of `row_tokens` at most.
+      row_tokens: length of a row.
+    """
+    shape = (len(rows), row_tokens)
+    filled = Rows(
+        tokens=np.full(shape, pad_id, np.int32),
+        targets=np.full(shape, pad_id, np.int32),
+        mask=np.zeros(shape, bool),
+        segment_ids=np.zeros(shape, np.int32),
+        positions=np.zeros(shape, np.int32),
     )
-    for r, row_samples in enumerate(rows):
+    for r, samples in enumerate(rows):
         start = 0
-        for segment, sample in enumerate(row_samples, 1):
-            ids, end = (*sample.prompt, *sample.action), start + len(sample)
-            packed.tokens[r, start:end] = ids
-            packed.targets[r, start : end - 1] = ids[1:]
+        for segment, sample in enumerate(samples, 1):
+            prompt, end = len(sample.prompt), start + len(sample)
+            filled.tokens[r, start : start + prompt] = sample.prompt
+            filled.tokens[r, start + prompt : end] = sample.action
+            filled.targets[r, start : end - 1] = filled.tokens[r, start + 1 : end]
             # The last prompt token predicts the first action token.
-            packed.mask[r, start + max(0, len(sample.prompt) - 1) : end - 1] = True
-            packed.segment_ids[r, start:end] = segment
-            packed.positions[r, start:end] = np.arange(len(sample))
+            filled.mask[r, start + max(0, prompt - 1) : end - 1] = True
+            filled.segment_ids[r, start:end] = segment
+            filled.positions[r, start:end] = np.arange(len(sample))
             start = end
-    return packed
+    return filled

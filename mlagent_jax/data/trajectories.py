@@ -31,10 +31,12 @@ class Record:
     outcome: Outcome
     target: bool = True
     """Whether the action may be imitated (a deliberate slip of the expert may not)."""
+    run: str = ""
+    """Name of the run that took the step; trajectories are numbered within one."""
 
     @classmethod
     def of(cls, job: Job, outcome: Outcome, **fields: Any) -> Self:
-        return cls(task=job.state.task_name, state=job.state, action=job.action, outcome=outcome, **fields)
+        return cls(task=job.state.task_name, state=job.state, action=job.action, outcome=outcome, run=job.run, **fields)
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)

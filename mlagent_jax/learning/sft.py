@@ -1,4 +1,4 @@
-"""Supervised fine-tuning: one optimizer step on packed rows, loss on the action tokens alone.
+"""Supervised fine-tuning: one optimizer step on rows of samples, loss on the action tokens alone.
 
 L(theta) = -1/N * sum over action tokens of log pi_theta(token | prompt, tokens before)      N: action tokens
 """
@@ -37,7 +37,8 @@ def sft_step(
 ) -> tuple[Params, optax.OptState, dict[str, jax.Array]]:
     """One step over `rows` (arrays of `data.packing.Rows`, [batch, time]), `micro_rows` of them at a time (0: all at
     once; the result is the same). Parameters and state are donated. Where there is a `base`, which is not trained,
-    `params` are its adapters, and `graph` is theirs (`models.lora.adapted`).
+    `params` are its adapters, and `graph` is theirs (`models.lora.adapted`). Rows without action tokens count for
+    nothing; a batch of such rows alone has the loss 0 and the gradient 0.
 
     Returns metrics: `loss` (nats an action token), `grad_norm`, `tokens` (not padding) and `action_tokens`.
     """

@@ -39,6 +39,10 @@ def test_an_unknown_field_names_the_nearest():
         ("collect", "max_ideas", 0, "at least min_ideas"),
         ("evaluate", "samples", -1, "above 0"),
         ("pool", "refresh_fraction", 1.5, "from 0 to 1"),
+        ("sft", "held_out_fraction", 1.0, "below 1"),
+        ("sft", "patience", 3, "hold out a share"),
+        ("filter", "outcomes", ("success",), "choose among .*scored"),
+        ("filter", "outcomes", (), "is empty"),
     ],
 )
 def test_an_impossible_value_is_named_with_what_is_possible(section, field, value, message):
