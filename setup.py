@@ -32,6 +32,8 @@ TRAINER = [
     "transformers>=4.56",
 ]
 SERVE = ["pydantic>=2.7", "starlette>=0.40", "uvicorn>=0.30"]
+MLFLOW = ["mlflow-skinny>=3.1"]
+WANDB = ["wandb>=0.21"]
 JAX = "jax{extra}>=0.10.2,<0.13"
 EXTRAS = {
     "cpu": [*TRAINER, *SERVE, JAX.format(extra="")],
@@ -40,15 +42,20 @@ EXTRAS = {
     "gcs": ["gcsfs>=2024.6"],
     "gymnasium": ["gymnasium>=1.0"],
     "launch": ["ml-collections>=1.0"],
+    "mlflow": MLFLOW,
     "s3": ["s3fs>=2024.6"],
     "tfds": ["pillow>=10.3", "tensorflow-datasets>=4.9.8"],
     "postgres": ["psycopg[binary]>=3.2"],
     "serve": SERVE,
     "studies": ["matplotlib>=3.9"],
+    "wandb": WANDB,
     "test": [
+        *MLFLOW,
         *SERVE,
+        *WANDB,
         "gymnasium>=1.0",
         "hypothesis>=6.100",
+        "kubernetes-validate>=1.37",
         "matplotlib>=3.9",
         "openai>=2.0",
         "peft>=0.17",

@@ -443,6 +443,16 @@ class ExportConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class TrackingConfig:
+    """Where metrics go besides `metrics.jsonl` and TensorBoard, which are always written."""
+
+    trackers: tuple[str, ...] = ()
+    """wandb, mlflow; what they take from the environment ($WANDB_API_KEY, $MLFLOW_TRACKING_URI) is as ever."""
+    project: str = "mlagent-jax"
+    """The project (wandb), or the experiment (mlflow)."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Config:
     """A whole run."""
 
@@ -469,12 +479,13 @@ class Config:
     pool: PoolConfig = dataclasses.field(default_factory=PoolConfig)
     evaluate: EvaluateConfig = dataclasses.field(default_factory=EvaluateConfig)
     export: ExportConfig = dataclasses.field(default_factory=ExportConfig)
+    tracking: TrackingConfig = dataclasses.field(default_factory=TrackingConfig)
 
 
 _PACE = ("url", "concurrency", "attempts", "backoff_seconds", "timeout_seconds", "key_variable")
 _LIMITS = ("requests_per_minute", "tokens_per_minute", "budget_tokens", "budget_cost")
 MAY_CHANGE = (
-    *("stages", "workers", "mesh", "plan", "sampling.slots"),
+    *("stages", "workers", "mesh", "plan", "sampling.slots", "tracking"),
     *(f"endpoint.{name}" for name in (*_PACE, *_LIMITS)),
 )
 """Settings that another start of the same workdir may change: they decide where and how fast, not what."""

@@ -67,6 +67,10 @@ def check(config: Config) -> None:
             "config.evaluate.policies names an endpoint and config.endpoint.url is empty: set it, and "
             "config.endpoint.model"
         )
+    for tracker in config.tracking.trackers:
+        choose("tracking.trackers", tracker, ("mlflow", "wandb"))
+    if config.tracking.trackers and not config.tracking.project:
+        raise ConfigError("config.tracking.project is empty; trackers file a run under one, for example 'mlagent-jax'")
     choose("export.dtype", config.export.dtype, ("float32", "bfloat16", "float16"))
     choose("export.layout", config.export.layout, ("merged", "peft"))
     choose("export.policy", config.export.policy, ("sft", "rl"))

@@ -23,6 +23,7 @@ import math
 import os
 import platform
 import re
+import tempfile
 import time
 import uuid
 from collections.abc import Iterable, Iterator
@@ -50,6 +51,7 @@ from mlagent_jax.data.trajectories import Record, read_trajectories
 from mlagent_jax.errors import ConfigError
 from mlagent_jax.interruption import Interruption
 from mlagent_jax.parallelism import DEFAULT_RULES, make_mesh, processes
+from mlagent_jax.reporting import trackers
 from mlagent_jax.reporting.compilations import Compilations
 from mlagent_jax.reporting.memory import PeakMemory
 from mlagent_jax.reporting.metrics import MetricsLog, NoMetrics
@@ -95,6 +97,11 @@ class Run:
         self._closing.enter_context(jax.set_mesh(self.mesh))  # what constrains activations reads it
         self._closing.callback(self._memory.stop)
         self._closing.callback(self.metrics.close)
+        if self.is_first and config.tracking.trackers:
+            folder = tempfile.gettempdir() if "://" in os.fspath(workdir) else os.fspath(workdir / "trackers")
+            settings, known = dataclasses.asdict(config), self.metrics.read()
+            names, project = config.tracking.trackers, config.tracking.project
+            self.metrics.tell(trackers.follow(names, project, self.name, settings, folder, known))
 
     @classmethod
     def open(cls, config: Config, workdir: str, interruption: Interruption | None = None) -> Self:
@@ -165,6 +172,8 @@ class Run:
         def prepare() -> None:
             with self.progress("tasks", len(names)) as progress:
                 for name in names:
+                    if self.is_first:  # the others wait for it there, and are told
+                        self.interruption.check()
                     self.tasks[name] = tasks.prepare(
                         places.get(name, name), self.task_folder, self.config.tasks.seed, sandbox
                     )
@@ -199,7 +208,7 @@ class Run:
             )
             self._closing.callback(handle.stop)
             failure = handle.failure
-        self.collector = Collector(self.queue, self.name, workers.silence_seconds, failure)
+        self.collector = Collector(self.queue, self.name, workers.silence_seconds, failure, self.interruption.check)
 
     # -- states, jobs, devices --
 
@@ -306,8 +315,20 @@ class Run:
         return name in self._facts["done"]
 
     def is_stopping(self) -> bool:
-        """Whether this process, or another of the run, was told to stop; to be called by all."""
-        return any(processes.gather(lambda: self.interruption.requested))
+        """Whether this process, or another of the run, was told to stop; to be called by all, who are told then."""
+        told = [signum for signum in processes.gather(lambda: self.interruption.signum) if signum is not None]
+        if told:
+            self.interruption.request(told[0])
+        return bool(told)
+
+    def stop_if_told(self) -> None:
+        """Leave together where one of the processes was told to stop; to be called by all.
+
+        Raises:
+          Stopped: one was.
+        """
+        if self.is_stopping():
+            self.interruption.check()
 
     def progress(self, stage: str, total: int, **options: Any) -> Progress:
         """Progress of `total` steps of a stage; see `reporting.progress`."""
@@ -385,6 +406,7 @@ def _lock(workdir: epath.Path) -> Iterator[None]:
 
 def _check_inputs(config: Config) -> None:
     """Look for what the config names and only a later stage will read, and what several processes cannot do."""
+    trackers.check_installed(config.tracking.trackers)
     if config.rl.straggler_seconds and processes.count() > 1:
         raise ConfigError(
             f"config.rl.straggler_seconds is {config.rl.straggler_seconds}, and this run has {processes.count()} "

@@ -24,7 +24,7 @@ from environments.tasks.base import TaskError
 from mlagent_jax.arguments import parse_flags
 from mlagent_jax.config import freeze
 from mlagent_jax.errors import BudgetError, ConfigError, DivergedError, PeerError
-from mlagent_jax.interruption import Interruption, Stopped
+from mlagent_jax.interruption import Interruption, Stopped, leave
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, for example configs/quickstart.py.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder or URL of everything that the run writes.")
@@ -69,12 +69,14 @@ def run_stages(config_dict: object, workdir: str, interruption: Interruption, di
 
     started = time.monotonic()
     processes.join(distributed)
+    if processes.count() > 1:
+        interruption.defer()
     if not processes.is_first():
         log.setLevel(logging.WARNING)  # the first one speaks for all
     run = Run.open(config, workdir, interruption)
     try:
         for index, name in enumerate(config.stages):
-            interruption.check()  # a signal that came while a library's callback ran is lost as an exception
+            run.stop_if_told()
             with run.stage(name, config.stages[:index].count(name)) as needed:
                 # An export that is asked for alone is written anew: it may name another policy by now.
                 if needed or config.stages == ("export",):
@@ -112,6 +114,20 @@ def _log_plainly() -> None:
     logging.getLogger().setLevel(logging.WARNING)
 
 
+def _program() -> None:
+    """`main` with its flags, and a quick end."""
+    try:
+        app.run(main, flags_parser=parse_flags)
+    except SystemExit as end:
+        if isinstance(end.code, str):
+            print(end.code, file=sys.stderr)
+        if "jax" in sys.modules:
+            from mlagent_jax.parallelism import processes
+
+            processes.part()
+        leave(end.code if isinstance(end.code, int) else int(end.code is not None))
+
+
 if __name__ == "__main__":
     flags.mark_flags_as_required(["config", "workdir"])
-    app.run(main, flags_parser=parse_flags)
+    _program()

@@ -26,6 +26,7 @@ class Collector:
       silence_seconds: fail when nothing came back for so long.
       worker_failure: why this host's own workers cannot start, or None; asked while nothing comes back. None where
         workers are started elsewhere.
+      check: raises where the wait is to end; called between two looks.
     """
 
     def __init__(
@@ -34,8 +35,10 @@ class Collector:
         run: str,
         silence_seconds: float,
         worker_failure: Callable[[], str | None] | None = None,
+        check: Callable[[], None] = lambda: None,
     ) -> None:
         self.queue, self.run, self.silence_seconds = queue, run, silence_seconds
+        self._check = check
         self._worker_failure = worker_failure
         self._executions = 0
 
@@ -105,6 +108,7 @@ class Collector:
         # Silence is counted from here: jobs of a run that was stopped may have waited for days.
         heard = time.monotonic()
         while True:
+            self._check()
             new = self.queue.wait(waiting, timeout_seconds=poll_seconds or POLL_SECONDS, count=1) if waiting else {}
             self._count(new.values())
             waiting -= new.keys()

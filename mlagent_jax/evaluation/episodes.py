@@ -48,6 +48,7 @@ def play(run: Run, name: str, agent: Agent) -> list[dict[str, Any]]:
         _Episode(split, task, i, run.initial_state(task)) for split, task in plan for i in range(config.trajectories)
     ]
     for depth in range(config.steps):
+        run.stop_if_told()
         active = [e for e in episodes if not e.ended and e.seconds < 60 * config.minutes and agent.fits(e.state)]
         if not active:
             break

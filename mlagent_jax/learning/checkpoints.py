@@ -18,6 +18,8 @@ import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, EveryNSteps, LatestN
 
+from mlagent_jax.interruption import Stopped
+
 ARRAYS, EXTRA = "arrays", "extra"
 _DELETED = "deleted"
 
@@ -82,7 +84,8 @@ class Checkpointer:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is not None and jax.process_count() > 1:
+        together = kind is None or issubclass(kind, Stopped)  # a signal stops all processes in one place
+        if not together and jax.process_count() > 1:
             return  # A save would wait for processes that may have ended; cut short, it leaves the step before it.
         self.close()
 

@@ -10,6 +10,7 @@ A process that dies takes the others with it (JAX's heartbeats see to that); sta
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import logging
@@ -25,6 +26,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
 from mlagent_jax.errors import ConfigError, PeerError
+from mlagent_jax.interruption import Stopped
 
 ADDRESS, COUNT, INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 _COUNTS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
@@ -76,6 +78,13 @@ def join(asked: bool | None = None) -> None:
             "them and --distributed out to run alone"
         ) from error
     log.info("process %d of %d, %d devices here", index(), count(), jax.local_device_count())
+
+
+def part() -> None:
+    """Tell the others that this process ends; they are not waited for longer than they take to say the same."""
+    if distributed.global_state.client is not None:
+        with contextlib.suppress(RuntimeError):  # they are gone
+            jax.distributed.shutdown()
 
 
 def count() -> int:
@@ -134,11 +143,15 @@ def gather(work: Callable[[], Any]) -> list[Any]:
 
     Raises:
       PeerError: it failed elsewhere. Where it failed, its own error.
+      Stopped: the work of one was stopped by a signal: then all of them stop.
     """
     if count() == 1:
         return [work()]
     try:
         result = work()
+    except Stopped as stopped:
+        exchange(json.dumps({"stopped": stopped.signum}).encode())
+        raise
     except Exception as error:
         exchange(json.dumps({"error": f"{type(error).__name__}: {error}"}).encode())
         raise
@@ -146,6 +159,9 @@ def gather(work: Callable[[], Any]) -> list[Any]:
     for process, each in enumerate(found):
         if "error" in each:
             raise PeerError(f"process {process} of {count()} failed: {each['error']}")
+    for each in found:
+        if "stopped" in each:
+            raise Stopped(each["stopped"])
     return [each["result"] for each in found]
 
 

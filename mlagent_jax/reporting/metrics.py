@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
 
 from etils import epath
@@ -19,6 +19,7 @@ from tensorboardX.proto.summary_pb2 import Summary
 from tensorboardX.record_writer import register_writer_factory
 
 from mlagent_jax.data import jsonl
+from mlagent_jax.reporting.trackers import Follower
 
 FILE = "metrics.jsonl"
 RESERVED = frozenset({"stage", "step", "seconds"})
@@ -58,8 +59,13 @@ class MetricsLog:
         self._workdir = epath.Path(workdir)
         self._clock = clock
         self._boards: dict[str, _Board] = {}
+        self._followers: list[Follower] = []
         self._file = jsonl.Appender(self._workdir / FILE)
         self._start = clock() - max((record["seconds"] for record in self.read()), default=0.0)
+
+    def tell(self, followers: Sequence[Follower]) -> None:
+        """From now on hand every record to these too; they are closed with this."""
+        self._followers += followers
 
     def write(self, stage: str, step: int, scalars: Mapping[str, Any]) -> None:
         """Record `scalars` (anything `float` takes, device arrays included) of `step` of `stage`.
@@ -72,7 +78,10 @@ class MetricsLog:
         values = {name: _number(value) for name, value in scalars.items()}
         seconds = round(self._clock() - self._start, 3)
         self._file.append({"stage": stage, "step": int(step), "seconds": seconds, **values})
-        self._board(stage).write(int(step), {name: float(value) for name, value in values.items()})
+        floats = {name: float(value) for name, value in values.items()}
+        self._board(stage).write(int(step), floats)
+        for follower in self._followers:
+            follower.add({"stage": stage, "step": int(step), "seconds": seconds, **floats})
 
     def read(self) -> list[dict[str, Any]]:
         """All records so far (see the module's `read`)."""
@@ -96,6 +105,9 @@ class MetricsLog:
         self._file.close()
         for board in self._boards.values():
             board.close()
+        for follower in self._followers:
+            follower.close()
+        self._followers = []
 
     def __enter__(self) -> Self:
         return self

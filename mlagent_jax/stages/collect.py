@@ -44,6 +44,7 @@ def collect(run: Run) -> None:
             progress.update(1, scored=float(outcome.kind is OutcomeKind.SCORED), **values)
 
         for depth in range(config.steps):
+            run.stop_if_told()
             waiting = [t for t in trajectories if not t.ended]
             for t, move in zip(waiting, expert.propose(waiting, depth) if waiting else [], strict=True):
                 t.move, t.ended = move, move is None

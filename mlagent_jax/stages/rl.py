@@ -114,11 +114,11 @@ class _Trainer:
             ):
                 while self.iteration < total:
                     try:
+                        self.run.stop_if_told()
                         started = time.monotonic()
                         taken = self._take(lambda _: progress.update(0))
-                    except Stopped:  # the arrays are those of the last iteration still
-                        if processes.count() == 1:  # a save takes all, and the others were not told
-                            self._save(saved)
+                    except Stopped:  # in all processes; the arrays are those of the last iteration still
+                        self._save(saved)
                         raise
                     with self.run.interruption.held():
                         values, records = self._train_on(taken, time.monotonic() - started)
@@ -126,9 +126,12 @@ class _Trainer:
                             trajectories.append(*records)
                         self.run.metrics.write("rl", self.iteration, values)
                         due = self.iteration % self.config.checkpoint_every == 0 or self.iteration == total
-                        if due or self.run.is_stopping():
+                        stopping = self.run.is_stopping()
+                        if due or stopping:
                             self._save(saved)
                         progress.update(1, **{k: values[k] for k in ("reward", "kl", "entropy", "valid")})
+                        if stopping:
+                            self.run.interruption.check()
 
     def _save(self, saved: Checkpointer) -> None:
         """Save the iterations done so far, unless they are."""

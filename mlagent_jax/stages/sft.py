@@ -88,10 +88,13 @@ def sft(run: Run) -> None:
                     progress.update(1, **{name: values[name] for name in shown})
                     late = processes.agree(lambda: time.monotonic() - saved_at > config.checkpoint_seconds)  # noqa: B023
                     judged = due and config.patience > 0
-                    if step + 1 == total or judged or late or run.is_stopping():
+                    stopping = run.is_stopping()
+                    if step + 1 == total or judged or late or stopping:
                         position = steps.position(step + 1) | {"evaluations": evaluations}
                         saved.save(step + 1, arrays, position, -evaluations[-1] if judged else None)
                         saved_at = time.monotonic()
+                    if stopping:
+                        run.interruption.check()
 
 
 def _held_out_loss(run: Run, trained: Training, params: Any, batches: Iterable[Rows]) -> float:

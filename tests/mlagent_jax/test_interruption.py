@@ -1,14 +1,17 @@
 """Signals: once saves and stops, twice stops at once, and nothing breaks into an update."""
 
+import gc
 import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from mlagent_jax.interruption import INTERRUPTED, PREEMPTED, Interruption, Stopped
+from mlagent_jax.parallelism import processes
 
 TERM, INT = signal.SIGTERM, signal.SIGINT
 
@@ -43,11 +46,41 @@ def test_a_held_section_that_fails_says_why():
         raise ValueError("the reason")
 
 
+def test_a_signal_in_a_callback_of_the_garbage_collector_is_not_lost():
+    def tell_once(phase, info):
+        gc.callbacks.remove(tell_once)
+        tell(INT)
+        time.sleep(0)  # here the handler's exception is raised, and dropped by the collector
+
+    gc.callbacks.append(tell_once)
+    with Interruption() as interruption, pytest.raises(Stopped):
+        gc.collect()
+        assert interruption.requested  # and the program goes on, for a moment
+        time.sleep(30)
+
+
+def test_of_several_processes_none_leaves_alone(monkeypatch):
+    said = []
+    monkeypatch.setattr(processes, "count", lambda: 2)
+    monkeypatch.setattr(processes, "exchange", lambda data: said.append(data) or [data, b'{"result": 1}'])
+    with Interruption() as interruption:
+        interruption.defer()
+        tell(TERM)
+        time.sleep(0.01)
+        with pytest.raises(Stopped):
+            processes.gather(interruption.check)
+    monkeypatch.setattr(processes, "exchange", lambda data: [said[0], data])
+    with pytest.raises(Stopped) as stopped:
+        processes.gather(lambda: 2)
+    assert stopped.value.status == PREEMPTED
+
+
 def test_handlers_are_as_before_afterwards():
-    before = signal.getsignal(INT)
+    before, hook = signal.getsignal(INT), sys.unraisablehook
     with Interruption():
         assert signal.getsignal(INT) != before
     assert signal.getsignal(INT) is before
+    assert sys.unraisablehook is hook
 
 
 @pytest.mark.parametrize(("first", "second"), [(INT, INT), (TERM, INT)])
