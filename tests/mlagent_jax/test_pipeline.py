@@ -46,11 +46,11 @@ def start(config, workdir, *overrides, devices=1):
     )
 
 
-def finish(process, workdir, timeout=400):
+def finish(process, workdir, timeout=900):
     assert process.wait(timeout) == 0, Path(f"{workdir}.log").read_text()[-4000:]
 
 
-def kill_when(process, workdir, condition, timeout=200, signum=signal.SIGKILL):
+def kill_when(process, workdir, condition, timeout=900, signum=signal.SIGKILL):
     """Kill as soon as the condition holds; the worker must notice that its trainer is gone by itself."""
     deadline = time.monotonic() + timeout
     while not condition():
@@ -198,6 +198,17 @@ def test_a_workdir_of_another_config_is_refused(run):
     assert "rl.clip: 0.2 -> 0.3" in process.stderr
 
 
+def forget_rl(workdir):
+    """As if stage rl had not begun, but for the results in the queue."""
+    facts = json.loads((workdir / "run.json").read_text())
+    facts["done"] = [stage for stage in facts["done"] if stage not in ("rl", "evaluate", "export")]
+    (workdir / "run.json").write_text(json.dumps(facts))
+    for name in ("checkpoints/rl", "export", "report", "evaluation"):
+        shutil.rmtree(workdir / name, ignore_errors=True)
+    for name in ("metrics.jsonl", "trajectories/rl.jsonl"):
+        (workdir / name).unlink()
+
+
 def test_the_configs_for_7b_run_in_turn_on_a_tiny_checkpoint_and_two_devices(run, tmp_path):
     """`collect.py`, `sft.py`, `rl.py`, `evaluate.py` and `export.py` themselves, with overrides of size and place."""
     tasks = json.loads((run / "config.json").read_text())["tasks"]
@@ -250,6 +261,17 @@ def test_the_configs_for_7b_run_in_turn_on_a_tiny_checkpoint_and_two_devices(run
     assert set(json.loads((tmp_path / "evaluate" / "report" / "summary.json").read_text())["policies"]) == {"base"}
 
     exported = (tmp_path / "rl" / "export" / "model.safetensors").read_bytes()
+    # Given the outcomes that are recorded, a run that is killed and goes on trains the same parameters bit by bit.
+    again = tmp_path / "again"
+    shutil.copytree(tmp_path / "rl", again)
+    forget_rl(again)
+    executed = jobs(again, "attempts > 0")
+    kill_when(start("rl", again, *rl, devices=2), again, lambda: jsonl.read(again / "metrics.jsonl"))
+    finish(start("rl", again, *rl, devices=2), again)
+    assert (again / "export" / "model.safetensors").read_bytes() == exported
+    assert jobs(again, "attempts > 0") == executed
+    assert jobs(again, "attempts > 1") == 0
+
     shutil.rmtree(tmp_path / "rl" / "export")
     facts = json.loads((tmp_path / "rl" / "run.json").read_text())
     facts["done"].remove("export")
