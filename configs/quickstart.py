@@ -28,12 +28,12 @@ def get_config() -> ConfigDict:
     config.rl.states = 16
     config.rl.samples = 4
     # An episode keeps its best submission: several different good edits are worth more than one good edit repeated.
-    config.rl.best_of = 2
+    config.rl.best_of = 3
     config.rl.kl_coefficient = 0.1
     # States as episodes visit them: half of them the policy's own, as deep as an episode of `evaluate.steps` goes.
     config.pool.refresh_fraction = 0.5
     config.pool.max_depth = 3
     config.evaluate.episode_tasks_held_in = 12
     config.evaluate.episode_tasks_held_out = 10
-    config.evaluate.trajectories = 6  # for a best of 3 with half the noise
+    config.evaluate.trajectories = 9  # for a best of 3 with less noise
     return config

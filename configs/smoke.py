@@ -18,6 +18,7 @@ def get_config() -> ConfigDict:
     config.rl.iterations = 2
     config.rl.states = 4
     config.rl.samples = 2
+    config.rl.best_of = 2
     config.evaluate.states_held_in = 4
     config.evaluate.states_held_out = 4
     config.evaluate.samples = 2
