@@ -47,7 +47,8 @@ from environments.supervision import start_workers
 from environments.tasks.base import PreparedTask, TaskSpec
 from mlagent_jax.agent.collector import Collector
 from mlagent_jax.config import Config, differences
-from mlagent_jax.data.trajectories import Record, read_trajectories
+from mlagent_jax.data.trajectories import Record
+from mlagent_jax.data.trajectory_store import TrajectoryStore
 from mlagent_jax.errors import ConfigError
 from mlagent_jax.interruption import Interruption
 from mlagent_jax.parallelism import DEFAULT_RULES, make_mesh, processes
@@ -218,8 +219,8 @@ class Run:
         Raises:
           ConfigError: nothing was collected, or in a task that this run does not have.
         """
-        path = epath.Path(self.config.pool.trajectories or self.workdir) / "trajectories" / "collect.jsonl"
-        records, specs = read_trajectories(path), self.specs
+        path = epath.Path(self.config.pool.trajectories or self.workdir) / "trajectories" / "collect"
+        records, specs = list(TrajectoryStore.open(path)), self.specs
         for record in records:
             if record.state.task not in specs:
                 raise ConfigError(
@@ -425,9 +426,9 @@ def _check_inputs(config: Config) -> None:
             f"config.policy.checkpoint is {checkpoint!r}; that folder has no config.json: name a Hugging Face "
             "checkpoint, for example the export of another run"
         )
-    if trajectories and not (epath.Path(trajectories) / "trajectories" / "collect.jsonl").exists():
+    if trajectories and not TrajectoryStore(epath.Path(trajectories) / "trajectories" / "collect").exists():
         raise ConfigError(
-            f"config.pool.trajectories is {trajectories!r}; there is no trajectories/collect.jsonl in it: name the "
+            f"config.pool.trajectories is {trajectories!r}; there are no steps in its trajectories/collect: name the "
             "workdir of a run whose stage collect is done"
         )
 

@@ -5,16 +5,17 @@
     steps = builder.as_data_source(split="train")      # steps[0]["action"], steps[0]["outcome"]["reward"]
 
 What is prepared, in the ArrayRecord format, reads anywhere: `tfds.builder_from_directory(FOLDER)`, and Grain. A number
-that is not there (a reward, a metric) is NaN, a text that is not there is empty.
+that is not there (a reward, a metric) is NaN, a text that is not there is empty, and numbers have float32's digits.
 """
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import tensorflow_datasets as tfds
 from etils import epath
@@ -66,6 +67,8 @@ def _feature(kind: pa.DataType) -> Any:
         return tfds.features.FeaturesDict({field.name: _feature(field.type) for field in kind})
     if pa.types.is_list(kind):
         return tfds.features.Sequence(_feature(kind.value_type))
+    if pa.types.is_floating(kind):
+        return tfds.features.Scalar(np.float32)  # all that a tf.Example holds
     return tfds.features.Text() if pa.types.is_string(kind) else tfds.features.Scalar(kind.to_pandas_dtype())
 
 
@@ -77,8 +80,3 @@ def _example(value: Any, kind: pa.DataType) -> Any:
     if value is None:
         return "" if pa.types.is_string(kind) else math.nan
     return value
-
-
-def as_rows(steps: Any) -> Iterator[Mapping[str, Any]]:
-    """Examples of a data source one by one."""
-    return (steps[place] for place in range(len(steps)))

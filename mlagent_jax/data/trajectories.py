@@ -1,4 +1,4 @@
-"""Recorded steps: what was asked, what was done, what came of it; one JSON line a step."""
+"""Recorded steps: what was asked, what was done, what came of it."""
 
 from __future__ import annotations
 
@@ -6,11 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Self
 
-from etils import epath
-
 from environments.protocol import Job, Outcome, State
-from mlagent_jax.data import jsonl
-from mlagent_jax.errors import ConfigError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,14 +40,3 @@ class Record:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
         return cls(**{**data, "state": State.from_dict(data["state"]), "outcome": Outcome.from_dict(data["outcome"])})
-
-
-def read_trajectories(path: epath.Path) -> list[Record]:
-    """Records of a file, in order.
-
-    Raises:
-      ConfigError: no such file; the message says which stage writes it.
-    """
-    if not path.exists():
-        raise ConfigError(f"{path} is missing: the stage {path.stem!r} writes it; run that stage first")
-    return [Record.from_dict(data) for data in jsonl.read(path)]

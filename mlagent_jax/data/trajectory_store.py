@@ -110,6 +110,34 @@ class TrajectoryStore:
         return pa.concat_tables(flat)
 
 
+class StoreTail:
+    """Reads a store that another process writes, from where the last look ended; like `jsonl.Tail`."""
+
+    def __init__(self, folder: epath.PathLike) -> None:
+        self._store = TrajectoryStore(folder)
+        self._count, self._seen = 0, None
+
+    def new(self) -> tuple[bool, Iterator[dict[str, Any]]]:
+        """Whether the store begins anew (what was read before is void), and the records since the last look, which are
+        to be read to the end."""
+        whole, journal = self._store.shards()
+        files = [*whole, *([journal] if journal is not None else [])]
+        seen = [(path.name, path.stat().length) for path in files]
+        if seen == self._seen:
+            return False, iter(())
+        self._seen = seen
+        # Steps are only ever added: fewer of them are another store.
+        restarted = bool(self._count) and len(self._store) < self._count
+        if restarted:
+            self._count = 0
+        return restarted, self._read()
+
+    def _read(self) -> Iterator[dict[str, Any]]:
+        for record in self._store.iterate(self._count):
+            self._count += 1
+            yield record.to_dict()
+
+
 class Writer:
     """Adds steps to the store in a folder, which it makes where there is none; one writer at a time.
 

@@ -18,6 +18,7 @@ from typing import Any
 from etils import epath
 
 from mlagent_jax.data import jsonl
+from mlagent_jax.data.trajectory_store import StoreTail
 from mlagent_jax.reporting import metrics, progress, records
 from mlagent_jax.reporting import summary as summaries
 from mlagent_jax.reporting.fleet import fleet
@@ -138,11 +139,12 @@ class RunReader:
         for policy in reversed(records.POLICIES):
             found.append(self._source(f"evaluate {policy}", self._root / "evaluation" / f"{policy}.jsonl", limits))
         folder = self._root / "trajectories"
-        for path in sorted(folder.glob("*.jsonl"), key=str, reverse=True) if folder.exists() else ():
-            found.append(self._source(path.stem, path, limits))
+        for path in sorted(folder.iterdir(), key=str, reverse=True) if folder.exists() else ():
+            if path.suffix == ".jsonl" or path.is_dir():
+                found.append(self._source(path.stem, path, limits))
         if elsewhere := config.get("pool", {}).get("trajectories"):
             # The expert's steps are another run's: its states are in this one's pool, its trajectories on its own page.
-            path = epath.Path(elsewhere) / "trajectories" / "collect.jsonl"
+            path = epath.Path(elsewhere) / "trajectories" / "collect"
             self._source("pool", path, dataclasses.replace(limits, trajectories=1)).read(self._states)
         for source in found:
             source.read(self._states)
@@ -153,11 +155,11 @@ class RunReader:
 
 
 class _Source:
-    """One file with steps: a sample of them, kept up to date."""
+    """One file or store with steps: a sample of them, kept up to date."""
 
     def __init__(self, name: str, path: epath.Path, limits: Limits) -> None:
         self.name, self._limits = name, limits
-        self._tail = jsonl.Tail(path)
+        self._tail = jsonl.Tail(path) if path.suffix == ".jsonl" else StoreTail(path)
         self._sample = self._empty()
         self.items: list[dict[str, Any]] = []
         self._shown_of = 0

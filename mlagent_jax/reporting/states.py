@@ -1,7 +1,7 @@
 """The states of a run for its page: which the pool holds, by task and depth, and what came of acting in them.
 
-All of it follows from the trajectories: the expert's states from `collect.jsonl`, the states that were drawn, and the
-policy's own among them, from `rl.jsonl`. Fed as these files grow.
+All of it follows from the trajectories: the expert's states from the store `collect`, the states that were drawn, and
+the policy's own among them, from `rl.jsonl`. Fed as these files grow.
 """
 
 from __future__ import annotations

@@ -20,8 +20,9 @@ from mlagent_jax.agent.expert import ScriptedExpert
 from mlagent_jax.agent.experts import EndpointExpert, Expert, PolicyExpert, ScriptedExperts, Trajectory
 from mlagent_jax.agent.ideas import endpoint_ideas, library_ideas
 from mlagent_jax.agent.prompts import prompt_text
-from mlagent_jax.data import jsonl
+from mlagent_jax.data.dataset_card import write_card
 from mlagent_jax.data.trajectories import Record
+from mlagent_jax.data.trajectory_store import Writer
 from mlagent_jax.policy import base_policy, make_actor
 from mlagent_jax.run import Run
 
@@ -30,11 +31,11 @@ EXPERT_VERSION = -1
 
 
 def collect(run: Run) -> None:
-    """Write trajectories/collect.jsonl: expert steps to train on, and the states of the fixed evaluation."""
+    """Write trajectories/collect: expert steps to train on, and the states of the fixed evaluation."""
     config, reward = run.config.collect, run.config.evaluate.reward
     trajectories = _trajectories(run)
-    records: list[Record] = []
     with contextlib.ExitStack() as opened:
+        store = opened.enter_context(Writer(run.workdir / "trajectories" / "collect")) if run.is_first else None
         client = _client(run, opened)
         expert = _expert(run, trajectories, client)
         progress = opened.enter_context(run.progress("collect", len(trajectories) * config.steps))
@@ -60,6 +61,7 @@ def collect(run: Run) -> None:
                 )
                 for t in active
             ]
+            records: list[Record] = []
             for t, job, outcome in zip(active, jobs, run.collector.gather(jobs, show), strict=True):
                 t.kind = outcome.kind
                 # A step that our side could not execute says nothing of the script: the trajectory ends before it.
@@ -79,10 +81,11 @@ def collect(run: Run) -> None:
                     )
                 )
                 t.state = outcome.next_state(job)
-    if run.is_first:
-        folder = run.workdir / "trajectories"
-        folder.mkdir(parents=True, exist_ok=True)
-        jsonl.replace(folder / "collect.jsonl", [record.to_dict() for record in records])
+            if store is not None:
+                store.append(records)  # those of a wave that was stored before an interruption are there
+        if store is not None:
+            store.seal()
+            write_card(store.store)
 
 
 def _client(run: Run, opened: contextlib.ExitStack) -> EndpointClient | None:

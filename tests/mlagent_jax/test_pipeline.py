@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from mlagent_jax.data import jsonl
+from mlagent_jax.data.trajectory_store import TrajectoryStore
 
 pytestmark = pytest.mark.slow
 
@@ -128,10 +129,10 @@ def test_the_summary_holds_every_figure(run):
 
 
 def test_no_observation_tells_the_metric_on_hidden_labels(run):
-    for record in jsonl.read(run / "trajectories" / "collect.jsonl"):
-        metric = record["outcome"]["metric_after"]
+    for record in TrajectoryStore.open(run / "trajectories" / "collect"):
+        metric = record.outcome.metric_after
         if metric is not None and metric != round(metric, 3):
-            assert repr(metric) not in record["outcome"]["observation"]
+            assert repr(metric) not in record.outcome.observation
 
 
 def test_no_hidden_label_is_in_the_database_the_store_or_the_trajectories(run):
@@ -141,6 +142,8 @@ def test_no_hidden_label_is_in_the_database_the_store_or_the_trajectories(run):
     assert "mlagent_jobs" in written[0]
     for folder in ("store", "trajectories", "evaluation"):
         written += [path.read_bytes().decode("latin-1") for path in (run / folder).rglob("*") if path.is_file()]
+    # Parquet is compressed: what it holds is looked through as text.
+    written += [json.dumps(record.to_dict()) for record in TrajectoryStore.open(run / "trajectories" / "collect")]
     everything = "\n".join(written)
     tasks_with_such = 0
     for answers in sorted((run / "tasks").glob("*/private/answers.npz")):
@@ -171,7 +174,7 @@ def test_the_export_is_the_same_policy_in_transformers(run):
     tokenizer = Tokenizer.load(run / "export")
     config, graph, params = hugging_face.load(run / "export", dtype=jnp.float32)
     assert config.model_type == "qwen2"
-    prompts = sorted({r["prompt"] for r in jsonl.read(run / "trajectories" / "collect.jsonl")})
+    prompts = sorted({record.prompt for record in TrajectoryStore.open(run / "trajectories" / "collect")})
     for prompt in prompts:
         ids = tokenizer.encode(prompt)
         assert their_tokenizer.encode(prompt, add_special_tokens=False) == ids

@@ -60,8 +60,11 @@ def recorded_lengths(workdir: str, tokenizer: Any) -> tuple[np.ndarray, np.ndarr
     Raises:
         FileNotFoundError: It has recorded none.
     """
-    files = sorted(Path(workdir, "trajectories").glob("*.jsonl"))
-    rows = [json.loads(line) for file in files for line in file.read_text().splitlines()]
+    from mlagent_jax.data.trajectory_store import TrajectoryStore
+
+    folder = Path(workdir, "trajectories")
+    rows = [{"prompt": record.prompt, "action": record.action} for record in TrajectoryStore(folder / "collect")]
+    rows += [json.loads(line) for file in folder.glob("*.jsonl") for line in file.read_text().splitlines()]
     if not rows:
         raise FileNotFoundError(f"{workdir}/trajectories has no recorded steps: leave --workdir out, or name a run")
     rows = rows[:: max(1, len(rows) // 500)]

@@ -12,6 +12,8 @@ import pytest
 
 from environments.protocol import Outcome, OutcomeKind, Scale
 from environments.rewards import compute
+from mlagent_jax.data.trajectories import Record
+from mlagent_jax.data.trajectory_store import Writer
 
 TASKS = {
     "held_in": ("moons", "trend", "wine", "reviews"),
@@ -170,6 +172,16 @@ def write_lines(path: Path, records: Iterable[dict]) -> None:
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
 
 
+def write_steps(folder: Path, steps: Iterable[dict]) -> None:
+    """Steps of the expert, in a store; where they have no state, one that is too deep for every pool."""
+    history = [{"action": "a", "observation": "o"}] * 99
+    with Writer(folder) as store:
+        for step in steps:
+            state = {"task": "any@1", "history": history, "snapshot": "s", "script": "x", "metric": 0.71}
+            values = {"state": state, **step}
+            store.append([Record.from_dict({name: value for name, value in values.items() if name != "kind"})])
+
+
 def write_run(
     workdir: Path,
     *,
@@ -190,7 +202,7 @@ def write_run(
         for task in TASKS["held_in"]
         for step in range(4)
     ]
-    write_lines(workdir / "trajectories" / "collect.jsonl", expert)
+    write_steps(workdir / "trajectories" / "collect", expert)
     sampled = [
         _record("step", task, _draw(rng, 0.7, 0.0), stage="rl", split="train", trajectory=sample, step=step)
         for step in range(1, 17)
@@ -234,7 +246,7 @@ def live_run(tmp_path: Path) -> Path:
     workdir = tmp_path / "live"
     state = {"task": "wine@1", "history": [], "snapshot": "s", "script": "x", "metric": 0.71, "ideas": ["an idea"]}
     record = _record("step", "wine", make_outcome(OutcomeKind.SCORED), stage="collect", split="train", trajectory=0)
-    write_lines(workdir / "trajectories" / "collect.jsonl", [{**record, "step": 0, "state": state}])
+    write_steps(workdir / "trajectories" / "collect", [{**record, "step": 0, "state": state}])
     for step in range(1, 4):
         add_step(workdir, step, depth=step // 3)
     config = {"stages": ["collect", "rl"], "pool": {"max_depth": 3}, "workers": {"queue": ""}}

@@ -62,6 +62,8 @@ def hostile_run(workdir):
     """Every text of a run's files is hostile: what policies and scripts wrote, and names besides."""
 
     def poison(value, key=""):
+        if key == "state":  # Text that is not Unicode has no id, so no state holds it.
+            return value
         if isinstance(value, dict):
             return {name: poison(item, name) for name, item in value.items()}
         if isinstance(value, list):

@@ -1,0 +1,1 @@
+"""What is recorded of a run: the tests share made-up steps."""
