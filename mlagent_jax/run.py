@@ -131,6 +131,7 @@ class Run:
                 run._connect()
             if run.is_first:
                 _write_json(path / "config.json", dataclasses.asdict(config))
+                run._save_facts()  # its name above all: by it a run that is killed finds its jobs again
         except BaseException:
             run.close()
             raise

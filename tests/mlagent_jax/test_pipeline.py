@@ -100,6 +100,11 @@ def run(tmp_path_factory):
 
 def test_nothing_that_was_executed_is_executed_again(run):
     assert jobs(run, "state != 'done'") == 0
+    # Started again it is the same run, whose jobs are known.
+    with contextlib.closing(sqlite3.connect(run / "queue.db")) as db:
+        assert len(db.execute("select distinct run from mlagent_jobs").fetchall()) == 1
+    records = list(TrajectoryStore.open(run / "trajectories" / "collect"))
+    assert len({(r.split, r.task, r.trajectory, r.step) for r in records}) == len(records)
     # A job that was leased when its worker died is tried again; one that was done never.
     assert jobs(run, "attempts > 2") == 0
     records = jsonl.read(run / "trajectories" / "rl.jsonl")
