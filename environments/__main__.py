@@ -1,10 +1,12 @@
 """Command line of the environments: look at tasks, prepare them, take their steps by hand or from a file.
 
-python -m environments list [--json]
+python -m environments list [--paper] [--json]
 python -m environments show TASK
 python -m environments actions [--profile compact]
 python -m environments check DIR [--sandbox NAME] [--json]
+python -m environments fetch TASK...
 python -m environments prepare TASK... [--sandbox NAME]
+python -m environments grade TASK SUBMISSION [--json]
 python -m environments play TASK
 python -m environments run TASK --actions FILE.jsonl --sandbox NAME --json
 python -m environments serve TASK
@@ -31,7 +33,7 @@ from environments.sandbox import PROVIDERS, open_sandbox
 from environments.sandbox.base import SandboxError
 from environments.serving import failure, record, serve
 from environments.store import StoreError, open_store
-from environments.tasks.base import TaskError, TaskSpec
+from environments.tasks.base import InvalidSubmissionError, TaskError, TaskSpec
 from environments.tasks.checker import check
 from environments.workspace import Snapshots
 
@@ -60,7 +62,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _list(options: argparse.Namespace) -> None:
-    specs = [tasks.get(name).spec for name in (*tasks.names(), *tasks.folder.installed())]
+    listed = tasks.paper.names() if options.paper else (*tasks.names(), *tasks.folder.installed())
+    specs = [tasks.get(name).spec for name in listed]
     if options.json:
         fields = ("name", "kind", "split", "metric", "traits", "source")
         print(json.dumps([{field: getattr(spec, field) for field in fields} for spec in specs], indent=1))
@@ -69,6 +72,15 @@ def _list(options: argparse.Namespace) -> None:
     for spec in specs:
         problem = spec.description.strip().splitlines()[0]
         print(f"{spec.name:{width}}  {spec.split:8}  {spec.kind:11}  {spec.metric + _better(spec):10}  {problem}")
+
+
+def _fetch(options: argparse.Namespace) -> None:
+    recipes = {name: tasks.get(name) for name in options.tasks}
+    for name, recipe in recipes.items():
+        if getattr(recipe, "origin", None) is None:
+            raise InputError(f"the data of {name} need not be fetched: its task.yaml has no `archive`")
+    for recipe in recipes.values():
+        print(recipe.origin.fetch(recipe.raw), flush=True)
 
 
 def _show(options: argparse.Namespace) -> None:
@@ -111,7 +123,10 @@ def _check(options: argparse.Namespace) -> int:
 
 def _prepare(options: argparse.Namespace) -> None:
     for name in options.tasks:
-        tasks.get(name)  # A name that is not known is said so before anything is built.
+        # A name that is not known, or data that are not there, are said so before anything is built.
+        recipe = tasks.get(name)
+        if getattr(recipe, "origin", None) is not None:
+            recipe.origin.require(recipe.raw)
     sandbox = open_sandbox(options.sandbox)
     try:
         for name in options.tasks:
@@ -119,6 +134,36 @@ def _prepare(options: argparse.Namespace) -> None:
             print(f"{prepared.key}  m_init {prepared.scale.m_init:.4g}  m_best {prepared.scale.m_best:.4g}")
     finally:
         sandbox.close()
+
+
+def _grade(options: argparse.Namespace) -> int:
+    sandbox = open_sandbox(options.sandbox)
+    try:
+        task = tasks.prepare(options.task, options.cache_dir / "tasks", options.seed, sandbox)
+    finally:
+        sandbox.close()
+    try:
+        submission = options.submission.read_bytes()
+    except OSError as error:
+        raise InputError(f"{options.submission} cannot be read: {error}") from error
+    record = {"task": task.key, "metric": task.spec.metric, "higher_is_better": task.spec.higher_is_better}
+    try:
+        halves = {"reward": task.grade(submission), "report": task.grade_report(submission)}
+        record |= halves | ({"official": task.official(submission)} if task.has_medals else {})
+    except InvalidSubmissionError as error:
+        record["invalid"] = str(error)
+    if options.json:
+        print(json.dumps(record))
+    elif "invalid" in record:
+        print(f"invalid: {record['invalid']}")
+    else:
+        print(
+            f"{task.spec.metric}{_better(task.spec)}  "
+            f"reward half {halves['reward']:.6g}  report half {halves['report']:.6g}"
+        )
+        if task.has_medals:
+            print("  ".join(f"{name} {value}" for name, value in record["official"].items()))
+    return int("invalid" in record)
 
 
 def _play(options: argparse.Namespace) -> None:
@@ -246,6 +291,7 @@ def _parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("list", help="the embedded tasks, and those of installed packages")
     command.add_argument("--json", action="store_true", help="as a JSON array")
+    command.add_argument("--paper", action="store_true", help="the ML-Agent paper's instead (docs/paper_tasks.md)")
     command.set_defaults(command=_list)
 
     command = commands.add_parser("show", help="a task's description")
@@ -262,10 +308,21 @@ def _parser() -> argparse.ArgumentParser:
     _add_sandbox(command)
     command.set_defaults(command=_check)
 
+    command = commands.add_parser("fetch", help="download the archives of tasks, into MLAGENT_DATA_DIR")
+    command.add_argument("tasks", metavar="TASK", nargs="+")
+    command.set_defaults(command=_fetch)
+
     command = commands.add_parser("prepare", help="build tasks and measure their scripts")
     command.add_argument("tasks", metavar="TASK", nargs="+")
     _add_place(command)
     command.set_defaults(command=_prepare)
+
+    command = commands.add_parser("grade", help="score a submission; where there is a leaderboard, its medal")
+    command.add_argument("task", metavar="TASK")
+    command.add_argument("submission", metavar="FILE", type=Path)
+    command.add_argument("--json", action="store_true", help="as a JSON object")
+    _add_place(command)
+    command.set_defaults(command=_grade)
 
     command = commands.add_parser("play", help="take the agent's place")
     _add_episode(command)

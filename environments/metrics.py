@@ -14,6 +14,8 @@ import numpy as np
 
 PROBABILITY_FLOOR = 1e-6
 """Log loss of a certain and wrong prediction is finite: 13.8. Without a floor one row would decide the score."""
+COMPETITION_FLOOR = 1e-15
+"""As Kaggle clips: such a row costs 34.5."""
 
 
 class Form(enum.StrEnum):
@@ -78,9 +80,9 @@ def auc(truth: np.ndarray, prediction: np.ndarray) -> float:
     return float((np.sum(ranks[truth == 1]) - positives * (positives + 1) / 2) / (positives * negatives))
 
 
-def log_loss(truth: np.ndarray, prediction: np.ndarray) -> float:
-    """Mean negative log-likelihood; probabilities are clipped at `PROBABILITY_FLOOR` and normalised."""
-    clipped = np.clip(prediction, PROBABILITY_FLOOR, 1.0)
+def log_loss(truth: np.ndarray, prediction: np.ndarray, floor: float = PROBABILITY_FLOOR) -> float:
+    """Mean negative log-likelihood; probabilities are clipped at `floor` and normalised."""
+    clipped = np.clip(prediction, floor, 1.0)
     clipped = clipped / clipped.sum(axis=1, keepdims=True)
     return float(-np.mean(np.log(clipped[np.arange(len(truth)), truth.astype(int)])))
 
@@ -128,6 +130,21 @@ def pcc(truth: np.ndarray, prediction: np.ndarray) -> float:
 def mcrmse(truth: np.ndarray, prediction: np.ndarray) -> float:
     """RMSE of each output, averaged."""
     return float(np.mean(np.sqrt(np.mean((truth - prediction) ** 2, axis=0))))
+
+
+def column_mean(
+    function: Callable[[np.ndarray, np.ndarray], float],
+    truth: np.ndarray,  # [rows, columns]
+    prediction: np.ndarray,  # [rows, columns]
+) -> float:
+    """A metric of one output, averaged over the columns."""
+    return float(np.mean([function(truth[:, place], prediction[:, [place]]) for place in range(truth.shape[1])]))
+
+
+def binary_log_loss(truth: np.ndarray, prediction: np.ndarray, floor: float = COMPETITION_FLOOR) -> float:
+    """Mean negative log-likelihood of 0 and 1, for `[rows, 1]` probabilities of 1, clipped at `floor`."""
+    p = np.clip(prediction[:, 0].astype(float), floor, 1 - floor)
+    return float(-np.mean(np.where(truth == 1, np.log(p), np.log1p(-p))))
 
 
 METRICS: dict[str, Metric] = {

@@ -1,8 +1,10 @@
 """Tasks: what to solve and how it is graded. `get` finds a recipe by name, `prepare` makes it a folder for a seed.
 
 Embedded tasks (`environments.tasks.embedded`) are named in words; micro-tasks (`environments.tasks.micro`) are named
-`micro-<family>-<seed>`, and there are as many as one likes. A task of one's own (`environments.tasks.folder`) is named
-by the path of its folder, or by the entry point of the package that brings it.
+`micro-<family>-<seed>`, and there are as many as one likes. The ML-Agent paper's (`environments.tasks.paper`) are named
+as Kaggle names them, those of MLE-bench (`environments.tasks.mlebench`) `mlebench-<competition>`. A task of one's own
+(`environments.tasks.folder`), or a folder of MLAgentBench (`environments.tasks.mlagentbench`), is named by its path, or
+by the entry point of the package that brings it.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import functools
 from pathlib import Path
 
 from environments.sandbox.base import Sandbox
-from environments.tasks import embedded, folder, micro
+from environments.tasks import embedded, folder, micro, mlagentbench, mlebench, paper
 from environments.tasks.base import InvalidSubmissionError, NoHeadroomError, PreparedTask, Task, TaskError, TaskSpec
 from environments.tasks.prepared import FolderTask, open_task, prepare_task
 
@@ -32,6 +34,7 @@ __all__ = [
     "prepare",
 ]
 
+OwnRecipe = folder.FolderRecipe | mlagentbench.BenchmarkRecipe
 SPLITS = ("train", "held_out")
 DRAWS = 5
 
@@ -53,7 +56,8 @@ def names(split: str | None = None) -> tuple[str, ...]:
 
 
 def get(name: str) -> Task:
-    """The recipe of an embedded task, of a micro-task, of the task in the folder `name`, or of an installed one.
+    """The recipe of an embedded task, of a micro-task, of the paper's, of the task in the folder `name`, or of an
+    installed one.
 
     Raises:
       TaskError: there is none, and the message names the nearest; or a folder is not what it should be.
@@ -61,13 +65,20 @@ def get(name: str) -> Task:
     if name in _embedded():
         return _embedded()[name]
     if folder.is_folder(name):
+        if mlagentbench.is_benchmark(Path(name)):
+            return _own(mlagentbench.read_benchmark(Path(name)))
         return _own(folder.read_folder(Path(name)))
+    if name in paper.names():
+        return paper.get(name)
     if name in folder.installed():
         return _own(folder.read_installed(name))
     if name.startswith(micro.PREFIX):
         return micro.get(name)
+    if name.startswith(mlebench.PREFIX):
+        return mlebench.get(name)
     known = [
         *names(),
+        *paper.names(),
         *folder.installed(),
         *(f"{micro.PREFIX}{family}-0" for split in SPLITS for family in micro.family_names(split)),
     ]
@@ -78,11 +89,11 @@ def get(name: str) -> Task:
     raise TaskError(f"no task is called {name!r}{hint} (`python -m environments list` lists them)")
 
 
-def _own(recipe: folder.FolderRecipe) -> folder.FolderRecipe:
+def _own(recipe: OwnRecipe) -> OwnRecipe:
     """`recipe`, whose name is its own."""
     name = recipe.spec.name
     if name in _embedded() or name.startswith(micro.PREFIX):
-        raise TaskError(f"{recipe.folder / 'task.yaml'}: name is {name!r}, which an embedded task has; choose another")
+        raise TaskError(f"{recipe.folder}: its name is {name!r}, which an embedded task has; choose another")
     return recipe
 
 

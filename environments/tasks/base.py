@@ -18,6 +18,10 @@ from typing import Any, Protocol
 from environments import metrics
 from environments.protocol import Limits, Scale
 
+M_BEST = "m_best.json"
+"""In private/ of a task that states the score of a reference instead of holding one: a number, or `relative_gain` over
+the starting script."""
+
 
 class TaskError(ValueError):
     """A task is unknown or its folder is broken; the message names what and the remedy."""

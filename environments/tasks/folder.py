@@ -7,7 +7,7 @@
       prepare.py       prepare(raw, public, private, seed): writes public data, and private/answers.csv
       grade.py         grade(submission, answers) -> float, of two tables in the same order
       reference.py     optional: a good entry script, which gives m_best; else task.yaml states m_best
-      raw/             optional: what prepare.py reads
+      raw/             optional: what prepare.py reads, unless task.yaml says `archive`
 
 A folder is found by its path, or by the name of an installed entry point of the group `mlagent_jax.tasks`, whose
 object is the folder's path.
@@ -30,7 +30,8 @@ import numpy as np
 import yaml
 
 from environments.protocol import Limits
-from environments.tasks.base import OwnIdea, TaskError, TaskSpec
+from environments.tasks.archives import ORIGINS, ArchiveError, Origin, data_dir
+from environments.tasks.base import M_BEST, OwnIdea, TaskError, TaskSpec
 from environments.tasks.dataset import report_half
 from environments.tasks.own_grading import (
     CELLS,
@@ -41,7 +42,6 @@ from environments.tasks.own_grading import (
     load_function,
     read_answers,
 )
-from environments.tasks.prepared import M_BEST
 from environments.tasks.scripts import read_cells
 
 ENTRY_POINTS = "mlagent_jax.tasks"
@@ -55,6 +55,8 @@ FIELDS = {
     "file: default submission.csv; id: column of the ids, default id",
     "traits": "one line about the data for compact prompts; default: the kind",
     "source": "where the data are from",
+    "archive": f"where the raw data are from, one of {', '.join(ORIGINS)} with its name, for example "
+    "kaggle: titanic; prepare.py then reads the folder <MLAGENT_DATA_DIR>/<name>",
     "entry": "the script that is run and scored, default train.py",
     "read_only": "list of globs in env/ that are not the agent's to change, default none",
     "limits": f"of one execution: {', '.join(field.name for field in dataclasses.fields(Limits))}",
@@ -78,19 +80,33 @@ class FolderRecipe:
     form: SubmissionForm
     m_best: float | None
     folder: Path
+    origin: Origin | None = None
+    """Who gives the raw data out, where they are not in the folder."""
+
+    @property
+    def raw(self) -> Path:
+        """What prepare.py reads."""
+        return self.folder / "raw" if self.origin is None else data_dir() / self.spec.name
 
     def build(self, directory: Path, seed: int) -> TaskSpec:
         """Write env/, public/ and private/ under `directory` (see `environments.tasks.base.Task`).
 
         Raises:
+          ArchiveError: the raw data are not there or have changed; the message says how to get them.
           TaskError: prepare.py fails or writes something else than was agreed.
         """
+        if self.origin is not None:
+            self.origin.require(self.raw)
         public, private = directory / "public", directory / "private"
         public.mkdir()
         private.mkdir(mode=0o700)
         shutil.copytree(self.folder / "env", directory / "env", ignore=shutil.ignore_patterns("__pycache__"))
         script = self.folder / "prepare.py"
-        call(script, load_function(script, "prepare"), self.folder / "raw", public, private, seed)
+        try:
+            call(script, load_function(script, "prepare"), self.raw, public, private, seed)
+        except ArchiveError as error:
+            remedy = "" if self.origin is None else f". The archive of task {self.spec.name}: "
+            raise ArchiveError(f"{error}{remedy}{self.origin.remedy(self.raw) if self.origin else ''}") from error
         if not any(public.iterdir()):
             raise TaskError(f"{script} wrote nothing into its folder `public`: the script would have no data")
         if not (public / "description.md").exists():
@@ -180,7 +196,7 @@ def read_folder(folder: Path) -> FolderRecipe:
     m_best = reader.number("m_best")
     if (m_best is None) != (folder / "reference.py").is_file():
         raise TaskError(f"{folder} needs either reference.py or m_best in task.yaml, and not both")
-    return FolderRecipe(spec, form, m_best, folder)
+    return FolderRecipe(spec, form, m_best, folder, reader.origin())
 
 
 def _text(path: Path) -> str:
@@ -255,6 +271,15 @@ class _Fields:
         if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
             raise self._error(name, value, "a number")
         return None if value is None else float(value)
+
+    def origin(self) -> Origin | None:
+        given = self._mapping(self._fields.get("archive", {}), "archive", ORIGINS)
+        if "archive" not in self._fields:
+            return None
+        if len(given) != 1:
+            raise self._error("archive", given, f"one of {', '.join(ORIGINS)} with its name")
+        ((kind, name),) = given.items()
+        return Origin(kind, self._name(f"archive.{kind}", name).strip())
 
     @property
     def _submission(self) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Protocol
 
-from environments.tasks import grading, own_grading
+from environments.tasks import grading, mlagentbench, mlebench, own_grading
 
 
 class Grader(Protocol):
@@ -31,7 +31,12 @@ class Grader(Protocol):
 
 
 def load_grader(private: Path) -> Grader:
-    """The grader whose files are in `private`: the task's own grade.py, or one of our metrics."""
+    """The grader whose files are in `private`: the task's own grade.py, that of another benchmark, or one of our
+    metrics."""
     if (private / own_grading.FORM).exists():
         return own_grading.OwnGrader.load(private)
+    if (private / mlebench.MARK).exists():
+        return mlebench.MleBenchGrader.load(private)
+    if (private / mlagentbench.MARK).exists():
+        return mlagentbench.BenchmarkGrader(private)
     return grading.Answers.load(private / "answers.npz")

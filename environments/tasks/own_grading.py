@@ -201,11 +201,11 @@ def call(path: Path, function: Callable[..., Any], *arguments: Any) -> Any:
 
     Raises:
       InvalidSubmissionError: as the function raises it.
-      TaskError: it raises anything else.
+      TaskError: as the function raises it, or it raises anything else.
     """
     try:
         return function(*arguments)
-    except InvalidSubmissionError:
+    except (InvalidSubmissionError, TaskError):
         raise
     except (Exception, SystemExit) as error:
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]

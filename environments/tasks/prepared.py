@@ -20,12 +20,10 @@ from typing import Any
 from environments.hostile import HostileFileError, read_regular
 from environments.protocol import Scale, digest
 from environments.sandbox.base import Ending, Execution, Sandbox
-from environments.tasks.base import InvalidSubmissionError, NoHeadroomError, Task, TaskError, TaskSpec
+from environments.tasks.base import M_BEST, InvalidSubmissionError, NoHeadroomError, Task, TaskError, TaskSpec
 from environments.tasks.graders import Grader, load_grader
 from environments.tasks.grading import HALVES
 
-M_BEST = "m_best.json"
-"""In private/ of a task that states the score of a reference instead of holding one: a number."""
 _DIGEST_LETTERS = 16
 _SUBMISSION_BYTES = 16 * 2**20
 _LEAST_AGREEMENT = 0.25
@@ -76,6 +74,20 @@ class FolderTask:
           InvalidSubmissionError: it is not a complete table of valid predictions.
         """
         return self.grader.grade(submission, "report")
+
+    @property
+    def has_medals(self) -> bool:
+        """Whether the task is from a benchmark with a leaderboard, so that `official` can be asked."""
+        return hasattr(self.grader, "official")
+
+    def official(self, submission: bytes) -> dict[str, Any]:
+        """What the benchmark that the task is from reports of a submission (see `mlebench`); only where `has_medals`,
+        and as `grade_report` only when a report is made.
+
+        Raises:
+          InvalidSubmissionError: it is not a complete table of valid predictions.
+        """
+        return self.grader.official(submission)
 
     @functools.cached_property
     def grader(self) -> Grader:
@@ -149,10 +161,13 @@ def prepare_task(task: Task, root: Path, seed: int, sandbox: Sandbox) -> FolderT
 def _digest_folder(folder: Path) -> dict[str, str]:
     """SHA-256 of every file under `folder`, by relative path."""
     return {
-        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
+        path.relative_to(folder).as_posix(): _digest_file(path) for path in sorted(folder.rglob("*")) if path.is_file()
     }
+
+
+def _digest_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _measure(folder: Path, spec: TaskSpec, sandbox: Sandbox) -> dict[str, Scale]:
@@ -168,7 +183,7 @@ def _measure(folder: Path, spec: TaskSpec, sandbox: Sandbox) -> dict[str, Scale]
     for half in HALVES:
         try:
             first = grader.grade(start, half)
-            best = json.loads(stated.read_text()) if reference is None else grader.grade(reference, half)
+            best = _stated(stated, first, spec) if reference is None else grader.grade(reference, half)
         except InvalidSubmissionError as error:
             raise TaskError(f"task {spec.name}: a script of its own hands in what cannot be graded: {error}") from error
         scales[half] = Scale(first, best, spec.higher_is_better)
@@ -181,6 +196,14 @@ def _measure(folder: Path, spec: TaskSpec, sandbox: Sandbox) -> dict[str, Scale]
             "use a better reference, a weaker start, or more hidden rows"
         )
     return scales
+
+
+def _stated(path: Path, first: float, spec: TaskSpec) -> float:
+    """The reference's score that `path` states, for a starting script that scores `first`."""
+    found = json.loads(path.read_text(encoding="utf-8"))
+    if isinstance(found, dict):
+        return first + (1 if spec.higher_is_better else -1) * found["relative_gain"] * abs(first)
+    return found
 
 
 def _run(what: str, script: Path, folder: Path, spec: TaskSpec, sandbox: Sandbox) -> bytes:

@@ -106,9 +106,11 @@ def _improves(outcome: Outcome, best: Outcome | None) -> bool:
 def _record(run: Run, name: str, episode: _Episode) -> dict[str, Any]:
     """The episode, its best submission graded once on the report half."""
     task = run.tasks[episode.task]
-    metric = task.report_init
+    metric, official = task.report_init, {"medal": "none"}
     if episode.best is not None:
-        metric = task.grade_report(run.store.get(episode.best.submission))
+        submission = run.store.get(episode.best.submission)
+        metric = task.grade_report(submission)
+        official = task.official(submission) if task.has_medals else {}
     return {
         "kind": "episode",
         "policy": name,
@@ -122,4 +124,5 @@ def _record(run: Run, name: str, episode: _Episode) -> dict[str, Any]:
         "report_init": task.report_init,
         "higher_is_better": task.scale.higher_is_better,
         "metric": task.spec.metric,
+        **({"official": official} if task.has_medals else {}),
     }

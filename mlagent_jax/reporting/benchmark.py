@@ -126,6 +126,9 @@ def _totals(policy: records.PolicyRecords) -> dict[str, Any]:
         "seconds": sum(episode.seconds for episode in episodes),
         "cost": sum(episode.cost for episode in episodes),
     }
+    medals = [episode.medal for episode in episodes if episode.medal]
+    if medals:
+        totals["medals"] = {name: medals.count(name) for name in ("gold", "silver", "bronze", "none")}
     if gains:
         k = min(episode.best_of for episode in episodes)
         over_tasks = statistics.clustered_mean([float(np.mean(values)) for values in gains.values()], list(gains))
@@ -204,7 +207,12 @@ def _table(data: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
         theirs = [row["published"].get(name) for name in shown]
         cells += [" / ".join(map(_score, pair)) if pair else "-" for pair in theirs]
         body.append([label, row["split"].replace("_", "-"), _score(row["start"]), *cells])
-    for title, show in _SUMMARY:
+    medals = (
+        [("medals: gold, silver, bronze, none", _medals)]
+        if any("medals" in data["agents"][name] for name in agents)
+        else []
+    )
+    for title, show in (*_SUMMARY, *medals):
         figures = [show(data["agents"][name]) for name in agents]
         body.append([title, "all", "-", *figures, *["-"] * len(shown)])
     return ["task", "split", "start", *agents, *(f"{name} (published)" for name in shown)], body
@@ -217,6 +225,10 @@ def _percent(value: float | None) -> str:
 def _gain(totals: Mapping[str, Any], field: str) -> str:
     interval = totals.get(field)
     return _percent(totals.get("gain_avg")) + (f" [{', '.join(map(_percent, interval))}]" if interval else "")
+
+
+def _medals(totals: Mapping[str, Any]) -> str:
+    return ", ".join(map(str, totals["medals"].values())) if "medals" in totals else "-"
 
 
 _SUMMARY = (

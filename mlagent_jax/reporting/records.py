@@ -64,6 +64,8 @@ class EpisodeRecord:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cost: float = 0.0
+    medal: str = ""
+    """`gold`, `silver`, `bronze` or `none`, of a task with a leaderboard; empty: it has none."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,6 +118,7 @@ def _episode(record: Mapping[str, Any]) -> EpisodeRecord:
         prompt_tokens=sum(step.get("prompt_tokens", 0) for step in took),
         completion_tokens=sum(step.get("completion_tokens", 0) for step in took),
         cost=sum(step.get("cost", 0.0) for step in took),
+        medal=record.get("official", {}).get("medal", ""),
     )
 
 

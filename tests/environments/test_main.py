@@ -55,6 +55,12 @@ def test_list_prints_one_line_a_task(capsys):
     assert len(capsys.readouterr().out.splitlines()) == len(tasks.names())
 
 
+def test_list_names_the_papers_tasks_when_asked(capsys):
+    assert main(["list", "--paper"]) == 0
+    listed = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in listed] == list(tasks.paper.names()) and len(listed) == 19
+
+
 def test_show_prints_the_research_problem(capsys):
     assert main(["show", TASK]) == 0
     assert tasks.get(TASK).spec.description.strip() in capsys.readouterr().out

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 import subprocess
 import sys
 
@@ -65,6 +66,14 @@ def test_all_four_forms_mark_what_is_published(data):
     for name in ("md", "html"):
         text = (workdir / "report" / f"benchmark.{name}").read_text()
         assert "ML-Agent (published)" in text and "0.4415 / 0.4078" in text and "0.3500" in text
+
+
+def test_medals_of_a_benchmark_with_a_leaderboard_are_counted(tmp_path):
+    ours = [episode(0.4) | {"official": {"medal": medal}} for medal in ("gold", "none", "none")]
+    table = write_benchmark(write(tmp_path, gpt=ours, nothing=[episode(0.5)]))
+    assert table["agents"]["gpt"]["medals"] == {"gold": 1, "silver": 0, "bronze": 0, "none": 2}
+    assert "medals" not in table["agents"]["nothing"]
+    assert re.search(r"\| +1, 0, 0, 2 \| +- \|", (tmp_path / "report" / "benchmark.md").read_text())
 
 
 def test_published_accuracies_are_shares_as_ours_are():

@@ -1,0 +1,7 @@
+"""Area under the ROC curve."""
+
+from environments import metrics
+
+
+def grade(submission, answers):
+    return metrics.auc(answers["has_cactus"].to_numpy(), submission[["has_cactus"]].to_numpy())

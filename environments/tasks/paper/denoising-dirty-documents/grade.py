@@ -1,0 +1,7 @@
+"""Root mean squared error."""
+
+from environments import metrics
+
+
+def grade(submission, answers):
+    return metrics.rmse(answers["value"].to_numpy(), submission[["value"]].to_numpy())

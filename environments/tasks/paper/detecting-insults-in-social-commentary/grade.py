@@ -1,0 +1,7 @@
+"""Accuracy."""
+
+from environments import metrics
+
+
+def grade(submission, answers):
+    return metrics.accuracy(answers["Insult"].to_numpy(), submission[["Insult"]].to_numpy())

@@ -1,0 +1,9 @@
+"""Root mean squared error, averaged over the grades."""
+
+from environments import metrics
+
+TARGETS = ["cohesion", "syntax", "vocabulary", "phraseology", "grammar", "conventions"]
+
+
+def grade(submission, answers):
+    return metrics.mcrmse(answers[TARGETS].to_numpy(), submission[TARGETS].to_numpy())

@@ -1,0 +1,7 @@
+"""Mean absolute error."""
+
+from environments import metrics
+
+
+def grade(submission, answers):
+    return metrics.mae(answers["SalePrice"].to_numpy(), submission[["SalePrice"]].to_numpy())

@@ -1,0 +1,7 @@
+"""Cohen's kappa with quadratic weights."""
+
+from environments import metrics
+
+
+def grade(submission, answers):
+    return metrics.qwk(answers["score"].to_numpy(), submission[["score"]].to_numpy())

@@ -1,0 +1,9 @@
+"""Area under the ROC curve, averaged over the columns."""
+
+from environments import metrics
+
+TARGETS = ["healthy", "multiple_diseases", "rust", "scab"]
+
+
+def grade(submission, answers):
+    return metrics.column_mean(metrics.auc, answers[TARGETS].to_numpy(), submission[TARGETS].to_numpy())

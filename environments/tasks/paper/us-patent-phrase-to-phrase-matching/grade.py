@@ -1,0 +1,7 @@
+"""Pearson's correlation."""
+
+from environments import metrics
+
+
+def grade(submission, answers):
+    return metrics.pcc(answers["score"].to_numpy(), submission[["score"]].to_numpy())
