@@ -75,6 +75,12 @@ check_prerequisites() {
   [ "${#absent[@]}" = 0 ] || fail "$(printf '%s\n' "${absent[@]}")"
 }
 
+# Names of runs become names of containers, jobs and folders.
+check_name() {
+  [[ "${option[name]}" =~ ^[a-z0-9]([-a-z0-9]{0,38}[a-z0-9])?$ ]] ||
+    fail "--name is '${option[name]}': small letters, digits and dashes, at most 40, for example run-1"
+}
+
 required_options() {
   local name
   for name in "$@"; do

@@ -107,7 +107,8 @@ while true; do
     failures=0
     continue
   fi
-  status="$("${tpu[@]}" ssh "${place[@]}" --worker=0 --command='cat mlagent/run/status' 2>/dev/null || true)"
+  # Read once: the next try may end before it has a status of its own.
+  status="$("${tpu[@]}" ssh "${place[@]}" --worker=0 --command='cat mlagent/run/status && rm mlagent/run/status' 2>/dev/null || true)"
   case "$status" in
     "$PREEMPTED") failures=0 && say "the trainer was told to stop and has saved; starting it again" ;;
     "") failures=$((failures + 1)) && say "the connection was lost, or a host failed; going on" ;;

@@ -17,7 +17,7 @@ GOOD = (
     "--workdir=/mnt/mlagent/it's",
 )
 GCLOUD = """#!/bin/bash
-# States in $FAKE/state; a run is taken back, then told to stop, then ends as $FAKE/last says.
+# States in $FAKE/state; a run is taken back, then told to stop, then not reached, then ends as $FAKE/last says.
 echo "$*" >>"$FAKE/calls"
 case "$*" in
   "config get-value"*) echo me@example.org ;;
@@ -25,12 +25,13 @@ case "$*" in
   *" delete "*) rm -f "$FAKE/state" ;;
   *" describe "*) cat "$FAKE/state" 2>/dev/null ;;
   *" scp "*) tar -tzf "$5" | grep -qx launch/host.sh && cp "$6" "$FAKE/environment" ;;
-  *"cat mlagent/run/status"*) cat "$FAKE/status" 2>/dev/null ;;
+  *"cat mlagent/run/status && rm mlagent/run/status"*) cat "$FAKE/status" && rm "$FAKE/status" ;;
   *launch/host.sh*)
     echo run >>"$FAKE/runs"
     case "$(wc -l <"$FAKE/runs")" in
       1) echo PREEMPTED >"$FAKE/state"; exit 255 ;;
       2) echo 75 >"$FAKE/status"; exit 1 ;;
+      3) exit 255 ;;
       *) cat "$FAKE/last" >"$FAKE/status"; exit "$(cat "$FAKE/last")" ;;
     esac ;;
 esac
@@ -68,8 +69,10 @@ def test_a_run_goes_on_after_pre_emption_and_after_sigterm(gcloud):
     calls = (gcloud / "calls").read_text()
     assert calls.count(" create ") == 2
     assert "--accelerator-type=v5litepod-16 --version=v2-alpha-tpuv5-lite --spot" in calls
-    assert len((gcloud / "runs").read_text().split()) == 3
+    assert len((gcloud / "runs").read_text().split()) == 4
     assert "taken back" in result.stderr
+    assert result.stderr.count("told to stop and has saved") == 1
+    assert result.stderr.count("the connection was lost") == 1
     assert not (gcloud / "state").exists()
     assert "secret" not in calls
     sourced = subprocess.run(
@@ -84,7 +87,7 @@ def test_a_trainer_that_fails_is_not_started_again(gcloud):
     result = launch(gcloud, *GOOD)
     assert result.returncode == 1
     assert "the trainer ended with status 1" in result.stderr
-    assert len((gcloud / "runs").read_text().split()) == 3
+    assert len((gcloud / "runs").read_text().split()) == 4
 
 
 @pytest.mark.slow
