@@ -427,11 +427,13 @@ def _check_inputs(config: Config) -> None:
             f"config.policy.checkpoint is {checkpoint!r}; that folder has no config.json: name a Hugging Face "
             "checkpoint, for example the export of another run"
         )
-    if trajectories and not TrajectoryStore(epath.Path(trajectories) / "trajectories" / "collect").exists():
-        raise ConfigError(
-            f"config.pool.trajectories is {trajectories!r}; there are no steps in its trajectories/collect: name the "
-            "workdir of a run whose stage collect is done"
-        )
+    if trajectories:
+        try:
+            TrajectoryStore.open(epath.Path(trajectories) / "trajectories" / "collect")
+        except ConfigError as error:
+            raise ConfigError(
+                f"config.pool.trajectories is {trajectories!r}: {error}; or name the workdir of another run"
+            ) from error
 
 
 def _facts(workdir: epath.Path, config: Config) -> dict[str, Any]:

@@ -48,6 +48,12 @@ class TrajectoryStore:
     def open(cls, folder: epath.PathLike) -> Self:
         """The store in `folder`, which must hold one."""
         store = cls(folder)
+        before = store.folder.parent / f"{store.folder.name}.jsonl"
+        if not store.exists() and before.exists():
+            raise ConfigError(
+                f"{before} is of an older version: make a store of it by "
+                f"`python tools/trajectories.py add {folder} {before}`"
+            )
         if not store.exists():
             raise ConfigError(
                 f"{folder} holds no recorded steps: the stage {store.folder.name!r} writes them; run that stage first"

@@ -96,13 +96,16 @@ def test_text_that_is_no_unicode_is_stored_as_far_as_it_is(tmp_path):
 def test_a_folder_without_steps_and_a_foreign_table_are_refused(tmp_path, records):
     with pytest.raises(ConfigError, match="holds no recorded steps: the stage 'collect'"):
         TrajectoryStore.open(tmp_path / "collect")
-    with Writer(tmp_path) as store:
+    (tmp_path / "collect.jsonl").touch()
+    with pytest.raises(ConfigError, match=r"older version.*trajectories\.py add"):
+        TrajectoryStore.open(tmp_path / "collect")
+    with Writer(tmp_path / "new") as store:
         store.append(records)
         store.seal()
-    table = pq.read_table(tmp_path / "00000.parquet").drop_columns(["outcome"])
-    pq.write_table(table, tmp_path / "00000.parquet")
+    table = pq.read_table(tmp_path / "new" / "00000.parquet").drop_columns(["outcome"])
+    pq.write_table(table, tmp_path / "new" / "00000.parquet")
     with pytest.raises(SchemaError, match="no column 'outcome'"):
-        list(TrajectoryStore(tmp_path))
+        list(TrajectoryStore(tmp_path / "new"))
 
 
 def test_the_card_counts_by_split_task_action_and_outcome(tmp_path, records):
