@@ -372,6 +372,9 @@ class RLConfig:
     """Truncation of proximal / behaviour, when batches are stale."""
     max_staleness: int = 0
     """Policy versions between sampling and training. 0: synchronous."""
+    sample_ahead: bool = True
+    """With `max_staleness` above 0, in one process: the next batch is sampled while this one is waited for and trained
+    on, from a copy of the weights in the compute dtype, which stands beside the update with the sampler's cache."""
     straggler_seconds: float = 0.0
     """How long a batch waits for its oldest states before younger ones take their place, within `max_staleness`; the
     stragglers are trained on later. 0: as long as it takes."""

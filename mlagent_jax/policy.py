@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from typing import Any
 
@@ -247,8 +248,14 @@ def abstract(arrays: Any) -> Any:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), arrays)
 
 
-def make_actor(run: Run, policy: Policy) -> Actor:
-    """The policy's actor, at the run's sampling settings."""
+def make_actor(run: Run, policy: Policy, turn: contextlib.AbstractContextManager[Any] | None = None) -> Actor:
+    """The policy's actor, at the run's sampling settings.
+
+    Args:
+      run: with its config.
+      policy: whose graph and tokenizer are used; the parameters come with each call.
+      turn: held while one of the sampler's programs is handed to the devices.
+    """
     sampling, prompt = run.config.sampling, run.config.prompt
     settings = SamplerConfig(
         max_new_tokens=prompt.max_action_tokens,
@@ -258,4 +265,4 @@ def make_actor(run: Run, policy: Policy) -> Actor:
         pad_id=policy.tokenizer.pad_id,
         compute_dtype=run.config.policy.compute_dtype,
     )
-    return Actor(TokenSampler(policy.graph, settings), renderer(run, policy), run.config.seed)
+    return Actor(TokenSampler(policy.graph, settings, turn), renderer(run, policy), run.config.seed)

@@ -8,6 +8,7 @@ within the bound of policy versions.
 from __future__ import annotations
 
 import dataclasses
+import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -59,7 +60,7 @@ class Taken:
 
 
 class UnderWay:
-    """Groups that were handed out and not trained on yet, oldest first.
+    """Groups that were handed out and not trained on yet, oldest first. One thread may `add` while another takes.
 
     Args:
       collector: where outcomes come from.
@@ -75,19 +76,24 @@ class UnderWay:
         self._batch, self._max_staleness, self._patience = batch, max_staleness, patience_seconds
         self._groups: list[Group] = []
         self._found: dict[str, Outcome] = {}
+        self._unfinished: set[int] = set()  # indices of the groups of a batch that more groups belong to
+        self._lock = threading.Lock()  # held where `_groups` is replaced
 
     def __len__(self) -> int:
         return len(self._groups)
 
     @property
-    def has_room(self) -> bool:
-        """Whether another batch may be sampled: none of it would grow older than the bound."""
-        return len(self._groups) <= self._max_staleness * self._batch
+    def room(self) -> int:
+        """Batches that may be sampled now: none of them would grow older than the bound."""
+        return max(0, self._max_staleness + 1 - len(self) // self._batch)
 
-    def add(self, groups: Sequence[Group]) -> None:
-        """Hand out the jobs of `groups`."""
-        self._collector.submit([job for group in groups for job in group.jobs])
-        self._groups += groups
+    def add(self, groups: Sequence[Group], more: bool = False) -> None:
+        """Hand out the jobs of `groups`; with `more` others of the same batch will follow."""
+        if groups:
+            self._collector.submit([job for group in groups for job in group.jobs])
+        with self._lock:
+            self._groups = sorted((*self._groups, *groups), key=lambda group: group.index)
+            self._unfinished = {*self._unfinished, *(group.index for group in groups)} if more else set()
 
     def take(self, version: int, show: Callable[[Outcome], None] | None = None) -> list[Taken]:
         """The next batch, for the policy of `version`; waits for it, calling `show` with each outcome that comes.
@@ -114,24 +120,31 @@ class UnderWay:
     def trained(self, taken: Sequence[Taken]) -> None:
         """The batch was trained on: its groups are no longer under way."""
         done = {row.group for row in taken}
-        self._groups = [group for group in self._groups if group.index not in done]
+        with self._lock:
+            self._groups = [group for group in self._groups if group.index not in done]
         for row in taken:
             self._found.pop(row.job.id, None)
 
     def to_list(self) -> list[dict[str, Any]]:
-        return [group.to_dict() for group in self._groups]
+        """What a resume needs; a batch that is not whole is sampled again, and its jobs are found again."""
+        with self._lock:
+            return [group.to_dict() for group in self._groups if group.index not in self._unfinished]
 
     def _wait(self, version: int, show: Callable[[Outcome], None] | None) -> None:
         started = time.monotonic()
-        waiting = [job for group in self._groups for job in group.jobs if job.id not in self._found]
         poll = min(self._patience / 4, POLL_SECONDS) if self._patience else None
-        for arrived in self._collector.arrivals(waiting, poll):
-            self._found |= arrived
-            for outcome in arrived.values():
-                if show is not None:
-                    show(outcome)
-            if self._is_enough(version, time.monotonic() - started):
-                break
+        while True:
+            groups = self._groups
+            waiting = [job for group in groups for job in group.jobs if job.id not in self._found]
+            for arrived in self._collector.arrivals(waiting, poll):
+                self._found |= arrived
+                for outcome in arrived.values():
+                    if show is not None:
+                        show(outcome)
+                if self._is_enough(version, time.monotonic() - started):
+                    return
+                if self._groups is not groups:  # others were handed out meanwhile, which may be there before these
+                    break
 
     def _is_done(self, group: Group) -> bool:
         return all(job.id in self._found for job in group.jobs)

@@ -1,7 +1,7 @@
 """The policy: dense decoder-only transformers as pure functions over a static graph and a pytree of parameters."""
 
 from mlagent_jax.models.attention import causal_attention, choose_kernel
-from mlagent_jax.models.cache import Cache, decode_step, init_cache, prefill
+from mlagent_jax.models.cache import Cache, decode_step, init_cache, prefill, prefill_part
 from mlagent_jax.models.config import LoRA, ModelConfig, RopeScaling
 from mlagent_jax.models.decoder import (
     Graph,
@@ -33,5 +33,6 @@ __all__ = [
     "logical_axes",
     "logits",
     "prefill",
+    "prefill_part",
     "token_log_probs",
 ]

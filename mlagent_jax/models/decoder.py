@@ -148,10 +148,12 @@ def logical_axes(config: ModelConfig) -> Params:
 
 
 def layer_params(params: Params) -> Params:
-    """The same parameters with `layers` as a list of one tree a layer.
+    """The same parameters with `layers` as a list of one tree a layer, which they may be already.
 
-    Slice once, outside a decoding loop: within, XLA would copy each layer's weights at each token.
+    On CPUs slice once, outside a decoding loop: within, XLA would copy each layer's weights.
     """
+    if isinstance(params["layers"], list):
+        return params
     count = len(jax.tree.leaves(params["layers"])[0])
     layers = [jax.tree.map(operator.itemgetter(index), params["layers"]) for index in range(count)]
     return {**params, "layers": layers}
@@ -222,9 +224,8 @@ def run_layers(
     if graph.scan_layers and not isinstance(params["layers"], list):
         x, extras = jax.lax.scan(step, x, params["layers"])
     else:
-        stacked = params["layers"]
         collected = []
-        for layer in stacked if isinstance(stacked, list) else layer_params(params)["layers"]:
+        for layer in layer_params(params)["layers"]:
             x, extra = step(x, layer)
             collected.append(extra)
         extras = jax.tree.map(lambda *leaves: jnp.stack(leaves), *collected)

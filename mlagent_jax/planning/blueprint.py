@@ -36,6 +36,8 @@ class Blueprint:
     base: Tree
     """The policy's parameters without adapters."""
     adapters: Tree | None
+    platform: str = "cpu"
+    """tpu, gpu or cpu."""
 
     @property
     def trained(self) -> Tree:
@@ -112,9 +114,9 @@ def draw(config: Config, model: models.ModelConfig, mesh: Mesh | AbstractMesh, p
             platform=platform,
         )
         if not config.lora.rank:
-            return Blueprint(config, mesh, graph, base, None)
+            return Blueprint(config, mesh, graph, base, None, platform)
         graph = lora.adapted(graph, LoRA(**dataclasses.asdict(config.lora)))
-        return Blueprint(config, mesh, graph, base, lora.abstract(graph, mesh))
+        return Blueprint(config, mesh, graph, base, lora.abstract(graph, mesh), platform)
     except ValueError as error:
         raise ConfigError(f"config.mesh, config.policy or config.lora: {error}") from error
 

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from mlagent_jax.config import Config
 from mlagent_jax.errors import ConfigError
 from mlagent_jax.models.attention import block_size
+from mlagent_jax.models.cache import KEY_BLOCK
 from mlagent_jax.planning import programs
 from mlagent_jax.planning.blueprint import Blueprint, bytes_a_device
 from mlagent_jax.planning.slices import GIB, Slice
@@ -65,10 +66,12 @@ def phases(blueprint: Blueprint) -> list[Phase]:
         "activations": activations(blueprint, rows, programs.row_tokens(blueprint), config.prompt.max_action_tokens),
     }
     sampling = {
-        "sampling copy": bytes_a_device(programs.sampling_params(blueprint)),
+        "sampling copy": programs.copied_bytes(blueprint),
         "KV cache": bytes_a_device(programs.cache(blueprint)),
         "activations": _prefill_activations(blueprint),
     }
+    if config.rl.sample_ahead and config.rl.max_staleness:
+        update |= {"sampling copy": programs.copied_bytes(blueprint, True), "KV cache": sampling["KV cache"]}
     return [
         Phase("sft step", ("sft",), weights | sft),
         Phase("rl update", ("rl",), weights | reference | optimizer | update),
@@ -128,10 +131,15 @@ def _prefill_activations(blueprint: Blueprint) -> int:
     rows = program.rows // blueprint.row_shards
     width = 3 * model.hidden_size + (3 * model.intermediate_size + 3 * model.num_heads * model.head_dim) / tensor
     scores = 0.0
-    if blueprint.graph.attention == "xla":
-        scores = 2 * 4 * rows * model.num_heads / tensor * block_size(program.time) * program.time
     # Keys and values of all layers stand beside the cache until they are written to it.
     held = 2 * model.num_layers * model.num_kv_heads * model.head_dim / tensor
+    if programs.sampler_config(blueprint).is_long(
+        blueprint.config.prompt.max_prompt_tokens
+    ):  # in parts, layer by layer
+        scores = 2 * 4 * rows * model.num_heads / tensor * program.time * (KEY_BLOCK + model.head_dim)
+        held = 0.0
+    elif blueprint.graph.attention == "xla":
+        scores = 2 * 4 * rows * model.num_heads / tensor * block_size(program.time) * program.time
     return int(rows * program.time * size * (width + held) + scores) + _gathered(blueprint)
 
 
@@ -167,7 +175,8 @@ def _candidates(config: Config, shards: int) -> Iterator[dict[str, Any]]:
     """Settings to try, each with what came before it."""
     tried: dict[str, Any] = {}
     rows = config.rl.states * config.rl.samples // config.rl.minibatches
-    steps: list[dict[str, Any]] = [{"policy.remat": "full"}]
+    ahead = config.rl.sample_ahead and config.rl.max_staleness
+    steps: list[dict[str, Any]] = [{"rl.sample_ahead": False} if ahead else {}, {"policy.remat": "full"}]
     for size in (32, 16, 8, 4, 2, 1):
         smaller = {}
         for stage, total in (("sft", config.sft.batch_size), ("rl", rows)):

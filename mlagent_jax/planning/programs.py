@@ -21,7 +21,8 @@ from mlagent_jax.learning.sft import sft_step
 from mlagent_jax.models import Cache
 from mlagent_jax.models.cache import CACHE_AXES
 from mlagent_jax.planning.blueprint import Blueprint, Tree, bytes_a_device
-from mlagent_jax.sampling.config import BUCKETS, SamplerConfig
+from mlagent_jax.sampling.config import SamplerConfig
+from mlagent_jax.sampling.weights import reads_stacked
 
 ROWS_AXES = ("batch", "time")
 
@@ -128,14 +129,21 @@ def rl_config(blueprint: Blueprint, rows: int) -> RLConfig:
 
 
 def prefill_program(blueprint: Blueprint) -> Program:
-    """Some of the longest prompts, written to their slots."""
+    """Some of the longest prompts, or parts of them, written to their slots."""
     config = sampler_config(blueprint)
-    time = config.bucket(blueprint.config.prompt.max_prompt_tokens)
+    longest = blueprint.config.prompt.max_prompt_tokens
+    time = config.bucket(longest)
     rows = -(-config.prefill_rows // blueprint.row_shards) * blueprint.row_shards
 
     @functools.partial(jax.jit, donate_argnums=3)
     def prefill(params: Tree, tokens: jax.Array, lengths: jax.Array, cache: Cache, slots: jax.Array) -> Any:
         return models.prefill(blueprint.graph, params, tokens, lengths, cache, slots)
+
+    @functools.partial(jax.jit, donate_argnums=3)
+    def prefill_part(
+        params: Tree, tokens: jax.Array, lengths: jax.Array, cache: Cache, slots: jax.Array, starts: jax.Array
+    ) -> Any:
+        return models.prefill_part(blueprint.graph, params, tokens, starts, lengths, cache, slots)
 
     numbers = blueprint.array((rows,), jnp.int32)
     arguments = (
@@ -145,8 +153,11 @@ def prefill_program(blueprint: Blueprint) -> Program:
         cache(blueprint),
         numbers,
     )
-    words = f"{rows} prompts of {time} tokens"
-    return Program("prefill", words, prefill, arguments, {}, rows, time, _beside_sampling(blueprint))
+    beside = _beside_sampling(blueprint)
+    if config.is_long(longest):
+        words = f"{rows} parts of {time} tokens, of prompts of {longest}"
+        return Program("prefill", words, prefill_part, (*arguments, numbers), {}, rows, time, beside)
+    return Program("prefill", f"{rows} prompts of {time} tokens", prefill, arguments, {}, rows, time, beside)
 
 
 def decode_program(blueprint: Blueprint) -> Program:
@@ -171,13 +182,29 @@ def reference_bytes(blueprint: Blueprint) -> int:
 
 
 def _beside_sampling(blueprint: Blueprint) -> int:
-    """What rl holds while it samples from a copy in the compute dtype."""
-    held = bytes_a_device(blueprint.whole) + reference_bytes(blueprint)
+    """What rl holds while it samples, and the sampler's programs do not take."""
+    read = bytes_a_device(sampling_params(blueprint)) - copied_bytes(blueprint)
+    held = bytes_a_device(blueprint.whole) - read + reference_bytes(blueprint)
     return held + (bytes_a_device(blueprint.rl_state()) if "rl" in blueprint.config.stages else 0)
 
 
+def copied_bytes(blueprint: Blueprint, beside_update: bool = False) -> int:
+    """A device, of the weights that the sampler does not read where the trainer keeps them; what is trained is copied,
+    too, where it samples beside the update."""
+    stacked = reads_stacked(blueprint.platform)
+    dtype = jnp.dtype(blueprint.config.policy.compute_dtype)
+    trained = {id(leaf) for leaf in jax.tree.leaves(blueprint.trained)} if beside_update else set()
+
+    def is_copied(part: str, leaf: jax.ShapeDtypeStruct) -> bool:
+        return leaf.dtype != dtype or id(leaf) in trained or (part == "layers" and not stacked)
+
+    parts = blueprint.whole.items()
+    copied = [leaf for part, tree in parts for leaf in jax.tree.leaves(tree) if is_copied(part, leaf)]
+    return bytes_a_device(copied, dtype)
+
+
 def sampling_params(blueprint: Blueprint) -> Tree:
-    """What the sampler holds while it samples: one tree a layer, in the compute dtype."""
+    """What the sampler's programs take: one tree a layer unless they read stacked ones, in the compute dtype."""
     dtype = jnp.dtype(blueprint.config.policy.compute_dtype)
 
     def held(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
@@ -188,6 +215,8 @@ def sampling_params(blueprint: Blueprint) -> Tree:
         return jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype, sharding=placed)
 
     whole = jax.tree.map(held, blueprint.whole)
+    if reads_stacked(blueprint.platform):
+        return whole
     layers = [jax.tree.map(of_one_layer, whole["layers"]) for _ in range(blueprint.graph.config.num_layers)]
     return {**whole, "layers": layers}
 
@@ -208,15 +237,15 @@ def cache(blueprint: Blueprint) -> Cache:
 
 
 def cache_length(blueprint: Blueprint) -> int:
-    """Tokens of a slot: the bucket of the longest prompt, and the longest action."""
+    """Tokens of a slot: the room of the longest prompt, and the longest action."""
     prompt = blueprint.config.prompt
-    return sampler_config(blueprint).bucket(prompt.max_prompt_tokens) + prompt.max_action_tokens
+    return sampler_config(blueprint).room(prompt.max_prompt_tokens) + prompt.max_action_tokens
 
 
 def sampler_config(blueprint: Blueprint) -> SamplerConfig:
     """What decides on the sampler's shapes."""
     config = blueprint.config
-    return SamplerConfig(config.prompt.max_action_tokens, slots=config.sampling.slots, buckets=BUCKETS)
+    return SamplerConfig(config.prompt.max_action_tokens, slots=config.sampling.slots)
 
 
 def row_tokens(blueprint: Blueprint, bucket: int = 64) -> int:

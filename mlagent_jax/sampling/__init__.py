@@ -9,6 +9,7 @@ from mlagent_jax.sampling.checkpoint import Model, load
 from mlagent_jax.sampling.config import Completion, Distribution, Progress, Request, SamplerConfig
 from mlagent_jax.sampling.sampler import Delta, Generation, Sampler
 from mlagent_jax.sampling.token_sampler import TokenSampler
+from mlagent_jax.sampling.weights import Weights
 
 __all__ = [
     "Batch",
@@ -22,5 +23,6 @@ __all__ = [
     "Sampler",
     "SamplerConfig",
     "TokenSampler",
+    "Weights",
     "load",
 ]

@@ -2,12 +2,15 @@
 
 Requests wait in a queue, and may join at any time. A slot that finishes is given to the next one while the others
 decode; a prompt that already stands in some slot is copied from there and not run again, so that n samples of one state
-cost one prefill.
+cost one prefill, and of a prompt that begins as another one only the rest is run. Of a long prompt one part is run
+between two looks at the others, which decode meanwhile.
 """
 
 from __future__ import annotations
 
 import collections
+import contextlib
+import dataclasses
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -22,30 +25,57 @@ from mlagent_jax.sampling import engine
 from mlagent_jax.sampling.config import Progress, Request, SamplerConfig
 from mlagent_jax.sampling.distribution import Distributions
 from mlagent_jax.sampling.stops import Spellings, StopSets
+from mlagent_jax.sampling.weights import Preparation, Weights
 
 
 class FirstRuns:
     """Runs programs, and logs each one's first run with a shape, which compiles it. Shared by the batches of a sampler.
 
+    Args:
+        turn: Held while a program is handed to the devices, for whoever has programs of its own for the same ones.
+
     Attributes:
         seconds: what those first runs took in all.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, turn: contextlib.AbstractContextManager[Any] | None = None) -> None:
         self.seconds = 0.0
         self._seen: set[tuple[object, ...]] = set()
+        self._turn = turn or contextlib.nullcontext()
+
+    @property
+    def count(self) -> int:
+        """Programs that were compiled, or found compiled, so far."""
+        return len(self._seen)
 
     def __call__(self, key: tuple[object, ...], program: Callable[..., Any], *args: Any) -> Any:
         """`program(*args)`; `key` names the program and whatever its shapes follow from."""
         if key in self._seen:
-            return program(*args)
+            with self._turn:
+                return program(*args)
         self._seen.add(key)
         begin = time.perf_counter()
-        result = jax.block_until_ready(program(*args))
+        with self._turn:
+            result = program(*args)
+        jax.block_until_ready(result)
         seconds = time.perf_counter() - begin
         self.seconds += seconds
         logging.info("sampler: first run of %s took %.2f s", " ".join(map(str, key)), seconds)
         return result
+
+
+@dataclasses.dataclass(eq=False)
+class _Coming:
+    """A prompt on its way into a slot part by part, and who waits for it."""
+
+    slot: int
+    prompt: tuple[int, ...]
+    done: int = 0
+    """Tokens that stand there already, or will when they are copied."""
+    source: _Coming | None = None
+    """From whose slot the first `done` tokens are copied as soon as they stand there."""
+    placed: dict[int, Request] = dataclasses.field(default_factory=dict)
+    """Requests with this prompt by their slots; they start together when all of it stands in `slot`."""
 
 
 class Batch:
@@ -54,41 +84,40 @@ class Batch:
     Args:
         graph: The model.
         config: The programs' shapes.
-        params: The weights, in the tree of `models.create`, stacked.
-        longest_prompt: In tokens; the cache holds its bucket and `config.max_new_tokens` more in each slot.
+        params: The weights, in the tree of `models.create`, or prepared.
+        longest_prompt: In tokens; the cache holds its `room` and `config.max_new_tokens` more in each slot.
         spellings: What tokens spell, where requests have stop strings.
         run: To share what is known of earlier batches' compilations.
-
-    Raises:
-        ValueError: Where no bucket holds `longest_prompt`.
     """
 
     def __init__(
         self,
         graph: Graph,
         config: SamplerConfig,
-        params: Params,
+        params: Params | Weights,
         longest_prompt: int,
         *,
         spellings: Spellings | None = None,
         run: FirstRuns | None = None,
     ) -> None:
         self._graph, self._config = graph, config
-        self._bucket = config.bucket(longest_prompt)
-        self._length = self._bucket + config.max_new_tokens
+        self._room = config.room(longest_prompt)
+        self._length = self._room + config.max_new_tokens
         self._run = run or FirstRuns()
         self._stops = StopSets(spellings)
-        self._params = engine.sampling_params(config.compute_dtype, params)
-        self._state = self._run(("empty", self._length), engine.empty_slots, graph, config, self._length, self._params)
+        self._params = Preparation(config.compute_dtype)(params).params
+        dtype = self._params["embedder"]["embedding"].dtype
+        self._state = self._run(("empty", self._length), engine.empty_slots, graph, config, self._length, dtype)
         self._waiting: collections.deque[Request] = collections.deque()
         self._running: dict[int, Request] = {}  # by slot
         self._taken: dict[int, int] = {}  # tokens that were handed out, by slot
         self._resident: dict[int, tuple[int, ...]] = {}  # the prompt that stands in each slot, also of a finished one
+        self._coming: list[_Coming] = []  # oldest first
 
     @property
     def busy(self) -> bool:
         """Whether a completion is wanted or being made."""
-        return bool(self._waiting or self._running)
+        return bool(self._waiting or self._running or self._coming)
 
     @property
     def waiting(self) -> int:
@@ -103,9 +132,9 @@ class Batch:
         """
         if not request.prompt:
             raise ValueError("the prompt is empty: it needs at least one token")
-        if self._config.bucket(len(request.prompt)) > self._bucket:
+        if len(request.prompt) > self._room:
             raise ValueError(
-                f"a prompt of {len(request.prompt)} tokens is longer than the {self._bucket} that each slot has room "
+                f"a prompt of {len(request.prompt)} tokens is longer than the {self._room} that each slot has room "
                 "for: shorten it"
             )
         if not 1 <= request.max_new_tokens <= self._config.max_new_tokens:
@@ -128,6 +157,15 @@ class Batch:
     def cancel(self, ids: set[int]) -> None:
         """Forget requests, wherever they are; unknown ones are ignored."""
         self._waiting = collections.deque(request for request in self._waiting if request.id not in ids)
+        for coming in self._coming:
+            for slot in [slot for slot, request in coming.placed.items() if request.id in ids]:
+                del coming.placed[slot]
+                if slot != coming.slot:
+                    del self._resident[slot]  # its copy was to be made
+        for coming in reversed(list(self._coming)):  # those that copy from others stand after them
+            if not coming.placed and all(other.source is not coming for other in self._coming):
+                self._coming.remove(coming)
+                del self._resident[coming.slot]
         slots = [slot for slot, request in self._running.items() if request.id in ids]
         if slots:
             ending = np.zeros((self._config.slots,), bool)
@@ -137,8 +175,10 @@ class Batch:
             del self._running[slot], self._taken[slot]
 
     def step(self) -> list[Progress]:
-        """Fill free slots, decode up to `steps_per_call` tokens a slot, and tell what each request got."""
+        """Fill free slots, run a part of each long prompt, decode up to `steps_per_call` tokens a slot, and tell what
+        each request got: nothing, while there are parts of prompts alone."""
         self._fill()
+        self._prefill_parts()
         if not self._running:
             return []
         taken = np.zeros((self._config.slots,), np.int32)
@@ -152,12 +192,66 @@ class Batch:
         return list(self._read(jax.device_get(look)))
 
     def _fill(self) -> None:
-        free = [slot for slot in range(self._config.slots) if slot not in self._running]
+        taken = {*self._running, *(slot for coming in self._coming for slot in (coming.slot, *coming.placed))}
+        free = [slot for slot in range(self._config.slots) if slot not in taken]
         if not self._waiting or not free:
             return
         placed, new, copies = _place(self._waiting, free, self._resident)
-        for rows in self._prefill_batches(new):
-            self._prefill(rows)
+        begun = self._take_parts(new, {target for _, target in copies})
+        for coming in self._coming:
+            held_back = [slot for slot, request in placed.items() if request.prompt == coming.prompt]
+            coming.placed |= {slot: placed.pop(slot) for slot in held_back}
+        for bucket, rows in self._prefill_batches(new):
+            self._prefill(rows, bucket)
+        self._copy(begun)
+        self._start(placed, [pair for pair in copies if pair[1] in placed])
+
+    def _take_parts(self, new: dict[int, tuple[int, ...]], empty: set[int]) -> list[tuple[int, int]]:
+        """Move the prompts that are to be run in parts from `new`, by slot, to those that are coming.
+
+        `empty` slots do not hold yet what is to stand in them. Returns copies (from, to) of what prompts begin with.
+        """
+        on_their_way = {coming.slot: coming for coming in self._coming}
+        empty = empty | {slot for coming in self._coming for slot in coming.placed if slot != coming.slot}
+        holders = {s: prompt for s, prompt in self._resident.items() if s not in empty and s not in new}
+        copies: list[tuple[int, int]] = []
+        for slot, prompt in list(new.items()):
+            holder, shared = self._longest_shared(prompt, holders)
+            if shared or self._config.is_long(len(prompt)):
+                del new[slot]
+                source = on_their_way.get(holder) if shared else None
+                on_their_way[slot] = _Coming(slot, prompt, shared, source)
+                self._coming.append(on_their_way[slot])
+                if shared and source is None:
+                    copies.append((holder, slot))
+            holders[slot] = prompt
+        return copies
+
+    def _longest_shared(self, prompt: tuple[int, ...], holders: dict[int, tuple[int, ...]]) -> tuple[int, int]:
+        """(slot, tokens) of the longest beginning of `prompt` that is worth copying; 0 tokens where there is none."""
+        least = self._config.shared_prefix
+        if not least or len(prompt) <= least:
+            return 0, 0
+        best = 0, 0
+        for slot, held in holders.items():
+            if held[:least] == prompt[:least]:
+                size = min(len(held), len(prompt) - 1)  # of the last token the state is needed
+                differing = np.not_equal(held[:size], prompt[:size])
+                shared = int(differing.argmax()) if differing.any() else size
+                best = max(best, (slot, shared), key=lambda pair: pair[1])
+        return best
+
+    def _copy(self, copies: list[tuple[int, int]]) -> None:
+        if copies:
+            table = np.zeros((self._config.slots, 2), np.int32)
+            table[: len(copies)] = copies
+            key = ("copy", self._length)
+            self._state = self._run(key, engine.copy_prompts, self._state, table, np.int32(len(copies)))
+
+    def _start(self, placed: dict[int, Request], copies: list[tuple[int, int]]) -> None:
+        """Begin the requests, by slot, whose prompts stand there or are copied from where they do."""
+        if not placed:
+            return
         starts = self._starts(placed, copies)
         self._state = self._run(
             ("start", self._length, self._stops.size),
@@ -166,30 +260,63 @@ class Batch:
         self._running.update(placed)
         self._taken.update(dict.fromkeys(placed, 0))
 
-    def _prefill_batches(self, new: dict[int, tuple[int, ...]]) -> Iterator[list[tuple[int, tuple[int, ...]]]]:
-        """Rows (slot, prompt) of one bucket each, at most `prefill_rows`."""
+    def _prefill_parts(self) -> None:
+        """Run the next part of each prompt that is coming, and start what waits for those that are complete."""
+        by_bucket: dict[int, list[_Coming]] = collections.defaultdict(list)
+        for coming in self._coming:
+            if coming.source is None:
+                by_bucket[self._config.bucket(len(coming.prompt) - coming.done)].append(coming)
+        for bucket, group in by_bucket.items():
+            for first in range(0, len(group), self._config.prefill_rows):
+                rows = group[first : first + self._config.prefill_rows]
+                # A part ends within the slot, padding included: it may begin with some tokens that stand there already.
+                starts = [min(each.done, self._length - bucket) for each in rows]
+                for each, start in zip(rows, starts, strict=True):
+                    each.done = min(start + bucket, len(each.prompt))
+                cut = [(each.slot, each.prompt[start : each.done]) for each, start in zip(rows, starts, strict=True)]
+                self._prefill(cut, bucket, starts)
+        sources = {
+            each: each.source
+            for each in self._coming
+            if each.source is not None and each.source.source is None and each.source.done >= each.done
+        }
+        self._copy([(source.slot, each.slot) for each, source in sources.items()])
+        for each in sources:
+            each.source = None
+        for coming in [coming for coming in self._coming if coming.done == len(coming.prompt)]:
+            self._coming.remove(coming)
+            self._start(coming.placed, [(coming.slot, slot) for slot in coming.placed if slot != coming.slot])
+
+    def _prefill_batches(
+        self, new: dict[int, tuple[int, ...]]
+    ) -> Iterator[tuple[int, list[tuple[int, tuple[int, ...]]]]]:
+        """(bucket, rows (slot, prompt) of it, at most `prefill_rows`)."""
         by_bucket: dict[int, list[tuple[int, tuple[int, ...]]]] = collections.defaultdict(list)
         for slot, prompt in new.items():
             by_bucket[self._config.bucket(len(prompt))].append((slot, prompt))
-        for rows in by_bucket.values():
+        for bucket, rows in by_bucket.items():
             for start in range(0, len(rows), self._config.prefill_rows):
-                yield rows[start : start + self._config.prefill_rows]
+                yield bucket, rows[start : start + self._config.prefill_rows]
 
-    def _prefill(self, rows: list[tuple[int, tuple[int, ...]]]) -> None:
+    def _prefill(self, rows: list[tuple[int, tuple[int, ...]]], bucket: int, starts: list[int] | None = None) -> None:
+        """Run rows (slot, tokens) of one bucket: whole prompts, or parts that start where `starts` says."""
         config = self._config
         height = 1 if len(rows) == 1 else config.prefill_rows
         devices = parts("batch", self._graph.rules)
         height = -(-height // devices) * devices  # each device that takes rows takes as many
-        bucket = config.bucket(len(rows[0][1]))
         tokens = np.full((height, bucket), config.pad_id, np.int32)
         lengths = np.ones((height,), np.int32)
         slots = np.full((height,), config.slots, np.int32)
         for row, (slot, prompt) in enumerate(rows):
             tokens[row, : len(prompt)], lengths[row], slots[row] = prompt, len(prompt), slot
-        self._state = self._run(
-            ("prefill", self._length, height, bucket),
-            *(engine.prefill_prompts, self._graph, self._params, self._state, tokens, lengths, slots),
-        )
+        common = (self._graph, self._params, self._state, tokens)
+        shape = (self._length, height, bucket)
+        if starts is None:
+            self._state = self._run(("prefill", *shape), engine.prefill_prompts, *common, lengths, slots)
+        else:
+            places = np.zeros((height,), np.int32)
+            places[: len(starts)] = starts
+            self._state = self._run(("prefill-part", *shape), engine.prefill_parts, *common, places, lengths, slots)
 
     def _starts(self, placed: dict[int, Request], copies: list[tuple[int, int]]) -> engine.Starts:
         slots = self._config.slots

@@ -15,6 +15,7 @@ from mlagent_jax import models
 from mlagent_jax.data.tokenizer import Tokenizer
 from mlagent_jax.learning.checkpoints import Checkpointer
 from mlagent_jax.models import Graph, Params, hugging_face
+from mlagent_jax.sampling.weights import apart
 
 _STAGES = ("rl", "sft")  # the furthest first
 
@@ -25,13 +26,13 @@ class Model:
 
     graph: Graph
     params: Params
-    """In the tree of `models.create`, stacked."""
+    """In the tree of `models.create`; layers stacked, or a list of one tree each, which decoding needs no copy of."""
     stop_token_ids: tuple[int, ...] = ()
     """Besides the tokenizer's end-of-text token."""
 
 
 def load(
-    path_or_hub_id: str | os.PathLike[str], *, dtype: str | None = None, mesh: Mesh | None = None
+    path_or_hub_id: str | os.PathLike[str], *, dtype: str | None = None, mesh: Mesh | None = None, stacked: bool = False
 ) -> tuple[Model, Tokenizer]:
     """The model and tokenizer of a checkpoint.
 
@@ -40,11 +41,17 @@ def load(
             latest step), or the workdir (its rl policy, else its sft policy).
         dtype: Of the parameters; default: as they are stored.
         mesh: Where to put them; None for the default device.
+        stacked: Leave the layers as training keeps them; else they are a list, as decoding reads them.
 
     Raises:
         FileNotFoundError: Nothing there is a checkpoint.
         ValueError: It is one of a model that is not supported, or of parts that do not fit together.
     """
+    model, tokenizer = _load(path_or_hub_id, dtype, mesh)
+    return (model if stacked else dataclasses.replace(model, params=apart(model.params))), tokenizer
+
+
+def _load(path_or_hub_id: str | os.PathLike[str], dtype: str | None, mesh: Mesh | None) -> tuple[Model, Tokenizer]:
     folder = Path(path_or_hub_id)
     if folder.name.isdigit() and (folder.parent / "model").is_dir():
         return _load_saved(folder.parent, int(folder.name), dtype, mesh)

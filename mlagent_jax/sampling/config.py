@@ -9,7 +9,7 @@ import numpy as np
 
 FinishReason = Literal["stop", "length"]
 
-BUCKETS = (64, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192, 12288, 16384)
+BUCKETS = (64, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,9 +53,13 @@ class SamplerConfig:
     slots: int = 32
     """Sequences decoded at once: memory and throughput grow with it."""
     buckets: tuple[int, ...] = BUCKETS
-    """Lengths in tokens that prompts are padded to; one compilation of the prefill each, made when first needed."""
+    """Lengths in tokens that prompts are padded to; one compilation of the prefill each, made when first needed. A
+    longer prompt is prefilled in parts of the largest, the last one padded to any: as many compilations again."""
     prefill_rows: int = 4
     """Prompts of one bucket that are prefilled together (or one, when only one waits)."""
+    shared_prefix: int = 256
+    """A prompt that begins as one that stands in a slot, for so many tokens at least, is copied that far and run from
+    there on; 0: every prompt is run whole."""
     steps_per_call: int = 16
     """Tokens decoded between two looks of the host; `prefill_rows` free slots that are waited for end a call early."""
     compute_dtype: str | None = None
@@ -65,22 +69,27 @@ class SamplerConfig:
         for name in ("max_new_tokens", "slots", "prefill_rows", "steps_per_call"):
             if getattr(self, name) < 1:
                 raise ValueError(f"sampler {name}={getattr(self, name)} must be at least 1")
+        if self.shared_prefix < 0:
+            raise ValueError(f"sampler shared_prefix={self.shared_prefix} must be 0 (off) or above")
         if not self.buckets or list(self.buckets) != sorted(set(self.buckets)) or self.buckets[0] < 1:
             raise ValueError(f"sampler buckets={self.buckets} must be lengths of at least 1 in ascending order")
 
     def bucket(self, length: int) -> int:
-        """The smallest bucket that holds a prompt of `length` tokens.
+        """The smallest bucket that holds `length` tokens, or the largest where none does."""
+        return next((size for size in self.buckets if length <= size), self.buckets[-1])
 
-        Raises:
-            ValueError: Where none does.
-        """
-        for size in self.buckets:
-            if length <= size:
-                return size
-        raise ValueError(
-            f"a prompt of {length} tokens is longer than the largest bucket, {self.buckets[-1]}: "
-            "shorten it or add a bucket to SamplerConfig.buckets"
-        )
+    def is_long(self, length: int) -> bool:
+        """Whether a prompt of `length` tokens is prefilled in parts."""
+        return length > self.buckets[-1]
+
+    def room(self, length: int) -> int:
+        """Positions of the cache for a prompt of `length` tokens: its bucket; for a long one 2, 3, 4, 6, 8, 12, ... of
+        the largest, so that few different ones occur."""
+        if not self.is_long(length):
+            return self.bucket(length)
+        count = -(-length // self.buckets[-1])
+        octave = 1 << (count.bit_length() - 1)
+        return self.buckets[-1] * next(size for size in (octave, octave * 3 // 2, octave * 2) if size >= count)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,14 +1,16 @@
-"""The device half of the sampler: the state of all slots, and the three programs over it.
+"""The device half of the sampler: the state of all slots, and the programs over it.
 
-`prefill_prompts` writes prompts into slots, `start_requests` begins completions in slots (from the prompt that stands
-there, or that of a sibling, whose cache row is copied), `decode` advances all slots by some tokens. Each consumes
-(donates) the state and returns the next; the host half in `sampling.batch` decides which slot does what.
+`prefill_prompts` writes prompts into slots (`prefill_parts` a part of long ones), `start_requests` begins completions
+in slots (from the prompt that stands there, or that of a sibling, whose cache row is copied), `decode` advances all
+slots by some tokens. Each consumes (donates) the state and returns the next; the host half in `sampling.batch` decides
+which slot does what.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -95,11 +97,10 @@ class Starts:
     """int32 []"""
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def empty_slots(graph: Graph, config: SamplerConfig, length: int, params: Params) -> SlotState:
-    """All slots free, with room for `length` tokens each."""
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def empty_slots(graph: Graph, config: SamplerConfig, length: int, dtype: jnp.dtype) -> SlotState:
+    """All slots free, with room for `length` tokens each; activations and cache are of `dtype`."""
     slots, width = config.slots, config.max_new_tokens
-    dtype = params["embedder"]["embedding"].dtype
     zeros = jnp.zeros((slots,), jnp.int32)
     return SlotState(
         cache=models.init_cache(graph, slots, length, dtype),
@@ -118,13 +119,6 @@ def empty_slots(graph: Graph, config: SamplerConfig, length: int, params: Params
     )
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def sampling_params(dtype: str | None, params: Params) -> Params:
-    """The trainer's parameters as decoding reads them: one tree a layer, in the compute dtype."""
-    cast = params if dtype is None else jax.tree.map(lambda leaf: leaf.astype(dtype), params)
-    return models.layer_params(cast)
-
-
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
 def prefill_prompts(
     graph: Graph, params: Params, state: SlotState, tokens: jax.Array, lengths: jax.Array, slots: jax.Array
@@ -135,17 +129,45 @@ def prefill_prompts(
     return dataclasses.replace(state, cache=cache, prompt_hidden=prompt_hidden)
 
 
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
+def prefill_parts(
+    graph: Graph,
+    params: Params,
+    state: SlotState,
+    tokens: jax.Array,
+    starts: jax.Array,
+    lengths: jax.Array,
+    slots: jax.Array,
+) -> SlotState:
+    """Write the next parts of prompts, int32 [rows, bucket], from `starts` on; else as `prefill_prompts`."""
+    hidden, cache = models.prefill_part(graph, params, tokens, starts, lengths, state.cache, slots)
+    prompt_hidden = state.prompt_hidden.at[slots].set(hidden, mode="drop")
+    return dataclasses.replace(state, cache=cache, prompt_hidden=prompt_hidden)
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def copy_prompts(state: SlotState, copies: jax.Array, count: jax.Array) -> SlotState:
+    """Copy the cache of slots to others: int32 [slots, 2] of (from, to), of which the first `count` rows are made."""
+    return dataclasses.replace(state, cache=_copied(state.cache, copies, count))
+
+
+def _copied(rows: Any, copies: jax.Array, count: jax.Array) -> Any:
+    """Arrays of [slots, ...], rows of which are copied to others one after the other."""
+
+    def copy(index: jax.Array, rows: Any) -> Any:
+        source, target = copies[index]
+        return jax.tree.map(lambda held: held.at[target].set(held[source]), rows)
+
+    return jax.lax.fori_loop(0, count, copy, rows)
+
+
 @functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=3)
 def start_requests(
     graph: Graph, config: SamplerConfig, params: Params, state: SlotState, stops: StopTable, starts: Starts
 ) -> SlotState:
     """Copy prompts to the slots of their further samples, and draw the first token of each new completion."""
 
-    def copy(index: jax.Array, rows: tuple[Cache, jax.Array]) -> tuple[Cache, jax.Array]:
-        source, target = starts.copies[index]
-        return jax.tree.map(lambda held: held.at[target].set(held[source]), rows)
-
-    cache, prompt_hidden = jax.lax.fori_loop(0, starts.copy_count, copy, (state.cache, state.prompt_hidden))
+    cache, prompt_hidden = _copied((state.cache, state.prompt_hidden), starts.copies, starts.copy_count)
     chosen = functools.partial(jnp.where, starts.starting)
     keys = jax.random.wrap_key_data(
         jnp.where(

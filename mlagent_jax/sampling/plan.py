@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import psutil
 
 from mlagent_jax.models import ModelConfig, Params
@@ -28,27 +27,37 @@ def free_bytes(device: jax.Device) -> int:
     return stats["bytes_limit"] - stats["bytes_in_use"]
 
 
-def plan_slots(config: ModelConfig, params: Params, length: int, dtype: str | None, devices: int = 1) -> int:
-    """The most slots that fit on each device beside the weights as decoding reads them, at most `MOST_SLOTS`.
+def plan_slots(
+    config: ModelConfig,
+    params: Params,
+    length: int,
+    dtype: str | None,
+    *,
+    copied: int = 0,
+    heads: int = 1,
+    shards: int = 1,
+) -> int:
+    """The most slots that fit, at most `MOST_SLOTS` a device.
 
     Args:
         config: The model.
         params: Its weights, placed.
         length: Tokens of a prompt and its completion, at most.
         dtype: Of activations and cache; None: that of the parameters.
-        devices: Over how many the key-value heads are split.
+        copied: Bytes of what is still to be copied of the weights, see `Preparation.copied_bytes`.
+        heads: Over how many devices the key-value heads are split.
+        shards: Over how many the slots are split, which are a multiple of it.
 
     Raises:
         ValueError: Not even one fits; the message has the figures.
     """
     leaves = jax.tree.leaves(params)
     dtype = dtype or leaves[0].dtype.name
-    weights = sum(leaf.size for leaf in leaves) * np.dtype(jnp.dtype(dtype)).itemsize // devices
-    free = int(_SHARE * free_bytes(leaves[0].addressable_shards[0].device)) - weights
-    each = slot_bytes(config, length, dtype) // devices
+    free = int(_SHARE * free_bytes(leaves[0].addressable_shards[0].device)) - copied // heads
+    each = slot_bytes(config, length, dtype) // heads
     if free < each:
         raise ValueError(
             f"no slot fits: {max(free, 0) / 1e9:.2f} GB are free beside the weights, and one of {length} tokens takes "
             f"{each / 1e9:.2f} GB: ask for shorter prompts or completions, or split the model over more devices"
         )
-    return min(MOST_SLOTS, free // each)
+    return min(MOST_SLOTS, free // each) * shards

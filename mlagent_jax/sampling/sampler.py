@@ -19,6 +19,7 @@ from mlagent_jax.sampling.config import BUCKETS, Distribution, FinishReason, Req
 from mlagent_jax.sampling.plan import plan_slots
 from mlagent_jax.sampling.stops import Spellings
 from mlagent_jax.sampling.text import TextStream
+from mlagent_jax.sampling.weights import Preparation
 
 Prompt = str | Sequence[int]
 
@@ -54,7 +55,8 @@ class Generation:
 
 
 class Sampler:
-    """Generates text with a model's weights; between calls it holds no device memory but theirs.
+    """Generates text with a model's weights; between calls it holds no device memory but theirs, and a copy of those
+    that decoding cannot read where they are (of `load`'s none, unless `compute_dtype` is another).
 
     Args:
         model: From `load`, or `Model(graph, params)` around the arrays of a trainer.
@@ -78,6 +80,7 @@ class Sampler:
         self._spellings = Spellings.of(self._letters, model.graph.config.vocab_size)
         self._slots = slots
         self._run = FirstRuns()
+        self._prepare = Preparation(compute_dtype)
 
     @property
     def max_length(self) -> int:
@@ -120,16 +123,21 @@ class Sampler:
         """
         if self._slots is not None:
             return self._slots
-        length = self._config.bucket(longest_prompt) + _rounded(max_new_tokens)
+        length = self._config.room(longest_prompt) + self._config.room(max_new_tokens)
         graph, dtype = self.model.graph, self._config.compute_dtype
-        return plan_slots(graph.config, self.model.params, length, dtype, parts("kv_heads", graph.rules))
+        params = self.model.params
+        return plan_slots(
+            *(graph.config, params, length, dtype),
+            copied=self._prepare.copied_bytes(params),
+            heads=parts("kv_heads", graph.rules),
+            shards=parts("slots", graph.rules),
+        )
 
     def batch(self, longest_prompt: int, max_new_tokens: int, slots: int) -> Batch:
         """Slots for prompts and completions of at most so many tokens, for as long as they are kept."""
-        config = dataclasses.replace(self._config, max_new_tokens=_rounded(max_new_tokens), slots=slots)
-        return Batch(
-            *(self.model.graph, config, self.model.params, longest_prompt), spellings=self._spellings, run=self._run
-        )
+        config = dataclasses.replace(self._config, max_new_tokens=self._config.room(max_new_tokens), slots=slots)
+        weights = self._prepare(self.model.params)
+        return Batch(*(self.model.graph, config, weights, longest_prompt), spellings=self._spellings, run=self._run)
 
     def text_stream(self, stop: Sequence[str] = ()) -> TextStream:
         """The text of one completion while it is made; stop tokens are to be left out by the caller (`spoken`)."""
@@ -236,10 +244,6 @@ class Sampler:
                 place, sample = divmod(progress.id, n)
                 log_probs = progress.log_probs.tolist()
                 yield Delta(place, sample, text, progress.token_ids, log_probs, progress.finish_reason)
-
-
-def _rounded(max_new_tokens: int) -> int:
-    return next((size for size in BUCKETS if size >= max_new_tokens), max_new_tokens)
 
 
 def check_stop(stop: Sequence[str]) -> tuple[str, ...]:

@@ -1,30 +1,61 @@
 """Token ids in, completions out: what reinforcement learning samples with.
 
-Weights come with each call: they are the trainer's own, and there is nothing to synchronise.
+Weights come with each call: they are the trainer's own, and there is nothing to synchronise. To sample on while the
+trainer's arrays are donated to its next update, take `weights` of them first.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
 from mlagent_jax.models import Graph, Params
 from mlagent_jax.sampling.batch import Batch, FirstRuns
 from mlagent_jax.sampling.config import Completion, Progress, Request, SamplerConfig
+from mlagent_jax.sampling.weights import Preparation, Weights
 
 
 class TokenSampler:
-    """Samples completions of prompts; holds no weights and, between calls, no device memory."""
+    """Samples completions of prompts; between calls it holds, until `release`, no device memory but for those of the
+    last weights that could not be used where they are.
 
-    def __init__(self, graph: Graph, config: SamplerConfig) -> None:
+    Args:
+        graph: The model.
+        config: What is sampled, and the shapes of the programs.
+        turn: Held while a program is handed to the devices; see `FirstRuns`.
+    """
+
+    def __init__(
+        self, graph: Graph, config: SamplerConfig, turn: contextlib.AbstractContextManager[Any] | None = None
+    ) -> None:
         self._graph, self._config = graph, config
-        self._run = FirstRuns()
+        self._run = FirstRuns(turn)
+        self._prepare = Preparation(config.compute_dtype)
 
     @property
     def config(self) -> SamplerConfig:
         """What this sampler was made with."""
         return self._config
+
+    @property
+    def compilations(self) -> int:
+        """Programs that were compiled for this sampler so far."""
+        return self._run.count
+
+    def weights(self, params: Params, donated: Params | None = None) -> Weights:
+        """`params` as decoding reads them, to be given to several calls; arrays among `donated` are copied.
+
+        What was made of other parameters before is let go first, but for what these share with them: keep no `Weights`
+        of theirs, and there is one copy at a time.
+        """
+        return self._prepare(params, donated=donated)
+
+    def release(self) -> None:
+        """Let the device memory go that is held for the next call with the same weights."""
+        self._prepare.release()
 
     def sample(
         self,
@@ -32,7 +63,7 @@ class TokenSampler:
         seeds: Sequence[int],
         n: int = 1,
         *,
-        params: Params,
+        params: Params | Weights,
         max_new_tokens: int | None = None,
     ) -> list[Completion]:
         """`n` completions of each prompt, as a list in the order of the prompts, samples of a prompt together.
@@ -41,10 +72,10 @@ class TokenSampler:
         sampled with it, but for rounding where two tokens tie.
 
         Args:
-            prompts: Token ids, at least one each, at most the largest bucket.
+            prompts: Token ids, at least one each; with the completions no more than the model's positions.
             seeds: One a prompt, 64 bits of each count.
             n: Samples a prompt.
-            params: The weights, in the tree of `models.create`, stacked.
+            params: The weights, in the tree of `models.create`, or of `weights`.
             max_new_tokens: A lower limit than the config's, for this call.
 
         Raises:
@@ -60,14 +91,14 @@ class TokenSampler:
         seeds: Sequence[int],
         n: int = 1,
         *,
-        params: Params,
+        params: Params | Weights,
         max_new_tokens: int | None = None,
     ) -> Iterator[tuple[int, Completion]]:
         """As `sample`, yielding (place in its list, completion) as each is finished."""
         requests = self._requests(prompts, seeds, n, max_new_tokens)
         if not requests:
             return
-        batch = Batch(self._graph, self._config, params, max(map(len, prompts)), run=self._run)
+        batch = Batch(self._graph, self._config, self._prepare(params), max(map(len, prompts)), run=self._run)
         batch.submit(requests)
         parts: dict[int, list[Progress]] = {}
         while batch.busy:
@@ -91,7 +122,11 @@ class TokenSampler:
         for place, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True)):
             if not prompt:
                 raise ValueError(f"prompt {place} is empty: a prompt needs at least one token")
-            config.bucket(len(prompt))
+            if len(prompt) + limit > self._graph.config.max_position_embeddings:
+                raise ValueError(
+                    f"prompt {place} of {len(prompt)} tokens and max_new_tokens={limit} are longer than the model's "
+                    f"{self._graph.config.max_position_embeddings} positions together: shorten one of them"
+                )
             tokens = tuple(int(token) for token in prompt)
             requests += [Request(place * n + sample, tokens, limit, int(seed), sample) for sample in range(n)]
         return requests

@@ -5,10 +5,12 @@
     3. rewards -> advantages; infrastructure errors are masked
     4. clipped PPO steps with a KL to the SFT policy; the next policy version
 
-With `max_staleness` above 0, batches are sampled ahead while others execute, at most so many policy versions old; 0 is
-the synchronous algorithm. With `rollout` = episode, whole episodes take the place of single actions: the baseline that
-step-wise RL is compared with. Everything that a resume needs is in the checkpoint of its iteration, and what is drawn
-is a function of the seed and the iteration: an interrupted iteration draws the same actions and finds their results.
+With `max_staleness` above 0, batches are sampled ahead while others execute, at most so many policy versions old; 0
+is the synchronous algorithm. With `sample_ahead` that goes on beside the update, from a copy of the weights of the
+version before it: the same batches, and so the same run, with nothing standing still for them. With `rollout` =
+episode, whole episodes take the place of single actions: the baseline that step-wise RL is compared with. Everything
+that a resume needs is in the checkpoint of its iteration, and what is drawn is a function of the seed and the
+iteration: an interrupted iteration draws the same actions and finds their results.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -27,6 +30,7 @@ import numpy as np
 from environments.protocol import Job, Outcome, OutcomeKind, State
 from environments.queue.base import QueueError
 from mlagent_jax.agent.actor import Actor, SampledAction
+from mlagent_jax.agent.beside import Beside
 from mlagent_jax.agent.collector import is_masked
 from mlagent_jax.agent.episodes import EpisodePlayer
 from mlagent_jax.agent.rollouts import Group, Taken, UnderWay
@@ -58,7 +62,13 @@ class _Trainer:
         self.trajectories = run.workdir / "trajectories" / "rl.jsonl"
         self.policy: Policy = trained_policy(run, "sft")
         self.trained = training(run, self.policy)
-        self.actor: Actor = make_actor(run, dataclasses.replace(self.policy, graph=self.trained.graph))
+        # Several processes have to hand the same programs to the devices in the same order: there it is one thread.
+        self.overlaps = self.config.sample_ahead and self.config.max_staleness > 0 and processes.count() == 1
+        self.beside = Beside(run.mesh)
+        # Programs over several devices wait for each other in the order in which they were handed to each.
+        several = self.overlaps and run.mesh.size > 1
+        self.turn: contextlib.AbstractContextManager[Any] = threading.Lock() if several else contextlib.nullcontext()
+        self.actor: Actor = make_actor(run, dataclasses.replace(self.policy, graph=self.trained.graph), self.turn)
         policy = run.config.policy
         self.model = ppo.Model(
             self.trained.graph, run.config.sampling.temperature, policy.compute_dtype, policy.remat, self.policy.graph
@@ -106,7 +116,7 @@ class _Trainer:
         folder = self.run.workdir / "checkpoints" / "rl" / "model"
         if self.run.is_first:
             hugging_face.describe(folder, self.policy.config, self.policy.tokenizer)
-        with checkpointer(self.run, "rl") as saved:
+        with checkpointer(self.run, "rl") as saved, self.beside:
             self._resume(saved)
             with (
                 jsonl.Appender(self.trajectories) if self.run.is_first else contextlib.nullcontext() as trajectories,
@@ -161,19 +171,25 @@ class _Trainer:
         started = time.monotonic()
         outcomes = [row.outcome for row in taken]
         batch = self._batch(taken)
+        if not self.overlaps:
+            self.actor.release()
         metrics = self._update(batch, taken)
         self.run.collector.consume(self.iteration, [row.job for row in taken])
         self.under_way.trained(taken)
         self._learn_states(taken)
         seconds_update = time.monotonic() - started
-        seconds = seconds_taking + seconds_update
+        seconds_ahead = self.beside.join()
+        seconds_joining = time.monotonic() - started - seconds_update
+        self.actor.release()
+        seconds = seconds_taking + seconds_update + seconds_joining
         values = (
             metrics
             | outcome_scalars(outcomes)
             | {
                 "staleness": sum(self.iteration - row.version for row in taken) / len(taken),
                 "pool": len(self.pool),
-                "seconds_sample": self.seconds_sample,
+                "seconds_sample": self.seconds_sample + seconds_joining,
+                "seconds_sample_ahead": seconds_ahead,
                 "seconds_wait": seconds_taking - self.seconds_sample,
                 "seconds_execute": sum(outcome.seconds for outcome in outcomes),
                 "seconds_update": seconds_update,
@@ -185,19 +201,48 @@ class _Trainer:
         return values, [self._record(row) for row in taken]
 
     def _take_steps(self, show: Callable[[Outcome], None]) -> list[Taken]:
-        """The next batch of single actions; the ones after it are sampled and handed out as far as staleness allows."""
-        while self.under_way.has_room and self.sampled < self.config.iterations:
-            index = self.sampled
-            states = self.pool.sample(self._rng(index), self.config.states)
-            actions = self._sample(states, self.config.samples, f"rl/{index}")
-            size, first = self.config.samples, index * self.config.states
-            self.under_way.add(
-                [
-                    self._group(first + i, self.iteration, tuple(actions[i * size : (i + 1) * size]))
-                    for i in range(len(states))
-                ]
-            )
+        """The next batch of single actions; the ones after it are sampled and handed out as far as staleness allows,
+        beside the waiting and the update where they may overlap."""
+        first, last = self.sampled, min(self.sampled + self.under_way.room, self.config.iterations)
+        due = [(index, self.pool.sample(self._rng(index), self.config.states)) for index in range(first, last)]
+        lacking = len(due) if not self.overlaps else max(0, 1 - len(self.under_way) // self.config.states)
+        now, later = due[:lacking], due[lacking:]
+        params, version = self.trained.whole(self.arrays["params"]["policy"]), self.iteration
+        # The update has the trained arrays donated to it: what is sampled beside it has its own.
+        weights = self.actor.weights(params, self.arrays["params"]) if later else params
+        started = time.monotonic()
+        for index, states in now:
+            self._sample_batch(weights, version, index, states)
+        self.seconds_sample += time.monotonic() - started
+
+        def sample_later(is_stopping: Callable[[], bool]) -> None:
+            for index, states in later:
+                self._sample_batch(weights, version, index, states, is_stopping)
+
+        if later:
+            self.beside.start(sample_later)
         return self.under_way.take(self.iteration, show)
+
+    def _sample_batch(
+        self,
+        weights: Any,
+        version: int,
+        index: int,
+        states: Sequence[State],
+        is_stopping: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """Sample the batch of this index, and hand out each group as soon as it is there."""
+        found = self.actor.act_by_state(weights, states, self.config.samples, f"rl/{index}")
+        first = index * self.config.states
+        groups = (self._group(first + place, version, tuple(actions)) for place, actions in found)
+        if processes.count() > 1:  # which hand out together
+            self.under_way.add(sorted(groups, key=lambda group: group.index))
+            return
+        for group in groups:
+            if is_stopping():
+                return
+            self.under_way.add([group], more=True)
+        self.under_way.add([])  # it is whole
 
     def _play_episodes(self, show: Callable[[Outcome], None]) -> list[Taken]:
         """The next batch of whole episodes: every action of one is trained on what the episode reached."""
@@ -268,24 +313,26 @@ class _Trainer:
         placed = self.run.place(batch)
         whole = self.trained.whole(params["policy"])
         coefficient = np.float32(self.kl.coefficient)
-        proximal = ppo.score(self.model, whole, params["critic"], placed, whole_batch)
-        reference = ppo.score(self.reference_model, self.policy.params, None, placed, whole_batch)
-        targets = ppo.make_targets(placed, proximal, reference, config, coefficient)
+        with self.turn:
+            proximal = ppo.score(self.model, whole, params["critic"], placed, whole_batch)
+            reference = ppo.score(self.reference_model, self.policy.params, None, placed, whole_batch)
+            targets = ppo.make_targets(placed, proximal, reference, config, coefficient)
         self._check_sampler(batch, processes.fetch(proximal.log_probs), taken)
         totals: dict[str, losses.Mean] = {}
         rng = self._rng(self.iteration, 1)
         for _ in range(config.epochs):
             for rows in np.split(rng.permutation(len(batch.rewards)), config.minibatches):
-                self.arrays["params"], self.arrays["optimizer"], metrics = ppo.ppo_step(
-                    self.arrays["params"],
-                    self.arrays["optimizer"],
-                    *self.run.rows((placed, targets), rows),
-                    coefficient if config.kl_in == "loss" else np.float32(0.0),
-                    model=self.model,
-                    optimizer=self.optimizer,
-                    config=config,
-                    base=self.trained.base,
-                )
+                with self.turn:
+                    self.arrays["params"], self.arrays["optimizer"], metrics = ppo.ppo_step(
+                        self.arrays["params"],
+                        self.arrays["optimizer"],
+                        *self.run.rows((placed, targets), rows),
+                        coefficient if config.kl_in == "loss" else np.float32(0.0),
+                        model=self.model,
+                        optimizer=self.optimizer,
+                        config=config,
+                        base=self.trained.base,
+                    )
                 totals = metrics if not totals else {name: totals[name] + metrics[name] for name in totals}
         values = {name: float(mean.value) for name, mean in totals.items()}
         values["explained_variance"] = losses.explained_variance(totals)

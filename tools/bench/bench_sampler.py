@@ -155,15 +155,18 @@ def theirs(reference: Any, workload: Workload) -> float:
 
 def losses(model: Any, workload: Workload, whole: float) -> dict[str, float]:
     """Where the seconds of a continuous run went, by one more run whose programs are waited for one by one."""
-    from mlagent_jax.sampling.config import BUCKETS
+    from mlagent_jax.sampling import SamplerConfig
 
-    run = Measured()
+    run, config = Measured(), SamplerConfig(max_new_tokens=LONGEST.value)
     seconds = ours(model, workload, False, run)
     inside = sum(run.seconds.values())
     read = sum(map(len, workload.prompts))
-    padded = sum(next(size for size in BUCKETS if size >= len(prompt)) for prompt in workload.prompts)
+    whole_parts = [(len(prompt) - 1) // config.buckets[-1] * config.buckets[-1] for prompt in workload.prompts]
+    padded = sum(
+        done + config.bucket(len(prompt) - done) for done, prompt in zip(whole_parts, workload.prompts, strict=True)
+    )
     return {
-        "prefill_share": run.seconds.get("prefill", 0.0) / seconds,
+        "prefill_share": (run.seconds.get("prefill", 0.0) + run.seconds.get("prefill-part", 0.0)) / seconds,
         "start_share": run.seconds.get("start", 0.0) / seconds,
         "decode_share": run.seconds.get("decode", 0.0) / seconds,
         "host_share": 1 - inside / seconds,
@@ -192,7 +195,7 @@ def main(argv: Sequence[str]) -> None:
     from mlagent_jax.sampling.checkpoint import load
 
     try:
-        model, tokenizer = load(CHECKPOINT.value, dtype=DTYPE.value)
+        model, tokenizer = load(CHECKPOINT.value, dtype=DTYPE.value, stacked=True)
         lengths = recorded_lengths(WORKDIR.value, tokenizer) if WORKDIR.value else None
     except (OSError, ValueError) as error:
         sys.exit(f"error: {error}")

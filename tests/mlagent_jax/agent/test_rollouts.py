@@ -84,10 +84,36 @@ def test_a_straggler_is_left_for_a_later_batch_and_not_thrown_away():
 
 def test_room_is_for_as_many_batches_as_staleness_allows():
     under_way = UnderWay(FakeCollector(), batch=2, max_staleness=1)
-    for first in (0, 2):
-        assert under_way.has_room
+    for first, room in ((0, 2), (2, 1)):
+        assert under_way.room == room
         under_way.add([group(first, 0), group(first + 1, 0)])
-    assert not under_way.has_room
+    assert under_way.room == 0
+
+
+def test_a_batch_that_is_being_sampled_is_not_kept_for_a_resume_before_it_is_whole():
+    collector = FakeCollector()
+    under_way = UnderWay(collector, batch=2, max_staleness=1)
+    under_way.add([group(0, 0), group(1, 0)])
+    under_way.add([group(3, 0)], more=True)
+    under_way.add([group(2, 0)], more=True)
+    assert len(collector.submitted) == 8, "each is handed out at once"
+    assert [data["index"] for data in under_way.to_list()] == [0, 1]
+    under_way.add([])
+    assert [data["index"] for data in under_way.to_list()] == [0, 1, 2, 3], "in the order of the run"
+
+
+def test_groups_that_are_handed_out_while_a_batch_is_waited_for_may_take_a_straggler_s_place():
+    class Growing(FakeCollector):
+        def arrivals(self, jobs, poll_seconds=None):
+            if len(self.submitted) == 4:  # both groups are out, and one is slow
+                yield super().arrivals(jobs).__next__()
+                under_way.add([group(2, 0)])
+                yield {}
+            yield from super().arrivals(jobs, poll_seconds)
+
+    under_way = UnderWay(Growing([1], [2], [0]), batch=2, max_staleness=1, patience_seconds=1e-9)
+    under_way.add([group(0, 0), group(1, 0)])
+    assert indices(under_way.take(0)) == [1, 2]
 
 
 def test_groups_under_way_survive_json():

@@ -26,7 +26,10 @@ def test_slots_follow_from_free_memory(monkeypatch):
     free = {10: weights + 10.5 * each, plan.MOST_SLOTS: weights + 1e4 * each}
     for slots, size in free.items():
         monkeypatch.setattr(plan, "free_bytes", lambda device, size=size: size / plan._SHARE)
-        assert plan.plan_slots(SHAPE, params, 64, None) == slots
+        assert plan.plan_slots(SHAPE, params, 64, None, copied=weights) == slots
+        assert plan.plan_slots(SHAPE, params, 64, None, copied=weights, shards=4) == 4 * slots, (
+            "each device has as many"
+        )
     monkeypatch.setattr(plan, "free_bytes", lambda device: weights)
     with pytest.raises(ValueError, match=r"no slot fits: .* 64 tokens"):
-        plan.plan_slots(SHAPE, params, 64, None)
+        plan.plan_slots(SHAPE, params, 64, None, copied=weights)

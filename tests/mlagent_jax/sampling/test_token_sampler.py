@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -9,8 +10,9 @@ import numpy as np
 import pytest
 
 from mlagent_jax import models
+from mlagent_jax.models import cache as cache_module
 from mlagent_jax.models import hugging_face
-from mlagent_jax.sampling import Distribution, Request, SamplerConfig, TokenSampler
+from mlagent_jax.sampling import Batch, Distribution, Request, SamplerConfig, TokenSampler
 from mlagent_jax.sampling.batch import _place
 
 NAMES = (
@@ -37,6 +39,7 @@ def prompts(count, longest=30, seed=0):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_greedy_equals_generate_of_transformers(name, checkpoint):
+    """One prompt of the six is longer than the largest bucket, and prefilled in parts."""
     import torch
 
     made = checkpoint(name)
@@ -44,7 +47,8 @@ def test_greedy_equals_generate_of_transformers(name, checkpoint):
     sampler = TokenSampler(
         graph, SamplerConfig(max_new_tokens=20, distribution=Distribution(0), slots=3, buckets=BUCKETS)
     )
-    for prompt, ours in zip(prompts(5), sampler.sample(prompts(5), range(5), params=params), strict=True):
+    asked = [*prompts(5), (7 * np.arange(75) % 96 + 1).tolist()]
+    for prompt, ours in zip(asked, sampler.sample(asked, range(6), params=params), strict=True):
         made.reference.generation_config.eos_token_id = None
         with torch.no_grad():
             theirs = made.reference.generate(
@@ -101,6 +105,100 @@ def test_a_sample_does_not_depend_on_its_company_or_its_slot(model):
     assert len({tuple(completion.token_ids) for completion in together}) > 15, "and each draws for itself"
 
 
+def test_parts_of_prompts_leave_what_one_prefill_leaves(model, monkeypatch):
+    graph, params = model
+    monkeypatch.setattr(cache_module, "KEY_BLOCK", 12)  # several blocks, which do not divide the cache
+    split = models.layer_params(params)
+    rng = np.random.default_rng(0)
+    lengths = np.array([40, 19, 1], np.int32)
+    tokens = rng.integers(1, 97, (3, 48)).astype(np.int32)
+    slots = np.array([2, 0, 9], np.int32)  # the third row's is out of bounds: it is padding
+    empty = models.init_cache(graph, 4, 53, jnp.float32)
+    hidden, whole = models.prefill(graph, split, tokens, lengths, empty, slots)
+    run, found, cache = jax.jit(functools.partial(models.prefill_part, graph)), {}, empty
+    for start in range(0, 48, 16):
+        left = np.clip(lengths - start, 0, 16)
+        # Of a prompt that is done, nothing more comes: its row is one of padding.
+        states, cache = run(
+            split, tokens[:, start : start + 16], np.full(3, start, np.int32), left, cache, np.where(left > 0, slots, 9)
+        )
+        found |= {row: states[row] for row in range(3) if left[row] > 0}
+    np.testing.assert_allclose([found[0], found[1]], hidden[:2], atol=1e-5)
+    for ours, theirs in zip(jax.tree.leaves(cache), jax.tree.leaves(whole), strict=True):
+        np.testing.assert_allclose(ours[2, :, :40], theirs[2, :, :40], atol=1e-5)
+        np.testing.assert_allclose(ours[0, :, :19], theirs[0, :, :19], atol=1e-5)
+        assert not ours[1].any() and not ours[3].any(), "other slots are not written to"
+
+
+def test_the_others_decode_while_a_long_prompt_is_on_its_way(model):
+    graph, params = model
+    config = dataclasses.replace(NARROW, slots=3, stop_token_ids=())
+    long, other = tuple(prompts(1, 97)[0] * 9)[:72], tuple(range(2, 80))
+    short = (5, 6, 7)
+
+    def outcome(requests, cancelled=()):
+        batch, found, order = Batch(graph, config, params, 80), {}, []
+        batch.submit(requests)
+        while batch.busy:
+            for progress in batch.step():
+                found.setdefault(progress.id, []).extend(progress.token_ids)
+                order.append(progress.id)
+            batch.cancel(set(cancelled))
+        return found, order
+
+    requests = [Request(0, long, 10), Request(1, short, 10, sample=4), Request(2, long, 10, sample=1)]
+    found, order = outcome([*requests, Request(3, other, 4)])
+    assert order[0] == 1 and set(order) == {0, 1, 2, 3}, "the short prompt's completion begins first"
+    one_prefill = dataclasses.replace(config, buckets=(8, 128))
+    for request in requests:
+        alone, whole = Batch(graph, config, params, 80), Batch(graph, one_prefill, params, 80)
+        for batch in (alone, whole):
+            batch.submit([request])
+            made = []
+            while batch.busy:
+                made += [token for progress in batch.step() for token in progress.token_ids]
+            assert made == found[request.id]
+    left, _ = outcome([*requests, Request(3, other, 4)], cancelled=(0,))
+    assert left == {key: found[key] for key in (1, 2, 3)}, "who waits for a prompt gets it without who asked first"
+    assert set(outcome(requests, cancelled=(0, 2))[0]) == {1}
+
+
+@pytest.mark.parametrize("lengths", [(14, 20, 25), (70, 60, 90)], ids=["short", "in parts"])
+def test_what_prompts_begin_with_is_run_once(model, lengths):
+    """Each begins as the one before it, for 12 tokens less than that one has; the last two wait for slots."""
+    graph, params = model
+    rng = np.random.default_rng(1)
+    asked = [tuple(rng.integers(1, 97, lengths[0]).tolist())]
+    for length in lengths[1:]:
+        shared = min(length, len(asked[-1])) - 12
+        asked.append((*asked[-1][:shared], *rng.integers(1, 97, length - shared).tolist()))
+    asked += [(*asked[0][:-1], 5), asked[1]]
+    requests = [Request(number, prompt, 6, seed=number) for number, prompt in enumerate(asked)]
+
+    def outcome(shared_prefix):
+        config = dataclasses.replace(WIDE, slots=3, stop_token_ids=(), shared_prefix=shared_prefix)
+        ran = []
+
+        def run(key, program, *args):
+            if key[0] in ("prefill", "prefill-part"):
+                lengths, slots = args[-2:]
+                ran.append(int(lengths[slots < 3].sum()))
+            return program(*args)
+
+        batch, found = Batch(graph, config, params, 90, run=run), {}
+        batch.submit(requests)
+        while batch.busy:
+            for progress in batch.step():
+                found.setdefault(progress.id, []).extend(progress.token_ids)
+        return found, sum(ran)
+
+    alone, whole = outcome(0)
+    found, run = outcome(2)
+    assert found == alone
+    assert whole >= sum(map(len, asked[:4]))
+    assert whole - run >= sum(min(lengths[i], lengths[i + 1]) - 12 for i in range(2))
+
+
 def test_a_completion_ends_with_its_first_stop_token_or_at_its_limit(model):
     graph, params = model
     reasons = collections.Counter()
@@ -149,7 +247,7 @@ def test_each_prompt_is_prefilled_once_and_copied_from_a_slot_that_holds_it():
     ("arguments", "named"),
     [
         (([[]], [0]), "prompt 0 is empty"),
-        (([[1] * 33], [0]), "33 tokens is longer than the largest bucket, 32"),
+        (([[1] * 124], [0]), "prompt 0 of 124 tokens and max_new_tokens=5 are longer than the model's 128 positions"),
         (([[1]], [0, 1]), "2 seeds for 1 prompts"),
         (([[1]], [0], 0), "n=0"),
     ],
@@ -170,6 +268,13 @@ def test_bad_requests_are_refused_by_name(model, arguments, named):
 def test_bad_distributions_are_refused_by_name(field):
     with pytest.raises(ValueError, match=next(iter(field))):
         Distribution(**field)
+
+
+def test_rooms_of_long_prompts_are_few_and_large_enough():
+    config = SamplerConfig(max_new_tokens=4)
+    rooms = {length: config.room(length) for length in range(1, 16_385, 7)}
+    assert all(length <= room < 2 * max(length, 64) for length, room in rooms.items())
+    assert len(set(rooms.values())) == len(config.buckets) + 5
 
 
 @pytest.mark.parametrize("field", [{"slots": 0}, {"buckets": (8, 4)}], ids=str)
