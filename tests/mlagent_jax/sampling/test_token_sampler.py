@@ -12,6 +12,7 @@ import pytest
 from mlagent_jax import models
 from mlagent_jax.models import cache as cache_module
 from mlagent_jax.models import hugging_face
+from mlagent_jax.reporting.compilations import Compilations
 from mlagent_jax.sampling import Batch, Distribution, Request, SamplerConfig, TokenSampler
 from mlagent_jax.sampling.batch import _place
 
@@ -219,6 +220,27 @@ def test_slots_are_refilled_while_others_decode(model):
     order = [index for index, _ in TokenSampler(graph, NARROW).stream(asked, range(6), 3, params=params)]
     assert sorted(order) == list(range(18))
     assert order != sorted(order), "a short one overtakes a long one"
+
+
+def test_a_program_is_compiled_once_for_each_shape_and_logged(model, caplog):
+    graph, params = model
+    sampler, compiled = TokenSampler(graph, dataclasses.replace(WIDE, shared_prefix=4)), Compilations()
+
+    def sample(seed):
+        rng = np.random.default_rng(seed)
+        asked = [*prompts(7, seed=seed), rng.integers(1, 97, 60).tolist()]
+        asked += [[*asked[-1][:40], 5], [*asked[0], *asked[0]]]
+        sampler.sample(asked, range(10), 2, params=params)
+        return compiled.take()["compilations"]
+
+    with caplog.at_level("INFO", "absl"):
+        for seed in range(3):
+            sample(seed)
+    # Empty, start, decode, copy; prefill of each bucket, whole and as a part, of one row and of `prefill_rows`.
+    assert sampler.compilations <= 4 + 2 * 2 * len(BUCKETS)
+    assert sum("first run of" in message for message in caplog.messages) == sampler.compilations
+    assert {message.split()[4] for message in caplog.messages} >= {"prefill", "prefill-part", "start", "decode", "copy"}
+    assert sample(0) == 0
 
 
 def test_weights_are_those_of_the_call(model):
