@@ -27,7 +27,7 @@ from mlagent_jax.run import Run
 
 SPEC = TaskSpec("sleep", "tabular", "train", "accuracy", "Sleep.", "tabular, 100 rows", "made up")
 _POLL_SECONDS = 0.02
-_SILENCE_SECONDS = 300.0
+_SILENCE_SECONDS = 60.0
 
 
 def made_up_states(count: int, lines: int) -> list[State]:
@@ -96,9 +96,10 @@ class SleepingRun(Run):
         """There are none to look for."""
 
     def _work(self, name: str) -> None:
+        offered = Capabilities(memory_mb=1 << 20, guarantees=frozenset(self.config.workers.guarantees))
         with self.queue.watch() as changes:
             while not self._stop.is_set():
-                lease: Any = self.queue.claim(name, Capabilities(memory_mb=1 << 20))
+                lease: Any = self.queue.claim(name, offered)
                 if lease is None:
                     changes.wait(_POLL_SECONDS)
                     continue

@@ -1,5 +1,7 @@
 """Sampling beside the update changes nothing but the time; a run that is cut short goes on as if it had not been."""
 
+import importlib
+
 import jax
 import numpy as np
 import pytest
@@ -7,10 +9,10 @@ import pytest
 from mlagent_jax.config import default_config, freeze
 from mlagent_jax.data import jsonl
 from mlagent_jax.sampling import load
-from mlagent_jax.stages import rl as stage
 from tools.bench.sleeping_run import SleepingRun, made_up_states
 
 pytestmark = pytest.mark.slow
+stage = importlib.import_module("mlagent_jax.stages.rl")  # the package has a function of this name
 
 
 def make_config(speaker, staleness=1, **fields):
