@@ -23,6 +23,10 @@ M_BEST = "m_best.json"
 the starting script."""
 
 
+M_INIT = "m_init.json"
+"""In private/ of a task whose starting script is to be filled in and cannot be run: what it counts as, a number."""
+
+
 class TaskError(ValueError):
     """A task is unknown or its folder is broken; the message names what and the remedy."""
 

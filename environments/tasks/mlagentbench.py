@@ -6,7 +6,7 @@
       scripts/eval.py                   get_score(folder with submission.csv) -> float
       scripts/read_only_files.txt       optional: globs that are not the agent's to change
       scripts/prepare.py                optional: was run by MLAgentBench, which then leaves scripts/prepared
-      scripts/mlagent.yaml              optional, for us: metric (name, direction), m_best, limits
+      scripts/mlagent.yaml              optional, for us: metric (name, direction), m_init, m_best, limits
 
 What is in env/data is mounted as data/, the rest is the workspace. eval.py is trusted: it runs outside of the sandbox,
 in a process of its own beside a copy of scripts/, and is given nothing but the submission. There are no halves: what
@@ -29,7 +29,7 @@ from typing import Any
 import yaml
 
 from environments.protocol import Limits
-from environments.tasks.base import M_BEST, InvalidSubmissionError, TaskError, TaskSpec
+from environments.tasks.base import M_BEST, M_INIT, InvalidSubmissionError, TaskError, TaskSpec
 
 MARK = "mlagentbench.json"
 """In private/ of such a task."""
@@ -75,6 +75,8 @@ class BenchmarkRecipe:
     """An `environments.tasks.base.Task`."""
 
     spec: TaskSpec
+    m_init: float | None
+    """What the starting script counts as, where it has gaps to be filled in; None: it runs."""
     m_best: float | None
     folder: Path
 
@@ -92,6 +94,8 @@ class BenchmarkRecipe:
         (private / MARK).write_text(json.dumps({"benchmark": self.folder.name}), encoding="utf-8")
         stated = {"relative_gain": SUCCESS} if self.m_best is None else self.m_best
         (private / M_BEST).write_text(json.dumps(stated), encoding="utf-8")
+        if self.m_init is not None:
+            (private / M_INIT).write_text(json.dumps(self.m_init), encoding="utf-8")
         return self.spec
 
 
@@ -188,9 +192,7 @@ def read_benchmark(folder: Path) -> BenchmarkRecipe:
         limits = Limits(**{"cpu_seconds": 600, "wall_seconds": 1800, "memory_mb": 4096, **fields.get("limits", {})})
     except TypeError as error:
         raise TaskError(f"{scripts / 'mlagent.yaml'}: limits: {error}") from error
-    m_best = fields.get("m_best")
-    if m_best is not None and (isinstance(m_best, bool) or not isinstance(m_best, int | float)):
-        raise TaskError(f"{scripts / 'mlagent.yaml'}: m_best is {m_best!r}, expected a number")
+    m_init, m_best = (_number(scripts / "mlagent.yaml", fields, name) for name in ("m_init", "m_best"))
     spec = TaskSpec(
         name=re.sub(r"[^\w.-]", "-", folder.name),
         kind="tabular",
@@ -204,7 +206,7 @@ def read_benchmark(folder: Path) -> BenchmarkRecipe:
         limits=limits,
         direction=metric["direction"],
     )
-    return BenchmarkRecipe(spec, None if m_best is None else float(m_best), folder)
+    return BenchmarkRecipe(spec, m_init, m_best, folder)
 
 
 def _read_only(path: Path) -> tuple[str, ...]:
@@ -214,6 +216,13 @@ def _read_only(path: Path) -> tuple[str, ...]:
     return tuple(glob for glob in globs if glob and glob != "data" and not glob.startswith("data/"))
 
 
+def _number(path: Path, fields: dict[str, Any], name: str) -> float | None:
+    value = fields.get(name)
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+        raise TaskError(f"{path}: {name} is {value!r}, expected a number")
+    return None if value is None else float(value)
+
+
 def _fields(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
@@ -221,7 +230,7 @@ def _fields(path: Path) -> dict[str, Any]:
         found = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         raise TaskError(f"{path} is not YAML: {error}") from error
-    known = ("metric", "m_best", "limits")
+    known = ("metric", "m_init", "m_best", "limits")
     wrong = [name for name in found if name not in known] if isinstance(found, dict) else [found]
     if wrong:
         raise TaskError(f"{path} has {wrong[0]!r}; it may have {', '.join(known)}")

@@ -311,12 +311,12 @@ def _id_column(answers: Any, sample: pd.DataFrame) -> str | None:
 
 
 def _read(submission: bytes) -> pd.DataFrame:
-    """A hostile submission as a table; as MLE-bench reads it.
+    """A hostile submission as a table.
 
     Raises:
       InvalidSubmissionError: it is none.
     """
     try:
-        return pd.read_csv(io.BytesIO(submission), float_precision="round_trip")
+        return pd.read_csv(io.BytesIO(submission))
     except (ValueError, UnicodeDecodeError, csv.Error, OverflowError) as error:
         raise InvalidSubmissionError("the submission is not a CSV file in UTF-8") from error

@@ -20,7 +20,7 @@ from typing import Any
 from environments.hostile import HostileFileError, read_regular
 from environments.protocol import Scale, digest
 from environments.sandbox.base import Ending, Execution, Sandbox
-from environments.tasks.base import M_BEST, InvalidSubmissionError, NoHeadroomError, Task, TaskError, TaskSpec
+from environments.tasks.base import M_BEST, M_INIT, InvalidSubmissionError, NoHeadroomError, Task, TaskError, TaskSpec
 from environments.tasks.graders import Grader, load_grader
 from environments.tasks.grading import HALVES
 
@@ -174,15 +174,17 @@ def _measure(folder: Path, spec: TaskSpec, sandbox: Sandbox) -> dict[str, Scale]
     """Scores of the starting script and of the reference (or the score that the task states for one), as a scale for
     each half of the labels."""
     grader = load_grader(folder / "private")
-    start = _run("starting script", folder / "env" / spec.entry, folder, spec, sandbox)
-    stated = folder / "private" / M_BEST
+    stated, stated_start = folder / "private" / M_BEST, folder / "private" / M_INIT
+    start = None
+    if not stated_start.exists():
+        start = _run("starting script", folder / "env" / spec.entry, folder, spec, sandbox)
     reference = None
     if not stated.exists():
         reference = _run("reference", folder / "private" / "reference.py", folder, spec, sandbox)
     scales = {}
     for half in HALVES:
         try:
-            first = grader.grade(start, half)
+            first = json.loads(stated_start.read_text()) if start is None else grader.grade(start, half)
             best = _stated(stated, first, spec) if reference is None else grader.grade(reference, half)
         except InvalidSubmissionError as error:
             raise TaskError(f"task {spec.name}: a script of its own hands in what cannot be graded: {error}") from error

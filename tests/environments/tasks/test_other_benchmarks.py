@@ -209,12 +209,25 @@ def test_data_of_a_benchmark_are_mounted_and_lines_of_ours_are_taken(benchmark, 
     assert json.loads((tmp_path / "built" / "private" / "m_best.json").read_text()) == 12.5
 
 
+def test_a_starting_script_with_gaps_counts_as_stated(benchmark, tmp_path, bubblewrap):
+    script = benchmark / "env" / "train.py"
+    script.write_text(script.read_text().replace('train["SalePrice"].median()', "prediction"))
+    with pytest.raises(TaskError, match=r"starting script ended.*prediction|prediction.*not defined"):
+        tasks.prepare(str(benchmark), tmp_path, 0, bubblewrap)
+    (benchmark / "scripts" / "mlagent.yaml").write_text("m_init: 40000\n")
+    scale = tasks.prepare(str(benchmark), tmp_path, 0, bubblewrap).scale
+    assert (scale.m_init, scale.m_best) == (40000, 36000)
+    (benchmark / "scripts" / "mlagent.yaml").write_text("m_init: low\n")
+    with pytest.raises(TaskError, match="m_init is 'low', expected a number"):
+        tasks.get(str(benchmark))
+
+
 def test_what_is_wrong_with_a_benchmark_is_said(benchmark, tmp_path):
     unknown = benchmark.rename(tmp_path / "my-own")
     with pytest.raises(TaskError, match=r"mlagent\.yaml: nothing says whether a higher score of my-own is better"):
         tasks.get(str(unknown))
     (unknown / "scripts" / "mlagent.yaml").write_text("metrics: accuracy\n")
-    with pytest.raises(TaskError, match=r"has 'metrics'; it may have metric, m_best, limits"):
+    with pytest.raises(TaskError, match=r"has 'metrics'; it may have metric, m_init, m_best, limits"):
         tasks.get(str(unknown))
     (unknown / "scripts" / "mlagent.yaml").write_text("metric: {name: accuracy, direction: higher}\n")
     assert tasks.get(str(unknown)).spec.higher_is_better
