@@ -3,12 +3,14 @@
 import http.server
 import json
 import threading
+from types import SimpleNamespace
 
 import pytest
 
 from mlagent_jax.agent.expert import cell_edit
 from mlagent_jax.config import default_config, freeze
 from mlagent_jax.errors import ConfigError
+from mlagent_jax.evaluation import episodes
 from mlagent_jax.evaluation.names import AgentSpec, parse_agent
 from mlagent_jax.interruption import Interruption
 from mlagent_jax.train import run_stages
@@ -91,3 +93,22 @@ def test_expert_endpoint_and_nothing_play_and_a_second_start_asks_nothing_again(
     assert len(Model.asked) == asked
     again = json.loads((tmp_path / "run" / "report" / "benchmark.json").read_text())
     assert again["tasks"][0]["cells"]["gpt"]["avg"] == table["tasks"][0]["cells"]["gpt"]["avg"]
+
+
+def test_a_record_holds_what_a_benchmark_with_medals_reports():
+    made = {"report_init": 0.5, "grade_report": lambda _: 0.25, "scale": SimpleNamespace(higher_is_better=False)}
+    made["spec"] = SimpleNamespace(metric="error")
+    plain = SimpleNamespace(**made, has_medals=False)
+    ranked = SimpleNamespace(**made, has_medals=True, official=lambda _: {"medal": "gold", "score": 0.2})
+    run = SimpleNamespace(
+        tasks={"plain": plain, "ranked": ranked},
+        store=SimpleNamespace(get=lambda _: b""),
+        config=SimpleNamespace(evaluate=SimpleNamespace(best_of=1, trajectories=1)),
+    )
+    played = {name: episodes._Episode("held_out", name, 0, state=None) for name in run.tasks}
+    assert episodes._record(run, "x", played["ranked"])["official"] == {"medal": "none"}
+    for episode in played.values():
+        episode.best = SimpleNamespace(submission="digest")
+    assert episodes._record(run, "x", played["ranked"])["official"] == {"medal": "gold", "score": 0.2}
+    record = episodes._record(run, "x", played["plain"])
+    assert "official" not in record and record["report_metric"] == 0.25
