@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -46,13 +47,28 @@ def run_studies(
             continue
         print(f"[study] run {number} of {len(planned)}: {run.workdir}", flush=True)
         command = [sys.executable, "-m", "mlagent_jax.train", f"--config={config}", *run.flags]
-        status = subprocess.run(command, check=False).returncode  # noqa: S603 - our own program
+        status = execute(command)
         if status:
-            print(f"[study] stopped with status {status} in\n  {shlex.join(command)}", file=sys.stderr)
+            again = "; start again with the same command to go on" if status in (75, 130) else ""
+            print(f"[study] status {status} of\n  {shlex.join(command)}\n[study] stopped{again}", file=sys.stderr)
             return status
         if run is not planned[-1]:
             _report(studies, root, seeds, planned)
     return _report(studies, root, seeds, planned)
+
+
+def execute(command: Sequence[str]) -> int:
+    """Run a program to its end; its exit status. Signals are its own to obey: it saves what it has first."""
+    process = subprocess.Popen(command)  # noqa: S603 - our own program
+    before = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
+    try:
+        while True:
+            try:
+                return process.wait()
+            except KeyboardInterrupt:  # from a terminal, which told the program too
+                continue
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _report(studies: Sequence[Study], root: Path, seeds: Sequence[int], planned: Sequence[PlannedRun]) -> int:
@@ -83,9 +99,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ConfigError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("[study] stopped; start again with the same command to go on", file=sys.stderr)
-        return 130
 
 
 if __name__ == "__main__":

@@ -61,20 +61,22 @@ def test_the_hidden_metric_is_not_in_a_prompt():
     assert "0.1234" not in prompt_text(PromptConfig(), SPEC, secret)
 
 
-def test_the_oldest_steps_are_cut_first():
-    whole = len(renderer(max_prompt_tokens=10_000).encode(STATE))
-    text = Characters().decode(renderer(max_prompt_tokens=whole - 1).encode(STATE))
+@pytest.mark.parametrize("profile", ["compact", "full"])
+def test_the_oldest_steps_are_cut_first(profile):
+    whole = len(renderer(max_prompt_tokens=10_000, profile=profile).encode(STATE))
+    text = Characters().decode(renderer(max_prompt_tokens=whole - 1, profile=profile).encode(STATE))
     assert "accuracy 0.2" not in text
     assert "accuracy 0.3" in text
     assert "accuracy 0.4" in text
 
 
-def test_the_last_result_and_the_script_are_never_cut():
-    short = len(prompt_text(PromptConfig(history_steps=1), SPEC, STATE))
-    assert renderer(max_prompt_tokens=short).fits(STATE)
+@pytest.mark.parametrize("profile", ["compact", "full"])
+def test_the_task_and_the_last_result_are_never_cut(profile):
+    short = len(prompt_text(PromptConfig(history_steps=1, profile=profile), SPEC, STATE))
+    assert renderer(max_prompt_tokens=short, profile=profile).fits(STATE)
     with pytest.raises(PromptTooLongError, match="max_prompt_tokens"):
-        renderer(max_prompt_tokens=short - 1).encode(STATE)
-    assert not renderer(max_prompt_tokens=short - 1).fits(STATE)
+        renderer(max_prompt_tokens=short - 1, profile=profile).encode(STATE)
+    assert not renderer(max_prompt_tokens=short - 1, profile=profile).fits(STATE)
 
 
 def test_actions_end_with_the_end_of_text_token_and_come_back_without_it():

@@ -2,7 +2,8 @@
 
 import json
 import math
-import types
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -44,7 +45,7 @@ def evaluation(path, skill, edits):
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
-def pretend_to_train(argv, check):
+def pretend_to_train(argv):
     """In place of a run: the files that its stages leave."""
     flags = dict(flag.removeprefix("--").partition("=")[::2] for flag in argv if flag.startswith("--"))
     workdir, stages = Path(flags["workdir"]), flags["config.stages"].split(",")
@@ -61,16 +62,13 @@ def pretend_to_train(argv, check):
         (workdir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (workdir / "run.json").write_text(json.dumps({"done": stages}))
 
-    class Done:
-        returncode = 0
-
-    return Done
+    return 0
 
 
 @pytest.fixture
 def training(monkeypatch):
     pretend_to_train.seen = []
-    monkeypatch.setattr(command, "subprocess", types.SimpleNamespace(run=pretend_to_train))
+    monkeypatch.setattr(command, "execute", pretend_to_train)
     return pretend_to_train.seen
 
 
@@ -131,12 +129,20 @@ def test_a_study_is_run_reported_and_not_run_again(training, tmp_path):
 
 
 def test_a_run_that_fails_ends_the_study_with_its_status(monkeypatch, tmp_path, capfd):
-    class Failed:
-        returncode = 75
-
-    monkeypatch.setattr(command, "subprocess", types.SimpleNamespace(run=lambda *_, **__: Failed))
+    monkeypatch.setattr(command, "execute", lambda _: 75)
     assert command.main([str(STUDIES[0]), f"--workdir={tmp_path}", "--seeds=0"]) == 75
-    assert "mlagent_jax.train" in capfd.readouterr().err
+    assert "start again with the same command" in capfd.readouterr().err
+
+
+def test_a_signal_reaches_the_run_which_ends_by_itself():
+    script = """
+import os, signal, sys
+from mlagent_jax.study import execute
+child = "import os, signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(75)); "
+child += "os.kill(os.getppid(), signal.SIGTERM); time.sleep(60)"
+sys.exit(execute([sys.executable, "-c", child]))
+"""
+    assert subprocess.run([sys.executable, "-c", script], cwd=ROOT, timeout=50, check=False).returncode == 75
 
 
 @pytest.mark.parametrize(
