@@ -72,14 +72,14 @@ class TokenSampler:
         sampled with it, but for rounding where two tokens tie.
 
         Args:
-            prompts: Token ids, at least one each; with the completions no more than the model's positions.
+            prompts: Token ids, at least one each. How many the model is good for is the caller's to know.
             seeds: One a prompt, 64 bits of each count.
             n: Samples a prompt.
             params: The weights, in the tree of `models.create`, or of `weights`.
             max_new_tokens: A lower limit than the config's, for this call.
 
         Raises:
-            ValueError: For an empty or too long prompt, another number of seeds than of prompts, an n below 1, or a
+            ValueError: For an empty prompt, another number of seeds than of prompts, an n below 1, or a
                 limit above the config's.
         """
         completions = dict(self.stream(prompts, seeds, n, params=params, max_new_tokens=max_new_tokens))
@@ -122,11 +122,6 @@ class TokenSampler:
         for place, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True)):
             if not prompt:
                 raise ValueError(f"prompt {place} is empty: a prompt needs at least one token")
-            if len(prompt) + limit > self._graph.config.max_position_embeddings:
-                raise ValueError(
-                    f"prompt {place} of {len(prompt)} tokens and max_new_tokens={limit} are longer than the model's "
-                    f"{self._graph.config.max_position_embeddings} positions together: shorten one of them"
-                )
             tokens = tuple(int(token) for token in prompt)
             requests += [Request(place * n + sample, tokens, limit, int(seed), sample) for sample in range(n)]
         return requests

@@ -138,8 +138,7 @@ def test_our_own_policy_is_an_expert_whose_moves_are_the_same_again(loaded):
         pad_id=tokenizer.pad_id,
         compute_dtype="float32",
     )
-    shape = dataclasses.replace(model.graph.config, max_position_embeddings=512)  # what it was made for is too short
-    graph, params = dataclasses.replace(model.graph, config=shape), model.params
+    graph, params = model.graph, model.params
     actor = Actor(TokenSampler(graph, settings), Renderer(tokenizer, PROMPT, SPECS), 0)
     expert = PolicyExpert(actor, params)
     moves = expert.propose(wave(3), 0)
