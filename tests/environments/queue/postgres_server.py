@@ -16,22 +16,26 @@ def find_binaries():
 
 
 class PostgresServer:
-    """Listens on a free port of 127.0.0.1; runs as `postgres` where the tests run as root, which it refuses to be."""
+    """Listens on a free port of 127.0.0.1, or of another address, where it trusts all who come; runs as `postgres`
+    where the tests run as root, which it refuses to be."""
 
-    def __init__(self, binaries):
-        self._binaries = binaries
+    def __init__(self, binaries, address="127.0.0.1"):
+        self._binaries, self._address = binaries, address
         self._user = "postgres" if os.geteuid() == 0 else None
         self._folder = tempfile.mkdtemp(prefix="mlagent-postgres-")
         if self._user:
             shutil.chown(self._folder, self._user)
         with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
+            probe.bind((address, 0))
             self._port = probe.getsockname()[1]
         self._run("initdb", "--auth=trust", "--username=postgres", "--no-sync", "--encoding=UTF8", "--locale=C")
+        if address != "127.0.0.1":
+            with open(f"{self._folder}/data/pg_hba.conf", "a") as file:
+                file.write("host all all all trust\n")
         self.start()
 
     def url(self, database="postgres", user="postgres"):
-        return f"postgresql://{user}@127.0.0.1:{self._port}/{database}"
+        return f"postgresql://{user}@{self._address}:{self._port}/{database}"
 
     def demand_tls(self, certificate, key):
         """From the next start on, accept only encrypted connections with a password."""
@@ -47,7 +51,7 @@ class PostgresServer:
             file.write("ssl = on\n")
 
     def start(self):
-        options = f"-c port={self._port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={self._folder}"
+        options = f"-c port={self._port} -c listen_addresses={self._address} -c unix_socket_directories={self._folder}"
         options += " -c fsync=off -c max_connections=200"
         self._run("pg_ctl", "-w", f"--log={self._folder}/log", f"--options={options}", "start")
 
