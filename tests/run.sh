@@ -39,6 +39,7 @@ if may_install; then
   ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || apt_install postgresql
   command -v chromium >/dev/null || apt_install chromium
   command -v shellcheck >/dev/null || apt_install shellcheck
+  command -v ip >/dev/null || apt_install iproute2
   if ! docker info >/dev/null 2>&1; then
     export DOCKER_HOST="unix://$scratch/docker.sock"
     # Containers run without a network, so the engine needs no bridge.

@@ -13,7 +13,7 @@ from mlagent_jax.config import check_field
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-COMMAND = re.compile(r"python (?:-m (?P<module>[\w.]+)|(?P<tool>tools/[\w/]+\.py))(?P<rest>[^`#\n]*)")
+COMMAND = re.compile(r"python (?:-m (?P<module>[\w.]+)|(?P<tool>(?:tools|launch)/[\w/]+\.py))(?P<rest>[^`#\n]*)")
 
 
 def commands():
@@ -55,6 +55,26 @@ def test_a_command_names_a_program_flags_and_settings_that_exist(module, tool, r
         else:
             assert name in flags or name.removeprefix("no") in flags, f"--{name} is no flag of {path.name}"
         if name == "config" and value.startswith("configs/") and "<" not in value:
+            assert (ROOT / value).is_file(), value
+
+
+def launches():
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8").replace("\\\n", " ")
+        for found in re.finditer(r"^(?:\./)?(launch/\w+\.sh)([^#\n&]*)", text, re.MULTILINE):
+            yield pytest.param(found[1], found[2], id=f"{page.name}: {found[0].strip()[:80]}")
+
+
+@pytest.mark.parametrize(("program", "rest"), list(launches()))
+def test_a_launcher_takes_the_options_that_are_named(program, rest):
+    text = (ROOT / program).read_text(encoding="utf-8")
+    options = set(re.findall(r"\[(\w+)\]=", text)) | {"dry_run", "help", "config"}
+    for name, value in re.findall(r"(?<=\s)--([\w.]+)(?:=(\S*))?", rest):
+        if name.startswith("config."):
+            check_field(name.removeprefix("config."))
+        else:
+            assert name in options, f"--{name} is no option of {program}"
+        if name == "config":
             assert (ROOT / value).is_file(), value
 
 
