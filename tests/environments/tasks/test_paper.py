@@ -44,6 +44,20 @@ def data(tmp_path_factory):
         yield make
 
 
+@pytest.fixture(scope="session")
+def built(data, tmp_path_factory):
+    """`get(name)`: the folder that a recipe writes for seed 0, and its grader, made once."""
+    root, found = tmp_path_factory.mktemp("built"), {}
+
+    def get(name):
+        if name not in found:
+            data(name)
+            found[name] = build(name, root / name)
+        return found[name]
+
+    return get
+
+
 def build(name, directory, seed=0):
     """The folder that a recipe writes, and its grader."""
     directory.mkdir()
@@ -80,9 +94,8 @@ def test_they_are_the_papers_nineteen():
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_task_is_made_from_its_archive_and_graded(name, data, tmp_path):
-    data(name)
-    directory, grader = build(name, tmp_path / "built")
+def test_a_task_is_made_from_its_archive_and_graded(name, built, tmp_path):
+    directory, grader = built(name)
     again, _ = build(name, tmp_path / "again")
     assert files(directory) == files(again), "the same seed gives the same files"
     other, _ = build(name, tmp_path / "other", seed=1)
@@ -119,10 +132,9 @@ def test_its_starting_script_runs_and_leaves_headroom(name, data, tmp_path, bubb
     assert not {path.name for path in task.public.iterdir()} & {"answers.csv"}
 
 
-def test_an_edit_of_a_task_is_scored(data, tmp_path, bubblewrap):
+def test_an_edit_of_a_task_is_scored(built, bubblewrap):
     name = "us-patent-phrase-to-phrase-matching"
-    data(name)
-    directory, grader = build(name, tmp_path / "built")
+    directory, grader = built(name)
     task = tasks.get(name)
     script = (directory / "env" / "train.py").read_text().replace("Ridge()", "Ridge(alpha=10)")
     execution, submission = run_script(script, directory, task.spec, bubblewrap)
@@ -206,9 +218,8 @@ INDEPENDENT = {
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_its_metric_is_the_competitions(name, data, tmp_path):
-    data(name)
-    _, grader = build(name, tmp_path / "built")
+def test_its_metric_is_the_competitions(name, built):
+    _, grader = built(name)
     rng = np.random.default_rng(3)
     for _ in range(3):
         table = random_table(name, grader, rng)
@@ -218,45 +229,39 @@ def test_its_metric_is_the_competitions(name, data, tmp_path):
         assert grader.grade(as_bytes(shuffled), "reward") == pytest.approx(expected, rel=1e-9)
 
 
-def test_certain_and_wrong_costs_what_it_costs_on_kaggle(data, tmp_path):
-    data("statoil-iceberg-classifier-challenge")
-    _, grader = build("statoil-iceberg-classifier-challenge", tmp_path / "built")
+def test_certain_and_wrong_costs_what_it_costs_on_kaggle(built):
+    _, grader = built("statoil-iceberg-classifier-challenge")
     table = grader.answers.assign(is_iceberg=1 - grader.answers["is_iceberg"])[["id", "is_iceberg"]]
     assert grader.grade(as_bytes(table), "reward") == pytest.approx(-np.log(1e-15), rel=1e-4)
 
 
-def test_what_belongs_together_is_on_one_side(data, tmp_path):
-    data("spaceship-titanic")
-    directory, grader = build("spaceship-titanic", tmp_path / "passengers")
+def test_what_belongs_together_is_on_one_side(built):
+    directory, grader = built("spaceship-titanic")
     train = pd.read_csv(directory / "public" / "train.csv")
     groups = grader.answers["PassengerId"].str[:4]
     assert not set(train["PassengerId"].str[:4]) & set(groups)
     assert not set(groups[grader.report]) & set(groups[~grader.report])
-    data("detecting-insults-in-social-commentary")
-    directory, _ = build("detecting-insults-in-social-commentary", tmp_path / "comments")
+    directory, _ = built("detecting-insults-in-social-commentary")
     train, test = (pd.read_csv(directory / "public" / f"{name}.csv") for name in ("train", "test"))
     assert len(train) + len(test) == 204 and not set(train["Comment"]) & set(test["Comment"])
-    data("whale-categorization-playground")
-    directory, grader = build("whale-categorization-playground", tmp_path / "whales")
+    directory, grader = built("whale-categorization-playground")
     known = set(pd.read_csv(directory / "public" / "train.csv")["Id"])
     assert set(grader.answers["Id"]) <= known | {"new_whale"} and "new_whale" in set(grader.answers["Id"])
-    data("denoising-dirty-documents")
-    directory, grader = build("denoising-dirty-documents", tmp_path / "pages")
+    directory, grader = built("denoising-dirty-documents")
     pages = grader.answers["id"].str.split("_").str[0]
     assert not set(pages[grader.report]) & set(pages[~grader.report])
     assert set(pages) == set(np.load(directory / "public" / "test.npz").files)
 
 
-def test_texts_survive_as_they_are(data, tmp_path):
-    data("feedback-prize-english-language-learning")
-    directory, _ = build("feedback-prize-english-language-learning", tmp_path / "built")
+def test_texts_survive_as_they_are(built):
+    directory, _ = built("feedback-prize-english-language-learning")
     read = [pd.read_csv(directory / "public" / f"{name}.csv", keep_default_na=False) for name in ("train", "test")]
     assert 'He said "null",\nand left\r\n\r\nfor good.' in set(pd.concat(read)["full_text"])
 
 
-def test_the_graphs_nodes_are_numbered_anew_and_stay_the_same_graph(data, tmp_path):
+def test_the_graphs_nodes_are_numbered_anew_and_stay_the_same_graph(data, built):
     root = data("ogbn-arxiv")
-    directory, grader = build("ogbn-arxiv", tmp_path / "built")
+    directory, grader = built("ogbn-arxiv")
     nodes, edges = (np.load(directory / "public" / f"{name}.npy") for name in ("nodes", "edges"))
     with archives.open_archive(root / "ogbn-arxiv", "arxiv.zip") as archive:
         features = archive.table("raw/node-feat.csv", header=None).to_numpy(np.float32)
@@ -329,11 +334,11 @@ def test_an_archive_that_was_cut_off_or_damaged_is_said_so(data, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["nomad2018-predict-transparent-conductors", "statoil-iceberg-classifier-challenge"])
-def test_an_unpacked_archive_gives_the_same_task(name, data, tmp_path, monkeypatch):
+def test_an_unpacked_archive_gives_the_same_task(name, data, built, tmp_path, monkeypatch):
     if name.startswith("statoil"):
         pytest.importorskip("py7zr")
     root = data(name)
-    expected = files(build(name, tmp_path / "packed")[0])
+    expected = files(built(name)[0])
     with zipfile.ZipFile(root / name / f"{name}.zip") as archive:
         archive.extractall(tmp_path / name)
     monkeypatch.setenv("MLAGENT_DATA_DIR", str(tmp_path))
