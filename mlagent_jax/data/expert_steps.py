@@ -4,6 +4,7 @@ run goes on with the very next one."""
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import random
 from collections.abc import Iterator, Sequence
@@ -51,7 +52,7 @@ class ExpertSteps:
         epoch, batch = divmod(index, self.batches)
         return {"epoch": epoch, "batch": batch, "data": self.digest}
 
-    @property
+    @functools.cached_property
     def digest(self) -> str:
         """Of the records in their order: other data would give other batches."""
         whole = hashlib.sha256()
