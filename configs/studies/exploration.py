@@ -1,4 +1,4 @@
-"""Exploration-enriched fine-tuning, with and without (issue of the paper's section on SFT).
+"""Exploration-enriched fine-tuning, with and without its enrichment.
 
     python -m mlagent_jax.study configs/studies/exploration.py --workdir=runs/studies --seeds=0,1,2
 

@@ -90,8 +90,8 @@ def batches(work: Work, packing: bool) -> Iterator[Any]:
             yield fill(chosen, time_, work.pad_id)
 
 
-def in_jax(work: Work, packing: bool) -> list[tuple[float, int]]:
-    """(seconds, tokens) of each step of the stage's own step function, programs compiled before."""
+def in_jax(work: Work, packing: bool) -> list[tuple[float, float, int]]:
+    """(seconds, CPU seconds, tokens) of each step of the stage's own step function, programs compiled before."""
     import jax
 
     from mlagent_jax import models
@@ -105,27 +105,27 @@ def in_jax(work: Work, packing: bool) -> list[tuple[float, int]]:
     optimizer = make_optimizer("adamw", weight_decay=0.0, max_grad_norm=1.0, keeps=work.config.optimizer)
     state = with_learning_rate(init_state(optimizer, params), _LEARNING_RATE)
     compiled: set[int] = set()
-    found: list[tuple[float, int]] = []
+    found: list[tuple[float, float, int]] = []
     for rows in batches(work, packing):
-        started = time.perf_counter()
+        started, cpu = time.perf_counter(), time.process_time()
         params, state, metrics = sft_step(
             params, state, rows.arrays(), graph=graph, optimizer=optimizer, remat=policy.remat,
             compute_dtype=policy.compute_dtype,
         )  # fmt: skip
         loss = float(metrics["loss"])
-        seconds = time.perf_counter() - started
+        seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
         if not np.isfinite(loss):
             raise RuntimeError(f"the loss is {loss}")
         if (shape := rows.tokens.shape[1]) in compiled:
-            found.append((seconds, int(metrics["tokens"])))
+            found.append((seconds, cpu, int(metrics["tokens"])))
         compiled.add(shape)
         if len(found) == STEPS.value:
             return found
     raise RuntimeError("no batches")
 
 
-def in_trl(work: Work, packing: bool) -> list[tuple[float, int]]:
-    """(seconds, tokens) of each step of TRL's trainer, after two."""
+def in_trl(work: Work, packing: bool) -> list[tuple[float, float, int]]:
+    """(seconds, CPU seconds, tokens) of each step of TRL's trainer, after two."""
     import datasets
     import torch
     import transformers
@@ -136,17 +136,17 @@ def in_trl(work: Work, packing: bool) -> list[tuple[float, int]]:
     model = transformers.AutoModelForCausalLM.from_config(
         transformers.AutoConfig.for_model(kind, **described), attn_implementation="sdpa"
     )
-    found: list[tuple[float, int]] = []
+    found: list[tuple[float, float, int]] = []
     counted = 0
 
     class Timer(transformers.TrainerCallback):
-        started = 0.0
+        started = cpu = 0.0
 
         def on_step_begin(self, *_: Any, **__: Any) -> None:
-            self.started = time.perf_counter()
+            self.started, self.cpu = time.perf_counter(), time.process_time()
 
         def on_step_end(self, *_: Any, **__: Any) -> None:
-            found.append((time.perf_counter() - self.started, counted))
+            found.append((time.perf_counter() - self.started, time.process_time() - self.cpu, counted))
 
     class Counting(trl.SFTTrainer):
         def compute_loss(self, model: Any, inputs: dict[str, Any], *arguments: Any, **options: Any) -> Any:
@@ -211,14 +211,15 @@ def measure() -> None:
     first = None
     for what, rows, run in sides:
         steps = run()
-        rate = statistics.median(tokens / seconds for seconds, tokens in steps)
+        rate = statistics.median(tokens / seconds for seconds, _, tokens in steps)
         first = first or rate
         figures = {
             "tokens_per_second": round(rate, 1),
             "packed_is_times": round(first / rate, 3),
             "rows": rows,
-            "tokens_a_step": round(statistics.mean(tokens for _, tokens in steps)),
-            "seconds_a_step": round(statistics.median(seconds for seconds, _ in steps), 4),
+            "tokens_per_cpu_second": round(statistics.median(tokens / cpu for _, cpu, tokens in steps), 1),
+            "tokens_a_step": round(statistics.mean(tokens for *_, tokens in steps)),
+            "seconds_a_step": round(statistics.median(seconds for seconds, *_ in steps), 4),
         }
         print(json.dumps({"what": what, **figures, **facts}), flush=True)
 
