@@ -54,8 +54,11 @@ DIRECTIONS = {
 """Metric and direction of its own benchmarks, which no file of theirs states."""
 _EVAL_SECONDS = 600
 _NOT_FOR_EVAL = ("__pycache__", "research_problem.txt", "read_only_files.txt", "source_code.txt", "prepare*")
+_EVAL_BYTES = 32 << 30
+"""Of address space: a hostile table can be made to take any."""
 _RUNNER = """
-import importlib.util, json, sys
+import importlib.util, json, resource, sys
+resource.setrlimit(resource.RLIMIT_AS, (int(sys.argv[4]),) * 2)
 try:
     spec = importlib.util.spec_from_file_location("benchmark_eval", sys.argv[1])
     module = importlib.util.module_from_spec(spec)
@@ -117,8 +120,8 @@ class BenchmarkGrader:
         """What get_score gives; the same for both halves.
 
         Raises:
-          InvalidSubmissionError: it raises, or gives no finite number.
-          TaskError: it cannot be imported, or takes longer than ten minutes.
+          InvalidSubmissionError: it raises, takes longer than ten minutes, or gives no finite number.
+          TaskError: it cannot be imported.
         """
         if self._last is None or self._last[0] != submission:
             self._last = (submission, self._evaluate(submission))
@@ -133,6 +136,7 @@ class BenchmarkGrader:
             (root / "handed-in" / "submission.csv").write_bytes(submission)
             result = root / "result.json"
             arguments = [str(root / "scripts" / "eval.py"), str(root / "handed-in"), str(result)]
+            arguments.append(str(_EVAL_BYTES))
             try:
                 done = subprocess.run(  # noqa: S603
                     [sys.executable, "-c", _RUNNER, *arguments],
@@ -143,7 +147,7 @@ class BenchmarkGrader:
                     check=False,
                 )
             except subprocess.TimeoutExpired as error:
-                raise TaskError(f"scripts/eval.py took longer than {_EVAL_SECONDS} seconds") from error
+                raise InvalidSubmissionError(f"eval.py cannot score it in {_EVAL_SECONDS} seconds") from error
             if not result.exists():
                 said = done.stderr.decode(errors="replace")[-300:]
                 raise TaskError(f"scripts/eval.py ended without a result (status {done.returncode}): {said}")

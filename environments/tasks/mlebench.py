@@ -56,6 +56,8 @@ for column in submission.select_dtypes("number"):
 submission.to_csv("submission.csv", index=False)
 """
 _MESSAGE_LETTERS = 300
+_LARGER = 4
+"""A submission of more than so many times the sample's lines or columns is not read."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +99,8 @@ class MleBenchRecipe:
     def _grader(self, private: Path, answers: Path, public: Path, seed: int) -> tuple[MleBenchGrader, str]:
         """With halves, where a first submission can be graded on each of them; and the script that hands it in."""
         sample = (public / "sample_submission.csv").read_bytes()
-        whole, script = MleBenchGrader(self.competition, private, answers.name, None, None), _SCRIPT
+        shape = (sample.count(b"\n") + 1, len(pd.read_csv(io.BytesIO(sample), nrows=0).columns))
+        whole, script = MleBenchGrader(self.competition, private, answers.name, None, None, shape), _SCRIPT
         try:
             whole.grade(sample, "reward")
         except InvalidSubmissionError:
@@ -125,6 +128,8 @@ class MleBenchGrader:
     """Of submissions and answers; None: rows cannot be told apart, and both halves are the whole."""
     report: np.ndarray | None
     """`[rows]` bool, of the answers: in the report half."""
+    shape: tuple[int, int]
+    """Lines and columns of the sample submission."""
 
     @functools.cached_property
     def answers(self) -> Any:
@@ -157,7 +162,7 @@ class MleBenchGrader:
         Raises:
           InvalidSubmissionError: it is no table, or their grader refuses it.
         """
-        table, answers = _read(submission), self.answers
+        table, answers = self._read(submission), self.answers
         if self.id_column is not None:
             answers = answers[self.report if half == "report" else ~self.report]
             ids = table[self.id_column].astype(str) if self.id_column in table else None
@@ -177,11 +182,26 @@ class MleBenchGrader:
         Raises:
           InvalidSubmissionError: it is no table, or their grader refuses it.
         """
-        score = round(self._score(_read(submission), self.answers), 5)
+        score = round(self._score(self._read(submission), self.answers), 5)
         rank = self._grader.rank_score(score, pd.read_csv(self.private / "leaderboard.csv"))
         medal = next((name for name in ("gold", "silver", "bronze") if rank[f"{name}_medal"]), "none")
         lines = {name: value for name, value in rank.items() if name.endswith("_threshold")}
         return {"score": score, "medal": medal, "above_median": bool(rank["above_median"]), **lines}
+
+    def _read(self, submission: bytes) -> pd.DataFrame:
+        """A hostile submission as a table.
+
+        Raises:
+          InvalidSubmissionError: it is none, or is so much larger than the sample that reading it could take the memory
+            of this host: a line of nothing but commas is a million columns.
+        """
+        lines, columns = self.shape
+        if submission.count(b"\n") > _LARGER * lines or submission.partition(b"\n")[0].count(b",") > _LARGER * columns:
+            raise InvalidSubmissionError("the submission has many more rows or columns than sample_submission.csv")
+        try:
+            return pd.read_csv(io.BytesIO(submission))
+        except (ValueError, UnicodeDecodeError, csv.Error, OverflowError) as error:
+            raise InvalidSubmissionError("the submission is not a CSV file in UTF-8") from error
 
     def _score(self, table: pd.DataFrame, answers: Any) -> float:
         from mlebench.grade_helpers import InvalidSubmissionError as Refused
@@ -205,13 +225,15 @@ class MleBenchGrader:
     def to_dict(self) -> dict[str, Any]:
         report = None if self.report is None else self.report.astype(int).tolist()
         record = {"competition": self.competition, "answers": self.answers_file}
-        return record | {"id_column": self.id_column, "report": report}
+        return record | {"id_column": self.id_column, "report": report, "shape": list(self.shape)}
 
     @classmethod
     def load(cls, private: Path) -> MleBenchGrader:
         record = json.loads((private / MARK).read_text(encoding="utf-8"))
         report = None if record["report"] is None else np.array(record["report"], dtype=bool)
-        return cls(record["competition"], private, record["answers"], record["id_column"], report)
+        return cls(
+            record["competition"], private, record["answers"], record["id_column"], report, tuple(record["shape"])
+        )
 
 
 def get(name: str) -> MleBenchRecipe:
@@ -308,15 +330,3 @@ def _id_column(answers: Any, sample: pd.DataFrame) -> str | None:
             if len(others) == len(set(others)) and set(ids) == set(others):
                 return name
     return None
-
-
-def _read(submission: bytes) -> pd.DataFrame:
-    """A hostile submission as a table.
-
-    Raises:
-      InvalidSubmissionError: it is none.
-    """
-    try:
-        return pd.read_csv(io.BytesIO(submission))
-    except (ValueError, UnicodeDecodeError, csv.Error, OverflowError) as error:
-        raise InvalidSubmissionError("the submission is not a CSV file in UTF-8") from error

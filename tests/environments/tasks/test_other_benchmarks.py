@@ -101,6 +101,9 @@ def test_what_their_grader_refuses_is_invalid_and_says_nothing_of_the_answers(ml
         with pytest.raises(InvalidSubmissionError, match=message) as error:
             grader.grade(as_bytes(broken), "reward")
         assert str(answers["value"][0])[:6] not in str(error.value)
+    for bomb in (b"," * 1000, b"key,value\n" + b"\n" * 1000):
+        with pytest.raises(InvalidSubmissionError, match="many more rows or columns"):
+            grader.grade(bomb, "reward")
     with pytest.raises(InvalidSubmissionError, match="not a CSV"):
         grader.grade(b"\xff\xfe\x00", "reward")
 

@@ -1,5 +1,5 @@
 """A quarter of the pages with a clean version is hidden. Of each page `PIXELS` pixels are asked for, drawn at random: a
-submission then has 3 MB, and not a row for each of some million pixels."""
+submission then has 4 MB, and not a row for each of some million pixels."""
 
 import numpy as np
 import pandas as pd
