@@ -68,7 +68,8 @@ while true; do
   perform "${compose[@]}" up --detach "--scale=worker=${option[workers]}"
   perform "${compose[@]}" logs --follow --no-log-prefix trainer
   dry && exit
-  status="$(docker wait "$("${compose[@]}" ps --all --quiet trainer)")"
+  container="$("${compose[@]}" ps --all --quiet trainer)"
+  status="$(docker wait "$container")" || fail "the run was stopped; the same command goes on"
   [ "$status" = "$PREEMPTED" ] || break
   say "the trainer was told to stop and has saved; starting it again"
 done

@@ -58,7 +58,7 @@ def trainer(options: argparse.Namespace) -> Object:
     """The JobSet. SIGTERM of one pod stops all with PREEMPTED, which starts them again and counts as no failure."""
     labels, resources, hosts = accelerators(options.slice)
     command = [
-        *("python", "-m", "mlagent_jax.train", *options.arguments),
+        *("launch/images/unmasked.sh", "python", "-m", "mlagent_jax.train", *options.arguments),
         *("--config.workers.slots=0", "--config.workers.sandbox=bubblewrap"),
         f"--config.workers.queue=postgresql://trainer@{options.name}-queue/mlagent",
         f"--config.workers.store=/runs/{options.name}/store",
@@ -66,7 +66,9 @@ def trainer(options: argparse.Namespace) -> Object:
     ]
     if labels.get("cloud.google.com/gke-tpu-topology"):
         command.append("--distributed" if hosts > 1 else "--nodistributed")
-    container = _container(options, "trainer", command, "TRAINER_PASSWORD", privileged=True)
+    container = _container(options, "trainer", command, "TRAINER_PASSWORD", sandboxes=True)
+    if "google.com/tpu" in resources:
+        container["securityContext"] = {"privileged": True}  # or a TPU's memory cannot be locked
     container["resources"] = {"limits": resources}
     pod = _pod(options, container, restart="Never", grace_seconds=300, claim=True)
     pod["nodeSelector"] = labels | ({"cloud.google.com/gke-spot": "true"} if options.spot else {})
@@ -103,10 +105,11 @@ def trainer(options: argparse.Namespace) -> Object:
 def workers(options: argparse.Namespace) -> Object:
     """The Deployment. A pod that is taken away gives back what it cannot finish."""
     command = [
-        *("launch/images/worker.sh", f"/runs/{options.name}/tasks", f"--store=/runs/{options.name}/store"),
+        *("launch/images/unmasked.sh", "launch/images/worker.sh"),
+        *(f"/runs/{options.name}/tasks", f"--store=/runs/{options.name}/store"),
         *(f"--slots={options.slots}", f"--cores={options.slots}", "--sandbox=bubblewrap"),
     ]
-    container = _container(options, "worker", command, "WORKER_PASSWORD", privileged=True)
+    container = _container(options, "worker", command, "WORKER_PASSWORD", sandboxes=True)
     container["env"].append({"name": "MLAGENT_QUEUE", "value": f"postgresql://worker@{options.name}-queue/mlagent"})
     container["resources"] = {"requests": {"cpu": str(options.slots), "memory": f"{2 * options.slots}Gi"}}
     return {
@@ -191,16 +194,24 @@ def _password(options: argparse.Namespace, variable: str, key: str) -> Object:
     return {"name": variable, "valueFrom": {"secretKeyRef": {"name": f"{options.name}-queue", "key": key}}}
 
 
+SANDBOXES = {
+    "capabilities": {"add": ["SYS_ADMIN"]},
+    "seccompProfile": {"type": "Unconfined"},
+    "appArmorProfile": {"type": "Unconfined"},
+}
+"""What launch/images/unmasked.sh needs, and gives up before it starts the program."""
+
+
 def _container(
-    options: argparse.Namespace, name: str, command: list[str], password: str | None, privileged: bool = False
+    options: argparse.Namespace, name: str, command: list[str], password: str | None, sandboxes: bool = False
 ) -> Object:
-    """One of the image. Privileged where it makes sandboxes: scripts run in namespaces of their own, without rights."""
+    """One of the image; `sandboxes`: it makes some."""
     container: Object = {"name": name, "image": options.image, "command": command, "env": []}
     if password:
         container["env"].append(_password(options, "PGPASSWORD", password))
     if options.environment and name in ("trainer", "worker"):
         container["envFrom"] = [{"secretRef": {"name": options.environment}}]
-    container["securityContext"] = {"privileged": True} if privileged else {"allowPrivilegeEscalation": False}
+    container["securityContext"] = SANDBOXES if sandboxes else {"allowPrivilegeEscalation": False}
     return container
 
 
