@@ -86,6 +86,9 @@ def test_an_installed_entry_point_is_a_recipe_by_its_name(rents, monkeypatch):
         ({"entry": "../train.py"}, "entry is '../train.py', expected a path inside env/"),
         ({"limits": {"cpu_seconds": "long"}}, "limits.cpu_seconds is 'long'"),
         ({"limits": {"seconds": 1}}, "limits has no field 'seconds'; did you mean .*_seconds"),
+        ({"archive": {"kagle": "titanic"}}, "archive has no field 'kagle'; did you mean kaggle"),
+        ({"archive": {}}, "archive is {}, expected one of kaggle, url, tfds with its name"),
+        ({"archive": {"url": 3}}, "archive.url is 3, expected a text"),
         ({"gpus": -1}, "gpus is -1, expected a number from 0"),
         ({"ideas": "more trees"}, "ideas is 'more trees', expected a list"),
         (
@@ -111,6 +114,26 @@ def test_a_missing_file_is_an_error_that_names_it(rents):
         tasks.get(str(rents))
     with pytest.raises(TaskError, match=r"nowhere/task\.yaml cannot be read"):
         tasks.get(str(rents / "nowhere"))
+
+
+def test_raw_data_are_in_the_folder_or_where_archives_lie(rents, monkeypatch, tmp_path):
+    monkeypatch.setenv("MLAGENT_DATA_DIR", str(tmp_path / "archives"))
+    assert tasks.get(str(rents)).raw == rents / "raw"
+    change(rents, archive={"url": "https://example.org/rents.zip"})
+    with pytest.raises(
+        TaskError, match=r"archives/rents/rents\.zip is not there: `curl .* https://example\.org/rents\.zip`"
+    ):
+        build(rents)
+    folder = tmp_path / "archives" / "rents"
+    folder.mkdir(parents=True)
+    (folder / "rents.zip").write_bytes(b"")
+    (rents / "prepare.py").write_text(
+        "from environments.tasks import archives\n"
+        "def prepare(raw, public, private, seed):\n"
+        "    with archives.open_archive(raw, 'rents.zip'): pass\n"
+    )
+    with pytest.raises(TaskError, match=r"rents\.zip cannot be read .*: it was cut off, fetch it again.*`curl"):
+        build(rents, seed=1)
 
 
 @pytest.mark.parametrize(
