@@ -241,7 +241,7 @@ def their_step(checkpoint: str, batch: Any, folder: Path) -> Callable[[], None]:
 def measure_update(checkpoint: str, folder: Path) -> None:
     from mlagent_jax.models import hugging_face
 
-    batch = make_rows(hugging_face.read_config(checkpoint).vocab_size)
+    batch = make_rows(hugging_face.read_config(Path(checkpoint)).vocab_size)
     tokens = int((np.asarray(batch.prompt_lengths) + np.asarray(batch.mask).sum(axis=1)).sum())
     ways = {"ours": our_step(checkpoint, batch), "trl": their_step(checkpoint, batch, folder)}
     seconds: dict[str, list[float]] = {name: [] for name in ways}
