@@ -6,8 +6,8 @@ The loop, the sampler, the queue (SQLite) and the collector are those of a run; 
 has nothing to do for them. One line of JSON a way:
 
 - `device alone`: sampling and updating, synchronous, executions of no length.
-- `synchronous`, `asynchronous` (a policy version behind, sampling beside the update) and `asynchronous, in turns` (with
-  rl.sample_ahead off), with executions of `--seconds`; 0: so long that the workers need as long for a batch as the
+- `asynchronous` (a policy version behind, sampling beside the update), `asynchronous, in turns` (with rl.sample_ahead
+  off) and `synchronous`, with executions of `--seconds`; 0: so long that the workers need as long for a batch as the
   device, where overlapping matters most.
 
 `over_bound` is an iteration's seconds over the larger of the device's alone and the workers' (executions of a batch *
@@ -127,7 +127,7 @@ def measure_loop(checkpoint: str, folder: Path) -> None:
     seconds = SECONDS.value or device * WORKERS.value / count
     workers = count * seconds / WORKERS.value
     _print("device alone", alone, device_seconds=device, execution_seconds=seconds, workers_seconds=workers)
-    ways = {"synchronous": (0, False), "asynchronous": (1, True), "asynchronous, in turns": (1, False)}
+    ways = {"asynchronous": (1, True), "asynchronous, in turns": (1, False), "synchronous": (0, False)}
     for number, (name, (staleness, ahead)) in enumerate(ways.items()):
         taken = iterate(config_of(checkpoint, staleness, ahead), folder / str(number), seconds)
         _print(name, taken, over_bound=taken["seconds"] / max(device, workers))
