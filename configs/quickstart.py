@@ -29,6 +29,7 @@ def get_config() -> ConfigDict:
     config.rl.samples = 4
     # An episode keeps its best submission: several different good edits are worth more than one good edit repeated.
     config.rl.best_of = 3
+    config.rl.best_of_weight = 0.5
     config.rl.kl_coefficient = 0.1
     # States as episodes visit them: half of them the policy's own, as deep as an episode of `evaluate.steps` goes.
     config.pool.refresh_fraction = 0.5

@@ -321,6 +321,9 @@ class RLConfig:
     """Advantages: gae, grpo, rloo or reinforce_plus_plus."""
     best_of: int = 1
     """Above 1: an action is rewarded by what it adds to the best of so many from its state, at most `samples`."""
+    best_of_weight: float = 1.0
+    """Of the best of `best_of` in what is maximised; the rest of 1 is the mean reward's, which alone punishes a failure
+    beside a success."""
     gamma: float = 1.0
     """Discount a token of the action."""
     gae_lambda: float = 1.0

@@ -126,6 +126,8 @@ def check(config: Config) -> None:
         raise ConfigError(
             f"config.rl.best_of is {config.rl.best_of}; it is from 1 to config.rl.samples, {config.rl.samples}"
         )
+    if not 0.0 <= config.rl.best_of_weight <= 1.0:
+        raise ConfigError(f"config.rl.best_of_weight is {config.rl.best_of_weight}; it is from 0 to 1")
     if config.rl.kl_target and not config.rl.kl_coefficient:
         raise ConfigError("config.rl.kl_coefficient is 0; an adaptive one (config.rl.kl_target) starts above 0")
     if config.rl.kl_in == "loss" and config.rl.kl_estimator == "k1" and config.rl.kl_coefficient:

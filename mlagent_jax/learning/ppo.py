@@ -187,10 +187,14 @@ def make_targets(
 ) -> Targets:
     """Advantages by the config's estimator, whitened over the global batch, and the critic's returns.
 
-    With `kl_in` = reward, each token's reward is less `kl_coefficient` times its KL to the reference.
+    With `kl_in` = reward, each token's reward is less `kl_coefficient` times its KL to the reference. With `best_of` k
+    above 1 and `best_of_weight` w, (1 - w) E[r] + w E[max of k] is maximised: the gradient of the second is k times
+    that of what an action adds.
     """
     rows = jnp.any(batch.mask, axis=1)
-    by_action = estimators.best_of(batch.rewards, batch.groups, rows, config.best_of)
+    added = estimators.best_of(batch.rewards, batch.groups, rows, config.best_of)
+    weight = config.best_of_weight if config.best_of > 1 else 0.0
+    by_action = (1 - weight) * batch.rewards + weight * config.best_of * added
     rewards = estimators.place_on_last(by_action, batch.mask)
     if config.kl_in == "reward":
         divergence = losses.kl(proximal.log_probs, reference.log_probs, config.kl_estimator)

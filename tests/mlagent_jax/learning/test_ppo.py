@@ -120,6 +120,26 @@ def test_advantages_with_a_zero_critic_are_the_whitened_rewards(policy, batch):
     np.testing.assert_allclose(np.asarray(targets.advantages)[batch.mask], wanted, atol=1e-5)
 
 
+@pytest.mark.parametrize("weight", [0.0, 0.5, 1.0])
+def test_the_best_of_two_is_weighed_against_the_mean(policy, batch, weight):
+    graph, params = policy
+    batch = dataclasses.replace(batch, groups=np.zeros_like(batch.groups))  # all from one state
+    proximal = ppo.score(model(graph), params, ppo.init_critic(16), batch)
+    config = RLConfig(best_of=2, best_of_weight=weight, estimator="rloo")
+    counted = [float(r) for r, row in zip(batch.rewards, batch.mask, strict=True) if row.any()]
+    worth = []
+    for i, reward in enumerate(counted):  # the gradient of E[max of 2] is 2 times what an action adds to a pair
+        others = counted[:i] + counted[i + 1 :]
+        added = np.mean([max(reward, other) - other for other in others])
+        worth.append((1 - weight) * reward + weight * 2 * added)
+    baseline = [np.mean(worth[:i] + worth[i + 1 :]) for i in range(len(worth))]
+    by_row = iter(np.asarray(worth) - baseline)
+    tokens = np.concatenate([np.full(row.sum(), next(by_row)) for row in batch.mask if row.any()])
+    wanted = (tokens - tokens.mean()) / np.sqrt(tokens.var() + 1e-8)
+    advantages = np.asarray(ppo.make_targets(batch, proximal, proximal, config).advantages)
+    np.testing.assert_allclose(advantages[batch.mask], wanted, atol=1e-5)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("estimator", ["gae", "grpo", "rloo", "reinforce_plus_plus"])
 def test_an_update_makes_rewarded_actions_likelier(policy, batch, estimator):
