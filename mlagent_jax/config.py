@@ -73,6 +73,9 @@ class OptimizerConfig:
     moments: str = "float32"
     """float32; bfloat16: the first moment, the second stays float32; factored: Adafactor's rows and columns of the
     second moment, and no first."""
+    placement: str = "device"
+    """Where the moments are between updates: device, or host (pinned memory of the device's host): slower steps, and the
+    devices' memory for other things. Results are the same. tools/plan.py counts both memories."""
     rounding: str = "nearest"
     """Of an update to bfloat16 parameters: nearest, or stochastic, so that small updates are not lost; parameters in
     float32 (policy.param_dtype) are master weights, and nearest is right for them."""

@@ -48,6 +48,7 @@ def check(config: Config) -> None:
     choose("sft.schedule", config.sft.schedule, ("cosine", "constant"))
     choose("sft.optimizer", config.sft.optimizer, ("adamw", "muon"))
     choose("optimizer.moments", config.optimizer.moments, ("float32", "bfloat16", "factored"))
+    choose("optimizer.placement", config.optimizer.placement, ("device", "host"))
     choose("optimizer.rounding", config.optimizer.rounding, ("nearest", "stochastic"))
     _check_training(config)
     choose("rl.reward", config.rl.reward, tuple(REWARDS))

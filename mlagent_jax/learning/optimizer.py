@@ -1,7 +1,7 @@
 """Optimizers by name, with the learning rate as a value of the state, so that any schedule can set it each step.
 
-What an optimizer keeps for each parameter is a choice of its own (`OptimizerConfig`), and where it keeps it is where
-the parameter is (`init_state`).
+What an optimizer keeps for each parameter is a choice of its own (`OptimizerConfig`). It is laid out as the parameter is,
+in the memory of the same devices or in that of their hosts (`init_state`, `apply`).
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from optax import contrib
 
 from mlagent_jax.config import OptimizerConfig
 
+HOST_MEMORY = "pinned_host"
+"""What JAX calls the memory of a device's host that the device itself reads and writes."""
 _PLAIN = OptimizerConfig()
 
 
@@ -123,29 +125,52 @@ def stochastic_rounding(seed: int = 0) -> optax.GradientTransformation:
     return optax.GradientTransformation(init, update)
 
 
-def init_state(optimizer: optax.GradientTransformation, params: Any) -> optax.OptState:
-    """The optimizer's first state, each moment where its parameter is.
+def init_state(optimizer: optax.GradientTransformation, params: Any, placement: str = "device") -> optax.OptState:
+    """The optimizer's first state, each moment laid out as its parameter; `placement` as in `OptimizerConfig`.
 
     Left to itself, the compiler would put the whole of it on every device: nothing ties zeros to a layout.
     """
-    wanted = abstract_state(optimizer, params)
+    wanted = abstract_state(optimizer, params, placement)
     return jax.jit(optimizer.init, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, wanted))(params)
 
 
-def abstract_state(optimizer: optax.GradientTransformation, params: Any) -> optax.OptState:
-    """What `init_state` makes, as `jax.ShapeDtypeStruct`s with their shardings; `params` may be abstract too."""
+def abstract_state(optimizer: optax.GradientTransformation, params: Any, placement: str = "device") -> optax.OptState:
+    """What `init_state` makes, as `jax.ShapeDtypeStruct`s with their shardings; `params` may be abstract too.
+
+    Raises:
+      ValueError: `placement` is host and the parameters are not on a mesh, without which JAX keeps no memory apart.
+    """
     placed = {_names(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]}
     on_mesh = [leaf.sharding for leaf in placed.values() if isinstance(leaf.sharding, NamedSharding)]
     everywhere = NamedSharding(on_mesh[0].mesh, PartitionSpec()) if on_mesh else None
+    if placement == "host" and not on_mesh:
+        raise ValueError("moments in the host's memory need parameters on a mesh, be it of one device: see make_mesh")
 
     def place(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
         names = _names(path)
         # A moment stands at the path of its parameter, somewhere in the optimizer's own structure.
         param = next((placed[names[start:]] for start in range(len(names)) if names[start:] in placed), None)
         alike = param is not None and param.shape == leaf.shape and isinstance(param.sharding, NamedSharding)
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=param.sharding if alike else everywhere)
+        sharding = param.sharding if alike else everywhere
+        if alike and placement == "host" and leaf.ndim:  # a number is not worth the way
+            sharding = sharding.with_memory_kind(HOST_MEMORY)
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
     return jax.tree_util.tree_map_with_path(place, jax.eval_shape(optimizer.init, params))
+
+
+def apply(
+    optimizer: optax.GradientTransformation, grads: Any, state: optax.OptState, params: Any
+) -> tuple[Any, optax.OptState]:
+    """(parameters, state) after one update. What is in the memory of the host comes for it, and goes back."""
+    away = jax.tree.map(lambda leaf: jax.typeof(leaf).memory_space == jax.memory.Space.Host, state)
+    if any(jax.tree.leaves(away)):
+        # Not before the gradients are there: meanwhile its place is that of activations.
+        grads, state = jax.lax.optimization_barrier((grads, state))
+    here = jax.tree.map(lambda leaf, far: jax.device_put(leaf, jax.memory.Space.Device) if far else leaf, state, away)
+    updates, here = optimizer.update(grads, here, params)
+    state = jax.tree.map(lambda leaf, far: jax.device_put(leaf, jax.memory.Space.Host) if far else leaf, here, away)
+    return optax.apply_updates(params, updates), state
 
 
 def _names(path: tuple[Any, ...]) -> tuple[str, ...]:

@@ -21,7 +21,7 @@ from mlagent_jax import models
 from mlagent_jax.config import OptimizerConfig, RLConfig
 from mlagent_jax.learning import estimators, losses
 from mlagent_jax.learning.accumulation import mapped, summed_gradients
-from mlagent_jax.learning.optimizer import adam, clipped
+from mlagent_jax.learning.optimizer import adam, apply, clipped
 from mlagent_jax.models import lora
 
 Params = Any
@@ -283,8 +283,8 @@ def ppo_step(
     count = jnp.maximum(metrics["policy_loss"].count, 1.0)
     grads = jax.tree.map(lambda grad: grad / count, grads)
     metrics["grad_norm"] = losses.Mean(optax.tree.norm(grads["policy"]), jnp.ones(()))
-    updates, opt_state = optimizer.update(grads, opt_state, params)
-    return optax.apply_updates(params, updates), opt_state, metrics
+    params, opt_state = apply(optimizer, grads, opt_state, params)
+    return params, opt_state, metrics
 
 
 def micro_rows(config: RLConfig, rows: int, time: int, shards: int = 1) -> int:

@@ -15,6 +15,7 @@ import optax
 
 from mlagent_jax import models
 from mlagent_jax.learning.accumulation import summed_gradients
+from mlagent_jax.learning.optimizer import apply
 from mlagent_jax.models import lora
 
 Params = Any
@@ -52,9 +53,9 @@ def sft_step(
     grads, metrics = summed_gradients(loss, params, rows, micro_rows)
     count = jnp.maximum(metrics["action_tokens"], 1)
     grads = jax.tree.map(lambda grad: grad / count, grads)
-    updates, opt_state = optimizer.update(grads, opt_state, params)
     metrics |= {"loss": metrics["loss"] / count, "grad_norm": optax.tree.norm(grads)}
-    return optax.apply_updates(params, updates), opt_state, metrics
+    params, opt_state = apply(optimizer, grads, opt_state, params)
+    return params, opt_state, metrics
 
 
 @functools.partial(jax.jit, static_argnames=("graph", "compute_dtype"))

@@ -76,11 +76,11 @@ class Blueprint:
 
     def sft_state(self) -> Tree:
         """The sft optimizer's."""
-        return abstract_state(self.sft_optimizer, self.trained)
+        return abstract_state(self.sft_optimizer, self.trained, self.config.optimizer.placement)
 
     def rl_state(self) -> Tree:
         """The rl optimizer's."""
-        return abstract_state(self.rl_optimizer, self.rl_params)
+        return abstract_state(self.rl_optimizer, self.rl_params, self.config.optimizer.placement)
 
     def array(self, shape: tuple[int, ...], dtype: Any, axes: tuple[str | None, ...] | None = None) -> Any:
         """An array with these logical axes; without any, one on every device.

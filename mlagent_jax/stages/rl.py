@@ -82,7 +82,8 @@ class _Trainer:
         critic = ppo.init_critic(self.policy.config.hidden_size, backbone)
         critic |= {name: processes.everywhere(critic[name]) for name in critic.keys() - {"backbone"}}
         params = {"policy": jax.tree.map(jnp.copy, self.trained.params), "critic": critic}
-        self.arrays = {"params": params, "optimizer": init_state(self.optimizer, params)}
+        state = init_state(self.optimizer, params, run.config.optimizer.placement)
+        self.arrays = {"params": params, "optimizer": state}
         self.kl = (
             controllers.AdaptiveKL(self.config.kl_coefficient, self.config.kl_target)
             if self.config.kl_target

@@ -49,7 +49,8 @@ def sft(run: Run) -> None:
         keeps=run.config.optimizer,
     )
     trained = training(run, policy)
-    arrays = {"policy": trained.params, "optimizer": init_state(optimizer, trained.params)}
+    state = init_state(optimizer, trained.params, run.config.optimizer.placement)
+    arrays = {"policy": trained.params, "optimizer": state}
     if run.is_first:
         hugging_face.describe(run.workdir / "checkpoints" / "sft" / "model", policy.config, policy.tokenizer)
     with checkpointer(run, "sft") as saved:

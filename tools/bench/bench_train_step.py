@@ -72,7 +72,8 @@ def in_jax(work: Work) -> tuple[Callable[[], float], int]:
     if drawn.adapters is not None:
         trained, frozen = lora.create(drawn.graph, jax.random.key(1), mesh), base
     program = programs.make("sft_step", drawn)
-    held = {"params": trained, "state": with_learning_rate(init_state(drawn.sft_optimizer, trained), _LEARNING_RATE)}
+    state = init_state(drawn.sft_optimizer, trained, work.config.optimizer.placement)
+    held = {"params": trained, "state": with_learning_rate(state, _LEARNING_RATE)}
     rows, span = work.tokens[:, :-1].shape
     packed = {
         "tokens": work.tokens[:, :-1],
