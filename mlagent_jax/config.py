@@ -74,8 +74,8 @@ class OptimizerConfig:
     """float32; bfloat16: the first moment, the second stays float32; factored: Adafactor's rows and columns of the
     second moment, and no first."""
     placement: str = "device"
-    """Where the moments are between updates: device, or host (pinned memory of the device's host): slower steps, and the
-    devices' memory for other things. Results are the same. tools/plan.py counts both memories."""
+    """Where the moments are between updates: device, or host (pinned memory of the device's host), which leaves the
+    device's to other things and takes time at each update; the results are the same."""
     rounding: str = "nearest"
     """Of an update to bfloat16 parameters: nearest, or stochastic, so that small updates are not lost; parameters in
     float32 (policy.param_dtype) are master weights, and nearest is right for them."""

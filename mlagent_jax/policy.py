@@ -53,6 +53,8 @@ class Policy:
     graph: Any
     params: Any
     tokenizer: Tokenizer
+    origin: hugging_face.Origin | None = None
+    """Of its checkpoint, where it began as one."""
 
     def with_params(self, params: Any) -> Policy:
         return dataclasses.replace(self, params=params)
@@ -113,7 +115,7 @@ def checkpoint_policy(run: Run, checkpoint: str, field: str = "evaluate.policies
         loaded = hugging_face.load(
             checkpoint, dtype=jnp.dtype(config.param_dtype), mesh=run.mesh, attention=config.attention
         )
-        return Policy(*loaded, Tokenizer.load(checkpoint))
+        return Policy(*loaded, Tokenizer.load(checkpoint), hugging_face.read_origin(checkpoint))
     except (OSError, ValueError) as error:
         raise ConfigError(f"config.{field} names {checkpoint!r}: {error}") from error
 

@@ -44,7 +44,8 @@ def export(checkpoint: Path, output: str, step: int | None, dtype: str | None, m
             )
         _, params = models.abstract(config, dtype=shapes["policy/embedder/embedding"].dtype)
         arrays, _ = saved.restore(step, {"policy": params}, partial=True)
-    hugging_face.save(output, config, arrays["policy"], tokenizer, dtype, max_shard_size)
+    origin = hugging_face.read_origin(checkpoint / "model")
+    hugging_face.save(output, config, arrays["policy"], tokenizer, dtype, max_shard_size, origin)
     return step
 
 

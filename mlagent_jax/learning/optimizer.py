@@ -1,7 +1,7 @@
 """Optimizers by name, with the learning rate as a value of the state, so that any schedule can set it each step.
 
-What an optimizer keeps for each parameter is a choice of its own (`OptimizerConfig`). It is laid out as the parameter is,
-in the memory of the same devices or in that of their hosts (`init_state`, `apply`).
+What an optimizer keeps for each parameter is a choice of its own (`OptimizerConfig`). It is laid out as the parameter
+is, in the memory of the same devices or in that of their hosts (`init_state`, `apply`).
 """
 
 from __future__ import annotations

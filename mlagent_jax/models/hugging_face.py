@@ -35,6 +35,8 @@ from mlagent_jax.parallelism import Rules
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+GENERATION = "generation_config.json"
+_TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 MAX_SHARD_SIZE = 5 * 10**9
 """Bytes a file, as transformers writes them."""
 
@@ -151,6 +153,27 @@ def read_config(folder: Path) -> ModelConfig:
     return ModelConfig.from_hf(json.loads(path.read_text(encoding="utf-8")))
 
 
+@dataclasses.dataclass(frozen=True)
+class Origin:
+    """What the folder of a checkpoint says beside shape, weights and tokenizer; an export of it is to say the same."""
+
+    token_ids: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """Beginning, end and padding, of its `config.json`."""
+    generation: bytes | None = None
+    """Its `generation_config.json`; None: it has none."""
+
+
+def read_origin(path_or_hub_id: str | Path) -> Origin:
+    """Of a folder, or of a repository on the Hugging Face hub."""
+    folder = fetch(path_or_hub_id)
+    raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    generation = folder / GENERATION
+    return Origin(
+        {name: raw[name] for name in _TOKEN_IDS if name in raw},
+        generation.read_bytes() if generation.exists() else None,
+    )
+
+
 def load(
     path_or_hub_id: str | Path,
     *,
@@ -262,6 +285,7 @@ def save(
     tokenizer: Tokenizer | None = None,
     dtype: str | None = None,
     max_shard_size: int = MAX_SHARD_SIZE,
+    origin: Origin | None = None,
 ) -> None:
     """Writes a folder for `AutoModelForCausalLM` and `AutoTokenizer`: weights, index, configs, tokenizer.
 
@@ -275,6 +299,7 @@ def save(
       tokenizer: to go with it; its folder is copied.
       dtype: in which to store ("float32", "bfloat16", "float16"); default that of `params`.
       max_shard_size: bytes a file, unless a single tensor is larger.
+      origin: of the checkpoint that they were before training, if they were one.
 
     Raises:
       FileExistsError: `directory` is there and is no export.
@@ -305,7 +330,7 @@ def save(
                 placed = {name: file for file, names in files.items() for name in names}
                 total = sum(math.prod(slot.file_shape) for slot in slots) * stored.itemsize
                 _write_json(epath.Path(folder / INDEX), {"metadata": {"total_size": total}, "weight_map": placed})
-            describe(folder, config, tokenizer)
+            describe(folder, config, tokenizer, origin)
             if tokenizer is not None:
                 tokenizer.check_loads_alike(folder)
     if jax.process_count() > 1:
@@ -333,16 +358,27 @@ def _split(slots: list[_Slot], dtype: np.dtype, limit: int) -> dict[str, list[st
     return {f"model-{i:05}-of-{len(groups):05}.safetensors": names for i, names in enumerate(groups, 1)}
 
 
-def describe(directory: str | os.PathLike[str], config: ModelConfig, tokenizer: Tokenizer | None = None) -> None:
+def describe(
+    directory: str | os.PathLike[str],
+    config: ModelConfig,
+    tokenizer: Tokenizer | None = None,
+    origin: Origin | None = None,
+) -> None:
     """Writes everything of a checkpoint but its weights: config.json, generation_config.json and the tokenizer's files.
 
-    Beside the arrays of a run it makes them exportable by themselves (`tools/export_hf.py`).
+    What `origin` says of special tokens and of generation stays as it is; where it says nothing, the tokenizer's end of
+    text and padding are named. Beside the arrays of a run it makes them exportable by themselves
+    (`tools/export_hf.py`).
     """
     folder = epath.Path(directory)
     folder.mkdir(parents=True, exist_ok=True)
+    origin = origin or Origin()
     ids = {} if tokenizer is None else {"eos_token_id": tokenizer.eos_id, "pad_token_id": tokenizer.pad_id}
-    _write_json(folder / "config.json", {**config.to_hf(), **ids})
-    _write_json(folder / "generation_config.json", ids)
+    _write_json(folder / "config.json", {**config.to_hf(), **(origin.token_ids or ids)})
+    if origin.generation is None:
+        _write_json(folder / GENERATION, ids)
+    else:
+        (folder / GENERATION).write_bytes(origin.generation)
     if tokenizer is not None:
         tokenizer.save(folder)
 

@@ -18,7 +18,7 @@ from mlagent_jax import models
 from mlagent_jax.config import Config
 from mlagent_jax.errors import ConfigError
 from mlagent_jax.learning import ppo
-from mlagent_jax.learning.optimizer import abstract_state, make_optimizer
+from mlagent_jax.learning.optimizer import HOST_MEMORY, abstract_state, make_optimizer
 from mlagent_jax.models import LoRA, lora
 from mlagent_jax.parallelism import DEFAULT_RULES
 
@@ -159,10 +159,22 @@ def _from_scratch(config: Config) -> models.ModelConfig:
 
 
 def bytes_a_device(tree: Tree, dtype: Any = None) -> int:
-    """Of all arrays of a tree, or of copies of them in another dtype."""
+    """Of a tree's arrays in the memory of devices, or of copies of them in another dtype."""
+    return _bytes([leaf for leaf in jax.tree.leaves(tree) if not _is_on_host(leaf)], dtype)
 
+
+def host_bytes_a_device(tree: Tree) -> int:
+    """Of a tree's arrays in the memory of hosts, a device's share."""
+    return _bytes([leaf for leaf in jax.tree.leaves(tree) if _is_on_host(leaf)])
+
+
+def _is_on_host(leaf: jax.ShapeDtypeStruct) -> bool:
+    return leaf.sharding is not None and leaf.sharding.memory_kind == HOST_MEMORY
+
+
+def _bytes(leaves: list[jax.ShapeDtypeStruct], dtype: Any = None) -> int:
     def one(leaf: jax.ShapeDtypeStruct) -> int:
         shape = leaf.sharding.shard_shape(leaf.shape) if leaf.sharding is not None else leaf.shape
         return math.prod(shape) * jnp.dtype(dtype or leaf.dtype).itemsize
 
-    return sum(map(one, jax.tree.leaves(tree)))
+    return sum(map(one, leaves))

@@ -13,7 +13,7 @@ from mlagent_jax.errors import ConfigError
 from mlagent_jax.models.decoder import CHUNK_ELEMENTS
 from mlagent_jax.parallelism import make_mesh
 from mlagent_jax.planning import flops, hlo, programs
-from mlagent_jax.planning.blueprint import Blueprint, bytes_a_device, draw
+from mlagent_jax.planning.blueprint import Blueprint, bytes_a_device, draw, host_bytes_a_device
 from mlagent_jax.planning.programs import Program
 from mlagent_jax.planning.slices import Slice
 
@@ -35,6 +35,8 @@ class Compiled:
     """What the stage holds meanwhile and the program does not see."""
     argument_bytes: int
     temporary_bytes: int
+    host_bytes: int
+    """Of the host's memory, a device's share; 0 where the compiler does not tell the two apart (CPU)."""
     fits: bool
     flops: int
     collectives: tuple[hlo.Collective, ...]
@@ -108,6 +110,7 @@ def compile_program(name: str, blueprint: Blueprint, slice_: Slice) -> Compiled:
         beside_bytes=program.beside_bytes,
         argument_bytes=memory.argument_size_in_bytes,
         temporary_bytes=memory.temp_size_in_bytes,
+        host_bytes=memory.host_argument_size_in_bytes + memory.host_temp_size_in_bytes,
         fits=peak + program.beside_bytes <= slice_.usable_bytes,
         flops=operations,
         collectives=tuple(hlo.collectives(found)),
@@ -145,6 +148,7 @@ def _too_large(program: Program, operations: int, message: str, seconds: float) 
         beside_bytes=program.beside_bytes,
         argument_bytes=arguments,
         temporary_bytes=peak - arguments,
+        host_bytes=sum(map(host_bytes_a_device, program.arguments)),
         fits=False,
         flops=operations,
         collectives=(),

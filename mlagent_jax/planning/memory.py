@@ -20,7 +20,7 @@ from mlagent_jax.errors import ConfigError
 from mlagent_jax.models.attention import block_size
 from mlagent_jax.models.cache import KEY_BLOCK
 from mlagent_jax.planning import programs
-from mlagent_jax.planning.blueprint import Blueprint, bytes_a_device
+from mlagent_jax.planning.blueprint import Blueprint, bytes_a_device, host_bytes_a_device
 from mlagent_jax.planning.slices import GIB, Slice
 
 Redraw = Callable[[Config], Blueprint]
@@ -35,6 +35,8 @@ class Phase:
     """Of the config, that go through it."""
     parts: dict[str, int]
     """Bytes a device by what they are for."""
+    host: int = 0
+    """Bytes of the host's memory that a device's share of the optimizer takes."""
 
     @property
     def total(self) -> int:
@@ -53,14 +55,15 @@ def phases(blueprint: Blueprint) -> list[Phase]:
     weights = {"parameters": base + adapters}
     reference = {"reference policy": programs.reference_bytes(blueprint)}
     rows = programs.pass_rows(blueprint, "sft", config.sft.batch_size, config.sft.micro_batch)
+    sft_state, rl_state = blueprint.sft_state(), blueprint.rl_state()
     sft = {
-        "optimizer": bytes_a_device(blueprint.sft_state()),
+        "optimizer": bytes_a_device(sft_state),
         "gradients": _gradients(blueprint, rows < config.sft.batch_size),
         "activations": activations(blueprint, rows, config.sft.row_tokens, config.sft.row_tokens),
     }
     batch = config.rl.states * config.rl.samples // config.rl.minibatches
     rows = programs.pass_rows(blueprint, "rl", batch, programs.rl_config(blueprint, batch).micro_batch)
-    optimizer = {"optimizer": bytes_a_device(blueprint.rl_state())}
+    optimizer = {"optimizer": bytes_a_device(rl_state)}
     update = {
         "gradients": _gradients(blueprint, rows < batch),
         "activations": activations(blueprint, rows, programs.row_tokens(blueprint), config.prompt.max_action_tokens),
@@ -72,12 +75,19 @@ def phases(blueprint: Blueprint) -> list[Phase]:
     }
     if config.rl.sample_ahead and config.rl.max_staleness:
         update |= {"sampling copy": programs.copied_bytes(blueprint, True), "KV cache": sampling["KV cache"]}
+    of_sft, of_rl = host_bytes_a_device(sft_state), host_bytes_a_device(rl_state)
     return [
-        Phase("sft step", ("sft",), weights | sft),
-        Phase("rl update", ("rl",), weights | reference | optimizer | update),
-        Phase("rl sampling", ("rl",), weights | reference | optimizer | sampling),
+        Phase("sft step", ("sft",), weights | sft | _visiting(of_sft, sft), of_sft),
+        Phase("rl update", ("rl",), weights | reference | optimizer | update | _visiting(of_rl, update), of_rl),
+        Phase("rl sampling", ("rl",), weights | reference | optimizer | sampling, of_rl),
         Phase("evaluation", ("evaluate",), weights | sampling),
     ]
+
+
+def _visiting(moments: int, step: dict[str, int]) -> dict[str, int]:
+    """Moments that come from the host for the update, when the activations are gone: what they take beyond those's
+    place, were all of them there at once."""
+    return {"moments for the update": max(0, moments - step["activations"])} if moments else {}
 
 
 def _gradients(blueprint: Blueprint, accumulated: bool) -> int:
@@ -144,12 +154,25 @@ def _prefill_activations(blueprint: Blueprint) -> int:
 
 
 def misfits(found: list[Phase], config: Config, slice_: Slice) -> list[Phase]:
-    """Phases of the config's stages that take more than a device has."""
-    return [phase for phase in found if set(phase.stages) & set(config.stages) and phase.total > slice_.usable_bytes]
+    """Phases of the config's stages that take more than a device, or its host, has."""
+
+    def fits(phase: Phase) -> bool:
+        return phase.total <= slice_.usable_bytes and not _is_beyond_host(phase, slice_)
+
+    return [phase for phase in found if set(phase.stages) & set(config.stages) and not fits(phase)]
+
+
+def _is_beyond_host(phase: Phase, slice_: Slice) -> bool:
+    return bool(slice_.host_gib) and phase.host * slice_.devices_a_host > slice_.host_gib * GIB
 
 
 def explain(phase: Phase, slice_: Slice) -> str:
     """What does not fit, and what most of it is."""
+    if _is_beyond_host(phase, slice_):
+        return (
+            f"{phase.name} keeps {phase.host * slice_.devices_a_host / GIB:.1f} GiB of the optimizer on a host, a host "
+            f"of {slice_.name} has {slice_.host_gib:.0f}"
+        )
     most = sorted(phase.parts.items(), key=lambda part: -part[1])[:3]
     parts = ", ".join(f"{name} {size / GIB:.1f}" for name, size in most if size)
     return (
@@ -186,7 +209,8 @@ def _candidates(config: Config, shards: int) -> Iterator[dict[str, Any]]:
         steps.append(smaller)
     slots = config.sampling.slots
     steps += [{"sampling.slots": slots // part} for part in (2, 4, 8) if slots % (part * shards) == 0]
-    steps += [{"optimizer.moments": "bfloat16"}, {"optimizer.moments": "factored"}]
+    steps += [{"optimizer.placement": "host"}, {"optimizer.placement": "device", "optimizer.moments": "bfloat16"}]
+    steps += [{"optimizer.placement": "host"}, {"optimizer.placement": "device", "optimizer.moments": "factored"}]
     steps += [{"optimizer.moments": "float32", "policy.param_dtype": "bfloat16", "lora.rank": 32}]
     for step in steps:
         if step:

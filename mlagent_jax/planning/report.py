@@ -83,13 +83,14 @@ def _lines(plan: Plan) -> Iterator[str]:
     config, slice_, mesh = plan.blueprint.config, plan.slice, plan.blueprint.mesh.shape
     count = sum(leaf.size for leaf in jax.tree.leaves(plan.blueprint.base))
     trained = sum(leaf.size for leaf in jax.tree.leaves(plan.blueprint.trained))
+    where = " in the host's memory" if config.optimizer.placement == "host" else ""
     yield f"# {config.policy.checkpoint or 'A policy from scratch'} on {slice_.name}"
     yield ""
     yield (
         f"{count / 1e9:.3f}e9 parameters in {config.policy.param_dtype}, {trained / 1e9:.3f}e9 trained; computed in "
         f"{config.policy.compute_dtype}, remat {config.policy.remat}, attention {plan.blueprint.graph.attention}, "
-        f"moments {config.optimizer.moments}. {slice_.devices} devices of {slice_.usable_gib:.2f} usable GiB, mesh "
-        f"data={mesh['data']} fsdp={mesh['fsdp']} tensor={mesh['tensor']}."
+        f"moments {config.optimizer.moments}{where}. {slice_.devices} devices of {slice_.usable_gib:.2f} usable GiB, "
+        f"mesh data={mesh['data']} fsdp={mesh['fsdp']} tensor={mesh['tensor']}."
     )
     yield ""
     yield "## Memory, GiB a device"
@@ -104,6 +105,12 @@ def _lines(plan: Plan) -> Iterator[str]:
         yield f"| {phase.name}{used} | {cells} | {phase.total / GIB:.2f} | {share:.0%} |"
     yield ""
     yield "Activations are estimated, all else follows from shapes and layouts."
+    if most := max(phase.host for phase in plan.phases):
+        there, of_all = most * slice_.devices_a_host / GIB, f" of {slice_.host_gib:.0f}" if slice_.host_gib else ""
+        yield (
+            f"The host keeps {most / GIB:.2f} GiB of the optimizer for each device: {there:.1f}{of_all} GiB for the "
+            f"{slice_.devices_a_host} of a host."
+        )
     if plan.compiled:
         yield ""
         yield from _compiled_lines(plan)
@@ -143,6 +150,10 @@ def _compiled_lines(plan: Plan) -> Iterator[str]:
         largest = f"{each.largest}, {each.largest_bytes / 2**20:.0f} MiB" if each.largest else "does not fit"
         yield (f"| {each.program} | {each.shape} | {cells} | {each.flops / 1e12:.1f} | {seconds:.3g} s | {largest} |")
     yield ""
+    if any(each.host_bytes for each in plan.compiled):
+        shares = ", ".join(f"{each.program} {each.host_bytes / GIB:.2f}" for each in plan.compiled if each.host_bytes)
+        yield f"Arguments and temporaries in the host's memory, GiB a device: {shares}."
+        yield ""
     yield "| program | collective | runs | GiB a device |"
     yield "|---|---|---:|---:|"
     for each in plan.compiled:

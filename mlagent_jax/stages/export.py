@@ -30,4 +30,5 @@ def export(run: Run) -> None:
         tokenizer=policy.tokenizer,
         dtype=config.dtype,
         max_shard_size=config.max_shard_mb * 2**20,
+        origin=policy.origin,
     )

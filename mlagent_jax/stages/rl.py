@@ -116,7 +116,7 @@ class _Trainer:
         total = self.config.iterations
         folder = self.run.workdir / "checkpoints" / "rl" / "model"
         if self.run.is_first:
-            hugging_face.describe(folder, self.policy.config, self.policy.tokenizer)
+            hugging_face.describe(folder, self.policy.config, self.policy.tokenizer, self.policy.origin)
         with checkpointer(self.run, "rl") as saved, self.beside:
             self._resume(saved)
             with (

@@ -52,7 +52,8 @@ def sft(run: Run) -> None:
     state = init_state(optimizer, trained.params, run.config.optimizer.placement)
     arrays = {"policy": trained.params, "optimizer": state}
     if run.is_first:
-        hugging_face.describe(run.workdir / "checkpoints" / "sft" / "model", policy.config, policy.tokenizer)
+        folder = run.workdir / "checkpoints" / "sft" / "model"
+        hugging_face.describe(folder, policy.config, policy.tokenizer, policy.origin)
     with checkpointer(run, "sft") as saved:
         done, evaluations = processes.agree(saved.latest) or 0, []
         if done:

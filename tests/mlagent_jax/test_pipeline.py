@@ -247,9 +247,17 @@ def test_the_configs_for_7b_run_in_turn_on_a_tiny_checkpoint_and_two_devices(run
         f"--config.workers.store={tmp_path / 'collect' / 'store'}",
         "--config.workers.queue=",
     )
-    sft = (*trained, f"--config.policy.checkpoint={run / 'export'}", "--config.sft.batch_size=4")
+    shutil.copytree(run / "export", tmp_path / "base")
+    (tmp_path / "base" / "generation_config.json").write_text('{"temperature": 0.7,  "eos_token_id": [1]}')
+    sft = (
+        *trained,
+        f"--config.policy.checkpoint={tmp_path / 'base'}",
+        "--config.sft.batch_size=4",
+        "--config.optimizer.placement=host",
+    )
     rl = (
         *trained,
+        "--config.optimizer.placement=host",
         f"--config.policy.checkpoint={tmp_path / 'sft' / 'export'}",
         "--config.rl.iterations=2",
         "--config.rl.states=4",
@@ -268,6 +276,8 @@ def test_the_configs_for_7b_run_in_turn_on_a_tiny_checkpoint_and_two_devices(run
     assert [r["masked"] for r in jsonl.read(tmp_path / "rl" / "metrics.jsonl")] == [0, 0]
     assert set(json.loads((tmp_path / "evaluate" / "report" / "summary.json").read_text())["policies"]) == {"base"}
 
+    generation = (tmp_path / "rl" / "export" / "generation_config.json").read_bytes()
+    assert generation == (tmp_path / "base" / "generation_config.json").read_bytes()
     exported = (tmp_path / "rl" / "export" / "model.safetensors").read_bytes()
     # Given the outcomes that are recorded, a run that is killed and goes on trains the same parameters bit by bit.
     again = tmp_path / "again"

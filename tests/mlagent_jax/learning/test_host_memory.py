@@ -15,8 +15,8 @@ from mlagent_jax.config import OptimizerConfig
 from mlagent_jax.learning.optimizer import apply, init_state, make_optimizer, with_learning_rate
 from mlagent_jax.parallelism import make_mesh
 
-PARAMS = {"layers": {"up": {"kernel": jnp.linspace(-1.0, 1.0, 2 * 128 * 256).reshape(2, 128, 256)}}, "scale": jnp.ones(9)}
-
+KERNEL = jnp.linspace(-1.0, 1.0, 2 * 128 * 256).reshape(2, 128, 256)
+PARAMS = {"layers": {"up": {"kernel": KERNEL}}, "scale": jnp.ones(9)}
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +63,7 @@ from mlagent_jax.learning.checkpoints import Checkpointer
 from mlagent_jax.learning.optimizer import init_state, make_optimizer, with_learning_rate
 from mlagent_jax.learning.sft import sft_step
 from mlagent_jax.parallelism import DEFAULT_RULES, make_mesh
+from mlagent_jax.policy import abstract
 
 mesh = make_mesh({"fsdp": 2, "tensor": 2})
 jax.set_mesh(mesh)
@@ -87,8 +88,7 @@ def trained(begin, step, folder):
             if index == 2:  # a resume in the middle
                 saved.save(1, {"params": params, "state": state}, {})
                 before = layout(state)
-                wanted = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), (params, state))
-                arrays, _ = saved.restore(1, dict(zip(("params", "state"), wanted)))
+                arrays, _ = saved.restore(1, {"params": abstract(params), "state": abstract(state)})
                 params, state = arrays["params"], arrays["state"]
                 assert layout(state) == before
             params, state = step(params, state)

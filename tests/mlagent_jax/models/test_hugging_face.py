@@ -1,5 +1,6 @@
 """Checkpoints in and out, against transformers and safetensors themselves."""
 
+import json
 import os
 import subprocess
 import sys
@@ -236,6 +237,26 @@ def test_an_export_has_all_that_a_user_of_transformers_needs(tmp_path, ours):
     assert model.config.vocab_size == len(loaded) == tokenizer.vocab_size
     assert model.generation_config.eos_token_id == model.config.eos_token_id == tokenizer.eos_id
     assert model.generation_config.pad_token_id == tokenizer.pad_id
+
+
+def test_an_export_says_of_generation_what_the_checkpoint_said(tmp_path, ours):
+    """By way of a run's folder, as `describe` makes it and `tools/export_hf.py` reads it."""
+    config, params, tokenizer = ours
+    said = b'{\n "do_sample": true,\n "temperature": 0.7,\n "eos_token_id": [1, 7], "bos_token_id": 3\n}'
+    hugging_face.save(tmp_path / "theirs", config, params, tokenizer)
+    (tmp_path / "theirs" / "generation_config.json").write_bytes(said)
+    raw = json.loads((tmp_path / "theirs" / "config.json").read_text())
+    ids = {"bos_token_id": 3, "eos_token_id": [1, 7]}
+    raw.pop("pad_token_id")
+    (tmp_path / "theirs" / "config.json").write_text(json.dumps(raw | ids))
+
+    hugging_face.describe(tmp_path / "run", config, tokenizer, hugging_face.read_origin(tmp_path / "theirs"))
+    origin = hugging_face.read_origin(tmp_path / "run")
+    hugging_face.save(tmp_path / "ours", config, params, tokenizer, origin=origin)
+    assert (tmp_path / "ours" / "generation_config.json").read_bytes() == said
+    assert json.loads((tmp_path / "ours" / "config.json").read_text()) == raw | ids
+    loaded = transformers.GenerationConfig.from_pretrained(tmp_path / "ours")
+    assert (loaded.temperature, loaded.eos_token_id, loaded.bos_token_id) == (0.7, [1, 7], 3)
 
 
 def test_an_export_that_fails_leaves_nothing_and_keeps_the_one_before(tmp_path, ours, monkeypatch):

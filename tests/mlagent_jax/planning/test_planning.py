@@ -161,3 +161,23 @@ def test_what_a_compiler_had_no_room_for_is_a_record(monkeypatch):
     assert not record.fits
     assert record.temporary_bytes == int(25.98 * GIB)
     assert memory.misfits(list(plan.phases), small(), plan.slice) == []
+
+
+def test_moments_on_the_host_are_counted_there_and_come_for_the_update():
+    plain, away = (report.make(small(optimizer__placement=place), tiny_slice(4.0)) for place in ("device", "host"))
+    before, after = ({phase.name: phase for phase in plan.phases} for plan in (plain, away))
+    for name in ("sft step", "rl update"):
+        moved = before[name].parts["optimizer"] - after[name].parts["optimizer"]
+        assert moved == after[name].host > 0
+        assert before[name].host == 0
+        assert after[name].parts["moments for the update"] == max(0, moved - after[name].parts["activations"])
+    assert after["rl sampling"].total == before["rl sampling"].total - after["rl sampling"].host
+    gibibytes = after["rl update"].host / 2**30
+    assert f"The host keeps {gibibytes:.2f} GiB of the optimizer" in report.markdown(away)
+    assert "The host keeps" not in report.markdown(plain)
+
+
+def test_a_host_with_too_little_memory_for_the_moments_is_named():
+    slice_ = dataclasses.replace(tiny_slice(4.0), host_gib=0.001)
+    plan = report.make(small(optimizer__placement="host"), slice_)
+    assert any("GiB of the optimizer on a host, a host of tiny has 0" in fault for fault in plan.faults)
