@@ -494,7 +494,7 @@ class Config:
 _PACE = ("url", "concurrency", "attempts", "backoff_seconds", "timeout_seconds", "key_variable")
 _LIMITS = ("requests_per_minute", "tokens_per_minute", "budget_tokens", "budget_cost")
 MAY_CHANGE = (
-    *("stages", "workers", "mesh", "plan", "sampling.slots", "tracking"),
+    *("stages", "workers", "mesh", "plan", "sampling.slots", "optimizer.placement", "tracking"),
     *(f"endpoint.{name}" for name in (*_PACE, *_LIMITS)),
 )
 """Settings that another start of the same workdir may change: they decide where and how fast, not what."""

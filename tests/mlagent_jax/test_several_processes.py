@@ -8,6 +8,7 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -74,10 +75,10 @@ def start(workdir, *overrides, processes=1, devices=DEVICES):
     return started
 
 
-def finish(started, workdir, timeout=600):
+def finish(started, workdir, status=0, timeout=600):
     try:
         for index, process in enumerate(started):
-            assert process.wait(timeout) == 0, Path(f"{workdir}.{index}.log").read_text()[-4000:]
+            assert process.wait(timeout) == status, Path(f"{workdir}.{index}.log").read_text()[-4000:]
     finally:
         for process in started:
             with contextlib.suppress(ProcessLookupError):
@@ -124,3 +125,39 @@ def test_sft_is_what_one_device_makes_of_the_same_steps(run, tmp_path):
     )
     assert len(one) >= 2
     np.testing.assert_allclose(both, one, rtol=1e-3)
+
+
+def iterations(workdir):
+    """Steps of rl that are done, as its metrics tell."""
+    path = workdir / "metrics.jsonl"
+    return [record["step"] for record in jsonl.read(path) if record["stage"] == "rl"] if path.exists() else []
+
+
+def test_told_to_stop_one_takes_the_other_along_and_both_go_on_where_they_were(run, tmp_path):
+    """SIGTERM to the process that is not the first, as where its host alone is taken back."""
+    workdir = tmp_path / "stopped"
+    overrides = (
+        "--config.stages=sft,rl",
+        "--config.mesh.tensor=2",
+        "--config.rl.iterations=4",
+        f"--config.pool.trajectories={run}",
+        f"--config.workers.store={run / 'store'}",
+    )
+    started = start(workdir, *overrides, processes=2)
+    deadline = time.monotonic() + 600
+    while not iterations(workdir) and all(process.poll() is None for process in started):
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    if started[1].poll() is None:
+        os.kill(started[1].pid, signal.SIGTERM)
+    finish(started, workdir, status=75)
+    done = iterations(workdir)
+    assert 1 <= len(done) < 4
+
+    finish(start(workdir, *overrides, processes=2), workdir)
+    assert iterations(workdir) == [1, 2, 3, 4]
+    records = jsonl.read(workdir / "trajectories" / "rl.jsonl")
+    assert [record["step"] for record in records] == [step for step in (1, 2, 3, 4) for _ in range(8)]
+    with contextlib.closing(sqlite3.connect(workdir / "queue.db")) as db:
+        consumed = db.execute("select count(*) from mlagent_jobs where consumed_step is not null").fetchone()
+    assert consumed == (32,), "every action was trained on once"

@@ -1,5 +1,6 @@
 """The trained tokenizer against SentencePiece and transformers' Qwen2Tokenizer, on code and on anything else."""
 
+import io
 import json
 import re
 import shutil
@@ -143,6 +144,40 @@ def test_transformers_loads_the_same_tokenizer_beside_the_config_of_any_model(to
     assert (loaded.eos_token_id, loaded.pad_token_id, len(loaded)) == (tokenizer.eos_id, tokenizer.pad_id, VOCAB_SIZE)
     tokenizer.check_loads_alike(tmp_path)
     assert (tmp_path / "tokenizer.model").read_bytes() == (folder / "tokenizer.model").read_bytes()
+
+
+def test_a_sentencepiece_model_of_llamas_kind_cuts_as_sentencepiece_does(tmp_path):
+    """A folder with `tokenizer.model` and no `tokenizer.json`. (At spaces that begin a text the two differ.)"""
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter("\n".join(CORPUS).splitlines()),
+        model_writer=model,
+        model_type="bpe",
+        vocab_size=700,
+        byte_fallback=True,
+        character_coverage=1.0,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        split_digits=True,
+        unk_id=0,
+        bos_id=1,
+        eos_id=2,
+        pad_id=-1,
+        minloglevel=2,
+    )
+    (tmp_path / "tokenizer.model").write_bytes(model.getvalue())
+    config = {"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config | {"legacy": False}))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    tokenizer = Tokenizer.load(tmp_path)
+    reference = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
+    for text in (*CORPUS[:3], "x  = 'caf\u00e9'\n\n\tif y:  # \U0001f389 12"):
+        assert tokenizer.encode(text) == reference.encode(text)
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+    assert (tokenizer.eos_id, tokenizer.vocab_size) == (2, 700)
+    tokenizer.save(tmp_path / "copy")
+    (tmp_path / "copy" / "config.json").write_bytes((tmp_path / "config.json").read_bytes())
+    tokenizer.check_loads_alike(tmp_path / "copy")
 
 
 def test_a_tokenizer_that_transformers_would_replace_by_another_is_refused(tmp_path):

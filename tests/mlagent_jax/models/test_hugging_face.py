@@ -162,6 +162,49 @@ print("whole")
     assert tensors_of(tmp_path / "ours") == tensors_of(tmp_path / "theirs")
 
 
+@pytest.mark.slow
+def test_an_import_takes_little_more_of_the_host_than_the_parameters(tmp_path):
+    """Here the host's memory is the device's too: what is beyond the parameters is the host's share of the work."""
+    config = models.ModelConfig(8192, 1024, 5, 8, 2, 128, 2816, model_type="llama", dtype="bfloat16")
+    shapes = models.abstract(config, dtype=jnp.bfloat16)[1]
+    params = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, leaf.dtype), shapes)
+    shard = 40_000_000
+    hugging_face.save(tmp_path / "model", config, params, max_shard_size=shard)
+    script = """
+import re, sys, threading, jax
+from pathlib import Path
+from mlagent_jax.models import hugging_face
+
+
+def held():
+    return 1024 * int(re.search(r"RssAnon:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
+
+
+def watch():
+    while not done.wait(0.001):
+        peaks.append(held())
+
+
+jax.numpy.ones(3).block_until_ready()
+before, peaks, done = held(), [], threading.Event()
+watcher = threading.Thread(target=watch)
+watcher.start()
+params = hugging_face.load(sys.argv[1])[2]
+done.set()
+watcher.join()
+print(max(peaks) - before - sum(leaf.nbytes for leaf in jax.tree.leaves(params)))
+"""
+    found = subprocess.run(
+        [sys.executable, "-c", script, tmp_path / "model"],
+        env={**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert int(found.stdout) < shard + 40_000_000, "a shard, and what compiling its few programs takes"
+    assert sum(leaf.nbytes for leaf in jax.tree.leaves(params)) > 3 * shard
+
+
 def edit_tensors(folder, change):
     """Rewrites a folder with one weight file through `change`, a function of the dict of arrays."""
     path = folder / "model.safetensors"
