@@ -87,6 +87,7 @@ def trained(begin, step, folder):
         for index in range(4):
             if index == 2:  # a resume in the middle
                 saved.save(1, {"params": params, "state": state}, {})
+                saved.wait()
                 before = layout(state)
                 arrays, _ = saved.restore(1, {"params": abstract(params), "state": abstract(state)})
                 params, state = arrays["params"], arrays["state"]
