@@ -64,14 +64,16 @@ if dry; then
     printf 'export %s=%s\n' "$variable" "$(quote "${!variable}")"
   done
 fi
+shown=all
 while true; do
   perform "${compose[@]}" up --detach "--scale=worker=${option[workers]}"
-  perform "${compose[@]}" logs --follow --no-log-prefix trainer
+  perform "${compose[@]}" logs --follow --no-log-prefix "--tail=$shown" trainer
   dry && exit
   container="$("${compose[@]}" ps --all --quiet trainer)"
   status="$(docker wait "$container")" || fail "the run was stopped; the same command goes on"
   [ "$status" = "$PREEMPTED" ] || break
   say "the trainer was told to stop and has saved; starting it again"
+  shown=0
 done
 [ "$status" = 0 ] || fail "the trainer ended with status $status; its log is above. Workers go on until $0 --name=$name --stop"
 "${compose[@]}" down
