@@ -26,7 +26,7 @@ parse_options() {
   for argument in "$@"; do
     case "$argument" in
       --help | -h)
-        sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//p}' "$0"
+        sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//p}' "launch/${0##*/}"
         exit 0
         ;;
       --config=* | --config.*=*) settings+=("$argument") ;;

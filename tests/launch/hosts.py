@@ -7,6 +7,7 @@ Needs root and the program `ip`.
 import contextlib
 import ctypes
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -29,6 +30,7 @@ class Network:
     """Hosts by name, at 10.77.0.1 and on."""
 
     def __init__(self, *names):
+        _remove_abandoned()
         self._prefix = f"mla{os.getpid()}"
         self._switch = f"{self._prefix}switch"
         self.addresses = {name: f"10.77.0.{number}" for number, name in enumerate(names, start=1)}
@@ -75,8 +77,20 @@ class Network:
 
     def close(self):
         for space in (*map(self.space, self.addresses), self._switch):
-            subprocess.run(["ip", "netns", "del", space], check=False)
-            shutil.rmtree(f"/etc/netns/{space}", ignore_errors=True)
+            _remove(space)
+
+
+def _remove(space):
+    subprocess.run(["ip", "netns", "del", space], check=False)
+    shutil.rmtree(f"/etc/netns/{space}", ignore_errors=True)
+
+
+def _remove_abandoned():
+    """What tests left that were killed."""
+    for path in Path("/run/netns").glob("mla*"):
+        owner = re.match(r"mla(\d+)", path.name)
+        if owner and not Path("/proc", owner[1]).exists():
+            _remove(path.name)
 
 
 def _ip(*arguments):
