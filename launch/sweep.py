@@ -282,14 +282,14 @@ def plot(fields: Sequence[str], objective: str, points: Sequence[tuple[Sequence[
     scales = [_scale(column) for column in [*columns, [_text(figure) for _, figure in points]]]
     results = [figure for _, figure in points]
     low, spread = min(results), (max(results) - min(results)) or 1.0
-    parts = []
+    parts, texts = [], []
     for place, (name, (_, ticks)) in enumerate(zip(names, scales, strict=True)):
         x = 80 + place * width
         parts.append(f'<line x1="{x}" y1="{top}" x2="{x}" y2="{top + height}" class="axis"/>')
-        parts.append(f'<text x="{x}" y="{top - 18}" text-anchor="middle">{html.escape(name)}</text>')
+        texts.append(f'<text x="{x}" y="{top - 18}" text-anchor="middle">{html.escape(name)}</text>')
         for text, share in ticks:
             y = top + height * (1 - share)
-            parts.append(f'<text x="{x - 6}" y="{y + 4:.1f}" text-anchor="end" class="tick">{html.escape(text)}</text>')
+            texts.append(f'<text x="{x - 6}" y="{y + 4:.1f}" text-anchor="end" class="tick">{html.escape(text)}</text>')
     for member in reversed(range(len(points))):  # the best last, on top
         line = " ".join(
             f"{80 + place * width},{top + height * (1 - positions[member]):.1f}"
@@ -301,7 +301,8 @@ def plot(fields: Sequence[str], objective: str, points: Sequence[tuple[Sequence[
         style = f"stroke:hsl({220 - 200 * share:.0f} 75% 50%);opacity:{0.35 + 0.65 * share:.2f}"
         parts.append(f'<polyline points="{line}" style="{style}"><title>{title}</title></polyline>')
     size = f"0 0 {160 + (len(names) - 1) * width} {top + height + 20}"
-    return f'<svg viewBox="{size}" role="img" aria-label="Parallel coordinates of the sweep">{"".join(parts)}</svg>'
+    inside = "".join([*parts, *texts])  # labels last: above the lines
+    return f'<svg viewBox="{size}" role="img" aria-label="Parallel coordinates of the sweep">{inside}</svg>'
 
 
 def _scale(column: Sequence[str]) -> tuple[list[float], list[tuple[str, float]]]:
@@ -332,7 +333,7 @@ def _page(name: str, heads: Sequence[str], rows: Sequence[Sequence[str]], figure
 <meta name="viewport" content="width=device-width"><style>
 :root{{color-scheme:light dark}}body{{font:14px system-ui,sans-serif;margin:2em auto;max-width:1100px;padding:0 1em}}
 svg{{width:100%;height:auto}}polyline{{fill:none;stroke-width:2}}polyline:hover{{stroke-width:5;opacity:1!important}}
-.axis{{stroke:currentColor;opacity:.5}}text{{fill:currentColor;font-size:12px}}.tick{{font-size:11px;opacity:.8}}
+.axis{{stroke:currentColor;opacity:.5}}text{{fill:currentColor;font-size:12px;paint-order:stroke;stroke:Canvas;stroke-width:4px}}.tick{{font-size:11px;opacity:.8}}
 div{{overflow-x:auto}}td,th{{padding:.25em .8em;text-align:left;border-bottom:1px solid #8884}}</style>
 <h1>Sweep {html.escape(name)}</h1>{figure}<div><table>{row(heads, "th")}{body}</table></div></html>
 """

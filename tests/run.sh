@@ -36,6 +36,7 @@ trap cleanup EXIT
 if may_install; then
   command -v bwrap >/dev/null || apt_install bubblewrap
   command -v dockerd >/dev/null || apt_install docker.io
+  command -v docker-compose >/dev/null || apt_install docker-compose
   ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || apt_install postgresql
   command -v chromium >/dev/null || apt_install chromium
   command -v shellcheck >/dev/null || apt_install shellcheck
