@@ -32,7 +32,8 @@ CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, for examp
 WORKDIR = flags.DEFINE_string("workdir", None, "Run whose collected steps and vocabulary are taken.")
 ROWS = flags.DEFINE_integer("rows", 8, "Packed rows a step.", lower_bound=1)
 STEPS = flags.DEFINE_integer("steps", 10, "Steps that are timed.", lower_bound=1)
-TRL = flags.DEFINE_enum("trl", "padded", ["padded", "packed", "none"], "How TRL's trainer lays samples out.")
+SIDES = flags.DEFINE_list("sides", ["packed", "padded", "trl"], "What is measured, of packed, padded and trl.")
+TRL = flags.DEFINE_enum("trl", "padded", ["padded", "packed"], "How TRL's trainer lays samples out.")
 _LEARNING_RATE = 1e-4
 
 
@@ -204,10 +205,10 @@ def measure() -> None:
         ("packed", ROWS.value, lambda: in_jax(work, True)),
         ("padded", work.samples_a_step, lambda: in_jax(work, False)),
     ]
-    if TRL.value != "none":
-        packing = TRL.value == "packed"
-        rows = ROWS.value if packing else work.samples_a_step
-        sides.append((f"trl SFTTrainer, {TRL.value}", rows, lambda: in_trl(work, packing)))
+    packing = TRL.value == "packed"
+    rows = ROWS.value if packing else work.samples_a_step
+    sides.append((f"trl SFTTrainer, {TRL.value}", rows, lambda: in_trl(work, packing)))
+    sides = [side for side in sides if side[0].partition(" ")[0] in SIDES.value]
     first = None
     for what, rows, run in sides:
         steps = run()
@@ -215,7 +216,7 @@ def measure() -> None:
         first = first or rate
         figures = {
             "tokens_per_second": round(rate, 1),
-            "packed_is_times": round(first / rate, 3),
+            "first_is_times": round(first / rate, 3),
             "rows": rows,
             "tokens_per_cpu_second": round(statistics.median(tokens / cpu for _, cpu, tokens in steps), 1),
             "tokens_a_step": round(statistics.mean(tokens for *_, tokens in steps)),
