@@ -87,6 +87,7 @@ def config_of(checkpoint: str, staleness: int, ahead: bool) -> Any:
     config.policy.checkpoint = checkpoint
     config.prompt.max_prompt_tokens = 1024
     config.prompt.max_action_tokens = ACTION.value
+    config.sft.row_tokens = config.prompt.max_prompt_tokens + ACTION.value  # not used, and checked
     config.sampling.slots = STATES.value * SAMPLES.value
     config.rl.iterations, config.rl.states, config.rl.samples = ITERATIONS.value, STATES.value, SAMPLES.value
     config.rl.learning_rate = _LEARNING_RATE
