@@ -15,7 +15,7 @@ seconds / workers), which no schedule can beat. The first iterations, which comp
 
 With --trl the update step alone is measured: one optimizer step of PPO (value head, KL in the loss) and one of TRL's
 `GRPOTrainer` (KL in the loss), on the same weights, rows and machine in float32, in turns. Tokens are those of prompts
-and actions, without padding. It needs `pip install trl==1.16.0 torch==2.13.0`, which nothing else here does.
+and actions, without padding; `cpu_seconds` of a step say more where the machine is busy. It needs `pip install trl==1.16.0 torch==2.13.0`, which nothing else here does.
 """
 
 from __future__ import annotations
@@ -246,14 +246,17 @@ def measure_update(checkpoint: str, folder: Path) -> None:
     tokens = int((np.asarray(batch.prompt_lengths) + np.asarray(batch.mask).sum(axis=1)).sum())
     ways = {"ours": our_step(checkpoint, batch), "trl": their_step(checkpoint, batch, folder)}
     seconds: dict[str, list[float]] = {name: [] for name in ways}
+    cpu: dict[str, list[float]] = {name: [] for name in ways}
     for repeat in range(REPEATS.value + 2):
         for name, step in ways.items():
-            started = time.perf_counter()
+            started, used = time.perf_counter(), time.process_time()
             step()
             if repeat >= 2:
                 seconds[name].append(time.perf_counter() - started)
+                cpu[name].append(time.process_time() - used)
     medians = {name: statistics.median(each) for name, each in seconds.items()}
     rates = {f"{name}_tokens_a_second": tokens / each for name, each in medians.items()}
+    rates |= {f"{name}_cpu_seconds": statistics.median(each) for name, each in cpu.items()}
     _print("update step", rates, tokens=tokens, rows=len(batch.rewards), over_trl=medians["trl"] / medians["ours"])
 
 
