@@ -15,7 +15,8 @@ seconds / workers), which no schedule can beat. The first iterations, which comp
 
 With --trl the update step alone is measured: one optimizer step of PPO (value head, KL in the loss) and one of TRL's
 `GRPOTrainer` (KL in the loss), on the same weights, rows and machine in float32, in turns. Tokens are those of prompts
-and actions, without padding; `cpu_seconds` of a step say more where the machine is busy. It needs `pip install trl==1.16.0 torch==2.13.0`, which nothing else here does.
+and actions, without padding; `cpu_seconds` of a step say more where the machine is busy. It needs
+`pip install trl==1.16.0 torch==2.13.0`, which nothing else here does.
 """
 
 from __future__ import annotations
