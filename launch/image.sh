@@ -69,3 +69,5 @@ else
   # As a stream, in which the link to the wheels is followed.
   tar -C "$context" --dereference -c Dockerfile source wheels | "${build[@]}" -
 fi
+# What the builder leaves is of no use: the next build has another wheel of this package.
+perform docker image prune --force --filter=label=mlagent-jax.builder=1 >/dev/null
