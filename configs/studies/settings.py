@@ -12,5 +12,6 @@ def get_config() -> ConfigDict:
     config = quickstart.get_config()
     config.rl.iterations = 24
     config.evaluate.samples = 8
+    config.evaluate.trajectories = 6
     config.export.dtype = "float32"  # arms begin with the very parameters of their start
     return config
