@@ -128,9 +128,13 @@ def test_training_stops_early_and_keeps_the_policy_of_the_lowest_loss(tmp_path):
     )
     with jax.set_mesh(run.mesh):
         policy = trained_policy(run, "sft")
+        last = trained_policy(run, "sft", len(rows)).params
+        with pytest.raises(ConfigError, match="sft@999 was not kept"):
+            trained_policy(run, "sft", 999)
         sums = [sft_loss(policy.params, b.arrays(), graph=policy.graph, compute_dtype="float32") for b in evaluated]
     total, count = (float(sum(part)) for part in zip(*sums, strict=True))
     assert total / count == pytest.approx(losses[best], rel=1e-6)
+    assert not all(map(np.array_equal, jax.tree.leaves(last), jax.tree.leaves(policy.params)))
 
 
 def test_other_steps_than_the_checkpoint_was_trained_on_are_refused(tmp_path):
