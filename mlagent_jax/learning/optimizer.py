@@ -163,14 +163,45 @@ def apply(
     optimizer: optax.GradientTransformation, grads: Any, state: optax.OptState, params: Any
 ) -> tuple[Any, optax.OptState]:
     """(parameters, state) after one update. What is in the memory of the host comes for it, and goes back."""
-    away = jax.tree.map(lambda leaf: jax.typeof(leaf).memory_space == jax.memory.Space.Host, state)
-    if any(jax.tree.leaves(away)):
-        # Not before the gradients are there: meanwhile its place is that of activations.
-        grads, state = jax.lax.optimization_barrier((grads, state))
-    here = jax.tree.map(lambda leaf, far: jax.device_put(leaf, jax.memory.Space.Device) if far else leaf, state, away)
-    updates, here = optimizer.update(grads, here, params)
-    state = jax.tree.map(lambda leaf, far: jax.device_put(leaf, jax.memory.Space.Host) if far else leaf, here, away)
-    return optax.apply_updates(params, updates), state
+    if not any(map(_is_away, jax.tree.leaves(state))):
+        updates, state = optimizer.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+    return _apply_in_turn(optimizer, grads, state, params)
+
+
+def _apply_in_turn(
+    optimizer: optax.GradientTransformation, grads: Any, state: optax.OptState, params: Any
+) -> tuple[Any, optax.OptState]:
+    """One parameter's moments at a time: they come when those before them are back, the first when the gradients are
+    there. Left to itself, the compiler would bring all of them at once.
+
+    An optimizer updates whole trees: it is called once a parameter, and the compiler leaves out what is not used of it.
+    """
+    placed, structure = jax.tree_util.tree_flatten_with_path(state)
+    kept = [leaf for _, leaf in placed]
+    # Where a leaf is away, and it is not its turn, what stands for it is not used.
+    here = [jnp.zeros(leaf.shape, leaf.dtype) if _is_away(leaf) else leaf for leaf in kept]
+    results, before = [], grads
+    for path, _ in jax.tree_util.tree_flatten_with_path(params)[0]:
+        names = _names(path)
+        turn = [i for i, (at, leaf) in enumerate(placed) if _is_away(leaf) and _names(at)[-len(names) :] == names]
+        loaded = list(here)
+        if turn:
+            away, _ = jax.lax.optimization_barrier(([kept[i] for i in turn], before))
+            for i, leaf in zip(turn, away, strict=True):
+                loaded[i] = jax.device_put(leaf, jax.memory.Space.Device)
+        updates, after = optimizer.update(grads, jax.tree.unflatten(structure, loaded), params)
+        moved = jax.tree.leaves(after)
+        for i in turn:
+            kept[i] = jax.device_put(moved[i], jax.memory.Space.Host)
+        results.append(jax.tree.leaves(optax.apply_updates(params, updates))[len(results)])
+        before = [kept[i] for i in turn] or before
+    kept = [leaf if _is_away(old) else new for leaf, new, (_, old) in zip(kept, moved, placed, strict=True)]
+    return jax.tree.unflatten(jax.tree.structure(params), results), jax.tree.unflatten(structure, kept)
+
+
+def _is_away(leaf: jax.Array) -> bool:
+    return jax.typeof(leaf).memory_space == jax.memory.Space.Host
 
 
 def _names(path: tuple[Any, ...]) -> tuple[str, ...]:

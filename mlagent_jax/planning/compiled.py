@@ -99,7 +99,8 @@ def compile_program(name: str, blueprint: Blueprint, slice_: Slice) -> Compiled:
     memory = executable.memory_analysis()
     found = hlo.instructions(executable.as_text())
     largest, origin = hlo.largest(found)
-    peak = memory.peak_memory_in_bytes
+    host = memory.host_argument_size_in_bytes + memory.host_temp_size_in_bytes
+    peak = memory.peak_memory_in_bytes - host  # which the compiler's figure counts too
     if blueprint.mesh.devices.flat[0].platform == "cpu":  # where it counts arguments alone
         new = memory.output_size_in_bytes - memory.alias_size_in_bytes
         peak = memory.argument_size_in_bytes + new + memory.temp_size_in_bytes
@@ -110,7 +111,7 @@ def compile_program(name: str, blueprint: Blueprint, slice_: Slice) -> Compiled:
         beside_bytes=program.beside_bytes,
         argument_bytes=memory.argument_size_in_bytes,
         temporary_bytes=memory.temp_size_in_bytes,
-        host_bytes=memory.host_argument_size_in_bytes + memory.host_temp_size_in_bytes,
+        host_bytes=host,
         fits=peak + program.beside_bytes <= slice_.usable_bytes,
         flops=operations,
         collectives=tuple(hlo.collectives(found)),

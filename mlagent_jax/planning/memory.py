@@ -20,7 +20,7 @@ from mlagent_jax.errors import ConfigError
 from mlagent_jax.models.attention import block_size
 from mlagent_jax.models.cache import KEY_BLOCK
 from mlagent_jax.planning import programs
-from mlagent_jax.planning.blueprint import Blueprint, bytes_a_device, host_bytes_a_device
+from mlagent_jax.planning.blueprint import Blueprint, Tree, bytes_a_device, host_bytes_a_device
 from mlagent_jax.planning.slices import GIB, Slice
 
 Redraw = Callable[[Config], Blueprint]
@@ -77,17 +77,18 @@ def phases(blueprint: Blueprint) -> list[Phase]:
         update |= {"sampling copy": programs.copied_bytes(blueprint, True), "KV cache": sampling["KV cache"]}
     of_sft, of_rl = host_bytes_a_device(sft_state), host_bytes_a_device(rl_state)
     return [
-        Phase("sft step", ("sft",), weights | sft | _visiting(of_sft, sft), of_sft),
-        Phase("rl update", ("rl",), weights | reference | optimizer | update | _visiting(of_rl, update), of_rl),
+        Phase("sft step", ("sft",), weights | sft | _visiting(sft_state, sft), of_sft),
+        Phase("rl update", ("rl",), weights | reference | optimizer | update | _visiting(rl_state, update), of_rl),
         Phase("rl sampling", ("rl",), weights | reference | optimizer | sampling, of_rl),
         Phase("evaluation", ("evaluate",), weights | sampling),
     ]
 
 
-def _visiting(moments: int, step: dict[str, int]) -> dict[str, int]:
-    """Moments that come from the host for the update, when the activations are gone: what they take beyond those's
-    place, were all of them there at once."""
-    return {"moments for the update": max(0, moments - step["activations"])} if moments else {}
+def _visiting(state: Tree, step: dict[str, int]) -> dict[str, int]:
+    """Moments that come from the host for the update, one parameter's at a time, as they were and as they will be, when
+    the activations are gone: what those of the largest take beyond the activations' place."""
+    largest = sorted(map(host_bytes_a_device, jax.tree.leaves(state)))[-2:]
+    return {"moments for the update": max(0, 2 * sum(largest) - step["activations"])} if any(largest) else {}
 
 
 def _gradients(blueprint: Blueprint, accumulated: bool) -> int:

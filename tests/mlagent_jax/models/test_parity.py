@@ -1,6 +1,7 @@
 """Logits, log-probs and gradients equal those of transformers, over a matrix of small random checkpoints."""
 
 import copy
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +26,12 @@ def batch():
     return np.where(mask, tokens, 0), mask
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def our_logits(graph, params, tokens, segment_ids):
+    hidden = models.hidden_states(graph, params, tokens, segment_ids=segment_ids)
+    return models.logits(graph, params, hidden)
+
+
 def reference_logits(model, tokens, mask):
     return model(torch.tensor(tokens), attention_mask=torch.tensor(mask.astype(np.int64))).logits
 
@@ -34,12 +41,7 @@ def test_logits(name, checkpoint, batch):
     made, (tokens, mask) = checkpoint(name), batch
     _, graph, params = hugging_face.load(made.folder, dtype=jnp.float32)
 
-    @jax.jit
-    def logits(params, tokens, segment_ids):
-        hidden = models.hidden_states(graph, params, tokens, segment_ids=segment_ids)
-        return models.logits(graph, params, hidden)
-
-    ours = np.asarray(logits(params, tokens, mask.astype(np.int32)))
+    ours = np.asarray(our_logits(graph, params, tokens, mask.astype(np.int32)))
     with torch.no_grad():
         theirs = reference_logits(made.reference, tokens, mask).numpy()
     np.testing.assert_allclose(ours[mask], theirs[mask], atol=2e-4, rtol=0)
@@ -104,8 +106,7 @@ def test_in_bfloat16_both_find_the_same_token_most_likely(checkpoint, batch):
     """Where it is not, two tokens are as good as equal; `tools/verify_hf.py --dtype=bfloat16` tells a user's share."""
     made, (tokens, mask) = checkpoint("qwen3-bias-yarn"), batch
     _, graph, params = hugging_face.load(made.folder, dtype=jnp.bfloat16)
-    hidden = models.hidden_states(graph, params, jnp.asarray(tokens), segment_ids=jnp.asarray(mask, jnp.int32))
-    ours = np.asarray(models.logits(graph, params, hidden).astype(jnp.float32))
+    ours = np.asarray(our_logits(graph, params, tokens, mask.astype(np.int32)), np.float32)
     with torch.no_grad():
         theirs = reference_logits(copy.deepcopy(made.reference).bfloat16(), tokens, mask).float().numpy()
     same = (ours.argmax(-1) == theirs.argmax(-1))[mask]
