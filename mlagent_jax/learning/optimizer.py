@@ -7,6 +7,7 @@ is, in the memory of the same devices or in that of their hosts (`init_state`, `
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
 import jax
@@ -147,9 +148,7 @@ def abstract_state(optimizer: optax.GradientTransformation, params: Any, placeme
         raise ValueError("moments in the host's memory need parameters on a mesh, be it of one device: see make_mesh")
 
     def place(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        names = _names(path)
-        # A moment stands at the path of its parameter, somewhere in the optimizer's own structure.
-        param = next((placed[names[start:]] for start in range(len(names)) if names[start:] in placed), None)
+        param = placed.get(_owner(path, placed))
         alike = param is not None and param.shape == leaf.shape and isinstance(param.sharding, NamedSharding)
         sharding = param.sharding if alike else everywhere
         if alike and placement == "host" and leaf.ndim:  # a number is not worth the way
@@ -182,9 +181,9 @@ def _apply_in_turn(
     # Where a leaf is away, and it is not its turn, what stands for it is not used.
     here = [jnp.zeros(leaf.shape, leaf.dtype) if _is_away(leaf) else leaf for leaf in kept]
     results, before = [], grads
-    for path, _ in jax.tree_util.tree_flatten_with_path(params)[0]:
-        names = _names(path)
-        turn = [i for i, (at, leaf) in enumerate(placed) if _is_away(leaf) and _names(at)[-len(names) :] == names]
+    known = [_names(path) for path, _ in jax.tree_util.tree_flatten_with_path(params)[0]]
+    for names in known:
+        turn = [i for i, (path, leaf) in enumerate(placed) if _is_away(leaf) and _owner(path, known) == names]
         loaded = list(here)
         if turn:
             away, _ = jax.lax.optimization_barrier(([kept[i] for i in turn], before))
@@ -202,6 +201,13 @@ def _apply_in_turn(
 
 def _is_away(leaf: jax.Array) -> bool:
     return jax.typeof(leaf).memory_space == jax.memory.Space.Host
+
+
+def _owner(path: tuple[Any, ...], params: Collection[tuple[str, ...]]) -> tuple[str, ...]:
+    """Of a leaf of an optimizer's state, the parameter: a moment stands at the path of its own, somewhere in the
+    optimizer's structure. () for none."""
+    names = _names(path)
+    return next((names[start:] for start in range(len(names)) if names[start:] in params), ())
 
 
 def _names(path: tuple[Any, ...]) -> tuple[str, ...]:
