@@ -23,6 +23,7 @@ def get_config() -> ConfigDict:
     config.rl.iterations = 40
     config.rl.states = 64
     config.rl.samples = 4
+    config.rl.best_of = 1  # as in the paper: the reward of each action
     config.rl.learning_rate = 1e-6
     config.rl.epochs = 1
     config.rl.minibatches = 4

@@ -58,7 +58,7 @@ class Stand:
         workdir.mkdir(exist_ok=True)
         self.mesh = make_mesh(dataclasses.asdict(self.config.mesh))
         self.metrics = MetricsLog(workdir)
-        self.interruption = types.SimpleNamespace(held=contextlib.nullcontext)
+        self.interruption = types.SimpleNamespace(held=contextlib.nullcontext, check=lambda: None)
         self._steps = 0
 
     def expert_records(self):
