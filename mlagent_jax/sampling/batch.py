@@ -301,7 +301,7 @@ class Batch:
     def _prefill(self, rows: list[tuple[int, tuple[int, ...]]], bucket: int, starts: list[int] | None = None) -> None:
         """Run rows (slot, tokens) of one bucket: whole prompts, or parts that start where `starts` says."""
         config = self._config
-        height = 1 if len(rows) == 1 else config.prefill_rows
+        height = config.rows(len(rows))
         devices = parts("batch", self._graph.rules)
         height = -(-height // devices) * devices  # each device that takes rows takes as many
         tokens = np.full((height, bucket), config.pad_id, np.int32)

@@ -56,12 +56,12 @@ class SamplerConfig:
     """Lengths in tokens that prompts are padded to; one compilation of the prefill each, made when first needed. A
     longer prompt is prefilled in parts of the largest, the last one padded to any: as many compilations again."""
     prefill_rows: int = 4
-    """Prompts of one bucket that are prefilled together (or one, when only one waits)."""
+    """Prompts of one bucket that are prefilled together, at most: a smaller group is padded to a power of two."""
     shared_prefix: int = 256
     """A prompt that begins as one that stands in a slot, for so many tokens at least, is copied that far and run from
     there on; 0: every prompt is run whole."""
     steps_per_call: int = 16
-    """Tokens decoded between two looks of the host; `prefill_rows` free slots that are waited for end a call early."""
+    """Tokens decoded between two looks of the host; `refill` free slots that are waited for end a call early."""
     compute_dtype: str | None = None
     """Of activations and cache, float32 or bfloat16; None: that of the parameters."""
 
@@ -73,6 +73,16 @@ class SamplerConfig:
             raise ValueError(f"sampler shared_prefix={self.shared_prefix} must be 0 (off) or above")
         if not self.buckets or list(self.buckets) != sorted(set(self.buckets)) or self.buckets[0] < 1:
             raise ValueError(f"sampler buckets={self.buckets} must be lengths of at least 1 in ascending order")
+
+    @property
+    def refill(self) -> int:
+        """Free slots for which decoding stops while requests wait: a quarter of them, up to two prefills' worth. To
+        fill them one at a time costs more than that they idle meanwhile."""
+        return max(1, min(2 * self.prefill_rows, self.slots // 4))
+
+    def rows(self, prompts: int) -> int:
+        """Rows of the program that prefills so many prompts of one bucket."""
+        return min(1 << (prompts - 1).bit_length(), self.prefill_rows)
 
     def bucket(self, length: int) -> int:
         """The smallest bucket that holds `length` tokens, or the largest where none does."""

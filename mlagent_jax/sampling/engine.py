@@ -213,17 +213,16 @@ def decode(
 ) -> tuple[SlotState, Look]:
     """Advance every active slot by up to `steps_per_call` tokens.
 
-    Ends early when no slot is active and, where `awaited` (bool []: requests wait for slots), when enough have become
-    free to fill a prefill: one at a time costs more than the slots that idle meanwhile.
+    Ends early when no slot is active and, where `awaited` (bool []: requests wait for slots), when `refill` of them
+    have become free.
     The host has `taken`, int32 [slots], tokens of each completion already; the look has what follows them.
     """
     length = state.cache.keys[0].shape[2]
     active_before = state.active
-    enough = min(config.prefill_rows, config.slots)
 
     def going(carry: tuple[jax.Array, SlotState]) -> jax.Array:
         step, state = carry
-        freed = jnp.sum(active_before & ~state.active) >= enough
+        freed = jnp.sum(active_before & ~state.active) >= config.refill
         return (step < config.steps_per_call) & jnp.any(state.active) & ~(awaited & freed)
 
     def advance(carry: tuple[jax.Array, SlotState]) -> tuple[jax.Array, SlotState]:
