@@ -27,6 +27,7 @@ def get_config() -> ConfigDict:
     config.rl.iterations = 48
     config.rl.states = 16
     config.rl.samples = 4
+    config.rl.max_staleness = 0  # the same cores sample, execute and update: nothing would be won by overlapping
     # An episode keeps its best submission: several different good edits are worth more than one good edit repeated.
     config.rl.best_of = 3
     config.rl.best_of_weight = 0.5

@@ -29,7 +29,7 @@ def get_config() -> ConfigDict:
     config.rl.minibatches = 4
     config.rl.micro_batch = 8
     config.rl.kl_coefficient = 0.01
-    config.rl.max_staleness = 1
+    config.rl.max_staleness = 1  # workers on other hosts execute while the devices sample and update
     config.sampling.slots = 64
     config.evaluate.policies = ("sft", "rl")
     config.evaluate.steps = 15

@@ -11,11 +11,11 @@ from mlagent_jax.config import check_field
 from mlagent_jax.errors import ConfigError
 
 
-def parse_flags(argv: list[str]) -> list[str]:
-    """absl's parser, with errors as one line instead of a usage page or a traceback."""
+def parse_flags(argv: list[str], known: flags.FlagValues = flags.FLAGS) -> list[str]:
+    """absl's parser of the `known` flags, with errors as one line instead of a usage page or a traceback."""
     try:
         check_arguments(argv[1:])
-        return flags.FLAGS(argv)
+        return known(argv)
     except ConfigError as error:
         sys.exit(f"error: {error}")
     except flags.IllegalFlagValueError as error:

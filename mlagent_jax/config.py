@@ -376,8 +376,8 @@ class RLConfig:
     """Mean of the loss: token or sequence."""
     max_importance_weight: float = 5.0
     """Truncation of proximal / behaviour, when batches are stale."""
-    max_staleness: int = 0
-    """Policy versions between sampling and training. 0: synchronous."""
+    max_staleness: int = 1
+    """Policy versions between sampling and training. 0: synchronous, every action is of the current version."""
     sample_ahead: bool = True
     """With `max_staleness` above 0, in one process: the next batch is sampled while this one is waited for and trained
     on, from a copy of the weights in the compute dtype, which stands beside the update with the sampler's cache."""

@@ -13,6 +13,7 @@ from environments.tasks.scripts import CELLS
 from mlagent_jax import models
 from mlagent_jax.agent.actor import Actor
 from mlagent_jax.agent.prompts import COMPACT_WORDS, Renderer
+from mlagent_jax.config import PolicyConfig
 from mlagent_jax.data.tokenizer import Tokenizer, train_tokenizer
 from mlagent_jax.errors import ConfigError
 from mlagent_jax.learning.checkpoints import Checkpointer
@@ -83,8 +84,17 @@ def base_policy(run: Run) -> Policy:
             "the stages collect and sft first"
         )
     tokenizer = Tokenizer.load(str(folder))
-    shape = models.ModelConfig(
-        vocab_size=tokenizer.vocab_size,
+    shape = shape_from_scratch(config, tokenizer.vocab_size)
+    graph, params = models.create(
+        shape, jax.random.key(run.config.seed), dtype=dtype, mesh=run.mesh, attention=config.attention
+    )
+    return Policy(shape, graph, params, tokenizer)
+
+
+def shape_from_scratch(config: PolicyConfig, vocab_size: int) -> models.ModelConfig:
+    """The architecture of a policy that begins with no checkpoint."""
+    return models.ModelConfig(
+        vocab_size=vocab_size,
         hidden_size=config.hidden_size,
         num_layers=config.num_layers,
         num_heads=config.num_heads,
@@ -98,10 +108,6 @@ def base_policy(run: Run) -> Policy:
         max_position_embeddings=4096,
         dtype=config.param_dtype,
     )
-    graph, params = models.create(
-        shape, jax.random.key(run.config.seed), dtype=dtype, mesh=run.mesh, attention=config.attention
-    )
-    return Policy(shape, graph, params, tokenizer)
 
 
 def checkpoint_policy(run: Run, checkpoint: str, field: str = "evaluate.policies") -> Policy:

@@ -28,7 +28,7 @@ import time
 import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import jax
 import numpy as np
@@ -77,7 +77,11 @@ class Run:
       tasks: prepared tasks by name, in the order of the config: training first.
       is_first: whether this process writes the workdir; of several only the first one does.
       metrics, collector, store, interruption: as their modules say.
+      executes: whether actions are executed. Where they are not (`studies.sleeping`), what a run is worth is made up,
+        and its workdir is not to be taken for a real one's.
     """
+
+    executes: ClassVar[bool] = True
 
     def __init__(self, config: Config, workdir: epath.Path, facts: dict[str, Any], interruption: Interruption) -> None:
         self.config, self.workdir, self._facts, self.interruption = config, workdir, facts, interruption
@@ -120,7 +124,7 @@ class Run:
                 _check_writable(path)
                 _check_inputs(config)
                 held.enter_context(_lock(path))
-                return _facts(path, config)
+                return _facts(path, config, cls.executes)
 
             run = cls(config, path, processes.agree(look), interruption or Interruption())
             run._closing.push(held.pop_all())
@@ -436,9 +440,16 @@ def _check_inputs(config: Config) -> None:
             ) from error
 
 
-def _facts(workdir: epath.Path, config: Config) -> dict[str, Any]:
+def _facts(workdir: epath.Path, config: Config, executes: bool) -> dict[str, Any]:
     """The facts so far of the run in a workdir that is new or this config's."""
-    stored = workdir / "config.json"
+    facts_path, stored = workdir / "run.json", workdir / "config.json"
+    facts = json.loads(facts_path.read_text()) if facts_path.exists() else {}
+    if stored.exists() and facts.get("executes", True) != executes:
+        kinds = {True: "executes its actions", False: "only sleeps in their place (mlagent_jax.studies.sleeping)"}
+        raise ConfigError(
+            f"workdir {workdir} belongs to a run that {kinds[not executes]}, and this one {kinds[executes]}: choose "
+            "another --workdir"
+        )
     if stored.exists():
         differ = differences(json.loads(stored.read_text()), config)
         if differ:
@@ -446,8 +457,7 @@ def _facts(workdir: epath.Path, config: Config) -> dict[str, Any]:
                 f"workdir {workdir} belongs to a run of another config; these fields differ: {'; '.join(differ)}. "
                 "Choose another --workdir, or set the fields back"
             )
-    facts_path = workdir / "run.json"
-    facts = json.loads(facts_path.read_text()) if facts_path.exists() else {}
+    facts["executes"] = executes
     facts.setdefault("name", f"{workdir.name}-{uuid.uuid4().hex[:8]}")
     facts.setdefault("done", [])
     facts.setdefault("seconds", {})

@@ -1,6 +1,7 @@
 """`python -m mlagent_jax.study configs/studies/NAME.py [...] --workdir=runs/studies --seeds=0,1,2`: run studies.
 
-All runs of a study, one after the other, each by `mlagent_jax.train`; then a table and a figure in
+All runs of a study, one after the other, each by `mlagent_jax.train` (in a study of time alone by
+`mlagent_jax.studies.sleeping`); then a table and a figure in
 WORKDIR/NAME/index.html, of what there is so far after every run. Several studies named together, or one after the other
 with the same workdir, share the SFT policy of a seed and the default arm. Stopped and started again with the same
 command, it goes on where it was. What follows `--config.` is changed in every run: `--config.rl.iterations=8`.
@@ -46,7 +47,7 @@ def run_studies(
         if run.is_done:
             continue
         print(f"[study] run {number} of {len(planned)}: {run.workdir}", flush=True)
-        command = [sys.executable, "-m", "mlagent_jax.train", f"--config={config}", *run.flags]
+        command = [sys.executable, "-m", run.program, f"--config={config}", *run.flags]
         status = execute(command)
         if status:
             again = "; start again with the same command to go on" if status in (75, 130) else ""

@@ -93,7 +93,7 @@ def run_stages(config_dict: object, workdir: str, interruption: Interruption, di
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}: settings are flags, --config.FIELD=VALUE")
-    _log_plainly()
+    log_plainly()
     try:
         with Interruption() as interruption:
             run_stages(CONFIG.value, WORKDIR.value, interruption, DISTRIBUTED.value)
@@ -104,7 +104,7 @@ def main(argv: list[str]) -> None:
         sys.exit(stopped.status)
 
 
-def _log_plainly() -> None:
+def log_plainly() -> None:
     """Our own lines without absl's prefix; of the libraries' only warnings."""
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))

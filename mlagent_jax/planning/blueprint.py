@@ -21,6 +21,7 @@ from mlagent_jax.learning import ppo
 from mlagent_jax.learning.optimizer import HOST_MEMORY, abstract_state, make_optimizer
 from mlagent_jax.models import LoRA, lora
 from mlagent_jax.parallelism import DEFAULT_RULES
+from mlagent_jax.policy import shape_from_scratch
 
 Tree = Any
 
@@ -129,7 +130,7 @@ def read_model(config: Config) -> models.ModelConfig:
     """
     place = config.plan.model or config.policy.checkpoint
     if not place:
-        return _from_scratch(config)
+        return shape_from_scratch(config.policy, config.tokenizer.vocab_size)
     path = Path(place)
     path = path / "config.json" if path.is_dir() else path
     if not path.is_file():
@@ -141,21 +142,6 @@ def read_model(config: Config) -> models.ModelConfig:
         return models.ModelConfig.from_hf(json.loads(path.read_text(encoding="utf-8")))
     except ValueError as error:
         raise ConfigError(f"{os.fspath(path)}: {error}") from error
-
-
-def _from_scratch(config: Config) -> models.ModelConfig:
-    shape = config.policy
-    return models.ModelConfig(
-        vocab_size=config.tokenizer.vocab_size,
-        hidden_size=shape.hidden_size,
-        num_layers=shape.num_layers,
-        num_heads=shape.num_heads,
-        num_kv_heads=shape.num_kv_heads,
-        head_dim=shape.hidden_size // shape.num_heads,
-        intermediate_size=shape.intermediate_size,
-        attention_bias=True,
-        tie_word_embeddings=True,
-    )
 
 
 def bytes_a_device(tree: Tree, dtype: Any = None) -> int:

@@ -186,6 +186,7 @@ class _Trainer:
         values = (
             metrics
             | outcome_scalars(outcomes)
+            | task_scalars(taken)
             | {
                 "staleness": sum(self.iteration - row.version for row in taken) / len(taken),
                 "pool": len(self.pool),
@@ -320,6 +321,7 @@ class _Trainer:
             targets = ppo.make_targets(placed, proximal, reference, config, coefficient)
         self._check_sampler(batch, processes.fetch(proximal.log_probs), taken)
         totals: dict[str, losses.Mean] = {}
+        first: dict[str, losses.Mean] = {}
         rng = self._rng(self.iteration, 1)
         for _ in range(config.epochs):
             for rows in np.split(rng.permutation(len(batch.rewards)), config.minibatches):
@@ -334,11 +336,13 @@ class _Trainer:
                         config=config,
                         base=self.trained.base,
                     )
+                first = first or metrics
                 totals = metrics if not totals else {name: totals[name] + metrics[name] for name in totals}
         values = {name: float(mean.value) for name, mean in totals.items()}
         values["explained_variance"] = losses.explained_variance(totals)
         values["kl_coefficient"] = self.kl.coefficient
         self._check_divergence(values, taken)
+        self._check_ratio(float(first["log_ratio_abs"].value))
         self.kl = self.kl.update(values["kl"])
         return values
 
@@ -375,12 +379,25 @@ class _Trainer:
         if not compared.any():
             return
         gap = float(np.abs(log_probs - batch.behaviour_log_probs)[compared].mean())
-        tolerance = 1e-4 if self.run.config.policy.compute_dtype == "float32" else 0.05
-        if not gap <= tolerance:
+        if not gap <= self._tolerance:
             raise DivergedError(
                 f"sampler and trainer differ by {gap:.3g} nats a token at the same weights (tolerance "
-                f"{tolerance:.1g}): this is a bug in one of them; check config.policy.attention and the dtypes"
+                f"{self._tolerance:.1g}): this is a bug in one of them; check config.policy.attention and the dtypes"
             )
+
+    def _check_ratio(self, gap: float) -> None:
+        """The first step of a batch is taken from the policy that its ratios are relative to: they are 1."""
+        if not gap <= self._tolerance:
+            raise DivergedError(
+                f"iteration {self.iteration}: the first step's log-ratios are {gap:.3g} a token and not 0 (tolerance "
+                f"{self._tolerance:.1g}): scoring and the update disagree, a bug in one of them; check "
+                "config.rl.micro_batch and config.policy.remat"
+            )
+
+    @property
+    def _tolerance(self) -> float:
+        """Nats a token by which two programs may differ on the same weights."""
+        return 1e-4 if self.run.config.policy.compute_dtype == "float32" else 0.05
 
     def _learn_states(self, taken: Sequence[Taken]) -> None:
         """What the batch tells of its states, and the states that it reached, for the pool."""
@@ -449,6 +466,15 @@ class _Trainer:
         # What is queued still of versions that would be too old by now, nobody waits for.
         oldest = step - self.config.max_staleness
         processes.agree(lambda: self.run.queue.cancel(self.run.name, older_than_version=oldest))
+
+
+def task_scalars(taken: Sequence[Taken]) -> dict[str, float]:
+    """Mean reward by task, over what is not masked."""
+    rewards: dict[str, list[float]] = {}
+    for row in taken:
+        if row.reward is not None:
+            rewards.setdefault(row.action.state.task_name, []).append(row.reward)
+    return {f"task_{name}": sum(values) / len(values) for name, values in rewards.items()}
 
 
 def outcome_scalars(outcomes: Sequence[Outcome]) -> dict[str, float]:

@@ -2,7 +2,8 @@
 
 For every seed one run collects expert steps and makes the SFT policy; every arm is a run of its own that starts from
 that policy, on the same tasks and states, and changes only the settings that it is about. The arm `default` changes
-nothing and is shared by all studies of a workdir. An arm about the expert or SFT has a start of its own.
+nothing and is shared by all studies of a workdir. An arm about the expert or SFT has a start of its own. In a study of
+time alone executions sleep: its arms start from random weights.
 """
 
 from __future__ import annotations
@@ -23,6 +24,16 @@ Settings = Mapping[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
+class Sleep:
+    """Executions that take time and nothing else (`mlagent_jax.studies.sleeping`): what comes of them is made up."""
+
+    seconds: float
+    """Of an execution."""
+    workers: int
+    """Executions at once."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Arm:
     """One variant."""
 
@@ -34,6 +45,8 @@ class Arm:
     """What collect and sft of its own start differ in; empty: it begins with the shared SFT policy."""
     points: tuple[int, ...] = ()
     """Iterations after which it is evaluated, its last one among them, for a curve; empty: in the end alone."""
+    sleep: Sleep | None = None
+    """Its executions sleep, and nothing is evaluated; None: they are real."""
 
 
 DEFAULT = Arm("default", points=(8, 16, 24))
@@ -56,9 +69,16 @@ class Study:
         names = [arm.name for arm in self.arms]
         if not names or len({*names, self.default.name, "sft"}) < len(names) + 2:
             raise ConfigError(f"study {self.name!r} has the arms {names}: each needs a name of its own")
-        for arm in self.arms:
+        if len({arm.sleep is None for arm in self.all_arms}) > 1:
+            raise ConfigError(f"study {self.name!r} has arms that execute and arms that sleep: they compare in nothing")
+        for arm in self.all_arms:
             for field in (*arm.settings, *arm.start):
                 check_field(field)
+
+    @property
+    def is_timed(self) -> bool:
+        """Whether it is about time alone."""
+        return self.default.sleep is not None
 
     @property
     def all_arms(self) -> tuple[Arm, ...]:
@@ -78,17 +98,28 @@ class Study:
 
 @dataclasses.dataclass(frozen=True)
 class PlannedRun:
-    """One run of `mlagent_jax.train`."""
+    """One run of `mlagent_jax.train`, or of the program whose executions sleep."""
 
     workdir: Path
     stages: tuple[str, ...]
     settings: Settings
+    sleep: Sleep | None = None
+
+    @property
+    def program(self) -> str:
+        """The module that runs it."""
+        return "mlagent_jax.studies.sleeping" if self.sleep else "mlagent_jax.train"
 
     @property
     def flags(self) -> list[str]:
         """Arguments of the program, the config file apart."""
         values = {"stages": self.stages, **self.settings}
-        return [f"--workdir={self.workdir}", *(f"--config.{name}={_flag(value)}" for name, value in values.items())]
+        own = dataclasses.asdict(self.sleep) if self.sleep else {}
+        return [
+            f"--workdir={self.workdir}",
+            *(f"--{name}={value}" for name, value in own.items()),
+            *(f"--config.{name}={_flag(value)}" for name, value in values.items()),
+        ]
 
     @property
     def info(self) -> dict[str, Any]:
@@ -114,6 +145,9 @@ def start_run(root: Path, seed: int, arm: Arm, common: Settings) -> PlannedRun:
 
 def arm_run(root: Path, seed: int, arm: Arm, common: Settings) -> PlannedRun:
     """The run of an arm itself."""
+    if arm.sleep:
+        settings = {"seed": seed, **common, **arm.settings, "rl.iterations": arm.points[-1]}
+        return PlannedRun(root / f"seed{seed}" / arm.name, ("rl",), settings, arm.sleep)
     start = start_run(root, seed, arm, common).workdir
     settings = {
         "seed": seed,
@@ -145,7 +179,10 @@ def runs(studies: Sequence[Study], root: Path, seeds: Sequence[int], common: Set
                     f"study {study.name!r} has another arm {arm.name!r} than a study before it: rename it"
                 )
     for seed in seeds:
-        planned = [make(root, seed, arm, common) for arm in known.values() for make in (start_run, arm_run)]
+        planned = []
+        for arm in known.values():
+            planned += [] if arm.sleep else [start_run(root, seed, arm, common)]
+            planned.append(arm_run(root, seed, arm, common))
         yield from {run.workdir: run for run in planned}.values()
 
 

@@ -13,6 +13,7 @@ from markupsafe import Markup
 
 from mlagent_jax.reporting.diversity import MEASURES
 from mlagent_jax.reporting.table import markdown, policy_table
+from mlagent_jax.studies import timing
 from mlagent_jax.studies.figure import draw
 from mlagent_jax.studies.plan import Study
 from mlagent_jax.studies.results import pairs, results
@@ -23,10 +24,11 @@ _PAGE = """<!doctype html>
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 72rem; padding: 0 1rem; }
 pre { overflow-x: auto; font-size: 12px; background: #f6f6f6; padding: 1rem; } svg { max-width: 100%; height: auto; }
 </style></head><body><h1>{{ study }}</h1><p>{{ question }}</p>
-<p>Seeds {{ seeds }}. Figures are means with 95% intervals, over states and tasks that all seeds share; differences are
-paired by seed and state, or by task.</p><figure>{{ figure }}</figure><h2>Figures</h2><pre>{{ table }}</pre>
+<p>Seeds {{ seeds }}. {{ note }}</p><figure>{{ figure }}</figure><h2>Figures</h2><pre>{{ table }}</pre>
 <h2>Cost</h2><pre>{{ cost }}</pre><h2>Arms</h2><pre>{{ arms }}</pre></body></html>
 """
+_NOTE = """Figures are means with 95% intervals, over states and tasks that all seeds share; differences are paired by
+seed and state, or by task."""
 
 
 def write_study(study: Study, root: Path, seeds: Sequence[int]) -> Path | None:
@@ -36,12 +38,16 @@ def write_study(study: Study, root: Path, seeds: Sequence[int]) -> Path | None:
       RecordError: a run's file is broken.
       ModuleNotFoundError: matplotlib is not installed (the extra `studies`).
     """
-    found = results(study, root, seeds)
-    if not found["policies"]:
+    found = (timing.results if study.is_timed else results)(study, root, seeds)
+    if not found["seeds"]:
         return None
     folder = root / study.name
     folder.mkdir(parents=True, exist_ok=True)
-    figure, table, cost = draw(found), study_table(study, found), cost_table(found)
+    if study.is_timed:
+        figure, table, note = timing.draw(found), timing.table(found), timing.note(study, found)
+    else:
+        figure, table, note = draw(found), study_table(study, found), _NOTE
+    cost = cost_table(found)
     page = jinja2.Environment(autoescape=True).from_string(_PAGE)
     (folder / "results.json").write_text(json.dumps(found, indent=1, allow_nan=False) + "\n")
     (folder / "table.md").write_text(f"{table}\n\n{cost}\n")
@@ -52,6 +58,7 @@ def write_study(study: Study, root: Path, seeds: Sequence[int]) -> Path | None:
             study=study.name,
             question=study.question,
             seeds=", ".join(map(str, found["seeds"])),
+            note=note,
             figure=Markup(figure[figure.index("<svg") :]),  # noqa: S704 - drawn by us
             table=table,
             cost=cost,

@@ -73,19 +73,20 @@ def results(study: Study, root: Path, seeds: Sequence[int]) -> dict[str, Any]:
         "study": study.name,
         "question": study.question,
         "seeds": list(read),
-        "arms": {arm.name: {"settings": _plain(arm.settings), "start": _plain(arm.start)} for arm in study.all_arms},
+        "arms": {arm.name: {"settings": plain(arm.settings), "start": plain(arm.start)} for arm in study.all_arms},
         **whole,
         "diversity": _diversity(found, pairs(study)) if study.diversity else {},
         "by_seed": {f"{seed}": _by_seed(run) for seed, run in read.items()},
         "curves": {arm.name: _curve(arm, root, seeds) for arm in study.all_arms if arm.points},
         "cost": {
-            arm.name: {f"{seed}": cost for seed in seeds if (cost := _cost(arm_run(root, seed, arm, {}).workdir))}
+            arm.name: {f"{seed}": taken for seed in seeds if (taken := cost(arm_run(root, seed, arm, {}).workdir))}
             for arm in study.all_arms
         },
     }
 
 
-def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
+def plain(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings as JSON has them."""
     return {name: list(value) if isinstance(value, tuple) else value for name, value in settings.items()}
 
 
@@ -158,7 +159,8 @@ def machine_seconds(workdir: Path, iterations: int) -> float:
     return sum(row[f"seconds_{part}"] for row in rows for part in ("sample", "wait", "update"))
 
 
-def _cost(workdir: Path) -> dict[str, Any] | None:
+def cost(workdir: Path) -> dict[str, Any] | None:
+    """What the rl of a run took; None where there was none."""
     rows = [row for row in metrics.read(workdir) if row["stage"] == "rl"]
     if not rows:
         return None

@@ -52,40 +52,17 @@ _LEARNING_RATE = 1e-5
 _KL = 0.01
 
 
-def make_checkpoint(folder: Path) -> None:
-    """A model of random weights with a vocabulary of its own."""
-    import jax
-
-    from mlagent_jax import models
-    from mlagent_jax.data.tokenizer import Tokenizer, train_tokenizer
-    from mlagent_jax.models import hugging_face
-
-    corpus = [f"x{i} = {i * 7 % 31}\nAction: Edit Script (Cell)\nTask: tabular; accuracy up\n" for i in range(64)]
-    train_tokenizer(corpus, 320, ["Next:\n"], str(folder / "tokenizer"))
-    tokenizer = Tokenizer.load(str(folder / "tokenizer"))
-    heads = max(1, HIDDEN.value // 48)
-    shape = models.ModelConfig(
-        vocab_size=tokenizer.vocab_size,
-        hidden_size=HIDDEN.value,
-        num_layers=LAYERS.value,
-        num_heads=heads,
-        num_kv_heads=max(1, heads // 2),
-        head_dim=HIDDEN.value // heads,
-        intermediate_size=HIDDEN.value * 8 // 3,
-        attention_bias=True,
-        tie_word_embeddings=True,
-        max_position_embeddings=4096,
-    )
-    _, params = models.create(shape, jax.random.key(0))
-    hugging_face.save(folder / "model", shape, params, tokenizer)
-
-
 def config_of(checkpoint: str, staleness: int, ahead: bool) -> Any:
     from mlagent_jax.config import default_config, freeze
 
     config = default_config()
     config.stages = ("rl",)
     config.policy.checkpoint = checkpoint
+    config.policy.hidden_size, config.policy.num_layers = HIDDEN.value, LAYERS.value
+    config.policy.num_heads = max(1, HIDDEN.value // 48)
+    config.policy.num_kv_heads = max(1, config.policy.num_heads // 2)
+    config.policy.intermediate_size = HIDDEN.value * 8 // 3
+    config.tokenizer.vocab_size = 320
     config.prompt.max_prompt_tokens = 1024
     config.prompt.max_action_tokens = ACTION.value
     config.sft.row_tokens = config.prompt.max_prompt_tokens + ACTION.value  # not used, and checked
@@ -100,12 +77,12 @@ def config_of(checkpoint: str, staleness: int, ahead: bool) -> Any:
 def iterate(config: Any, folder: Path, seconds: float) -> dict[str, float]:
     """Means of an iteration of a run: its seconds, and where they went."""
     from mlagent_jax.stages.rl import rl
-    from tools.bench.sleeping_run import SleepingRun, made_up_states
+    from mlagent_jax.studies.sleeping import made_up_states, sleeping_run
 
     ends: list[float] = []
     found: list[dict[str, float]] = []
     states = made_up_states(4 * STATES.value, LINES.value)
-    with SleepingRun(config, folder, states, WORKERS.value, seconds) as run:
+    with sleeping_run(config, folder, states, WORKERS.value, seconds) as run:
         write = run.metrics.write
 
         def watched(stage: str, step: int, values: dict[str, float]) -> None:
@@ -275,8 +252,10 @@ def main(argv: Sequence[str]) -> None:
         folder = Path(name)
         checkpoint = CHECKPOINT.value
         if checkpoint is None:
-            make_checkpoint(folder)
+            from mlagent_jax.studies.sleeping import made_up_states, make_policy
+
             checkpoint = str(folder / "model")
+            make_policy(config_of(checkpoint, 0, False), Path(checkpoint), made_up_states(64, LINES.value))
         (measure_update if TRL.value else measure_loop)(checkpoint, folder)
 
 

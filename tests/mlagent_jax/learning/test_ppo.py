@@ -220,3 +220,124 @@ def test_a_separate_critic_moves_its_own_backbone_and_leaves_the_policy_to_the_p
 
     assert moved(after["critic"]["backbone"], before["critic"]["backbone"]) > 1e-3
     assert moved(after["policy"], before["policy"]) < 1e-6
+
+
+def by_hand(reference, critic, config, coefficient, temperature, steps):
+    """`steps` updates in float64 of a policy that is an embedding E and the scale g of a norm: the hidden state after a
+    token is g * E[token] / rms(E[token]), its logits are E times that. Gradients are finite differences."""
+    places = [(r, t) for r, action in enumerate(ACTIONS) if REWARDS[r] is not None for t in range(len(action))]
+
+    def state(theta, r, t):
+        x = theta["E"][(PROMPTS[r] + ACTIONS[r])[len(PROMPTS[r]) - 1 + t]]
+        return theta["g"] * x / np.sqrt(np.mean(x * x) + SHAPE.rms_norm_eps)
+
+    def scored(theta):
+        log_probs, entropy, values = {}, {}, {}
+        for r, t in places:
+            logits = theta["E"] @ state(theta, r, t) / temperature
+            logs = logits - np.log(np.sum(np.exp(logits)))
+            log_probs[r, t], entropy[r, t] = logs[ACTIONS[r][t]], -np.sum(np.exp(logs) * logs)
+            values[r, t] = state(theta, r, t) @ theta["k"] + theta["b"]
+        return log_probs, entropy, values
+
+    theta = {**critic, "E": reference["E"] * 1.1, "g": reference["g"]}
+    old, _, old_values = scored(theta)
+    anchor = scored({**theta, **reference})[0]
+    advantages, ahead = {}, {}
+    for r, t in reversed(places):  # of each action from its last token, which is terminal
+        last = t == len(ACTIONS[r]) - 1
+        following = 0.0 if last else old_values[r, t + 1]
+        delta = (REWARDS[r] if last else 0.0) + config.gamma * following - old_values[r, t]
+        ahead[r] = delta + (0.0 if last else config.gamma * config.gae_lambda * ahead[r])
+        advantages[r, t] = ahead[r]
+    returns = {place: advantages[place] + old_values[place] for place in places}
+    spread = np.sqrt(np.var(list(advantages.values())) + 1e-8)
+    whitened = {place: (advantages[place] - np.mean(list(advantages.values()))) / spread for place in places}
+
+    def loss(theta):
+        log_probs, entropy, values = scored(theta)
+        total = 0.0
+        for place in places:
+            ratio, advantage = np.exp(log_probs[place] - old[place]), whitened[place]
+            weight = min(np.exp(old[place] + 3.0), config.max_importance_weight)
+            total -= weight * min(ratio * advantage, np.clip(ratio, 1 - config.clip, 1 + config.clip) * advantage)
+            near = old_values[place] + np.clip(values[place] - old_values[place], -config.value_clip, config.value_clip)
+            error = max((values[place] - returns[place]) ** 2, (near - returns[place]) ** 2)
+            total += config.value_coefficient * 0.5 * error
+            away = log_probs[place] - anchor[place]
+            total += coefficient * (np.exp(-away) - 1 + away) - config.entropy_coefficient * entropy[place]
+        return total / len(places)
+
+    first, second = ({name: np.zeros_like(value) for name, value in theta.items()} for _ in range(2))
+    norms = []
+    for step in range(1, steps + 1):
+        grads = {name: np.zeros_like(value) for name, value in theta.items()}
+        for name, value in theta.items():
+            for index in np.ndindex(value.shape):
+                ends = []
+                for sign in (1e-6, -1e-6):
+                    moved = {**theta, name: value.copy()}
+                    moved[name][index] += sign
+                    ends.append(loss(moved))
+                grads[name][index] = (ends[0] - ends[1]) / 2e-6
+        norms.append(np.sqrt(np.sum(grads["E"] ** 2) + np.sum(grads["g"] ** 2)))
+        for name in theta:
+            of_policy = name in ("E", "g")
+            grad = grads[name] * (min(1.0, config.max_grad_norm / norms[-1]) if of_policy else 1.0)
+            first[name] = 0.9 * first[name] + 0.1 * grad
+            second[name] = 0.999 * second[name] + 0.001 * grad**2
+            mean, square = first[name] / (1 - 0.9**step), second[name] / (1 - 0.999**step)
+            rate = config.learning_rate if of_policy else config.critic_learning_rate
+            theta = {**theta, name: np.asarray(theta[name] - rate * mean / (np.sqrt(square) + 1e-8))}
+    return theta, norms
+
+
+def test_two_whole_steps_are_those_worked_out_by_hand(batch):
+    """Everything at once, to the parameters: clips of the ratio, the value and the gradient are met on the way."""
+    shape = dataclasses.replace(SHAPE, vocab_size=18, hidden_size=4, num_layers=1, head_dim=2, intermediate_size=4)
+    graph, params = models.create(shape, jax.random.key(1))
+    params["layers"] = jax.tree.map(jnp.zeros_like, params["layers"])  # hidden states pass, and no gradient comes
+    rng = np.random.default_rng(0)
+    reference = {"E": rng.normal(size=(18, 4)), "g": rng.uniform(0.5, 1.5, 4)}
+    critic = {"k": rng.normal(size=4) * 0.1, "b": np.asarray(0.2)}
+    config = RLConfig(
+        learning_rate=0.05,
+        critic_learning_rate=0.1,
+        gamma=0.9,
+        gae_lambda=0.8,
+        clip=0.05,
+        value_clip=0.05,
+        value_coefficient=0.7,
+        entropy_coefficient=0.02,
+        max_importance_weight=1.5,
+        max_grad_norm=0.3,
+    )
+    wanted, norms = by_hand(reference, critic, config, 0.2, 0.8, steps=2)
+
+    def whole(scale):
+        embedding = {"embedding": jnp.asarray(reference["E"] * scale, jnp.float32)}
+        return {**params, "embedder": embedding, "final_norm": {"scale": jnp.asarray(reference["g"], jnp.float32)}}
+
+    scorer, optimizer = model(graph, 0.8), ppo.rl_optimizer(config)
+    head = {"kernel": jnp.asarray(critic["k"], jnp.float32), "bias": jnp.asarray(critic["b"], jnp.float32)}
+    targets = ppo.make_targets(
+        batch, ppo.score(scorer, whole(1.1), head, batch), ppo.score(scorer, whole(1.0), None, batch), config
+    )
+    trained = {"policy": whole(1.1), "critic": head}
+    state, found = optimizer.init(trained), []
+    for _ in range(2):
+        trained, state, metrics = ppo.ppo_step(
+            trained, state, batch, targets, jnp.float32(0.2), model=scorer, optimizer=optimizer, config=config
+        )
+        found.append(metrics)
+    assert [float(metrics["grad_norm"].value) for metrics in found] == pytest.approx(norms, rel=1e-3)
+    assert norms[0] > config.max_grad_norm
+    assert float(found[1]["clip_fraction"].value) > 0 and float(found[1]["value_clip_fraction"].value) > 0
+    for ours, theirs in (
+        (trained["policy"]["embedder"]["embedding"], wanted["E"]),
+        (trained["policy"]["final_norm"]["scale"], wanted["g"]),
+        (trained["critic"]["kernel"], wanted["k"]),
+        (trained["critic"]["bias"], wanted["b"]),
+    ):
+        np.testing.assert_allclose(ours, theirs, atol=5e-4)
+    assert all(not np.any(leaf) for leaf in jax.tree.leaves(trained["policy"]["layers"]))

@@ -9,7 +9,7 @@ import pytest
 from mlagent_jax.config import default_config, freeze
 from mlagent_jax.data import jsonl
 from mlagent_jax.sampling import load
-from tools.bench.sleeping_run import SleepingRun, made_up_states
+from mlagent_jax.studies.sleeping import made_up_states, sleeping_run
 
 pytestmark = pytest.mark.slow
 stage = importlib.import_module("mlagent_jax.stages.rl")  # the package has a function of this name
@@ -31,7 +31,7 @@ def make_config(speaker, staleness=1, **fields):
 
 
 def go(config, folder):
-    with SleepingRun(config, folder, made_up_states(5, 2), workers=2, seconds=0.01) as run:
+    with sleeping_run(config, folder, made_up_states(5, 2), workers=2, seconds=0.01) as run:
         stage.rl(run)
     return outcome(folder)
 

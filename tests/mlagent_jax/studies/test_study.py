@@ -13,10 +13,13 @@ from mlagent_jax import study as command
 from mlagent_jax.config import default_config, freeze
 from mlagent_jax.errors import ConfigError
 from mlagent_jax.reporting.diversity import edit_kind, measures
-from mlagent_jax.studies.plan import DEFAULT, Arm, Study, load_study, runs
+from mlagent_jax.run import Run
+from mlagent_jax.studies import sleeping, timing
+from mlagent_jax.studies.plan import DEFAULT, Arm, Sleep, Study, load_study, runs
 
 ROOT = Path(__file__).parents[3]
 STUDIES = sorted(path for path in (ROOT / "configs" / "studies").glob("*.py") if path.name != "settings.py")
+TIMED = ["asynchronous", "in-turns", "synchronous"]
 SKILL = {"sft": 0.2, "default": 0.5, "plain": 0.3}
 
 
@@ -88,7 +91,9 @@ def test_studies_share_the_start_and_the_default_arm_of_a_seed():
     studies = [load_study(path) for path in STUDIES]
     folders = [str(run.workdir) for run in runs(studies, Path("r"), [0, 1], {})]
     assert len(folders) == len(set(folders))
-    assert folders[:2] == ["r/seed0/start", "r/seed0/default"]
+    executed = [folder for folder in folders if folder.rpartition("/")[2] not in TIMED]
+    assert executed[:2] == ["r/seed0/start", "r/seed0/default"]
+    assert [f for f in folders if f not in executed] == [f"r/seed{s}/{n}" for s in (0, 1) for n in TIMED]
     assert [f for f in folders if "/start" in f] == [f"r/seed{s}/{n}" for s in (0, 1) for n in ("start", "start-plain")]
 
 
@@ -166,6 +171,92 @@ def test_arms_of_one_name_that_differ_are_refused():
         list(runs(studies, Path("r"), [0], {}))
     with pytest.raises(ConfigError, match="a name of its own"):
         Study("s", "?", (DEFAULT,))
+
+
+def test_arms_that_execute_and_arms_that_sleep_are_not_compared():
+    with pytest.raises(ConfigError, match="arms that sleep"):
+        Study("s", "?", (Arm("arm", sleep=Sleep(5.0, 4), points=(5,)),))
+
+
+BRIEF = """
+from mlagent_jax.studies.plan import Arm, Sleep, Study
+
+def get_study():
+    asynchronous, synchronous = (
+        Arm(name, {"rl.max_staleness": staleness}, points=(6,), sleep=Sleep(0.05, 2))
+        for name, staleness in (("asynchronous", 1), ("synchronous", 0))
+    )
+    return Study("brief", "?", (synchronous,), default=asynchronous)
+"""
+BRIEF_SETTINGS = """
+from mlagent_jax.config import default_config
+
+def get_config():
+    config = default_config()
+    config.policy.hidden_size, config.policy.num_layers, config.policy.num_heads = 32, 1, 2
+    config.policy.intermediate_size, config.tokenizer.vocab_size = 32, 300
+    config.prompt.max_prompt_tokens, config.prompt.max_action_tokens = 256, 8
+    config.rl.states, config.rl.samples, config.rl.minibatches, config.sampling.slots = 2, 2, 1, 4
+    return config
+"""
+
+
+@pytest.mark.slow
+def test_a_study_of_time_says_where_it_went_and_its_runs_are_not_taken_for_real_ones(tmp_path, monkeypatch, capfd):
+    (tmp_path / "brief.py").write_text(BRIEF)
+    (tmp_path / "settings.py").write_text(BRIEF_SETTINGS)
+    started = []
+
+    def execute(argv):
+        started.append(argv[2])
+        return sleeping.main(argv[2:])
+
+    monkeypatch.setattr(command, "execute", execute)
+    arguments = [str(tmp_path / "brief.py"), f"--workdir={tmp_path}", "--seeds=0"]
+    assert command.main(arguments) == 0
+    assert command.main(arguments) == 0
+    assert started == ["mlagent_jax.studies.sleeping"] * 2
+
+    found = json.loads((tmp_path / "brief" / "results.json").read_text())
+    arms = {name: by_seed["0"] for name, by_seed in found["timing"].items()}
+    assert {name: (each["updates"], each["staleness"]) for name, each in arms.items()} == {
+        "asynchronous": (2, 1.0),
+        "synchronous": (2, 0.0),
+    }
+    for each in arms.values():
+        assert sum(each[part] for part in timing.PARTS) == pytest.approx(each["seconds"], abs=0.01)
+    # Nothing is beside its waiting: two workers, two executions each.
+    assert arms["synchronous"]["waiting"] >= 0.1
+    assert found["cost"]["synchronous"]["0"]["actions"] == 6 * 4
+    page = (tmp_path / "brief" / "index.html").read_text()
+    assert "<svg" in page and "which need 0.1 s for a batch" in page and "device waits" in page
+
+    slept = tmp_path / "seed0" / "synchronous"
+    config = default_config()
+    config.stages, config.policy.checkpoint = ("rl",), str(slept / "policy")
+    with pytest.raises(ConfigError, match="only sleeps in their place"):
+        Run.open(freeze(config), str(slept))
+    (slept / "run.json").write_text(json.dumps(json.loads((slept / "run.json").read_text()) | {"executes": True}))
+    settings = [f"--config={tmp_path / 'settings.py'}", f"--workdir={slept}", "--config.stages=rl"]
+    capfd.readouterr()
+    assert sleeping.main(["sleeping", *settings, "--seconds=0.05", "--workers=2"]) == 1
+    assert "a run that executes its actions" in capfd.readouterr().err
+
+
+def test_the_device_waits_while_it_has_nothing_to_sample():
+    def row(step, wait, ahead):
+        return {"seconds": 10.0 * step, "seconds_sample": 1.0, "seconds_update": 2.0} | {
+            "seconds_wait": wait,
+            "seconds_sample_ahead": ahead,
+        }
+
+    rows = [row(step, 6.0, 0.0) for step in (1, 2, 3)] + [row(4, 6.0, 0.0), row(5, 6.0, 4.0), row(6, 3.0, 5.0)]
+    found = timing.parts([*rows, row(7, 0.0, 0.0)])
+    assert [[each[part] for part in ("sampling", "updating", "waiting", "other", "seconds")] for each in found] == [
+        [1.0, 2.0, 6.0, 1.0, 10.0],
+        [5.0, 2.0, 2.0, 1.0, 10.0],
+        [4.0, 2.0, 0.0, 4.0, 10.0],
+    ]
 
 
 def test_the_kind_of_an_edit_is_what_it_changes_and_what_it_calls():

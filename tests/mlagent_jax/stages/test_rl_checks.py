@@ -1,0 +1,69 @@
+"""What ends the loop of rl, and what is kept of it then; what it tells of a batch."""
+
+import importlib
+import json
+import types
+
+import numpy as np
+import pytest
+
+from environments.protocol import Job, Outcome, OutcomeKind, Scale, State
+from mlagent_jax.agent.actor import SampledAction
+from mlagent_jax.agent.rollouts import Taken
+from mlagent_jax.config import Config, PolicyConfig, RLConfig
+from mlagent_jax.errors import DivergedError
+
+stage = importlib.import_module("mlagent_jax.stages.rl")  # the package has a function of this name
+FINE = {"kl": 0.1, "policy_loss": -0.2, "value_loss": 0.3, "grad_norm": 1.0}
+
+
+def trainer(folder, **policy):
+    made = object.__new__(stage._Trainer)
+    made.config, made.iteration = RLConfig(max_kl=1.0), 7
+    config = Config(policy=PolicyConfig(**policy))
+    made.run = types.SimpleNamespace(workdir=folder, is_first=True, config=config)
+    return made
+
+
+def taken(task, reward, version=7):
+    action = SampledAction(State(f"{task}@1", (), "s", "x = 1", 0.5), 0, (1, 2), (3,), (-1.0,), "a", False)
+    kind = OutcomeKind.INFRASTRUCTURE_ERROR if reward is None else OutcomeKind.SCORED
+    outcome = Outcome(kind, "", "s", "", 0.5, None, Scale(0.5, 1.0, True), reward)
+    return Taken(action, Job("run", version, action.state, 0, "a"), outcome, reward, 0, version)
+
+
+@pytest.mark.parametrize("values", [{"kl": 1.01}, {"kl": np.nan}, {"policy_loss": np.inf}, {"grad_norm": np.nan}])
+def test_an_update_that_went_wrong_ends_the_run_and_its_batch_is_kept(values, tmp_path):
+    with pytest.raises(DivergedError, match=f"iteration 7: .*{next(iter(values))}"):
+        trainer(tmp_path)._check_divergence(FINE | values, [taken("a", 0.5), taken("b", 0.25)])
+    kept = [json.loads(line) for line in (tmp_path / "diverged.jsonl").read_text().splitlines()]
+    assert [(row["outcome"]["reward"], row["tokens"], row["version"]) for row in kept] == [
+        (0.5, [3], 7),
+        (0.25, [3], 7),
+    ]
+
+
+def test_an_update_within_its_bounds_goes_on(tmp_path):
+    trainer(tmp_path)._check_divergence(FINE, [taken("a", 0.5)])
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("dtype", "passes", "fails"), [("float32", 5e-5, 2e-4), ("bfloat16", 0.04, 0.06)])
+def test_sampler_and_trainer_agree_on_actions_of_the_same_version_and_ratios_begin_at_1(dtype, passes, fails, tmp_path):
+    made = trainer(tmp_path, compute_dtype=dtype)
+    batch = types.SimpleNamespace(
+        rewards=np.zeros(2), mask=np.ones((2, 1), bool), behaviour_log_probs=np.full((2, 1), -1.0)
+    )
+    rows = [taken("a", 0.5), taken("a", 0.5, version=6)]
+    made._check_sampler(batch, np.asarray([[-1.0 + passes], [-3.0]]), rows)  # the second is of an older version
+    made._check_ratio(passes)
+    for gap in (fails, np.nan):
+        with pytest.raises(DivergedError, match="sampler and trainer differ"):
+            made._check_sampler(batch, np.asarray([[-1.0 + gap], [-1.0]]), rows)
+        with pytest.raises(DivergedError, match="log-ratios"):
+            made._check_ratio(gap)
+
+
+def test_rewards_are_told_by_task_without_what_could_not_be_executed():
+    rows = [taken("a", 0.5), taken("a", 1.0), taken("a", None), taken("b", 0.0), taken("c", None)]
+    assert stage.task_scalars(rows) == {"task_a": 0.75, "task_b": 0.0}
