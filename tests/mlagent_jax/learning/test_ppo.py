@@ -292,6 +292,7 @@ def by_hand(reference, critic, config, coefficient, temperature, steps):
     return theta, norms
 
 
+@pytest.mark.slow
 def test_two_whole_steps_are_those_worked_out_by_hand(batch):
     """Everything at once, to the parameters: clips of the ratio, the value and the gradient are met on the way."""
     shape = dataclasses.replace(SHAPE, vocab_size=18, hidden_size=4, num_layers=1, head_dim=2, intermediate_size=4)
