@@ -45,6 +45,7 @@ EXTRAS = {
     "launch": ["ml-collections>=1.0"],
     "mlflow": MLFLOW,
     "s3": ["s3fs>=2024.6"],
+    "bench": ["redis>=5.0"],
     "archives": ["pillow>=10.3", "py7zr>=1.0"],
     "tfds": ["pillow>=10.3", "tensorflow-datasets>=4.9.8"],
     "postgres": ["psycopg[binary]>=3.2"],

@@ -87,6 +87,11 @@ class Worker:
         self._pause_until = 0.0
         self._trouble = ""
 
+    @property
+    def completed(self) -> int:
+        """Results accepted so far."""
+        return self._completed
+
     def stop(self) -> None:
         """Claim nothing more, and finish what runs; the second call aborts."""
         if self._draining.is_set():
@@ -106,7 +111,7 @@ class Worker:
         try:
             with self._queue.watch() as added:
                 while not self._draining.is_set():
-                    self._fill_a_slot(added)
+                    self._fill_slots(added)
             self._finish()
         finally:
             self._stopped.set()
@@ -114,28 +119,32 @@ class Worker:
             self._report("stopped")
             log("stopped", worker=self.name, completed=self._completed, failed=self._failed)
 
-    def _fill_a_slot(self, added: Changes) -> None:
+    def _fill_slots(self, added: Changes) -> None:
         pause = self._pause_until - time.monotonic()
         if pause > 0:
             self._draining.wait(min(pause, IDLE_SECONDS))
             return
         if not self._free.acquire(timeout=IDLE_SECONDS):
             return
-        if self._draining.is_set():  # While this waited for a slot.
-            return
-        lease = None
+        free = 1
+        while free < self._slots and self._free.acquire(blocking=False):
+            free += 1
+        leases: list[Lease] = []
         try:
-            lease = self._queue.claim(self.name, self._capabilities, self._lease_seconds)
+            if not self._draining.is_set():  # As it may be since, while this waited for a slot.
+                leases = self._queue.claim_several(self.name, self._capabilities, free, self._lease_seconds)
         except QueueError as error:
             self._note_trouble(f"cannot claim: {error}")
-        if lease is None:
-            self._free.release()
-            added.wait(IDLE_SECONDS)
-            return
+        finally:
+            for _ in range(free - len(leases)):
+                self._free.release()
         with self._lock:
-            self._leases[lease.job.id] = lease
-        # Daemons: a step that cannot be interrupted does not keep the process.
-        threading.Thread(target=self._work, args=(lease,), name=f"job-{lease.job.id[:8]}", daemon=True).start()
+            self._leases |= {lease.job.id: lease for lease in leases}
+        for lease in leases:
+            # Daemons: a step that cannot be interrupted does not keep the process.
+            threading.Thread(target=self._work, args=(lease,), name=f"job-{lease.job.id[:8]}", daemon=True).start()
+        if not leases and not self._draining.is_set():
+            added.wait(IDLE_SECONDS)
 
     def _work(self, lease: Lease) -> None:
         started = time.monotonic()

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from urllib.parse import quote_plus
 
 import sqlalchemy
-from sqlalchemy import URL, ColumnElement, Connection, Double, bindparam
+from sqlalchemy import URL, Column, ColumnElement, Connection, Double, Select, bindparam
 from sqlalchemy.exc import ArgumentError, DBAPIError
 
 from environments.queue.base import Changes, QueueError
@@ -112,6 +112,10 @@ class Engine(abc.ABC):
     def remedy(self, message: str) -> str:
         """What to do about a driver's message, or nothing."""
         return ""
+
+    def among(self, column: Column, query: Select) -> ColumnElement[bool]:
+        """Condition that `column` is one of the values of `query`, which is asked once."""
+        return column.in_(query)
 
     @abc.abstractmethod
     def begin(self, write: bool, single: bool = False) -> AbstractContextManager[Connection]:

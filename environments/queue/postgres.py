@@ -16,10 +16,13 @@ from contextlib import contextmanager
 import sqlalchemy
 from sqlalchemy import (
     URL,
+    Column,
     ColumnElement,
     Connection,
     Double,
+    Select,
     Text,
+    any_,
     bindparam,
     cast,
     event,
@@ -48,6 +51,9 @@ _REFUSALS = (
 )
 """Connection errors that waiting does not cure."""
 _LONGEST_PAUSE_SECONDS = 5.0
+AT_ONCE = 2
+"""Transactions of one process at once, and so its connections, beside those that listen: a thousand workers share one
+server. Its other threads wait for the milliseconds that a transaction takes, which costs less than to connect."""
 WORKER_COLUMNS = (
     *("state", "ready_at", "attempts", "token", "worker", "leased_at", "lease_until", "deadline", "late_results"),
     *("finished_at", "kind", "seconds", "outcome", "reason"),
@@ -75,21 +81,26 @@ class PostgresEngine(Engine):
             url.set(drivername="postgresql+psycopg"),
             hide_parameters=True,
             isolation_level="AUTOCOMMIT",
-            # Few connections a process: a thousand workers share one server.
-            pool_size=2,
-            max_overflow=6,
+            pool_size=AT_ONCE,
+            max_overflow=-1,  # Those that listen.
+            pool_use_lifo=True,  # One connection that has everything prepared rather than several in turn.
         )
         event.listen(self._engine, "do_connect", lambda dialect, record, arguments, parameters: connect(parameters))
         self._transactions = self._engine.execution_options(isolation_level="READ COMMITTED")
         # Idle ones by channel: those who wait in a loop need not connect each time.
         self._listening: dict[str, list[_Notifications]] = {}
-        self._announcer = _Announcer(self._engine)
+        self._turns = threading.BoundedSemaphore(AT_ONCE)
+        self._announcer = _Announcer(self)
 
     @contextmanager
     def begin(self, write: bool, single: bool = False) -> Iterator[Connection]:
         engine = self._engine if single else self._transactions
-        with engine.begin() as connection:
+        with self._turns, engine.begin() as connection:
             yield connection
+
+    def among(self, column: Column, query: Select) -> ColumnElement[bool]:
+        # Not a join, which may read the whole table where statistics say that it is small.
+        return column == any_(func.array(query.scalar_subquery()))
 
     def exclude_others(self, connection: Connection) -> None:
         connection.execute(select(func.pg_advisory_xact_lock(_LOCK)))
@@ -159,7 +170,7 @@ class _Announcer:
 
     REST_SECONDS = 0.25
 
-    def __init__(self, engine: sqlalchemy.Engine) -> None:
+    def __init__(self, engine: PostgresEngine) -> None:
         self._engine = engine
         self._channels: set[str] = set()
         self._changed = threading.Condition()
@@ -190,7 +201,7 @@ class _Announcer:
                 if not channels:
                     return
             # Those who wait look from time to time all the same: what is not sent costs them half a second.
-            with contextlib.suppress(DBAPIError), self._engine.connect() as connection:
+            with contextlib.suppress(DBAPIError), self._engine.begin(write=True, single=True) as connection:
                 for channel in channels:
                     connection.execute(_NOTIFY_UNSYNCED, {"channel": channel})
             with self._changed:

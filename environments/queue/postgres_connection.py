@@ -33,6 +33,10 @@ SERVER_OPTIONS = (
     "-c idle_in_transaction_session_timeout=60s"
 )
 """The same on the other side: what a vanished client had locked is free again after a minute."""
+PLANNER_OPTIONS = "-c enable_seqscan=off -c enable_sort=off -c jit=off -c plan_cache_mode=force_generic_plan"
+"""Every statement that runs often has an index that gives its rows in order. Left to itself, the planner believes
+statistics of a moment when the queue was empty, and reads and sorts a hundred thousand jobs for each claim; or it plans
+each claim anew."""
 
 
 class Connection(psycopg.Connection[Any]):
@@ -54,7 +58,8 @@ def connect(parameters: Mapping[str, Any]) -> Connection:
     """Connect with libpq's `parameters`, and with those above where they are silent. Raises psycopg.Error."""
     given = parameters.get("options") or os.environ.get("PGOPTIONS", "")
     # The server takes the last: what the user says.
-    return Connection.connect(**{**CLIENT_OPTIONS, **parameters, "options": f"{SERVER_OPTIONS} {given}".strip()})
+    options = f"{SERVER_OPTIONS} {PLANNER_OPTIONS} {given}".strip()
+    return Connection.connect(**{**CLIENT_OPTIONS, **parameters, "options": options})
 
 
 def _limited(gen: Generator[Any, Any, T], seconds: float) -> Generator[Any, Any, T]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import operator
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -29,7 +30,7 @@ from environments.protocol import (
 from environments.queue import inspection, schema
 from environments.queue.base import Capabilities, Changes, Lease, QueueError, WorkerReport
 from environments.queue.engine import Engine, safe_url
-from environments.queue.leases import LeaseStatements, RetryPolicy
+from environments.queue.leases import START, LeaseStatements, RetryPolicy
 from environments.queue.payloads import Payloads
 from environments.queue.schema import CANCELLED, DEAD, DONE, QUEUED, jobs
 from environments.store import Store, StoreError
@@ -38,6 +39,9 @@ EXECUTION_OVERHEAD_SECONDS = 300.0
 """Restoring, starting the sandbox and grading: what an execution may take beyond its wall limit."""
 REAP_SECONDS = 0.5
 """How often one process looks for leases that ran out while there is other work."""
+START_SECONDS = 5.0
+"""How often one process looks for work from the first place on while there is other work: what was enqueued by a
+transaction that took long lies before the last claim."""
 LOOK_REST = 4.0
 """Who waits rests so many times as long as a look takes, so that looking is a fifth of his time however much is out."""
 _CHUNK = 500
@@ -56,8 +60,9 @@ class SqlQueue:
         self._engine = engine
         self._payloads = Payloads(store)
         self._retries = retries or RetryPolicy()
-        self._leases = LeaseStatements(engine.now, self._retries)
+        self._leases = LeaseStatements(engine.now, self._retries, engine.among)
         self._reaped_at = -REAP_SECONDS
+        self._last_claim, self._started_at = START, -START_SECONDS
         self._known_requirements: tuple[tuple[str, Requirements], ...] = ()
         self._transact = engine.transact
         where = safe_url(engine.url)
@@ -113,7 +118,7 @@ class SqlQueue:
             return [
                 row
                 for chunk in _chunks(job_ids)
-                for row in connection.execute(select(*columns).where(jobs.c.id.in_(chunk), schema.finished))
+                for row in connection.execute(select(*columns).where(jobs.c.id.in_(chunk), schema.is_finished))
             ]
 
         rows = self._transact(read, write=False)
@@ -146,7 +151,7 @@ class SqlQueue:
                 usable = (
                     jobs.c.id.in_(chunk),
                     jobs.c.run == run,
-                    schema.finished,
+                    schema.is_finished,
                     jobs.c.consumed_step.is_(None) | (jobs.c.consumed_step == step),
                 )
                 statement = update(jobs).where(*usable).values(consumed_step=step).returning(jobs.c.id)
@@ -204,17 +209,24 @@ class SqlQueue:
     # -- worker --
 
     def claim(self, worker: str, capabilities: Capabilities, lease_seconds: float = 60.0) -> Lease | None:
-        while True:
-            row = self._lease_oldest(worker, capabilities, lease_seconds)
-            if row is None:
-                return None
-            try:
-                job = Job.from_dict(self._payloads.unpack(row.payload))
-            except (OSError, ProtocolError) as error:
-                failure = f"the job cannot be read: {error}"
-                self._fail({"job_id": row.id, "held_token": row.token, "failure": failure})
-                continue
-            return Lease(job=job, token=row.token, attempt=row.attempts, worker=worker, seconds=lease_seconds)
+        return next(iter(self.claim_several(worker, capabilities, 1, lease_seconds)), None)
+
+    def claim_several(
+        self, worker: str, capabilities: Capabilities, limit: int, lease_seconds: float = 60.0
+    ) -> list[Lease]:
+        if limit < 1:
+            raise ValueError(f"limit is {limit}; at least 1 job is claimed")
+        leases: list[Lease] = []
+        while not leases and (rows := self._lease_oldest(worker, capabilities, limit, lease_seconds)):
+            for row in rows:
+                try:
+                    job = Job.from_dict(self._payloads.unpack(row.payload))
+                except (OSError, ProtocolError) as error:
+                    failure = f"the job cannot be read: {error}"
+                    self._fail({"job_id": row.id, "held_token": row.token, "failure": failure})
+                else:
+                    leases.append(Lease(job, row.token, row.attempts, worker, lease_seconds))
+        return leases
 
     def heartbeat(self, lease: Lease) -> bool:
         claim = {**_claim(lease), "lease_seconds": lease.seconds}
@@ -266,7 +278,7 @@ class SqlQueue:
     # -- people --
 
     def retry(self, run: str | None = None, job_ids: Collection[str] = ()) -> int:
-        where = [schema.finished, ~schema.consumed] if job_ids else [schema.in_state(DEAD), ~schema.consumed]
+        where = [schema.is_finished, ~schema.consumed] if job_ids else [schema.in_state(DEAD), ~schema.consumed]
         if run is not None:
             where.append(jobs.c.run == run)
 
@@ -289,7 +301,7 @@ class SqlQueue:
         some = select(jobs.c.seq).where(*where).limit(_PURGED)
         statements = (
             delete(schema.workers).where(schema.workers.c.last_seen < before),
-            delete(jobs).where(jobs.c.seq.in_(some)),
+            delete(jobs).where(self._engine.among(jobs.c.seq, some)),
         )
 
         def remove() -> int:
@@ -311,25 +323,35 @@ class SqlQueue:
         self._engine.exclude_others(connection)
         schema.create(connection)
 
-    def _lease_oldest(self, worker: str, capabilities: Capabilities, lease_seconds: float) -> Row | None:
+    def _lease_oldest(self, worker: str, capabilities: Capabilities, limit: int, lease_seconds: float) -> Sequence[Row]:
         fresh = time.monotonic() - self._reaped_at >= REAP_SECONDS
         if fresh:
             self._reap()
             self._learn_requirements()
-        row = self._lease_ready(worker, capabilities, lease_seconds)
+        rows = self._lease_ready(worker, capabilities, limit, lease_seconds)
         # Both, whatever the first finds: there may be work of a kind that is new.
-        if row is None and not fresh and any([self._reap(), self._learn_requirements()]):
-            row = self._lease_ready(worker, capabilities, lease_seconds)
-        return row
+        if not rows and not fresh and any([self._reap(), self._learn_requirements()]):
+            rows = self._lease_ready(worker, capabilities, limit, lease_seconds)
+        return rows
 
-    def _lease_ready(self, worker: str, capabilities: Capabilities, lease_seconds: float) -> Row | None:
+    def _lease_ready(self, worker: str, capabilities: Capabilities, limit: int, lease_seconds: float) -> Sequence[Row]:
         known = self._known_requirements
         served = tuple(identity for identity, asked in known if not capabilities.lacking(asked))
         if not served:
-            return None
-        statement = self._leases.claim(served)
+            return ()
+        now = time.monotonic()
+        begin = self._last_claim if now - self._started_at < START_SECONDS else START
+        if begin is START:
+            self._started_at = now
+        statement = self._leases.claim(served, limit)
         parameters = {"claimed_by": worker, "lease_seconds": lease_seconds}
-        return self._transact(lambda connection: connection.execute(statement, parameters).one_or_none(), single=True)
+        parameters |= {f"from_{name}": value for name, value in begin.items()}
+        rows = self._transact(lambda connection: connection.execute(statement, parameters).all(), single=True)
+        rows = sorted(rows, key=_place)
+        self._last_claim = dict(zip(START, _place(rows[-1]), strict=True)) if rows else START
+        if not rows and begin is not START:
+            return self._lease_ready(worker, capabilities, limit, lease_seconds)
+        return rows
 
     def _learn_requirements(self) -> bool:
         """Read what jobs of this queue require; whether that changed. Asked rarely: a run has one or a few."""
@@ -400,6 +422,10 @@ class SqlQueue:
 
 
 _REQUIREMENTS = select(schema.requirements.c.id, schema.requirements.c.body).order_by(schema.requirements.c.id)
+
+
+_place = operator.attrgetter(*START)
+"""Of a row, in the order of claims."""
 
 
 def _claim(lease: Lease) -> dict[str, Any]:

@@ -3,23 +3,30 @@
     python tools/bench/bench_queue.py                                         SQLite in a temporary folder
     python tools/bench/bench_queue.py --url=postgresql://user@host/database   a PostgreSQL database of its own
 
-Prints one line of JSON a measurement: 1, 8 and 32 worker processes, with 10,000 and 100,000 jobs queued. The references
-are `multiprocessing.Queue`, which keeps nothing, survives nothing and leases nothing, and Redis Streams, with every
-write on disk before it is acknowledged, as in PostgreSQL; it needs `redis-server` and the Python client. `cpu_ms` is
-the workers' CPU time a job, and with `--server_pid` that of the server too: they say more than the rate where the
-machine is busy with other things. `tools/bench/simulate_workers.py` shows what a thousand workers ask of the database.
+Prints one line of JSON a measurement: 1, 8 and 32 workers, with 10,000 and 100,000 jobs queued. `processes` are
+processes that claim one job, hand in its result, and again: the dearest way to have so many workers. `slots` are those
+of `environments.worker.Worker` as it is deployed, `--slots` of them in a process, with executions that take no time: it
+claims for all its free slots at once, starts a thread a job, renews leases and reports.
+
+The references are `multiprocessing.Queue`, which keeps nothing, survives nothing and leases nothing, and Redis Streams,
+with every write on disk before it is acknowledged, as in PostgreSQL; it needs `redis-server` and `pip install
+'.[bench]'`. `cpu_ms` is the workers' CPU time a job, and with `--server_pid` that of the server too: they say more than
+the rate where the machine is busy with other things. `tools/bench/simulate_workers.py` shows what a thousand workers
+ask of the database.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import json
 import multiprocessing
 import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -33,6 +40,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from environments.protocol import Job, Outcome, OutcomeKind, Scale, State, canonical_json
 from environments.queue import RewardQueue, open_queue
 from environments.queue.base import Capabilities
+from environments.worker import Worker
 
 OUTCOME = Outcome(
     kind=OutcomeKind.SCORED,
@@ -53,8 +61,10 @@ WARM_UP = 10
 """Actions before the clock starts: statements are compiled, and prepared on the server."""
 PATIENCE_SECONDS = 600.0
 """For worker processes to start, on a machine that is busy."""
-NO_REDIS = "not measured: install redis-server (Debian: `apt-get install redis-server`) and `pip install redis`"
+NO_REDIS = "not measured: install redis-server (Debian: `apt-get install redis-server`) and `pip install '.[bench]'`"
 CONTEXT = multiprocessing.get_context("forkserver")
+# What is imported once need not be by each of 32 processes.
+CONTEXT.set_forkserver_preload(["__main__", "environments.queue.sqlite", "environments.queue.postgres_connection"])
 
 
 def jobs(count: int) -> Iterator[Job]:
@@ -148,25 +158,54 @@ def act(
         action()
         count += 1
     results.put((count, time.monotonic() - start, time.process_time() - cpu))
+    # Until terminated: a server's process that ends with its client would escape whoever adds up their times just then.
+    time.sleep(PATIENCE_SECONDS)
+
+
+def serve(url: str, slots: int, ready: Any, go: Any, results: Any, seconds: float) -> None:
+    """A worker process as it is deployed: `slots` slots, whose executions take no time."""
+    queue, counted, warm = open_queue(url), itertools.count(), threading.Event()
+
+    def take(_: Job) -> Outcome:
+        # The first of a slot waits until everyone is ready.
+        if next(counted) == WARM_UP * slots:
+            warm.set()
+        if warm.is_set():
+            go.wait()
+        return OUTCOME
+
+    worker = Worker(queue, take, slots, ANY, lease_seconds=LEASE_SECONDS)
+    threading.Thread(target=worker.run, daemon=True).start()
+    warm.wait()
+    ready.release()
+    go.wait()
+    start, cpu, before = time.monotonic(), time.process_time(), worker.completed
+    time.sleep(seconds)
+    results.put((worker.completed - before, time.monotonic() - start, time.process_time() - cpu))
+    time.sleep(PATIENCE_SECONDS)
 
 
 def together(
-    make: Callable, argument: Any, workers: int, seconds: float, server_pid: int | None = None
+    program: Callable[..., None],
+    arguments: tuple[Any, ...],
+    processes: int,
+    seconds: float,
+    server_pid: int | None = None,
 ) -> dict[str, float]:
     """Rate and CPU time of so many processes at once, and that of the server that they use."""
     ready, go, results = CONTEXT.Semaphore(0), CONTEXT.Event(), CONTEXT.Queue()
-    arguments = (make, argument, ready, go, results, seconds)
-    processes = [CONTEXT.Process(target=act, args=arguments, daemon=True) for _ in range(workers)]
-    for process in processes:
+    arguments = (*arguments, ready, go, results, seconds)
+    started = [CONTEXT.Process(target=program, args=arguments, daemon=True) for _ in range(processes)]
+    for process in started:
         process.start()
-    for _ in processes:
+    for _ in started:
         if not ready.acquire(timeout=PATIENCE_SECONDS):
             raise RuntimeError(f"a worker process did not start in {PATIENCE_SECONDS:.0f} s")
     server = -cpu_seconds(server_pid)
     go.set()
-    counts, walls, cpus = zip(*(results.get(timeout=seconds + PATIENCE_SECONDS) for _ in processes), strict=True)
+    counts, walls, cpus = zip(*(results.get(timeout=seconds + PATIENCE_SECONDS) for _ in started), strict=True)
     server += cpu_seconds(server_pid)
-    for process in processes:
+    for process in started:
         process.terminate()
         process.join()
     done = sum(counts)
@@ -175,15 +214,20 @@ def together(
 
 
 def on_ours(
-    url: str, depth: int, counts: Sequence[int], seconds: float, server_pid: int | None
+    url: str, depth: int, counts: Sequence[int], slots: int, seconds: float, server_pid: int | None
 ) -> Iterator[dict[str, Any]]:
     """Claim + complete with `depth` jobs queued."""
     engine = url.partition(":")[0]
     with emptied(url) as queue:
         for workers in counts:
-            queue.enqueue(jobs(depth - sum(run["queued"] for run in queue.status()["runs"].values())))
-            figures = together(on_queue, url, workers, seconds, server_pid)
-            yield {"measured": "claim + complete", "engine": engine, "workers": workers, "depth": depth} | figures
+            for name, program, arguments, processes in (
+                ("processes", act, (on_queue, url), workers),
+                ("slots", serve, (url, min(slots, workers)), -(-workers // slots)),
+            ):
+                queue.enqueue(jobs(depth - sum(run["queued"] for run in queue.status()["runs"].values())))
+                figures = together(program, arguments, processes, seconds, server_pid)
+                measured = {"measured": "claim + complete", "engine": engine, name: workers, "depth": depth}
+                yield measured | figures
 
 
 def on_references(depth: int, counts: Sequence[int], seconds: float) -> Iterator[dict[str, Any]]:
@@ -193,8 +237,13 @@ def on_references(depth: int, counts: Sequence[int], seconds: float) -> Iterator
         shared.cancel_join_thread()
         for job in jobs(depth):
             shared.put(job)
-        figures = together(on_reference, shared, workers, seconds)
-        yield {"measured": "get + put", "engine": "multiprocessing.Queue", "workers": workers, "depth": depth} | figures
+        figures = together(act, (on_reference, shared), workers, seconds)
+        yield {
+            "measured": "get + put",
+            "engine": "multiprocessing.Queue",
+            "processes": workers,
+            "depth": depth,
+        } | figures
     try:
         import redis
     except ModuleNotFoundError:
@@ -210,8 +259,8 @@ def on_references(depth: int, counts: Sequence[int], seconds: float) -> Iterator
                 for job in jobs(missing):
                     pipeline.xadd("jobs", {"job": canonical_json(job.to_dict())})
                 pipeline.execute()
-            figures = together(on_redis, socket, workers, seconds, pid)
-            yield {"measured": "read + ack", "engine": "Redis Streams", "workers": workers, "depth": depth} | figures
+            figures = together(act, (on_redis, socket), workers, seconds, pid)
+            yield {"measured": "read + ack", "engine": "Redis Streams", "processes": workers, "depth": depth} | figures
 
 
 def main() -> None:
@@ -219,14 +268,17 @@ def main() -> None:
     parser.add_argument("--url", help="an empty queue; default: SQLite in a temporary folder")
     parser.add_argument("--seconds", type=float, default=3.0, help="of each measurement")
     parser.add_argument("--depths", type=int, nargs="+", default=DEPTHS, help="jobs queued")
-    parser.add_argument("--workers", type=int, nargs="+", default=WORKERS, help="worker processes at once")
+    parser.add_argument("--workers", type=int, nargs="+", default=WORKERS, help="at once")
+    parser.add_argument("--slots", type=int, default=8, help="of a worker process, where workers are slots")
     parser.add_argument("--server_pid", type=int, help="main process of the database server, where it runs here")
     parser.add_argument("--references", action=argparse.BooleanOptionalAction, default=True)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         url = arguments.url or f"sqlite:///{folder}/queue.db"
         for depth in arguments.depths:
-            for line in on_ours(url, depth, arguments.workers, arguments.seconds, arguments.server_pid):
+            for line in on_ours(
+                url, depth, arguments.workers, arguments.slots, arguments.seconds, arguments.server_pid
+            ):
                 print(json.dumps(line), flush=True)
             if arguments.references:
                 for line in on_references(depth, arguments.workers, arguments.seconds):

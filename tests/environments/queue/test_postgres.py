@@ -72,6 +72,47 @@ def test_a_claim_its_heartbeat_and_its_result_are_one_round_trip_each(queue, mon
     assert trips == ["statement"] * 3
 
 
+def test_no_statement_of_a_worker_reads_more_than_its_rows_whatever_the_statistics_say(queue):
+    """Statistics of a moment when all was done: then a burst of jobs came, and claims sorted all of them."""
+    queue.enqueue([job(sample) for sample in range(300)])
+    for lease in queue.claim_several("w", ANY, 300):
+        queue.complete(lease, outcome())
+    engine, seen = queue._engine._engine, []
+    with engine.connect() as connection:
+        connection.exec_driver_sql("ALTER TABLE mlagent_jobs SET (autovacuum_enabled = off)")
+        connection.exec_driver_sql("VACUUM ANALYZE mlagent_jobs")
+    queue.enqueue([job(sample, run="burst") for sample in range(600)])
+    sqlalchemy.event.listen(engine, "before_cursor_execute", lambda *arguments: seen.append(arguments[2:4]))
+    held = queue.claim_several("w", ANY, 200)
+    queue._reaped_at = 0.0
+    lease = queue.claim("w", ANY)
+    assert queue.heartbeat(lease)
+    assert queue.complete(lease, outcome())
+    updates = [each for each in seen if each[0].startswith("UPDATE")]
+    assert len(updates) >= 5
+    with engine.connect() as connection:
+        for statement, parameters in updates:
+            lines = connection.exec_driver_sql(f"EXPLAIN (ANALYZE, FORMAT JSON) {statement}", parameters).scalar()
+            for node in nodes(lines[0]["Plan"]):
+                read = node["Actual Rows"] + node.get("Rows Removed by Filter", 0)
+                assert read <= len(held), (statement, node)
+
+
+def nodes(plan):
+    yield plan
+    for child in plan.get("Plans", ()):
+        yield from nodes(child)
+
+
+def test_claims_are_not_planned_anew(queue):
+    queue.enqueue([job(sample) for sample in range(20)])
+    for _ in range(20):
+        queue.claim("w", ANY)
+    with queue._engine._engine.connect() as connection:
+        found = connection.exec_driver_sql("SELECT custom_plans, generic_plans FROM pg_prepared_statements").all()
+    assert sum(custom for custom, _ in found) == 0 < sum(generic for _, generic in found)
+
+
 def test_no_result_notifies_in_its_own_transaction_and_what_is_not_sent_is_sent_on_closing(queue):
     """PostgreSQL commits those that notify one after the other, each waiting for the disk."""
     queue.enqueue([job(0), job(1)])
