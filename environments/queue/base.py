@@ -127,11 +127,6 @@ class RewardQueue(Protocol):
     def outstanding(self, run: str) -> dict[int, int]:
         """How many jobs of `run` are queued or leased, by policy version."""
 
-    def pace(self, run: str, policy_version: int, max_versions: int, timeout_seconds: float) -> bool:
-        """Back-pressure: wait until every outstanding job of `run` is fewer than `max_versions` policy versions older
-        than `policy_version`, so that with its own jobs at most `max_versions` versions are out (with 1, everything
-        sampled before is awaited). False at the time-out."""
-
     def check_alive(self, run: str, silence_seconds: float) -> None:
         """Raise QueueError, with the reason, when no worker is alive or nothing came back for so long."""
 

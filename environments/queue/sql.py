@@ -192,13 +192,6 @@ class SqlQueue:
         query = select(version, func.count()).where(jobs.c.run == run, schema.outstanding).group_by(version)
         return self._read_pairs(query)
 
-    def pace(self, run: str, policy_version: int, max_versions: int, timeout_seconds: float) -> bool:
-        if max_versions < 1:
-            raise ValueError(f"max_versions is {max_versions}; at least 1, which waits for all that was sampled before")
-        return self._until(
-            lambda: min(self.outstanding(run), default=policy_version) > policy_version - max_versions, timeout_seconds
-        )
-
     def check_alive(self, run: str, silence_seconds: float) -> None:
         trouble = self._transact(
             lambda connection: inspection.silence(connection, self._engine.now, run, silence_seconds), write=False

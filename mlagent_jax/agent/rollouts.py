@@ -62,6 +62,9 @@ class Taken:
 class UnderWay:
     """Groups that were handed out and not trained on yet, oldest first. One thread may `add` while another takes.
 
+    It bounds what is out, in policy versions: the trainer samples only while there is `room`, and waits for a group at
+    the bound, so that nothing that was executed is thrown away for its age.
+
     Args:
       collector: where outcomes come from.
       batch: groups trained on at once.

@@ -1,4 +1,4 @@
-"""What the trainer does with results: wait, consume once, roll back, cancel, pace, notice silence. Both engines."""
+"""What the trainer does with results: wait, consume once, roll back, cancel, notice silence. Both engines."""
 
 import threading
 
@@ -104,20 +104,6 @@ def test_a_cancelled_job_that_is_asked_for_again_is_queued_again(queue):
     assert queue.outcomes([job().id]) == {}
     work(queue)
     assert queue.outcomes([job().id])[job().id].kind is OutcomeKind.SCORED
-
-
-def test_pace_bounds_the_versions_that_are_out(queue):
-    for version in (1, 2):
-        queue.enqueue([job(version, version=version)])
-    assert queue.pace("run", 3, max_versions=3, timeout_seconds=0)
-    assert not queue.pace("run", 3, max_versions=2, timeout_seconds=0)
-    work(queue)
-    assert queue.pace("run", 3, max_versions=2, timeout_seconds=0)
-    assert not queue.pace("run", 3, max_versions=1, timeout_seconds=0)
-    threading.Timer(0.05, work, (queue,)).start()
-    assert queue.pace("run", 3, max_versions=1, timeout_seconds=30)
-    with pytest.raises(ValueError, match="max_versions is 0"):
-        queue.pace("run", 3, max_versions=0, timeout_seconds=0)
 
 
 def report(**fields):

@@ -2,11 +2,15 @@
 
 import dataclasses
 import json
+import random
 
 import pytest
 
 from environments.protocol import Job, Outcome, OutcomeKind, Scale, State
+from environments.queue import open_queue
+from environments.queue.base import Capabilities
 from mlagent_jax.agent.actor import SampledAction
+from mlagent_jax.agent.collector import Collector
 from mlagent_jax.agent.episodes import EpisodePlayer, episode_reward
 from mlagent_jax.agent.rollouts import Group, UnderWay
 
@@ -88,6 +92,31 @@ def test_room_is_for_as_many_batches_as_staleness_allows():
         assert under_way.room == room
         under_way.add([group(first, 0), group(first + 1, 0)])
     assert under_way.room == 0
+
+
+def test_at_most_so_many_policy_versions_are_out_and_the_trainer_waits_rather_than_throws_away(tmp_path):
+    queue = open_queue(f"sqlite:///{tmp_path}/queue.db")
+    under_way = UnderWay(Collector(queue, "run", 60.0), batch=2, max_staleness=2, patience_seconds=1e-9)
+    dice, held, sampled, trained = random.Random(0), [], 0, []
+    for version in range(8):
+        while under_way.room:
+            under_way.add([group(sampled, version), group(sampled + 1, version)])
+            sampled += 2
+        assert min(queue.outstanding("run")) >= version - 2
+        held += queue.claim_several("w", Capabilities(), 100)
+        dice.shuffle(held)
+        # Two stay behind, but for those at the bound: without them `take` would wait.
+        held.sort(key=lambda lease: lease.job.policy_version > version - 2)
+        for lease in held[:-2]:
+            assert queue.complete(lease, outcome())
+        held = held[-2:]
+        taken = under_way.take(version)
+        assert max(version - row.version for row in taken) <= 2
+        trained += indices(taken)
+        under_way.trained(taken)
+    queue.close()
+    assert len(trained) == 16
+    assert sorted(trained + [data["index"] for data in under_way.to_list()]) == list(range(sampled))
 
 
 def test_a_batch_that_is_being_sampled_is_not_kept_for_a_resume_before_it_is_whole():

@@ -1,11 +1,14 @@
 """Sampling beside the update changes nothing but the time; a run that is cut short goes on as if it had not been."""
 
+import contextlib
 import importlib
 
 import jax
 import numpy as np
 import pytest
 
+from environments.protocol import Job, Requirements
+from environments.queue import open_queue
 from mlagent_jax.config import default_config, freeze
 from mlagent_jax.data import jsonl
 from mlagent_jax.sampling import load
@@ -73,7 +76,14 @@ def test_the_run_is_the_same_bit_by_bit_and_cut_short_goes_on_as_if_it_had_not_b
     monkeypatch.setattr(stage._Trainer, "_update", cut_short)
     with pytest.raises(RuntimeError, match="power cut"):
         go(config, tmp_path)
-    found = go(config, tmp_path)
+    with contextlib.closing(open_queue(f"sqlite:///{tmp_path}/queue.db")) as queue:
+        (name,) = queue.status()["runs"]
+        nobodys = Requirements(cores=1000)
+        left = [Job(name, version, made_up_states(1, 2)[0], 0, "", requirements=nobodys) for version in (0, 1)]
+        queue.enqueue(left)
+        found = go(config, tmp_path)
+        assert queue.outstanding(name) == {1: 1}, "what is queued of a policy beyond the bound is cancelled"
+        assert "older than version 1" in queue.outcomes([left[0].id])[left[0].id].reason
     assert_same(found, plain)
     assert busy == [True, True, False, False], "the next batch is sampled beside the update, while there is one to come"
     assert [values["staleness"] for values in found[2]] == [0.0, 1.0, 1.0]
