@@ -3,7 +3,8 @@
     python tools/sizing.py --slice v6e-8 --execution_seconds=200 --sampling_seconds=120 \
         --slice_price=21.6 --worker_price=0.38 --prices_of=2026-11
 
-Prices are yours to state, an hour: none is built in. Evaluation, compilation and start-up are not counted.
+Prices are yours to state, an hour: none is built in. Of several slices each has its own price and sampling time,
+written NAME=NUMBER; without --slice every configured one is listed. Evaluation, compilation and start-up are not in it.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import argparse
 import dataclasses
 import math
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -29,7 +31,8 @@ class Size:
     """Executions at once, so that they take no longer than the devices."""
     iteration_seconds: float
     hours: float
-    cost: float
+    cost: float | None
+    """None where the slice has no price."""
 
 
 def update_seconds(
@@ -42,7 +45,7 @@ def update_seconds(
 
 def size(
     *, actions: int, execution_seconds: float, device_seconds: float, iterations: int, overlap: bool,
-    slots: int, slots_a_worker: int, slice_price: float, worker_price: float,
+    slots: int, slots_a_worker: int, slice_price: float | None, worker_price: float,
 ) -> Size:  # fmt: skip
     """The run's size; `slots` 0 chooses them, `overlap` says that executions run while the devices work."""
     # So many rounds of executions fit in the devices' time; where not even one does, all run at once.
@@ -50,8 +53,31 @@ def size(
     executing = math.ceil(actions / slots) * execution_seconds
     seconds = max(device_seconds, executing) if overlap else device_seconds + executing
     hours = iterations * seconds / 3600
-    price = slice_price + math.ceil(slots / slots_a_worker) * worker_price
-    return Size(device_seconds, slots, seconds, hours, hours * price)
+    workers = math.ceil(slots / slots_a_worker) * worker_price
+    return Size(device_seconds, slots, seconds, hours, None if slice_price is None else hours * (slice_price + workers))
+
+
+def by_slice(flag: str, texts: Sequence[str], names: Sequence[str], *, one_for_all: bool) -> dict[str, float]:
+    """Numbers by slice from NAME=NUMBER, and from a bare number for those that are not named.
+
+    Raises:
+      ValueError: no number, a slice that is not listed, or a bare number for several slices where each has its own.
+    """
+    found: dict[str, float] = {}
+    for text in sorted(texts, key=lambda text: "=" in text):
+        name, equals, number = text.rpartition("=")
+        try:
+            value = float(number)
+        except ValueError:
+            raise ValueError(f"--{flag} {text!r}: write a number, or NAME=NUMBER") from None
+        if equals and name not in names:
+            raise ValueError(f"--{flag} {text!r}: the slices are {', '.join(names)}")
+        if not equals and len(names) > 1 and not one_for_all:
+            raise ValueError(
+                f"--{flag} {text}: {len(names)} slices are listed, name each, for example {names[0]}={text}"
+            )
+        found.update({name: value} if equals else dict.fromkeys(names, value))
+    return found
 
 
 def main() -> None:
@@ -59,7 +85,13 @@ def main() -> None:
     add = parser.add_argument
     add("--slice", nargs="*", default=list(slices.SLICES), help="default: all that are configured")
     add("--execution_seconds", type=float, required=True, help="mean of one execution")
-    add("--sampling_seconds", type=float, required=True, help="to sample an iteration's actions (measure it)")
+    add(
+        "--sampling_seconds",
+        nargs="+",
+        required=True,
+        metavar="S",
+        help="to sample an iteration's actions (measure it)",
+    )
     add("--actions", type=int, default=256, help="an iteration: rl.states times rl.samples")
     add("--tokens", type=int, default=15_000, help="of a row: prompt and action")
     add("--epochs", type=int, default=1)
@@ -69,29 +101,44 @@ def main() -> None:
     add("--slots", type=int, default=0, help="executions at once; default: as many as keep up with the devices")
     add("--slots_a_worker", type=int, default=8)
     add("--synchronous", action="store_true", help="max_staleness 0: nothing overlaps")
-    add("--slice_price", type=float, default=0.0, help="an hour of the whole slice")
+    add(
+        "--slice_price",
+        nargs="+",
+        default=[],
+        metavar="PRICE",
+        help="an hour of the whole slice; default: no cost told",
+    )
     add("--worker_price", type=float, default=0.0, help="an hour of one worker host")
     add("--prices_of", default="", help="when the prices were looked up")
     args = parser.parse_args()
-    prices = f"slice {args.slice_price:g}, worker host {args.worker_price:g} an hour"
-    print(f"prices of {args.prices_of or 'no date'}: {prices}")
-    print("\n| slice | device s | slots | worker hosts | s an iteration | hours | cost |")
-    print("|---|---:|---:|---:|---:|---:|---:|")
-    for name in args.slice:
-        found = slices.find(name)
+    try:
+        listed = [slices.find(name) for name in args.slice]
+        sampling = by_slice("sampling_seconds", args.sampling_seconds, args.slice, one_for_all=True)
+        prices = by_slice("slice_price", args.slice_price, args.slice, one_for_all=False)
+        if missing := [name for name in args.slice if name not in sampling]:
+            raise ValueError(f"--sampling_seconds is missing for {', '.join(missing)}")
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    print(f"prices an hour, of {args.prices_of or 'no date'}; a worker host {args.worker_price:g}")
+    print("\n| slice | price | device s | slots | worker hosts | s an iteration | hours | cost |")
+    print("|---|---:|---:|---:|---:|---:|---:|---:|")
+    for found in listed:
+        name, price = found.name, prices.get(found.name)
         update = update_seconds(
             args.parameters, args.actions, args.tokens, args.epochs, found.devices * found.peak_flops, args.utilisation
         )
         run = size(
             actions=args.actions, execution_seconds=args.execution_seconds,
-            device_seconds=args.sampling_seconds + update, iterations=args.iterations, overlap=not args.synchronous,
+            device_seconds=sampling[name] + update, iterations=args.iterations, overlap=not args.synchronous,
             slots=args.slots, slots_a_worker=args.slots_a_worker,
-            slice_price=args.slice_price, worker_price=args.worker_price,
+            slice_price=price, worker_price=args.worker_price,
         )  # fmt: skip
         hosts = math.ceil(run.slots / args.slots_a_worker)
+        stated = "" if price is None else f"{price:g}"
+        cost = "" if run.cost is None else f"{run.cost:.0f}"
         print(
-            f"| {name} | {run.device_seconds:.0f} | {run.slots} | {hosts} | {run.iteration_seconds:.0f} "
-            f"| {run.hours:.1f} | {run.cost:.0f} |"
+            f"| {name} | {stated} | {run.device_seconds:.0f} | {run.slots} | {hosts} | {run.iteration_seconds:.0f} "
+            f"| {run.hours:.1f} | {cost} |"
         )
 
 

@@ -1,6 +1,7 @@
 """Sizes against figures worked out by hand."""
 
 import runpy
+import sys
 from pathlib import Path
 
 import pytest
@@ -27,3 +28,22 @@ def test_what_does_not_overlap_adds_up_and_few_slots_are_waited_for():
 
 def test_an_update_is_two_scorings_and_four_passes_an_epoch():
     assert TOOL["update_seconds"](1e9, 10, 100, 2, 1e15, 0.5) == pytest.approx((4 + 16) * 1e9 * 1000 / 5e14)
+
+
+def test_every_slice_has_its_own_price_and_sampling_time(monkeypatch, capsys):
+    def rows(*arguments):
+        monkeypatch.setattr(sys, "argv", ["sizing.py", "--execution_seconds=200", *arguments])
+        TOOL["main"]()
+        return [line.split(" | ") for line in capsys.readouterr().out.splitlines()[4:]]
+
+    # The update of the paper's run on 8 devices of 918e12 at 0.4: 12 * 7.6e9 * 256 * 15,000 FLOPs in 119 s.
+    two = ["--slice", "v6e-8", "v6e-16", "--sampling_seconds", "281", "v6e-16=140", "--slice_price", "v6e-8=20"]
+    first, second = rows(*two, "--worker_price=0.5")
+    assert first == ["| v6e-8", "20", "400", "128", "16", "400", "4.4", "125 |"]  # (20 + 16 * 0.5) * 40 * 400.2 / 3600
+    assert second[2:4] == ["200", "256"]
+    assert second[-1] == " |"
+    assert len(rows("--sampling_seconds", "120")) == 9
+    with pytest.raises(SystemExit, match="9 slices are listed, name each, for example v5e-8=21"):
+        rows("--sampling_seconds", "120", "--slice_price", "21")
+    with pytest.raises(SystemExit, match="--sampling_seconds is missing for v6e-16"):
+        rows("--slice", "v6e-8", "v6e-16", "--sampling_seconds", "v6e-8=120")
