@@ -1,0 +1,225 @@
+"""What README and docs tell people to type is taken by its program, in blocks and in the text.
+
+Of a command in a block all that comes before its work is done for real: the program's own parser takes the arguments, a
+config is read with its overrides and checked, launchers and sweeps print what they would do. Python in blocks compiles,
+and what it imports is there."""
+
+import argparse
+import ast
+import importlib
+import importlib.util
+import os
+import re
+import runpy
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from absl import flags
+
+from launch import sweep
+from mlagent_jax import study
+from mlagent_jax.arguments import read_config
+from mlagent_jax.config import check_field
+
+ROOT = Path(__file__).parents[1]
+PAGES = {path: path.read_text(encoding="utf-8") for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}
+BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+FIRST = re.compile(r"(?:[A-Z_]+=\S+ +)*(?:python|pip|export|docker|mlebench|\./|launch/|tests/|\. )")
+"""How a block begins that people type; others are transcripts, drawings, protocols."""
+OTHERS_PROGRAMS = (
+    "docker push",
+    "mlebench prepare",
+    "python -u -m MLAgentBench.",
+    "python -c import tensorflow_datasets",
+)
+INLINE = re.compile(r"python (?:-m (?P<module>[\w.]+)|(?P<tool>(?:tools|launch)/[\w/]+\.py))(?P<rest>[^`#\n]*)")
+PLACEHOLDERS = {"PID": "1", "PRICE": "1.5"}
+
+
+def blocks(*languages):
+    for page, text in PAGES.items():
+        for found in BLOCK.finditer(text):
+            if found[1] in languages:
+                yield page.name, found[2]
+
+
+def typed():
+    """Commands in blocks, each as its words."""
+    for page, block in blocks("", "bash", "sh"):
+        if FIRST.match(block) is None:
+            continue
+        for line in block.replace("\\\n", " ").splitlines():
+            words = shlex.split(line, comments=True)
+            while words:
+                end = words.index("&&") if "&&" in words else len(words)
+                command, words = words[:end], words[end + 1 :]
+                slow = [pytest.mark.slow] if command[0].startswith("launch/") else []
+                yield pytest.param(command, id=f"{page}: {' '.join(command)[:80]}", marks=slow)
+
+
+@pytest.mark.parametrize("words", list(typed()))
+def test_a_command_is_taken(words, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
+        words = words[1:]
+    if " ".join(words).startswith(OTHERS_PROGRAMS):
+        return
+    words = [_filled(word) for word in words if word != "..."]
+    match words:
+        case ["export", *assignments]:
+            assert all(re.fullmatch(r"[A-Z_]+=.+", text) for text in assignments)
+        case [".", path]:
+            assert path == ".venv/bin/activate"
+        case ["pip", "install", *what]:
+            _take_extras(" ".join(what))
+        case [("./launch/quickstart.sh" | "./tests/run.sh") as program]:
+            subprocess.run(["bash", "-n", program], check=True)
+            assert os.access(program, os.X_OK)
+        case [program, *arguments] if program.startswith("launch/"):
+            done = subprocess.run(
+                [program, *arguments, "--dry_run"],
+                capture_output=True,
+                text=True,
+                check=False,
+                env=os.environ
+                | {"PYTHON": sys.executable, "MLAGENT_VENV": sys.prefix, "PGPASSWORD": "x", "WORKER_PGPASSWORD": "y"},
+            )
+            assert done.returncode == 0, done.stderr
+            assert done.stdout
+        case ["python", "launch/sweep.py", *arguments]:
+            (tmp_path / "members.jsonl").write_text('{"rl.clip": 0.1, "seed": 3}\n')
+            own = [text.replace("--file=", f"--file={tmp_path}/") for text in arguments]
+            assert sweep.main([*own, "--dry_run"]) == 0
+        case ["python", "-m", "mlagent_jax.study", *arguments]:
+            own = [text for text in arguments if not text.startswith("--workdir=")]
+            assert study.main([*own, f"--workdir={tmp_path}", "--report"]) == 0
+        case ["python", "-m", module, *arguments]:
+            _take_arguments(_source(module, None), arguments, monkeypatch)
+        case ["python", tool, *arguments]:
+            monkeypatch.syspath_prepend(str((ROOT / tool).parent))
+            _take_arguments(ROOT / tool, arguments, monkeypatch)
+        case _:
+            pytest.fail(f"nothing here knows {words[0]}")
+
+
+def _filled(word):
+    """A word of a command with its placeholders filled in, and the brackets of what may be left out removed."""
+    word = word.strip("[]") if not word.startswith((".", "'")) else word
+    name, equals, value = word.rpartition("=")
+    return f"{name}{equals}{PLACEHOLDERS.get(value, value)}"
+
+
+def _take_extras(what):
+    tree = ast.parse((ROOT / "setup.py").read_text(encoding="utf-8"))
+    (table,) = (
+        node.value for node in tree.body if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "EXTRAS"
+    )
+    known = {key.value for key in table.keys}
+    for names in re.findall(r"\.\[([\w,]+)\]", what):
+        assert set(names.split(",")) <= known
+
+
+class Taken(BaseException):
+    """The arguments were parsed; the work is left out."""
+
+
+def _take_arguments(path, arguments, monkeypatch):
+    text = path.read_text(encoding="utf-8")
+    if "app.run(" in text:
+        _take_flags(ast.parse(text), arguments)
+        return
+    parse = argparse.ArgumentParser.parse_args
+
+    def stop(parser, *given, **named):
+        parse(parser, *given, **named)
+        raise Taken
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", stop)
+    monkeypatch.setattr(sys, "argv", [str(path), *arguments])
+    with pytest.raises(Taken):
+        runpy.run_path(str(path), run_name="__main__")
+
+
+def _take_flags(tree, arguments):
+    """absl's flags as a program defines them, without the import of what it computes with."""
+    values = flags.FlagValues()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr.startswith("DEFINE_"):
+            kind, name = node.func.attr, node.args[0].value
+            if kind == "DEFINE_config_file":
+                continue
+            try:
+                own = [ast.literal_eval(argument) for argument in node.args[1:]]
+                named = {word.arg: ast.literal_eval(word.value) for word in node.keywords}
+            except ValueError:  # choices that are computed
+                kind, own, named = "DEFINE_string", [None, ""], {}
+            getattr(flags, kind)(name, *own, **named, flag_values=values)
+    settings = [text for text in arguments if text.startswith(("--config=", "--config."))]
+    values(["program", *(text for text in arguments if text not in settings)])
+    if settings:
+        read_config(settings)
+
+
+def _source(module, tool):
+    if tool:
+        return ROOT / tool
+    path = ROOT / module.replace(".", "/")
+    return path / "__main__.py" if path.is_dir() else path.with_suffix(".py")
+
+
+@pytest.mark.parametrize("text", [pytest.param(text, id=page) for page, text in blocks("python")])
+def test_python_compiles_and_finds_its_imports(text):
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                assert importlib.util.find_spec(alias.name), alias.name
+        elif isinstance(node, ast.ImportFrom):
+            module = importlib.import_module(node.module)
+            for alias in node.names:
+                if not hasattr(module, alias.name):
+                    importlib.import_module(f"{node.module}.{alias.name}")
+
+
+def test_yaml_is_read():
+    found = [yaml.safe_load(text) for _, text in blocks("yaml")]
+    assert found
+    assert all(isinstance(data, dict) for data in found)
+
+
+def inline():
+    for page, text in PAGES.items():
+        for found in INLINE.finditer(BLOCK.sub("", text)):
+            module = found["module"]
+            if module is None or module.startswith(("mlagent_jax", "environments")):
+                yield pytest.param(module, found["tool"], found["rest"], id=f"{page.name}: {found[0].strip()[:80]}")
+
+
+def _defined(path):
+    """Names of the flags that a program defines."""
+    names = {"help", "alsologtostderr", "v"}
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call):
+            texts = [arg.value for arg in node.args if isinstance(arg, ast.Constant) and isinstance(arg.value, str)]
+            if isinstance(node.func, ast.Attribute) and node.func.attr.startswith("DEFINE"):
+                names.update(texts[:1])
+            names.update(text.lstrip("-") for text in texts if re.fullmatch(r"--[\w-]+", text))
+    return names
+
+
+@pytest.mark.parametrize(("module", "tool", "rest"), list(inline()))
+def test_the_text_names_programs_flags_and_settings_that_exist(module, tool, rest):
+    """In the text commands may be shortened: a program, its flags and settings have to be there."""
+    path = _source(module, tool)
+    assert path.is_file(), path
+    defined = _defined(path)
+    for name, value in re.findall(r"(?<=\s)--([\w.-]+)(?:=(\S*))?", rest):
+        if name.startswith("config."):
+            check_field(name.removeprefix("config."))
+        else:
+            assert name in defined or name.removeprefix("no") in defined, f"--{name} is no flag of {path.name}"
+        if name == "config" and value.startswith("configs/") and "<" not in value:
+            assert (ROOT / value).is_file(), value
