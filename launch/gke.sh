@@ -14,6 +14,7 @@
 #     --secret=NAME      a Secret whose entries are variables of trainer and workers (HF_TOKEN ...)
 #     --storage=SIZE     of PostgreSQL's disk; default: 20Gi
 #     --wait             wait until the trainer is done, and end with its status
+#     --summary=FILE     with --wait: the figures of its report (summary.json), which are on the volume, to this file here
 #     --delete           delete all of the run but its volume and PostgreSQL's disk
 #     --dry_run          print the objects and the commands, change nothing
 #
@@ -23,7 +24,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 . launch/common.sh
 
 declare -A option=([name]="" [image]="" [claim]="" [slice]="" [workers]=4 [slots]=8 [spot]=false [secret]="" [storage]="20Gi"
-  [wait]=false [delete]=false)
+  [wait]=false [summary]="" [delete]=false)
 parse_options "$@"
 required_options name
 check_name
@@ -79,8 +80,19 @@ fi
 perform kubectl apply "--filename=$manifests"
 if [ "${option[wait]}" = true ]; then
   finished() { kubectl get "jobset/$name" "--output=jsonpath={.status.terminalState}"; }
+  # Workers see the volume, and are there until the end.
+  read_summary() { kubectl exec "deployment/$name-worker" -- cat "/runs/$name/report/summary.json"; }
   dry && exit
   until state="$(finished)" && [ -n "$state" ]; do sleep "${MLAGENT_RETRY_SECONDS:-30}"; done
+  if [ -n "${option[summary]}" ] && [ "$state" = Completed ]; then
+    mkdir -p "$(dirname "${option[summary]}")"
+    if read_summary >"${option[summary]}.partial"; then
+      mv "${option[summary]}.partial" "${option[summary]}"
+    else
+      rm -f "${option[summary]}.partial"
+      say "no worker gave /runs/$name/report/summary.json: ${option[summary]} is not written"
+    fi
+  fi
   kubectl delete "deployment/$name-worker" --ignore-not-found >/dev/null
   [ "$state" = Completed ] || fail "the trainer ended: $state; kubectl logs --selector=app.kubernetes.io/instance=$name"
 fi

@@ -40,6 +40,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from mlagent_jax.arguments import read_config
 from mlagent_jax.config import check_field
 from mlagent_jax.errors import ConfigError
 from mlagent_jax.interruption import INTERRUPTED, PREEMPTED
@@ -47,6 +48,8 @@ from mlagent_jax.interruption import INTERRUPTED, PREEMPTED
 ROOT = Path(__file__).resolve().parents[1]
 OBJECTIVE = "policies.rl.step_reward.held_out.mean"
 MEMBERS = "sweep.json"
+SUMMARY = Path("report", "summary.json")
+"""In a member's workdir."""
 
 Values = dict[str, str]
 """Settings of a member by field, as they are written on a command line."""
@@ -137,6 +140,33 @@ def from_file(path: Path) -> list[Values]:
     return members
 
 
+def check_members(config: str, arguments: Sequence[str], members: Sequence[Values]) -> None:
+    """See that the settings of every member are possible, before anything is written or started.
+
+    Args:
+      config: the config file.
+      arguments: settings that all share, as on a command line.
+
+    Raises:
+      ConfigError: the first member whose settings are not, what is wrong in the words of the trainer, and how many
+        others there are.
+    """
+    wrong = []
+    for index, member in enumerate(members):
+        own = [f"--config.{field}={value}" for field, value in member.items()]
+        try:
+            read_config([f"--config={config}", *arguments, *own])
+        except ConfigError as error:
+            wrong.append(f"member {index:03d} ({_words(member)}): {error}")
+    if wrong:
+        others = f"\n{len(wrong) - 1} of the other {len(members) - 1} are impossible too" if len(wrong) > 1 else ""
+        raise ConfigError(f"{wrong[0]}{others}")
+
+
+def _words(member: Values) -> str:
+    return " ".join(f"{field}={value}" for field, value in member.items())
+
+
 # -- running --
 
 
@@ -187,8 +217,10 @@ class Sweep:
             program = [sys.executable, "-m", "mlagent_jax.train"]
             return [*program, *arguments, f"--workdir={self.workdir(index)}"]
         name = f"--name={self.options.name}-{index:03d}"
-        where = [f"--workdir={self.workdir(index)}"] if self.options.backend == "slurm" else []
-        program = [str(ROOT / "launch" / f"{self.options.backend}.sh"), name, "--wait", *where]
+        # On GKE the workdir is on the cluster's volume: what the table needs of it is fetched.
+        summary = self.workdir(index) / SUMMARY
+        where = f"--workdir={self.workdir(index)}" if self.options.backend == "slurm" else f"--summary={summary}"
+        program = [str(ROOT / "launch" / f"{self.options.backend}.sh"), name, "--wait", where]
         return [*program, *self.options.launch, *arguments]
 
     def run(self) -> None:
@@ -234,9 +266,8 @@ class Sweep:
             data = {"members": self.members, "arguments": self.options.arguments, "states": self.states}
             partial.write_text(json.dumps(data))
             partial.replace(self.folder / MEMBERS)
-            values = " ".join(f"{field}={value}" for field, value in self.members[index].items())
             detail = f" (status {status}: {self.workdir(index) / 'sweep.log'})" if status else ""
-            print(f"[{index:03d}] {state}{detail}  {values}", flush=True)
+            print(f"[{index:03d}] {state}{detail}  {_words(self.members[index])}", flush=True)
             if state != "running":
                 write_results(self.folder, self.members, self.states, self.options.objective)
 
@@ -247,7 +278,7 @@ class Sweep:
 def objective_of(workdir: Path, name: str) -> float | None:
     """A figure of a member's summary; None where it has none so far."""
     try:
-        value: Any = json.loads((workdir / "report" / "summary.json").read_text())
+        value: Any = json.loads((workdir / SUMMARY).read_text())
     except (OSError, ValueError):
         return None
     for part in name.split("."):
@@ -383,8 +414,8 @@ def main(argv: Sequence[str]) -> int:
             members = from_file(options.file)
         else:
             members = draws(sweeps, options.random, options.seed) if options.random else grid(sweeps)
+        check_members(options.config, options.arguments, members)
         sweep = Sweep(options, members)
-        _check_settings(sweep)
     except (ConfigError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -399,21 +430,6 @@ def main(argv: Sequence[str]) -> int:
     if "waiting" in counts:
         return INTERRUPTED
     return int("failed" in counts)
-
-
-def _check_settings(sweep: Sweep) -> None:
-    """See that the settings of every kind of member are possible, before the first is started.
-
-    Raises:
-      ConfigError: in the words of the trainer.
-    """
-    settings = [sys.executable, str(ROOT / "launch" / "settings.py"), f"--config={sweep.options.config}"]
-    for member in sweep.members[:1]:
-        own = [f"--config.{field}={value}" for field, value in member.items()]
-        command = [*settings, *sweep.options.arguments, *own]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)  # noqa: S603
-        if done.returncode:
-            raise ConfigError(done.stderr.strip().removeprefix("error: ")[-2000:])
 
 
 if __name__ == "__main__":

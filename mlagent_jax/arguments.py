@@ -3,31 +3,54 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from absl import flags
+from ml_collections import config_flags
 
-from mlagent_jax.config import check_field
+from mlagent_jax.config import Config, check_field, freeze
 from mlagent_jax.errors import ConfigError
 
 
 def parse_flags(argv: list[str], known: flags.FlagValues = flags.FLAGS) -> list[str]:
     """absl's parser of the `known` flags, with errors as one line instead of a usage page or a traceback."""
     try:
-        check_arguments(argv[1:])
-        return known(argv)
+        return _parse(known, argv)
     except ConfigError as error:
         sys.exit(f"error: {error}")
+
+
+def read_config(arguments: Sequence[str]) -> Config:
+    """The checked settings that a command line gives, with no effect on this process' own flags.
+
+    Args:
+      arguments: `--config=FILE` and overrides, as for the trainer.
+
+    Raises:
+      ConfigError: in the words of the trainer.
+    """
+    argv = ["", *arguments]
+    values = flags.FlagValues()
+    found = config_flags.DEFINE_config_file("config", None, flag_values=values, sys_argv=argv)
+    _parse(values, argv)
+    return freeze(found.value)
+
+
+def _parse(values: flags.FlagValues, argv: list[str]) -> list[str]:
+    check_arguments(argv[1:])
+    try:
+        return values(argv)
     except flags.IllegalFlagValueError as error:
         # absl: "flag --config.rl.states=many: invalid literal for int() with base 10: 'many'"
         text = str(error).removeprefix("flag ")
         types = "; docs/config_reference.md has every field with its type" if text.startswith("--config.") else ""
-        sys.exit(f"error: {text}{types}")
+        raise ConfigError(f"{text}{types}") from error
     except flags.Error as error:
-        sys.exit(f"error: {error}")
+        raise ConfigError(str(error)) from error
     except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:
         text = str(error.args[0]) if error.args else str(error)
-        sys.exit(f"error: --config: {text}")
+        raise ConfigError(f"--config: {text}") from error
 
 
 def check_arguments(arguments: list[str]) -> None:

@@ -19,6 +19,9 @@ case "$*" in
   "get secret run-1-queue"*) [ -e "$FAKE/secret" ] ;;
   "create secret"*) touch "$FAKE/secret" ;;
   apply*) cp "${2#--filename=}" "$FAKE/applied.yaml" ;;
+  "exec deployment/run-1-worker -- cat /runs/run-1/report/summary.json")
+    [ ! -e "$FAKE/workers_gone" ] && echo '{"a": 1}' ;;
+  "delete deployment"*) touch "$FAKE/workers_gone" ;;
   *terminalState*) [ -e "$FAKE/looked" ] && cat "$FAKE/state"; touch "$FAKE/looked" ;;
 esac
 """
@@ -64,8 +67,9 @@ def test_a_run_is_applied_and_waited_for(launch, programs, tmp_path):
     programs("kubectl", CLUSTER)
     (tmp_path / "jobset").touch()
     (tmp_path / "state").write_text("Completed")
-    result = launch("gke.sh", *GOOD, "--wait", "--workers=7")
+    result = launch("gke.sh", *GOOD, "--wait", "--workers=7", f"--summary={tmp_path}/000/report/summary.json")
     assert result.returncode == 0, result.stderr
+    assert (tmp_path / "000" / "report" / "summary.json").read_text() == '{"a": 1}\n'
     applied = list(yaml.safe_load_all((tmp_path / "applied.yaml").read_text()))
     assert {data["kind"]: data for data in applied}["Deployment"]["spec"]["replicas"] == 7
     assert "create secret generic run-1-queue" in (tmp_path / "calls").read_text()

@@ -125,13 +125,30 @@ def test_a_file_names_members_and_mistakes_are_named(tmp_path):
         sweep.draws({"rl.clip": "0.3..0.1"}, 1, 0)
 
 
+def test_every_members_settings_are_checked_before_anything_is_written(tmp_path, capsys):
+    folder = tmp_path / "s"
+    common = ["--config=configs/smoke.py", f"--workdir={folder}", "--sweep=seed=0,1"]
+    assert sweep.main([*common, "--sweep=rl.clip=0.1,0.2,-1"]) == 1
+    message = "error: member 002 (seed=0 rl.clip=-1): config.rl.clip is -1.0; it must be above 0\n1 of the other 5 are"
+    assert message in capsys.readouterr().err
+    path = tmp_path / "members.jsonl"
+    path.write_text('{"rl.clip": 0.1}\n{"rl.samples": "many"}\n')
+    assert sweep.main([*common[:2], f"--file={path}"]) == 1
+    assert "error: member 001 (rl.samples=many): --config.rl.samples=many: invalid" in capsys.readouterr().err
+    assert sweep.main([*common, "--config.rl.estimator=vtrace"]) == 1
+    assert "member 000 (seed=0): config.rl.estimator is 'vtrace'" in capsys.readouterr().err
+    # Impossible together only.
+    assert sweep.main([*common, "--sweep=prompt.profile=full,compact", "--config.prompt.editor=policy"]) == 1
+    assert "member 001 (seed=0 prompt.profile=compact): config.prompt.editor is 'policy'" in capsys.readouterr().err
+    assert not folder.exists()
+
+
 @pytest.mark.slow
 def test_a_dry_run_prints_what_each_backend_would_start(tmp_path, capsys):
     common = ["--config=configs/smoke.py", f"--workdir={tmp_path / 's'}", "--sweep=seed=0,1", "--dry_run"]
     assert sweep.main([*common, "--backend=gke", "--launch=--image=i", "--name=lr", "--config.rl.clip=0.1"]) == 0
     printed = capsys.readouterr().out
-    assert "launch/gke.sh --name=lr-001 --wait --image=i --config=configs/smoke.py --config.rl.clip=0.1" in printed
+    summary = tmp_path / "s" / "001" / "report" / "summary.json"
+    assert f"launch/gke.sh --name=lr-001 --wait --summary={summary} --image=i --config=configs/smoke.py" in printed
     assert printed.count("--config.seed=") == 2
     assert not (tmp_path / "s").exists()
-    assert sweep.main([*common, "--config.rl.estimator=vtrace"]) == 1
-    assert "config.rl.estimator is 'vtrace'" in capsys.readouterr().err
