@@ -4,7 +4,7 @@
 #   parse_options "$@"                         the config and its overrides go to the array `settings`
 #   read_config FIELD ...                      checks the config; values go to the array `config`
 #   need PROGRAM REMEDY / lack WHAT            a missing prerequisite: fails, or is named in a dry run
-#   perform COMMAND ...                        runs it, or prints it in a dry run
+#   perform COMMAND ...                        runs it, or prints it in a dry run (perform_piped: of two)
 #
 # Every launcher takes --dry_run, which changes nothing anywhere.
 # shellcheck shell=bash
@@ -52,6 +52,21 @@ perform() {
     printf '%s\n' "$(quote "$@")"
   else
     "$@"
+  fi
+}
+
+# The same of two: COMMAND ... '|' COMMAND ...
+perform_piped() {
+  local first=()
+  while [ "$1" != '|' ]; do
+    first+=("$1")
+    shift
+  done
+  shift
+  if dry; then
+    printf '%s | %s\n' "$(quote "${first[@]}")" "$(quote "$@")"
+  else
+    "${first[@]}" | "$@"
   fi
 }
 

@@ -60,6 +60,7 @@ if [ "${option[stop]}" = true ]; then
   exit
 fi
 if dry; then
+  [ -s "$secrets" ] || say "a file $secrets with new passwords; then"
   for variable in MLAGENT_IMAGE MLAGENT_NAME MLAGENT_PORT MLAGENT_RUNS MLAGENT_SLOTS MLAGENT_ARGUMENTS; do
     printf 'export %s=%s\n' "$variable" "$(quote "${!variable}")"
   done
@@ -68,7 +69,11 @@ shown=all
 while true; do
   perform "${compose[@]}" up --detach "--scale=worker=${option[workers]}"
   perform "${compose[@]}" logs --follow --no-log-prefix "--tail=$shown" trainer
-  dry && exit
+  if dry; then
+    say "again while the trainer ends with status $PREEMPTED; after status 0:"
+    perform "${compose[@]}" down
+    exit
+  fi
   container="$("${compose[@]}" ps --all --quiet trainer)"
   status="$(docker wait "$container")" || fail "the run was stopped; the same command goes on"
   [ "$status" = "$PREEMPTED" ] || break

@@ -39,9 +39,9 @@ trap 'rm -rf "$context"' EXIT
 
 import_debian() {
   perform debootstrap --variant=minbase --include=python3,python3-venv,bubblewrap,postgresql,ca-certificates bookworm "$context/root"
-  dry || tar -C "$context/root" --exclude=./dev --exclude=./proc --exclude=./sys --exclude=./var/cache --exclude=./var/lib/apt -c . |
-    docker import - "$base" >/dev/null
-  dry || rm -rf "$context/root"
+  perform_piped tar -C "$context/root" --exclude=./dev --exclude=./proc --exclude=./sys --exclude=./var/cache \
+    --exclude=./var/lib/apt -c . '|' docker import - "$base"
+  perform rm -rf "$context/root"
 }
 
 if [ "${option[base]}" = debootstrap ] && ! docker image inspect "$base" >/dev/null 2>&1; then
@@ -53,21 +53,15 @@ perform mkdir -p "${option[wheels]}"
 perform "$python" -m pip wheel --quiet --disable-pip-version-check -c constraints.txt -w "${option[wheels]}" ".[${option[extras]}]"
 perform "$python" -m pip download --quiet --disable-pip-version-check --no-deps --only-binary :all: -d "${option[wheels]}" \
   -r environments/images/requirements.lock pip
-if ! dry; then
-  mkdir "$context/source"
-  git ls-files -z | xargs -0 cp --parents -t "$context/source"
-  ln -s "$(cd "${option[wheels]}" && pwd)" "$context/wheels"
-  cp launch/images/Dockerfile "$context"
-fi
+perform mkdir "$context/source"
+perform_piped git ls-files -z '|' xargs -0 cp --parents -t "$context/source"
+perform ln -s "$(realpath -m "${option[wheels]}")" "$context/wheels"
+perform cp launch/images/Dockerfile "$context"
 say "building ${option[tag]}"
 network=default
 [ "${option[base]}" != debootstrap ] || network=none
-build=(docker build --quiet "--network=$network" "--build-arg=BASE=$base" "--build-arg=EXTRAS=${option[extras]}" "--tag=${option[tag]}")
-if dry; then
-  perform "${build[@]}" -
-else
-  # As a stream, in which the link to the wheels is followed.
-  tar -C "$context" --dereference -c Dockerfile source wheels | "${build[@]}" -
-fi
+# As a stream, in which the link to the wheels is followed.
+perform_piped tar -C "$context" --dereference -c Dockerfile source wheels '|' docker build --quiet "--network=$network" \
+  "--build-arg=BASE=$base" "--build-arg=EXTRAS=${option[extras]}" "--tag=${option[tag]}" -
 # What the builder leaves is of no use: the next build has another wheel of this package.
-perform docker image prune --force --filter=label=mlagent-jax.builder=1 >/dev/null
+perform docker image prune --force --filter=label=mlagent-jax.builder=1

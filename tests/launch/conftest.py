@@ -34,7 +34,7 @@ def launch(tmp_path):
             cwd=ROOT,
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=900,  # on a machine that is busy with much else
             check=False,
             env=os.environ
             | {

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from hosts import Network, can_be_made
 from postgres_server import PostgresServer, find_binaries
+from tiny_run import SETTINGS
 
 from mlagent_jax.data import jsonl
 from mlagent_jax.interruption import PREEMPTED
@@ -21,33 +22,6 @@ pytestmark = [pytest.mark.slow, pytest.mark.postgres]
 ROOT = Path(__file__).parents[2]
 PATIENCE = 900
 """Seconds, on a machine that is busy with much else."""
-SETTINGS = (
-    "--config=configs/smoke.py",
-    "--config.stages=collect,sft,rl",
-    "--config.tasks.train=digits",
-    "--config.tasks.held_out=",
-    "--config.tasks.micro_train=0",
-    "--config.tasks.micro_held_out=0",
-    "--config.collect.trajectories=4",
-    "--config.evaluate.states_held_in=0",
-    "--config.evaluate.states_held_out=0",
-    "--config.policy.hidden_size=16",
-    "--config.policy.num_layers=1",
-    "--config.policy.num_heads=2",
-    "--config.policy.num_kv_heads=1",
-    "--config.policy.intermediate_size=16",
-    "--config.tokenizer.vocab_size=512",
-    "--config.prompt.max_action_tokens=8",
-    "--config.workers.sandbox=bubblewrap",
-    "--config.workers.slots=0",
-    "--config.sft.epochs=1",
-    "--config.sft.renderings=1",
-    "--config.rl.iterations=2",
-    "--config.rl.states=2",
-    "--config.rl.minibatches=1",
-    "--config.rl.epochs=1",
-    "--config.sampling.slots=8",
-)
 
 
 @pytest.fixture
@@ -120,7 +94,7 @@ def test_a_run_loses_two_of_three_workers_and_is_stopped_once(network, server, s
         return [
             start(
                 host,
-                *(sys.executable, "-m", "mlagent_jax.train", *SETTINGS),
+                *(sys.executable, "-m", "mlagent_jax.train", *SETTINGS, "--config.stages=collect,sft,rl"),
                 *(f"--config.workers.queue={server.url()}", f"--workdir={workdir}"),
                 JAX_PLATFORMS="cpu",
                 XLA_FLAGS="--xla_force_host_platform_device_count=1 --xla_backend_optimization_level=0",
