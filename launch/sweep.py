@@ -151,6 +151,10 @@ def check_members(config: str, arguments: Sequence[str], members: Sequence[Value
       ConfigError: the first member whose settings are not, what is wrong in the words of the trainer, and how many
         others there are.
     """
+    # A list of values given twice would be both lists, one after the other.
+    shared = {argument.partition("=")[0].removeprefix("--config.") for argument in arguments}
+    if both := shared & {field for member in members for field in member}:
+        raise ConfigError(f"config.{min(both)} is given for all members and differs between them: leave one out")
     wrong = []
     for index, member in enumerate(members):
         own = [f"--config.{field}={value}" for field, value in member.items()]

@@ -137,6 +137,8 @@ def test_every_members_settings_are_checked_before_anything_is_written(tmp_path,
     assert "error: member 001 (rl.samples=many): --config.rl.samples=many: invalid" in capsys.readouterr().err
     assert sweep.main([*common, "--config.rl.estimator=vtrace"]) == 1
     assert "member 000 (seed=0): config.rl.estimator is 'vtrace'" in capsys.readouterr().err
+    assert sweep.main([*common, "--config.seed=3"]) == 1
+    assert "config.seed is given for all members and differs between them" in capsys.readouterr().err
     # Impossible together only.
     assert sweep.main([*common, "--sweep=prompt.profile=full,compact", "--config.prompt.editor=policy"]) == 1
     assert "member 001 (seed=0 prompt.profile=compact): config.prompt.editor is 'policy'" in capsys.readouterr().err
