@@ -232,7 +232,8 @@ def main(argv: Sequence[str]) -> None:
         sys.exit(f"error: {error}")
     found = f"{solution.start_report:.4g} -> {solution.report:.4g}" if solution.improved else "nothing better was found"
     console.rule()
-    console.print(f"{metric} ({better} is better), on labels used for nothing else: {found}; see {OUTPUT.value}/")
+    told = f"{metric} ({better} is better), on labels used for nothing else: {found}; see {OUTPUT.value}/"
+    console.print(told, markup=False)
 
 
 if __name__ == "__main__":

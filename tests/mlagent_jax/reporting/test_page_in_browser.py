@@ -192,6 +192,8 @@ def test_states_and_workers_are_shown_and_lead_to_trajectories(show, live_run):
     assert "[object" not in page.run("document.body.textContent.replace(/\\{.*/s, '')")
     assert page.run("document.querySelector('.chips .going').textContent") == "RL"
     assert "3 of 8" in page.run("document.querySelector('.told').textContent")
+    task = page.run("{ const link = document.querySelector('#states .matrix th a'); link.click(); link.textContent }")
+    assert set(page.run("[...document.querySelectorAll('.row-task')].map((node) => node.textContent)")) == {task}
     assert page.errors == []
 
 
