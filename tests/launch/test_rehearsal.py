@@ -1,5 +1,6 @@
 """A run on six hosts that have nothing but a network and a shared disk: two trainers with one mesh, PostgreSQL, three
-workers. One worker is cut off and one is killed while they hold jobs, and one trainer is told to stop."""
+workers. One worker is cut off and one is killed while they hold jobs, and one trainer is told to stop; the run goes on
+with one trainer on a slice of another size."""
 
 import contextlib
 import os
@@ -69,7 +70,7 @@ def start(network, tmp_path):
         process.wait()
 
 
-def test_a_run_loses_two_of_three_workers_and_is_stopped_once(network, server, start, tmp_path):
+def test_a_run_loses_two_of_three_workers_and_a_trainer_and_goes_on_on_another_slice(network, server, start, tmp_path):
     import psycopg
 
     workdir = tmp_path / "run"
@@ -90,19 +91,22 @@ def test_a_run_loses_two_of_three_workers_and_is_stopped_once(network, server, s
             time.sleep(0.02)
         return found
 
-    def train(port):
+    def train(hosts, devices):
+        """The trainer's processes, one a host, of so many devices each."""
+        together = {
+            "JAX_COORDINATOR_ADDRESS": f"{network.addresses[hosts[0]]}:8476",
+            "JAX_NUM_PROCESSES": str(len(hosts)),
+        }
         return [
             start(
                 host,
                 *(sys.executable, "-m", "mlagent_jax.train", *SETTINGS, "--config.stages=collect,sft,rl"),
                 *(f"--config.workers.queue={server.url()}", f"--workdir={workdir}"),
                 JAX_PLATFORMS="cpu",
-                XLA_FLAGS="--xla_force_host_platform_device_count=1 --xla_backend_optimization_level=0",
-                JAX_COORDINATOR_ADDRESS=f"{network.addresses['first']}:{port}",
-                JAX_NUM_PROCESSES="2",
-                JAX_PROCESS_ID=str(index),
+                XLA_FLAGS=f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0",
+                **(together | {"JAX_PROCESS_ID": str(index)} if len(hosts) > 1 else {}),
             )
-            for index, host in enumerate(("first", "second"))
+            for index, host in enumerate(hosts)
         ]
 
     def statuses(trainers):
@@ -114,7 +118,7 @@ def test_a_run_loses_two_of_three_workers_and_is_stopped_once(network, server, s
             worker.pid,
         )
 
-    trainers = train(8476)
+    trainers = train(("first", "second"), devices=1)
     workers = {
         host: start(
             host,
@@ -133,7 +137,7 @@ def test_a_run_loses_two_of_three_workers_and_is_stopped_once(network, server, s
     trainers[1].send_signal(signal.SIGTERM)
     assert statuses(trainers) == [PREEMPTED, PREEMPTED]
     network.restore("lost")
-    assert statuses(train(8477)) == [0, 0]
+    assert statuses(train(("first",), devices=4)) == [0]
 
     assert metrics(workdir, "rl") == [1, 2]
     states = ask("select state, count(*) from mlagent_jobs group by state")
