@@ -2,8 +2,8 @@
 
     python -m mlagent_jax.study configs/studies/asynchronous.py --workdir=runs/studies --seeds=0
 
-A study of time alone: executions sleep, as those that run on other hosts do for this one; the policy has random weights
-and the quickstart's shape, and what it is rewarded for is made up.
+A study of time alone: executions sleep, as those that run on other hosts do for this one; a small policy has random
+weights, and what it is rewarded for is made up.
 """
 
 from mlagent_jax.studies.plan import Arm, Sleep, Study
@@ -11,8 +11,14 @@ from mlagent_jax.studies.plan import Arm, Sleep, Study
 _SLEEP = Sleep(seconds=5.0, workers=4)
 _POINTS = (12,)
 _COMMON = {
-    "rl.states": 2,
+    "policy.hidden_size": 96,
+    "policy.num_layers": 2,
+    "policy.num_heads": 2,
+    "policy.num_kv_heads": 1,
+    "policy.intermediate_size": 256,
     "tokenizer.vocab_size": 320,
+    "prompt.max_action_tokens": 32,
+    "rl.states": 2,
     "pool.refresh_fraction": 0.0,  # all prompts of one length
 }
 

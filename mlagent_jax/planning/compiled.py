@@ -172,7 +172,7 @@ def _faults(program: Program, blueprint: Blueprint, found: list[hlo.Instruction]
         for size in {vocab, vocab // tensor}:
             if rows * program.time * size <= CHUNK_ELEMENTS:  # small enough to be one chunk
                 continue
-            arrays = hlo.with_vocabulary(found, rows * program.time, size)
+            arrays = hlo.with_vocabulary(found, rows * program.time, size, blueprint.graph.config.hidden_size)
             faults += [f"makes the whole of [batch, time, vocab]: {array}" for array in arrays]
     return faults
 

@@ -182,7 +182,10 @@ def _plain(shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(sorted(size for size in shape if size != 1))
 
 
-def with_vocabulary(found: list[Instruction], positions: int, vocab: int) -> list[Array]:
-    """Arrays of a vocabulary for each of at least so many positions."""
+def with_vocabulary(found: list[Instruction], positions: int, vocab: int, hidden: int) -> list[Array]:
+    """Arrays of a vocabulary for each of at least so many positions; the matrix between it and `hidden` states is none,
+    which may be larger than the logits of a short part of a prompt."""
     arrays = {array for each in found if not each.fused for array in each.arrays}
-    return [a for a in arrays if vocab in a.shape and math.prod(a.shape) >= positions * vocab]
+    large = [a for a in arrays if vocab in a.shape and math.prod(a.shape) >= positions * vocab]
+    matrix = [] if positions == hidden else sorted((vocab, hidden))
+    return [a for a in large if sorted(size for size in a.shape if size > 1) != matrix]

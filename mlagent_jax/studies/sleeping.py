@@ -42,9 +42,9 @@ _SCRIPT_LINES = 16
 
 
 def made_up_states(count: int, lines: int = _SCRIPT_LINES) -> list[State]:
-    """Different states of one task, with scripts of so many lines."""
+    """Different states of one task, with scripts of so many lines, all of one length: fewer programs are compiled."""
     return [
-        State("sleep@0", (), "0" * 64, "".join(f"x{row} = {index + row}\n" for row in range(lines)), 0.5)
+        State("sleep@0", (), "0" * 64, "".join(f"x{row} = {100 + index + row}\n" for row in range(lines)), 0.5)
         for index in range(count)
     ]
 

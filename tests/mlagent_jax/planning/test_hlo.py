@@ -87,8 +87,15 @@ def test_a_gather_of_a_whole_stack_is_found_in_any_order_of_dimensions():
 
 def test_an_array_of_the_vocabulary_for_each_position_is_found():
     found = hlo.instructions(TEXT)
-    assert [str(array) for array in hlo.with_vocabulary(found, positions=8, vocab=100)] == ["f32[8,100]"]
-    assert hlo.with_vocabulary(found, positions=9, vocab=100) == []
+    assert [str(array) for array in hlo.with_vocabulary(found, 8, 100, hidden=16)] == ["f32[8,100]"]
+    assert hlo.with_vocabulary(found, 9, 100, hidden=16) == []
+
+
+def test_the_matrix_of_the_vocabulary_is_not_taken_for_logits_of_fewer_positions():
+    found = hlo.instructions(TEXT)
+    assert hlo.with_vocabulary(found, 5, 100, hidden=8) == []
+    assert [str(array) for array in hlo.with_vocabulary(found, 5, 100, hidden=16)] == ["f32[8,100]"]
+    assert [str(array) for array in hlo.with_vocabulary(found, 8, 100, hidden=8)] == ["f32[8,100]"]
 
 
 @pytest.mark.parametrize(("remat", "products"), [(False, 3), (True, 4)])
