@@ -35,6 +35,10 @@ def events(log_path):
     return counted
 
 
+def holders(queue):
+    return {lease["worker"] for lease in queue.status()["leases"]}
+
+
 def kill_workers_at_random(processes, connect, url, log_path, jobs, workers, kills, seconds):
     """Let `workers` do `jobs` while one of them is killed again and again, and a new one started."""
     queue = connect(retries=RetryPolicy(max_attempts=1000, backoff_seconds=0.1))
@@ -52,15 +56,18 @@ def kill_workers_at_random(processes, connect, url, log_path, jobs, workers, kil
         next_kill = (started - workers + 1) * jobs // (kills + 1)
         found = queue.wait(ids, timeout_seconds=120, count=next_kill)
         assert len(found) >= next_kill
-        busy = {lease["worker"] for lease in queue.status()["leases"]}
-        victims = [process for process in running if process.name in busy]
-        if victims:
-            victim = dice.choice(victims)
+        victims = [process for process in running if process.name in holders(queue)]
+        if not victims:
+            time.sleep(0.02)
+            continue
+        victim = dice.choice(victims)
+        os.kill(victim.pid, signal.SIGSTOP)
+        if victim.name in holders(queue):  # Else it was done with the job meanwhile.
             running.remove(victim)
             victim.kill()
             victim.join()
         else:
-            time.sleep(0.02)
+            os.kill(victim.pid, signal.SIGCONT)
     for process in running:
         process.kill()
         process.join()
@@ -70,8 +77,8 @@ def kill_workers_at_random(processes, connect, url, log_path, jobs, workers, kil
     assert set(counted["executed"]) == set(ids)
     # A worker may be killed between handing in and noting it.
     assert jobs - kills <= len(counted["accepted"]) <= jobs
-    # A killed worker's job was executed again.
-    assert max(counted["executed"].values()) > 1
+    # A killed worker's job was claimed again.
+    assert max(map(int, queue.status()["attempts"])) > 1
 
 
 @pytest.mark.slow
