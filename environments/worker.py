@@ -111,7 +111,7 @@ class Worker:
         try:
             with self._queue.watch() as added:
                 while not self._draining.is_set():
-                    self._fill_slots(added)
+                    self._fill_a_slot(added)
             self._finish()
         finally:
             self._stopped.set()
@@ -119,32 +119,29 @@ class Worker:
             self._report("stopped")
             log("stopped", worker=self.name, completed=self._completed, failed=self._failed)
 
-    def _fill_slots(self, added: Changes) -> None:
+    def _fill_a_slot(self, added: Changes) -> None:
         pause = self._pause_until - time.monotonic()
         if pause > 0:
             self._draining.wait(min(pause, IDLE_SECONDS))
             return
         if not self._free.acquire(timeout=IDLE_SECONDS):
             return
-        free = 1
-        while free < self._slots and self._free.acquire(blocking=False):
-            free += 1
-        leases: list[Lease] = []
+        if self._draining.is_set():  # While this waited for a slot.
+            return
+        lease = None
         try:
-            if not self._draining.is_set():  # As it may be since, while this waited for a slot.
-                leases = self._queue.claim_several(self.name, self._capabilities, free, self._lease_seconds)
+            # One at a time, however many slots are free: a few jobs spread over many hosts.
+            lease = self._queue.claim(self.name, self._capabilities, self._lease_seconds)
         except QueueError as error:
             self._note_trouble(f"cannot claim: {error}")
-        finally:
-            for _ in range(free - len(leases)):
-                self._free.release()
-        with self._lock:
-            self._leases |= {lease.job.id: lease for lease in leases}
-        for lease in leases:
-            # Daemons: a step that cannot be interrupted does not keep the process.
-            threading.Thread(target=self._work, args=(lease,), name=f"job-{lease.job.id[:8]}", daemon=True).start()
-        if not leases and not self._draining.is_set():
+        if lease is None:
+            self._free.release()
             added.wait(IDLE_SECONDS)
+            return
+        with self._lock:
+            self._leases[lease.job.id] = lease
+        # Daemons: a step that cannot be interrupted does not keep the process.
+        threading.Thread(target=self._work, args=(lease,), name=f"job-{lease.job.id[:8]}", daemon=True).start()
 
     def _work(self, lease: Lease) -> None:
         started = time.monotonic()

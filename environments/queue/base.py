@@ -134,11 +134,6 @@ class RewardQueue(Protocol):
     def claim(self, worker: str, capabilities: Capabilities, lease_seconds: float = 60.0) -> Lease | None:
         """Lease the oldest job that this worker can serve, or None. Counts an attempt."""
 
-    def claim_several(
-        self, worker: str, capabilities: Capabilities, limit: int, lease_seconds: float = 60.0
-    ) -> list[Lease]:
-        """The same for up to `limit` jobs in one transaction, oldest first; as many as there are, perhaps none."""
-
     def heartbeat(self, lease: Lease) -> bool:
         """Renew; False when the lease was lost and the work is to be abandoned."""
 

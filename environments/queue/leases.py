@@ -63,7 +63,7 @@ class LeaseStatements:
         retries: RetryPolicy,
         among: Callable[[Column, Select], ColumnElement[bool]],
     ) -> None:
-        self._now, self._retries, self._among = now, retries, among
+        self._now, self._retries = now, retries
         lease_seconds = bindparam("lease_seconds", type_=Double)
         self._lease_seconds = lease_seconds
         self.renew = update(jobs).where(self._held).values(lease_until=_lesser(now + lease_seconds, jobs.c.deadline))
@@ -96,16 +96,16 @@ class LeaseStatements:
         """Takes back the jobs whose leases ran out; no parameters."""
 
     @functools.lru_cache(maxsize=64)  # noqa: B019 - as many as there are sets of requirements, for the queue's life
-    def claim(self, served: tuple[str, ...], limit: int) -> Update:
-        """Lease the jobs, of those with the requirements `served` (ids), that have been ready the longest.
+    def claim(self, served: tuple[str, ...]) -> Update:
+        """Lease the job, of those with the requirements `served` (ids), that has been ready the longest.
 
         Parameters `lease_seconds`, `claimed_by`, and `from_ready_at` with `from_seq`, where to begin (see `START`).
-        Returns id, payload, token, attempts, ready_at and seq of at most `limit` jobs, in no order.
+        Returns id, payload, token, attempts, ready_at and seq.
         """
         until = self._now + _lesser(self._lease_seconds, jobs.c.execution_seconds)
         return (
             update(jobs)
-            .where(self._among(jobs.c.seq, self._oldest_ready(served, limit)))
+            .where(jobs.c.seq == self._oldest_ready(served))
             .values(
                 state=LEASED,
                 token=jobs.c.token + 1,
@@ -123,27 +123,28 @@ class LeaseStatements:
         """The fence: this claim of this job is still the one that counts."""
         return _CLAIM[0] & _CLAIM[1] & schema.is_leased & (jobs.c.lease_until > self._now)
 
-    def _oldest_ready(self, served: tuple[str, ...], limit: int) -> Select:
-        """`seq` of the jobs to claim.
+    def _oldest_ready(self, served: tuple[str, ...]) -> ColumnElement[int]:
+        """`seq` of the job to claim.
 
         One look into the index for each of the few distinct requirements: a scan past jobs that this worker cannot
         serve would cost more the longer they wait.
         """
         # A literal: for a limit that it does not know, PostgreSQL plans with a tenth of the table, each time anew.
-        at_most = literal_column(str(int(limit)))
+        one = literal_column("1")
         firsts = [
             select(jobs.c.seq, jobs.c.ready_at)
             .where(schema.queued, jobs.c.requirements == identity, jobs.c.ready_at <= self._now, _FROM)
             .order_by(jobs.c.ready_at, jobs.c.seq)
-            .limit(at_most)
+            .limit(one)
             .with_for_update(skip_locked=True)
             for identity in served
         ]
         if len(firsts) == 1:
-            return firsts[0].with_only_columns(jobs.c.seq)
+            return firsts[0].with_only_columns(jobs.c.seq).scalar_subquery()
         first, *others = [select(query.subquery()) for query in firsts]
         candidates = first.union_all(*others).subquery()
-        return select(candidates.c.seq).order_by(candidates.c.ready_at, candidates.c.seq).limit(at_most)
+        oldest = select(candidates.c.seq).order_by(candidates.c.ready_at, candidates.c.seq).limit(one)
+        return oldest.scalar_subquery()
 
     def _give_back(self, where: ColumnElement[bool], reason: ColumnElement[str]) -> Update:
         """End the current attempt of the jobs `where`: queued again after a backoff, or dead."""
@@ -159,8 +160,7 @@ class LeaseStatements:
 
 START = {"ready_at": 0.0, "seq": 0}
 """The first place in the order of claims. Who begins at the place of his last claim does not pass all that was claimed
-before it, which lies dead at the head of PostgreSQL's index until it is vacuumed: more than one would think, since that
-takes a minute."""
+before it, which lies dead at the head of PostgreSQL's index until that is vacuumed, a minute later at best."""
 _FROM = tuple_(jobs.c.ready_at, jobs.c.seq) >= tuple_(
     bindparam("from_ready_at", type_=Double), bindparam("from_seq", type_=BigInteger)
 )

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-import operator
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -202,24 +201,17 @@ class SqlQueue:
     # -- worker --
 
     def claim(self, worker: str, capabilities: Capabilities, lease_seconds: float = 60.0) -> Lease | None:
-        return next(iter(self.claim_several(worker, capabilities, 1, lease_seconds)), None)
-
-    def claim_several(
-        self, worker: str, capabilities: Capabilities, limit: int, lease_seconds: float = 60.0
-    ) -> list[Lease]:
-        if limit < 1:
-            raise ValueError(f"limit is {limit}; at least 1 job is claimed")
-        leases: list[Lease] = []
-        while not leases and (rows := self._lease_oldest(worker, capabilities, limit, lease_seconds)):
-            for row in rows:
-                try:
-                    job = Job.from_dict(self._payloads.unpack(row.payload))
-                except (OSError, ProtocolError) as error:
-                    failure = f"the job cannot be read: {error}"
-                    self._fail({"job_id": row.id, "held_token": row.token, "failure": failure})
-                else:
-                    leases.append(Lease(job, row.token, row.attempts, worker, lease_seconds))
-        return leases
+        while True:
+            row = self._lease_oldest(worker, capabilities, lease_seconds)
+            if row is None:
+                return None
+            try:
+                job = Job.from_dict(self._payloads.unpack(row.payload))
+            except (OSError, ProtocolError) as error:
+                failure = f"the job cannot be read: {error}"
+                self._fail({"job_id": row.id, "held_token": row.token, "failure": failure})
+                continue
+            return Lease(job=job, token=row.token, attempt=row.attempts, worker=worker, seconds=lease_seconds)
 
     def heartbeat(self, lease: Lease) -> bool:
         claim = {**_claim(lease), "lease_seconds": lease.seconds}
@@ -316,35 +308,34 @@ class SqlQueue:
         self._engine.exclude_others(connection)
         schema.create(connection)
 
-    def _lease_oldest(self, worker: str, capabilities: Capabilities, limit: int, lease_seconds: float) -> Sequence[Row]:
+    def _lease_oldest(self, worker: str, capabilities: Capabilities, lease_seconds: float) -> Row | None:
         fresh = time.monotonic() - self._reaped_at >= REAP_SECONDS
         if fresh:
             self._reap()
             self._learn_requirements()
-        rows = self._lease_ready(worker, capabilities, limit, lease_seconds)
+        row = self._lease_ready(worker, capabilities, lease_seconds)
         # Both, whatever the first finds: there may be work of a kind that is new.
-        if not rows and not fresh and any([self._reap(), self._learn_requirements()]):
-            rows = self._lease_ready(worker, capabilities, limit, lease_seconds)
-        return rows
+        if row is None and not fresh and any([self._reap(), self._learn_requirements()]):
+            row = self._lease_ready(worker, capabilities, lease_seconds)
+        return row
 
-    def _lease_ready(self, worker: str, capabilities: Capabilities, limit: int, lease_seconds: float) -> Sequence[Row]:
+    def _lease_ready(self, worker: str, capabilities: Capabilities, lease_seconds: float) -> Row | None:
         known = self._known_requirements
         served = tuple(identity for identity, asked in known if not capabilities.lacking(asked))
         if not served:
-            return ()
+            return None
         now = time.monotonic()
         begin = self._last_claim if now - self._started_at < START_SECONDS else START
         if begin is START:
             self._started_at = now
-        statement = self._leases.claim(served, limit)
+        statement = self._leases.claim(served)
         parameters = {"claimed_by": worker, "lease_seconds": lease_seconds}
         parameters |= {f"from_{name}": value for name, value in begin.items()}
-        rows = self._transact(lambda connection: connection.execute(statement, parameters).all(), single=True)
-        rows = sorted(rows, key=_place)
-        self._last_claim = dict(zip(START, _place(rows[-1]), strict=True)) if rows else START
-        if not rows and begin is not START:
-            return self._lease_ready(worker, capabilities, limit, lease_seconds)
-        return rows
+        row = self._transact(lambda connection: connection.execute(statement, parameters).one_or_none(), single=True)
+        self._last_claim = START if row is None else {name: getattr(row, name) for name in START}
+        if row is None and begin is not START:
+            return self._lease_ready(worker, capabilities, lease_seconds)
+        return row
 
     def _learn_requirements(self) -> bool:
         """Read what jobs of this queue require; whether that changed. Asked rarely: a run has one or a few."""
@@ -415,10 +406,6 @@ class SqlQueue:
 
 
 _REQUIREMENTS = select(schema.requirements.c.id, schema.requirements.c.body).order_by(schema.requirements.c.id)
-
-
-_place = operator.attrgetter(*START)
-"""Of a row, in the order of claims."""
 
 
 def _claim(lease: Lease) -> dict[str, Any]:

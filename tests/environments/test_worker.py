@@ -177,11 +177,11 @@ def test_a_queue_that_is_away_for_a_while_is_survived(queue):
         def __getattr__(self, name):
             return getattr(queue, name)
 
-        def claim_several(self, *arguments):
+        def claim(self, *arguments):
             if self.troubles:
                 self.troubles -= 1
                 raise QueueError("the database is away")
-            return queue.claim_several(*arguments)
+            return queue.claim(*arguments)
 
     queue.enqueue([job()])
     with working(Flaky(), outcome):

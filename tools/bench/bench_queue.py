@@ -6,7 +6,7 @@
 Prints one line of JSON a measurement: 1, 8 and 32 workers, with 10,000 and 100,000 jobs queued. `processes` are
 processes that claim one job, hand in its result, and again: the dearest way to have so many workers. `slots` are those
 of `environments.worker.Worker` as it is deployed, `--slots` of them in a process, with executions that take no time: it
-claims for all its free slots at once, starts a thread a job, renews leases and reports.
+starts a thread a job, renews leases and reports.
 
 The references are `multiprocessing.Queue`, which keeps nothing, survives nothing and leases nothing, and Redis Streams,
 with every write on disk before it is acknowledged, as in PostgreSQL; it needs `redis-server` and `pip install

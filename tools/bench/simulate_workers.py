@@ -38,6 +38,7 @@ from bench_queue import ANY, LEASE_SECONDS, OUTCOME, emptied, jobs
 
 from environments.queue import RewardQueue, open_queue, sql
 from environments.queue.base import Lease, WorkerReport
+from environments.queue.postgres import AT_ONCE
 from environments.worker import REPORT_SECONDS
 
 T = TypeVar("T")
@@ -45,8 +46,8 @@ T = TypeVar("T")
 WARM_UP_SECONDS = 60.0
 REST_SECONDS = sql.REAP_SECONDS
 """Longest rest of the trainer between two looks."""
-CONNECTIONS_A_PROCESS = 3
-"""Its slots' and its pulse's, and one that listens."""
+CONNECTIONS_A_PROCESS = AT_ONCE + 1
+"""Those that its threads share, and one that listens."""
 
 
 class Meter:

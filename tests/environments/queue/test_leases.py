@@ -40,22 +40,6 @@ def test_enqueueing_twice_is_harmless(queue):
     assert queue.outcomes([jobs[0].id])[jobs[0].id].observation == "first"
 
 
-def test_several_are_claimed_at_once_oldest_first_and_each_is_fenced_by_itself(queue, clock):
-    jobs = [job(i, requirements=Requirements(cores=1 + i % 2)) for i in range(5)]
-    for each in jobs:
-        clock.now += 1
-        queue.enqueue([each])
-    several = queue.claim_several("w", Capabilities(cores=2), 4, lease_seconds=10)
-    assert [lease.job for lease in several] == jobs[:4]
-    assert [lease.job for lease in queue.claim_several("w", Capabilities(cores=2), 4)] == jobs[4:]
-    assert queue.claim_several("w", Capabilities(cores=2), 4) == []
-    assert queue.complete(several[0], outcome())
-    clock.now += 11
-    assert [queue.complete(lease, outcome()) for lease in several] == [True, False, False, False]
-    with pytest.raises(ValueError, match="limit is 0"):
-        queue.claim_several("w", ANY, 0)
-
-
 def test_what_a_slow_transaction_adds_before_the_last_claim_is_found(queue, clock):
     jobs = [job(i) for i in range(4)]
     queue.enqueue(jobs[:2])
