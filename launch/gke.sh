@@ -79,12 +79,20 @@ else
 fi
 perform kubectl apply "--filename=$manifests"
 if [ "${option[wait]}" = true ]; then
-  finished() { kubectl get "jobset/$name" "--output=jsonpath={.status.terminalState}"; }
+  state() { perform kubectl get "jobset/$name" "--output=jsonpath={.status.terminalState}"; }
   # Workers see the volume, and are there until the end.
-  read_summary() { kubectl exec "deployment/$name-worker" -- cat "/runs/$name/report/summary.json"; }
-  dry && exit
-  until state="$(finished)" && [ -n "$state" ]; do sleep "${MLAGENT_RETRY_SECONDS:-30}"; done
-  if [ -n "${option[summary]}" ] && [ "$state" = Completed ]; then
+  read_summary() { perform kubectl exec "deployment/$name-worker" -- cat "/runs/$name/report/summary.json"; }
+  remove_workers() { perform kubectl delete "deployment/$name-worker" --ignore-not-found; }
+  if dry; then
+    say "until the trainer is done:"
+    state
+    say "then:"
+    [ -z "${option[summary]}" ] || read_summary
+    remove_workers
+    exit
+  fi
+  until ended="$(state)" && [ -n "$ended" ]; do sleep "${MLAGENT_RETRY_SECONDS:-30}"; done
+  if [ -n "${option[summary]}" ] && [ "$ended" = Completed ]; then
     mkdir -p "$(dirname "${option[summary]}")"
     if read_summary >"${option[summary]}.partial"; then
       mv "${option[summary]}.partial" "${option[summary]}"
@@ -93,7 +101,7 @@ if [ "${option[wait]}" = true ]; then
       say "no worker gave /runs/$name/report/summary.json: ${option[summary]} is not written"
     fi
   fi
-  kubectl delete "deployment/$name-worker" --ignore-not-found >/dev/null
-  [ "$state" = Completed ] || fail "the trainer ended: $state; kubectl logs --selector=app.kubernetes.io/instance=$name"
+  remove_workers >/dev/null
+  [ "$ended" = Completed ] || fail "the trainer ended: $ended; kubectl logs --selector=app.kubernetes.io/instance=$name"
 fi
 dry || say "its log: kubectl logs --follow --selector=app.kubernetes.io/instance=$name,mlagent/part=trainer"

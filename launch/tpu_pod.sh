@@ -96,7 +96,8 @@ install_and_run() {
 
 bundle="$(mktemp -d)"
 trap 'rm -rf "$bundle"' EXIT
-perform tar -czf "$bundle/mlagent.tgz" --files-from=<(git ls-files)
+perform_piped git ls-files '|' tar -czf "$bundle/mlagent.tgz" --files-from=-
+dry && say "a file $bundle/mlagent.environment with ${option[environment]:-nothing}; then"
 write_environment "$bundle/mlagent.environment"
 failures=0
 while true; do

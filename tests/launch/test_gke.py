@@ -85,8 +85,10 @@ def test_what_is_missing_is_named_and_a_dry_run_shows_the_rest(launch, programs,
     result = launch("gke.sh", *GOOD)
     assert result.returncode == 1
     assert "the cluster has no JobSet" in result.stderr
-    result = launch("gke.sh", *GOOD, "--dry_run")
+    result = launch("gke.sh", *GOOD, "--dry_run", "--wait", "--summary=x.json")
     assert result.returncode == 0, result.stderr
+    assert "kubectl exec deployment/run-1-worker -- cat /runs/run-1/report/summary.json" in result.stdout
+    assert "kubectl delete deployment/run-1-worker" in result.stdout
     assert "missing here: the cluster has no JobSet" in result.stderr
     assert "kind: JobSet" in result.stdout
     assert "kubectl apply" in result.stdout
