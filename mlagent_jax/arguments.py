@@ -3,14 +3,28 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from absl import flags
+from absl import app, flags
 from ml_collections import config_flags
 
 from mlagent_jax.config import Config, check_field, freeze
 from mlagent_jax.errors import ConfigError
+
+
+def run_program(work: Callable[[], None]) -> None:
+    """Run a program whose settings are flags alone: `work`, which an impossible setting ends in one line."""
+
+    def main(argv: list[str]) -> None:
+        if len(argv) > 1:
+            raise app.UsageError(f"unexpected argument {argv[1]!r}: settings are flags, --config.FIELD=VALUE")
+        try:
+            work()
+        except ConfigError as error:
+            sys.exit(f"error: {error}")
+
+    app.run(main, flags_parser=parse_flags)
 
 
 def parse_flags(argv: list[str], known: flags.FlagValues = flags.FLAGS) -> list[str]:

@@ -26,8 +26,10 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import numpy as np
-from absl import app, flags
+from absl import flags
 from ml_collections import config_flags
+
+from mlagent_jax.arguments import run_program
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, for example configs/quickstart.py.")
 STEPS = flags.DEFINE_integer("steps", 5, "Steps that are timed.", lower_bound=1)
@@ -209,17 +211,6 @@ def _print(what: str, seconds: float, cpu: float, tokens: int, utilisation: floa
     print(json.dumps({"what": what, **figures, **facts}), flush=True)
 
 
-def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected argument {argv[1]!r}: settings are flags, --config.FIELD=VALUE")
-    from mlagent_jax.errors import ConfigError
-
-    try:
-        measure()
-    except ConfigError as error:
-        sys.exit(f"error: {error}")
-
-
 if __name__ == "__main__":
     flags.mark_flag_as_required("config")
-    app.run(main)
+    run_program(measure)

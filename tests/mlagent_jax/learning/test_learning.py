@@ -3,6 +3,8 @@
 The control of the whole pipeline, in small: with rewards replaced by noise, the true reward does not rise.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,18 +14,10 @@ from mlagent_jax import models
 from mlagent_jax.config import RLConfig
 from mlagent_jax.learning import ppo
 
+from .conftest import SHAPE as TINY
+
 VOCAB, STATES, SAMPLES = 24, 8, 8
-SHAPE = models.ModelConfig(
-    vocab_size=VOCAB,
-    hidden_size=16,
-    num_layers=1,
-    num_heads=2,
-    num_kv_heads=1,
-    head_dim=8,
-    intermediate_size=32,
-    attention_bias=True,
-    tie_word_embeddings=True,
-)
+SHAPE = dataclasses.replace(TINY, vocab_size=VOCAB, num_layers=1)
 PROMPTS = np.arange(1, STATES + 1)
 WORTH = np.random.default_rng(0).permuted(np.tile(np.arange(VOCAB) % 4 == 0, (STATES, 1)), axis=1).astype(float)
 """[state, action]: a quarter of the one-token actions is right, which ones depends on the state."""

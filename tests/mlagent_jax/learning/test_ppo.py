@@ -11,24 +11,10 @@ from mlagent_jax import models
 from mlagent_jax.config import RLConfig
 from mlagent_jax.learning import ppo
 
-SHAPE = models.ModelConfig(
-    vocab_size=32,
-    hidden_size=16,
-    num_layers=2,
-    num_heads=2,
-    num_kv_heads=1,
-    head_dim=8,
-    intermediate_size=32,
-    attention_bias=True,
-    tie_word_embeddings=True,
-)
+from .conftest import SHAPE
+
 PROMPTS, ACTIONS = [[3, 4, 5], [6, 7], [8], [9, 10]], [[11, 12], [13], [14, 15, 16], [17]]
 REWARDS = [1.0, 0.0, None, 0.5]
-
-
-@pytest.fixture(scope="module")
-def policy():
-    return models.create(SHAPE, jax.random.key(0))
 
 
 @pytest.fixture
@@ -56,7 +42,7 @@ def log_softmax_rows(graph, params, row, temperature):
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_scores_are_the_log_probs_of_the_action_tokens_at_the_temperature(policy, batch, temperature):
     graph, params = policy
-    scores = ppo.score(model(graph, temperature), params, ppo.init_critic(16), batch)
+    scores = ppo.score(model(graph, temperature), params, ppo.init_critic(SHAPE.hidden_size), batch)
     for row, (prompt, action) in enumerate(zip(PROMPTS, ACTIONS, strict=True)):
         if REWARDS[row] is None:
             continue
@@ -88,7 +74,7 @@ DEFAULT = RLConfig(learning_rate=1e-2, value_coefficient=0.5)
 
 
 def updated(graph, params, batch, config=DEFAULT):
-    params = {"policy": jax.tree.map(jnp.copy, params), "critic": ppo.init_critic(16)}
+    params = {"policy": jax.tree.map(jnp.copy, params), "critic": ppo.init_critic(SHAPE.hidden_size)}
     optimizer = ppo.rl_optimizer(config)
     proximal = ppo.score(model(graph), params["policy"], params["critic"], batch)
     targets = ppo.make_targets(batch, proximal, proximal, config)
@@ -113,7 +99,7 @@ def test_the_first_step_of_a_batch_has_ratio_one_and_no_kl(policy, batch):
 
 def test_advantages_with_a_zero_critic_are_the_whitened_rewards(policy, batch):
     graph, params = policy
-    proximal = ppo.score(model(graph), params, ppo.init_critic(16), batch)
+    proximal = ppo.score(model(graph), params, ppo.init_critic(SHAPE.hidden_size), batch)
     targets = ppo.make_targets(batch, proximal, proximal, RLConfig())
     tokens = np.asarray([1.0, 1.0, 0.0, 0.5])  # gamma = lambda = 1: every token of an action gets its reward
     wanted = (tokens - tokens.mean()) / np.sqrt(tokens.var() + 1e-8)
@@ -124,7 +110,7 @@ def test_advantages_with_a_zero_critic_are_the_whitened_rewards(policy, batch):
 def test_the_best_of_two_is_weighed_against_the_mean(policy, batch, weight):
     graph, params = policy
     batch = dataclasses.replace(batch, groups=np.zeros_like(batch.groups))  # all from one state
-    proximal = ppo.score(model(graph), params, ppo.init_critic(16), batch)
+    proximal = ppo.score(model(graph), params, ppo.init_critic(SHAPE.hidden_size), batch)
     config = RLConfig(best_of=2, best_of_weight=weight, estimator="rloo")
     counted = [float(r) for r, row in zip(batch.rewards, batch.mask, strict=True) if row.any()]
     worth = []
@@ -146,7 +132,7 @@ def test_an_update_makes_rewarded_actions_likelier(policy, batch, estimator):
     graph, params = policy
     config = RLConfig(learning_rate=1e-3, estimator=estimator, kl_coefficient=0.0)
     after, _ = updated(graph, params, batch, config)
-    critic = ppo.init_critic(16)
+    critic = ppo.init_critic(SHAPE.hidden_size)
     before = np.asarray(ppo.score(model(graph), params, critic, batch).log_probs)
     now = np.asarray(ppo.score(model(graph), after["policy"], critic, batch).log_probs)
     gain = np.where(batch.mask, now - before, 0.0).sum(axis=1)
@@ -158,7 +144,8 @@ def test_the_policy_loss_is_that_of_a_plain_loop(policy, batch):
     """mu != pi_old here (behaviour -3 everywhere): the truncated weight pi_old / mu counts."""
     graph, params = policy
     metrics = updated(graph, params, batch)[1]
-    proximal = np.asarray(ppo.score(model(graph), params, ppo.init_critic(16), batch).log_probs, np.float64)
+    scores = ppo.score(model(graph), params, ppo.init_critic(SHAPE.hidden_size), batch)
+    proximal = np.asarray(scores.log_probs, np.float64)
     rewards = {0: 1.0, 1: 0.0, 3: 0.5}
     tokens = [rewards[r] for r, t in zip(*np.nonzero(batch.mask), strict=True)]
     mean, std = np.mean(tokens), np.sqrt(np.var(tokens) + 1e-8)
