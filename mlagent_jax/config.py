@@ -193,6 +193,10 @@ class EndpointConfig:
     completion_price: float = 0.0
     """Of a million answered tokens."""
 
+    def cost(self, prompt_tokens: int, completion_tokens: int) -> float:
+        """Of one answer, in the currency of the prices."""
+        return (prompt_tokens * self.prompt_price + completion_tokens * self.completion_price) / 1e6
+
 
 @dataclasses.dataclass(frozen=True)
 class IdeasConfig:

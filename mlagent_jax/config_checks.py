@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from environments.protocol import OutcomeKind
 from environments.rewards import REWARDS
+from mlagent_jax.agent_names import parse_agent
 from mlagent_jax.errors import ConfigError
-from mlagent_jax.evaluation.names import parse_agent
 
 if TYPE_CHECKING:
     from mlagent_jax.config import Config, EndpointConfig

@@ -46,6 +46,8 @@ from environments.store import open_store
 from environments.supervision import start_workers
 from environments.tasks.base import PreparedTask, TaskSpec
 from mlagent_jax.agent.collector import Collector
+from mlagent_jax.agent.player import Action
+from mlagent_jax.agent.prompts import prompt_text
 from mlagent_jax.config import Config, differences
 from mlagent_jax.data.trajectories import Record
 from mlagent_jax.data.trajectory_store import TrajectoryStore
@@ -251,7 +253,11 @@ class Run:
         """s_0 of a task: its starting workspace."""
         return initial_state(self.tasks[name], self.store)
 
-    def job(self, state: State, action: str, *, version: int, sample: int, reward: str, truncated: bool = False) -> Job:
+    def prompt(self, state: State) -> str:
+        """What an agent is shown in `state`, as text."""
+        return prompt_text(self.config.prompt, self.specs[state.task], state)
+
+    def job(self, state: State, action: Action, *, version: int, sample: int, reward: str) -> Job:
         """The job of taking `action` in `state`, for the reward of that name."""
         limits = self.tasks[state.task_name].spec.limits
         return Job(
@@ -259,8 +265,8 @@ class Run:
             policy_version=version,
             state=state,
             sample=sample,
-            action=action,
-            truncated=truncated,
+            action=action.text,
+            truncated=action.truncated,
             reward=reward,
             profile=self.config.prompt.profile,
             limits=limits,

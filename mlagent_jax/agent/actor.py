@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from environments.protocol import State
 from mlagent_jax.agent.prompts import Renderer
@@ -26,6 +26,16 @@ class SampledAction:
     text: str
     truncated: bool
     """Cut at the token limit: it counts as invalid."""
+    cost: ClassVar[float] = 0.0
+    """Of tokens that nobody bills."""
+
+    @property
+    def prompt_tokens(self) -> int:
+        return len(self.prompt)
+
+    @property
+    def completion_tokens(self) -> int:
+        return len(self.tokens)
 
 
 class Actor:
@@ -53,7 +63,7 @@ class Actor:
         self, params: Any, states: Sequence[State], samples: int, purpose: str
     ) -> Iterator[tuple[int, list[SampledAction]]]:
         """As `act`, (place of the state, its actions) as soon as all of one state's are there."""
-        seeds = [_seed(self._seed, purpose, index, state.id) for index, state in enumerate(states)]
+        seeds = [seed_of(self._seed, purpose, index, state.id) for index, state in enumerate(states)]
         return self._act(params, states, samples, seeds)
 
     def weights(self, params: Any, donated: Any) -> Weights:
@@ -66,7 +76,7 @@ class Actor:
 
     def act_each(self, params: Any, states: Sequence[State], purposes: Sequence[str]) -> list[SampledAction]:
         """One action from each of `states`, drawn for a purpose of its own: whatever else is in the batch."""
-        seeds = [_seed(self._seed, purpose, state.id) for purpose, state in zip(purposes, states, strict=True)]
+        seeds = [seed_of(self._seed, purpose, state.id) for purpose, state in zip(purposes, states, strict=True)]
         groups = dict(self._act(params, states, 1, seeds))
         return [groups[index][0] for index in range(len(states))]
 
@@ -91,6 +101,6 @@ class Actor:
                 yield place, [group[sample] for sample in range(samples)]
 
 
-def _seed(*parts: object) -> int:
+def seed_of(*parts: object) -> int:
     """31 bits from anything that has a text."""
     return int.from_bytes(hashlib.sha256("/".join(map(str, parts)).encode()).digest()[:4], "big") >> 1

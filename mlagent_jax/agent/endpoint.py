@@ -254,9 +254,7 @@ class _Budget:
             return self._spent
 
     def price(self, prompt_tokens: int, completion_tokens: int, sent: int = 0) -> Spent:
-        config = self._config
-        cost = (prompt_tokens * config.prompt_price + completion_tokens * config.completion_price) / 1e6
-        return Spent(sent, prompt_tokens, completion_tokens, cost)
+        return Spent(sent, prompt_tokens, completion_tokens, self._config.cost(prompt_tokens, completion_tokens))
 
     def reserve(self, most: Spent) -> None:
         """Set `most` aside; waits where only requests under way stand against it."""

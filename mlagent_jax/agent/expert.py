@@ -15,6 +15,7 @@ import random
 from environments.protocol import OutcomeKind, State, digest
 from environments.tasks.base import TaskSpec
 from environments.tasks.ideas import Idea, ideas_for
+from mlagent_jax.agent.player import Reply
 from mlagent_jax.config import CollectConfig
 
 
@@ -30,16 +31,13 @@ def plain_action(name: str, **arguments: str) -> str:
 
 
 @dataclasses.dataclass(frozen=True)
-class Move:
+class Move(Reply):
     """What the expert does next."""
 
-    action: str
     slip: bool = False
     """The edit holds a deliberate mistake: kept as history for the repair that follows, never as a target."""
     intended: Idea | None = None
     """The idea that the edit tries."""
-    truncated: bool = False
-    """Cut at the token limit: it counts as invalid."""
 
 
 class ScriptedExpert:

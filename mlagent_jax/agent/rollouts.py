@@ -14,8 +14,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from environments.protocol import Job, Outcome, State
+from environments.rewards import compute
 from mlagent_jax.agent.actor import SampledAction
-from mlagent_jax.agent.collector import POLL_SECONDS, Collector
+from mlagent_jax.agent.collector import POLL_SECONDS, Collector, is_masked
+from mlagent_jax.agent.player import Trajectory, best_submission
 from mlagent_jax.parallelism import processes
 
 
@@ -57,6 +59,33 @@ class Taken:
     """What it is trained on; None where the outcome is masked."""
     group: int
     version: int
+
+
+def rows_of(episodes: Sequence[Trajectory], reward: str, version: int) -> list[Taken]:
+    """Every action of whole episodes of the policy of `version`, trained on what its episode reached.
+
+    Those of episodes that start alike are a group.
+    """
+    return [
+        Taken(step.action, step.job, step.outcome, worth, episode.index, version)
+        for episode in episodes
+        for worth in [episode_reward(reward, [step.outcome for step in episode.steps])]
+        for step in episode.steps
+    ]
+
+
+def episode_reward(reward: str, outcomes: Sequence[Outcome]) -> float | None:
+    """R(tau): the reward called `reward` of one step from the start to the best submission of an episode.
+
+    That of the last step where nothing was graded; None where a step was masked, for what it would have reached is not
+    known.
+    """
+    if any(map(is_masked, outcomes)) or not outcomes:
+        return None
+    best = best_submission(outcomes)
+    if best is None:
+        return compute(reward, outcomes[-1])
+    return compute(reward, dataclasses.replace(best, metric_before=best.scale.m_init))
 
 
 class UnderWay:

@@ -1,18 +1,15 @@
-"""Whole episodes of one agent: at most so many steps and minutes, and the best submission so far counts.
-
-All trajectories go on side by side, a wave of jobs a depth. Their minutes are their own: seconds of their replies and
-of their scripts; waiting in the queue, and for one another, is not theirs. A step that was begun in time counts.
-"""
+"""Whole episodes of one agent: at most so many steps and minutes, and the best submission so far counts."""
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
+import itertools
+from collections.abc import Sequence
 from typing import Any
 
-from environments.protocol import Job, Outcome, OutcomeKind, State
-from mlagent_jax.agent.collector import is_masked
-from mlagent_jax.evaluation.agents import Agent, Reply, Turn
+from environments.protocol import Job, Outcome
+from mlagent_jax.agent.player import Agent, Trajectory, best_submission
+from mlagent_jax.agent.player import play as play_trajectories
 from mlagent_jax.run import Run
 
 POLICY_VERSIONS = {"base": -4, "sft": -3, "rl": -2}
@@ -24,56 +21,30 @@ def job_version(name: str) -> int:
     return POLICY_VERSIONS.get(name, -100 - int.from_bytes(hashlib.sha256(name.encode()).digest()[:3], "big"))
 
 
-@dataclasses.dataclass
-class _Episode:
-    split: str
-    task: str
-    trajectory: int
-    state: State
-    best: Outcome | None = None
-    last: OutcomeKind | None = None
-    ended: bool = False
-    seconds: float = 0.0
-    steps: list[dict[str, Any]] = dataclasses.field(default_factory=list)
-    lost: bool = False
-    """No reply could be had: our failure, and the episode is left out."""
-
-
 def play(run: Run, name: str, agent: Agent) -> list[dict[str, Any]]:
     """Records of all episodes of the agent called `name`, on the tasks and at the lengths of `config.evaluate`."""
     config = run.config.evaluate
     plan = [("held_in", task) for task in run.task_names("train")[: config.episode_tasks_held_in]]
     plan += [("held_out", task) for task in run.task_names("held_out")[: config.episode_tasks_held_out]]
     episodes = [
-        _Episode(split, task, i, run.initial_state(task)) for split, task in plan for i in range(config.trajectories)
+        Trajectory(split, i, run.initial_state(task), seed=f"{run.config.seed}/evaluate/{task}/{i}")
+        for split, task in plan
+        for i in range(config.trajectories)
     ]
-    for depth in range(config.steps):
+    version, waves = job_version(name), itertools.count(1)
+    for _ in play_trajectories(
+        episodes,
+        agent,
+        lambda t, action: run.job(t.state, action, version=version, sample=t.index, reward=config.reward),
+        lambda jobs: execute(run, f"episodes {name} step {next(waves)}", jobs),
+        config.steps,
+        config.minutes,
+    ):
         run.stop_if_told()
-        active = [e for e in episodes if not e.ended and e.seconds < 60 * config.minutes and agent.fits(e.state)]
-        if not active:
-            break
-        replies = agent.reply([Turn(e.state, e.trajectory, depth, e.last) for e in active])
-        taking: list[tuple[_Episode, Reply, Job]] = []
-        for episode, reply in zip(active, replies, strict=True):
-            if reply is None:
-                episode.ended = episode.lost = True
-                continue
-            job = run.job(
-                episode.state,
-                reply.text,
-                version=job_version(name),
-                sample=episode.trajectory,
-                reward=config.reward,
-                truncated=reply.truncated,
-            )
-            taking.append((episode, reply, job))
-        outcomes = execute(run, f"episodes {name} step {depth + 1}", [job for _, _, job in taking])
-        for (episode, reply, job), outcome in zip(taking, outcomes, strict=True):
-            _take(episode, agent, reply, job, outcome)
     return [_record(run, name, episode) for episode in episodes if not episode.lost]
 
 
-def execute(run: Run, label: str, jobs: list[Job]) -> list[Outcome]:
+def execute(run: Run, label: str, jobs: Sequence[Job]) -> list[Outcome]:
     """Outcomes of `jobs`, in order."""
     with run.progress(label, len(jobs)) as progress:
 
@@ -83,42 +54,37 @@ def execute(run: Run, label: str, jobs: list[Job]) -> list[Outcome]:
         return run.collector.gather(jobs, show)
 
 
-def _take(episode: _Episode, agent: Agent, reply: Reply, job: Job, outcome: Outcome) -> None:
-    took = {f.name: getattr(reply, f.name) for f in dataclasses.fields(Reply) if f.name not in ("text", "truncated")}
-    episode.steps.append(
-        {"prompt": agent.prompt(episode.state), "action": reply.text, "outcome": outcome.to_dict(), "took": took}
-    )
-    episode.seconds += reply.seconds + outcome.seconds
-    if is_masked(outcome):
-        episode.ended = True
-        return
-    episode.state, episode.ended, episode.last = outcome.next_state(job), outcome.final, outcome.kind
-    if outcome.kind is OutcomeKind.SCORED and _improves(outcome, episode.best):
-        episode.best = outcome
-
-
-def _improves(outcome: Outcome, best: Outcome | None) -> bool:
-    """Better than the best submission so far, the starting script's included; by the reward half."""
-    scale = outcome.scale
-    return scale.delta(scale.m_init if best is None else best.metric_after, outcome.metric_after) > 0
-
-
-def _record(run: Run, name: str, episode: _Episode) -> dict[str, Any]:
+def _record(run: Run, name: str, episode: Trajectory) -> dict[str, Any]:
     """The episode, its best submission graded once on the report half."""
-    task = run.tasks[episode.task]
+    task = run.tasks[episode.state.task_name]
     metric, official = task.report_init, {"medal": "none"}
-    if episode.best is not None:
-        submission = run.store.get(episode.best.submission)
+    best = best_submission(step.outcome for step in episode.steps)
+    # The starting script is a submission as well, by the reward half.
+    if best is not None and best.scale.delta(best.scale.m_init, best.metric_after) > 0:
+        submission = run.store.get(best.submission)
         metric = task.grade_report(submission)
         official = task.official(submission) if task.has_medals else {}
     return {
         "kind": "episode",
         "policy": name,
         "split": episode.split,
-        "task": episode.task,
-        "trajectory": episode.trajectory,
+        "task": episode.state.task_name,
+        "trajectory": episode.index,
         "best_of": min(run.config.evaluate.best_of, run.config.evaluate.trajectories),
-        "steps": episode.steps,
+        "steps": [
+            {
+                "prompt": run.prompt(step.job.state),
+                "action": step.action.text,
+                "outcome": step.outcome.to_dict(),
+                "took": {
+                    "prompt_tokens": step.action.prompt_tokens,
+                    "completion_tokens": step.action.completion_tokens,
+                    "seconds": step.seconds,
+                    "cost": step.action.cost,
+                },
+            }
+            for step in episode.steps
+        ],
         "seconds": episode.seconds,
         "report_metric": metric,
         "report_init": task.report_init,

@@ -14,12 +14,13 @@ from pathlib import Path
 
 from environments.protocol import Outcome, OutcomeKind
 from environments.tasks.ideas import Idea, ideas_for
+from mlagent_jax.agent.actor import seed_of
+from mlagent_jax.agent.agents import EndpointAgent, PolicyAgent, ScriptedAgent
 from mlagent_jax.agent.collector import is_masked
 from mlagent_jax.agent.endpoint import EndpointClient
-from mlagent_jax.agent.expert import ScriptedExpert
-from mlagent_jax.agent.experts import EndpointExpert, Expert, PolicyExpert, ScriptedExperts, Trajectory
+from mlagent_jax.agent.expert import Move, ScriptedExpert
 from mlagent_jax.agent.ideas import endpoint_ideas, library_ideas
-from mlagent_jax.agent.prompts import prompt_text
+from mlagent_jax.agent.player import Agent, Step, Trajectory, play
 from mlagent_jax.data.dataset_card import write_card
 from mlagent_jax.data.trajectories import Record
 from mlagent_jax.data.trajectory_store import Writer
@@ -44,48 +45,32 @@ def collect(run: Run) -> None:
             values = {} if outcome.reward is None else {"reward": outcome.reward}
             progress.update(1, scored=float(outcome.kind is OutcomeKind.SCORED), **values)
 
-        for depth in range(config.steps):
+        for wave in play(
+            trajectories,
+            expert,
+            lambda t, action: run.job(t.state, action, version=EXPERT_VERSION, sample=t.index, reward=reward),
+            lambda jobs: run.collector.gather(jobs, show),
+            config.steps,
+        ):
+            if store is not None:  # those of a wave that was stored before an interruption are there
+                store.append(_record(run, t, step) for t, step in wave if not is_masked(step.outcome))
             run.stop_if_told()
-            waiting = [t for t in trajectories if not t.ended]
-            for t, move in zip(waiting, expert.propose(waiting, depth) if waiting else [], strict=True):
-                t.move, t.ended = move, move is None
-            active = [t for t in waiting if not t.ended]
-            jobs = [
-                run.job(
-                    t.state,
-                    t.move.action,
-                    version=EXPERT_VERSION,
-                    sample=t.index,
-                    reward=reward,
-                    truncated=t.move.truncated,
-                )
-                for t in active
-            ]
-            records: list[Record] = []
-            for t, job, outcome in zip(active, jobs, run.collector.gather(jobs, show), strict=True):
-                t.kind = outcome.kind
-                # A step that our side could not execute says nothing of the script: the trajectory ends before it.
-                t.ended = outcome.final or is_masked(outcome)
-                if is_masked(outcome):
-                    continue
-                records.append(
-                    Record.of(
-                        job,
-                        outcome,
-                        stage="collect",
-                        split=t.split,
-                        trajectory=t.index,
-                        step=depth,
-                        prompt=prompt_text(run.config.prompt, run.specs[t.state.task], t.state),
-                        target=not t.move.slip,
-                    )
-                )
-                t.state = outcome.next_state(job)
-            if store is not None:
-                store.append(records)  # those of a wave that was stored before an interruption are there
         if store is not None:
             store.seal()
             write_card(store.store)
+
+
+def _record(run: Run, trajectory: Trajectory, step: Step) -> Record:
+    return Record.of(
+        step.job,
+        step.outcome,
+        stage="collect",
+        split=trajectory.split,
+        trajectory=trajectory.index,
+        step=len(step.job.state.history),
+        prompt=run.prompt(step.job.state),
+        target=not (isinstance(step.action, Move) and step.action.slip),
+    )
 
 
 def _client(run: Run, opened: contextlib.ExitStack) -> EndpointClient | None:
@@ -113,7 +98,7 @@ def _trajectories(run: Run) -> list[Trajectory]:
     ]
 
 
-def _expert(run: Run, trajectories: list[Trajectory], client: EndpointClient | None) -> Expert:
+def _expert(run: Run, trajectories: list[Trajectory], client: EndpointClient | None) -> Agent:
     """The expert of the config; every trajectory's state gets the ideas that enrich its prompts."""
     config = run.config
     names = dict.fromkeys(t.state.task_name for t in trajectories)
@@ -126,7 +111,10 @@ def _expert(run: Run, trajectories: list[Trajectory], client: EndpointClient | N
             habit = None if _is_enriched(run, t) else f"{config.seed}/habit"
             return ScriptedExpert(spec, t.state.script, config.collect, profile, t.seed, libraries[name], habit)
 
-        return ScriptedExperts(make, trajectories)
+        experts = {t.seed: make(t) for t in trajectories}
+        for t in trajectories:
+            t.state = dataclasses.replace(t.state, ideas=experts[t.seed].ideas)
+        return ScriptedAgent(lambda t: experts[t.seed])
     enriched = [t for t in trajectories if _is_enriched(run, t)]
     ideas = {name: _texts(run, name, client) for name in dict.fromkeys(t.state.task_name for t in enriched)}
     for t in enriched:
@@ -135,9 +123,10 @@ def _expert(run: Run, trajectories: list[Trajectory], client: EndpointClient | N
         count = min(rng.randint(config.collect.min_ideas, config.collect.max_ideas), len(known))
         t.state = dataclasses.replace(t.state, ideas=tuple(rng.sample(known, count)))
     if config.collect.expert == "endpoint":
-        return EndpointExpert(client, config.prompt, run.specs)
+        return EndpointAgent(client, run.prompt, lambda t, depth: seed_of(t.seed, depth), must_answer=True)
     policy = base_policy(run)
-    return PolicyExpert(make_actor(run, policy), policy.params)
+    actor = make_actor(run, policy)
+    return PolicyAgent(actor, policy.params, lambda t, depth, place: f"collect/{depth}/{place}")
 
 
 def _is_enriched(run: Run, trajectory: Trajectory) -> bool:

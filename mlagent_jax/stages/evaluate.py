@@ -12,10 +12,11 @@ import math
 from typing import Any
 
 from environments.protocol import State
+from mlagent_jax.agent.agents import PolicyAgent
+from mlagent_jax.agent_names import OF_THE_RUN, AgentSpec, parse_agent
 from mlagent_jax.data import jsonl
-from mlagent_jax.evaluation.agents import PolicyAgent, open_agent
+from mlagent_jax.evaluation.agents import open_agent
 from mlagent_jax.evaluation.episodes import execute, job_version, play
-from mlagent_jax.evaluation.names import OF_THE_RUN, AgentSpec, parse_agent
 from mlagent_jax.parallelism import processes
 from mlagent_jax.reporting.benchmark import write_benchmark
 from mlagent_jax.run import Run
@@ -64,16 +65,9 @@ def _steps(run: Run, name: str, agent: PolicyAgent) -> list[dict[str, Any]]:
         if not states:
             continue
         run.check_snapshots(states)
-        actions = agent.act(states, config.samples)
+        actions = agent.actor.act(agent.params, states, config.samples, "evaluate")
         jobs = [
-            run.job(
-                action.state,
-                action.text,
-                version=job_version(name),
-                sample=action.sample,
-                reward=config.reward,
-                truncated=action.truncated,
-            )
+            run.job(action.state, action, version=job_version(name), sample=action.sample, reward=config.reward)
             for action in actions
         ]
         for action, outcome in zip(actions, execute(run, f"evaluate {name} {split}", jobs), strict=True):
@@ -85,7 +79,7 @@ def _steps(run: Run, name: str, agent: PolicyAgent) -> list[dict[str, Any]]:
                     "task": action.state.task_name,
                     "state": action.state.id,
                     "sample": action.sample,
-                    "prompt": agent.prompt(action.state),
+                    "prompt": run.prompt(action.state),
                     "action": action.text,
                     "outcome": outcome.to_dict(),
                 }

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import math
 import threading
 import time
@@ -30,10 +31,11 @@ import numpy as np
 from environments.protocol import Job, Outcome, OutcomeKind, State
 from environments.queue.base import QueueError
 from mlagent_jax.agent.actor import Actor, SampledAction
+from mlagent_jax.agent.agents import PolicyAgent
 from mlagent_jax.agent.beside import Beside
 from mlagent_jax.agent.collector import is_masked
-from mlagent_jax.agent.episodes import EpisodePlayer
-from mlagent_jax.agent.rollouts import Group, Taken, UnderWay
+from mlagent_jax.agent.player import Trajectory, play
+from mlagent_jax.agent.rollouts import Group, Taken, UnderWay, rows_of
 from mlagent_jax.config import RLConfig
 from mlagent_jax.data import jsonl
 from mlagent_jax.data.state_pool import StatePool, expert_states
@@ -92,7 +94,6 @@ class _Trainer:
         self.under_way = UnderWay(
             run.collector, self.config.states, self.config.max_staleness, self.config.straggler_seconds
         )
-        self.player = EpisodePlayer(self.actor, self._job, run.collector.gather)
         self.iteration = 0
         self.seconds_sample = 0.0
         """Of the batch that is being taken."""
@@ -249,21 +250,19 @@ class _Trainer:
     def _play_episodes(self, show: Callable[[Outcome], None]) -> list[Taken]:
         """The next batch of whole episodes: every action of one is trained on what the episode reached."""
         starts = self.pool.sample(self._rng(self.iteration), self.config.states)
-        return self.player.play(
-            self._sample,
-            starts,
-            self.config.samples,
+        episodes = [Trajectory("train", i, state) for i, state in enumerate(starts) for _ in range(self.config.samples)]
+        version, samples = self.iteration, itertools.count()
+        params = self.trained.whole(self.arrays["params"]["policy"])
+        agent = PolicyAgent(self.actor, params, lambda t, depth, place: f"rl/{version}/{depth}/{place}")
+        for wave in play(
+            episodes,
+            agent,
+            lambda t, action: self._job(action, version, next(samples)),
+            lambda jobs: self.run.collector.gather(jobs, show),
             self.config.episode_steps,
-            self.config.reward,
-            self.iteration,
-            show,
-        )
-
-    def _sample(self, states: Sequence[State], samples: int, purpose: str) -> list[SampledAction]:
-        started = time.monotonic()
-        actions = self.actor.act(self.trained.whole(self.arrays["params"]["policy"]), states, samples, purpose)
-        self.seconds_sample += time.monotonic() - started
-        return actions
+        ):
+            self.seconds_sample += sum(step.seconds for _, step in wave)
+        return rows_of(episodes, self.config.reward, version)
 
     def _rng(self, *purpose: int) -> np.random.Generator:
         return np.random.default_rng([self.run.config.seed, *purpose])
@@ -275,14 +274,7 @@ class _Trainer:
         return Group(version, index, actions, jobs)
 
     def _job(self, action: SampledAction, version: int, sample: int) -> Job:
-        return self.run.job(
-            action.state,
-            action.text,
-            version=version,
-            sample=sample,
-            reward=self.config.reward,
-            truncated=action.truncated,
-        )
+        return self.run.job(action.state, action, version=version, sample=sample, reward=self.config.reward)
 
     def _batch(self, taken: Sequence[Taken]) -> ppo.Batch:
         """Rows of `taken`, filled up with masked ones where episodes ended early: the shape stays the same."""

@@ -27,6 +27,7 @@ from environments.queue import open_queue
 from environments.queue.base import Capabilities
 from environments.tasks.base import TaskSpec
 from mlagent_jax.agent.collector import Collector
+from mlagent_jax.agent.player import Reply
 from mlagent_jax.arguments import parse_flags
 from mlagent_jax.config import Config, freeze
 from mlagent_jax.data.trajectories import Record
@@ -107,7 +108,7 @@ class SleepingRun(Run):
         self._closing.callback(stop.set)
 
     def expert_records(self) -> list[Record]:
-        job = self.job(self._states[0], "", version=0, sample=0, reward="improvement")
+        job = self.job(self._states[0], Reply(""), version=0, sample=0, reward="improvement")
         first = outcome_of(job, 0.0)
         return [Record("collect", "train", "sleep", 0, 0, "", state, "", first) for state in self._states]
 

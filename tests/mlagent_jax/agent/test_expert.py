@@ -25,11 +25,11 @@ def expert(seed, profile="compact", **rates):
 def test_every_move_is_in_the_grammar(profile):
     for seed in range(60):
         move = expert(str(seed), profile).propose(STATE, None, None)
-        assert parse(move.action, profile).name in ("Edit Script (Cell)", "Execute Script", "List Files")
+        assert parse(move.text, profile).name in ("Edit Script (Cell)", "Execute Script", "List Files")
 
 
 def test_the_same_seed_makes_the_same_moves():
-    moves = [expert("7").propose(STATE, None, None).action for _ in range(2)]
+    moves = [expert("7").propose(STATE, None, None).text for _ in range(2)]
     assert moves[0] == moves[1]
 
 
@@ -44,7 +44,7 @@ def test_prompts_carry_one_to_three_ideas_of_the_library():
 
 
 def test_first_edits_are_varied():
-    actions = {expert(str(seed), look_rate=0.0, error_rate=0.0).propose(STATE, None, None).action for seed in range(60)}
+    actions = {expert(str(seed), look_rate=0.0, error_rate=0.0).propose(STATE, None, None).text for seed in range(60)}
     assert len(actions) > 25
 
 
@@ -61,8 +61,8 @@ def test_a_slip_is_no_target_and_is_repaired_by_the_edit_that_was_meant():
         assert slip.slip
         repair = one.propose(STATE, slip, OutcomeKind.SCRIPT_ERROR)
         assert not repair.slip
-        assert slip.intended.code.rstrip() in repair.action
-        assert f"\n{slip.intended.code.rstrip()}\n```" not in slip.action
+        assert slip.intended.code.rstrip() in repair.text
+        assert f"\n{slip.intended.code.rstrip()}\n```" not in slip.text
 
 
 def test_left_alone_it_has_a_few_favourites_and_no_ideas_in_its_prompt():

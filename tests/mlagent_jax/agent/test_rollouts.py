@@ -1,6 +1,5 @@
 """Batches out of groups: in order where nobody is slow, without stragglers where somebody is, within the bound."""
 
-import dataclasses
 import json
 import random
 
@@ -11,8 +10,8 @@ from environments.queue import open_queue
 from environments.queue.base import Capabilities
 from mlagent_jax.agent.actor import SampledAction
 from mlagent_jax.agent.collector import Collector
-from mlagent_jax.agent.episodes import EpisodePlayer, episode_reward
-from mlagent_jax.agent.rollouts import Group, UnderWay
+from mlagent_jax.agent.player import Step, Trajectory
+from mlagent_jax.agent.rollouts import Group, UnderWay, episode_reward, rows_of
 
 
 def state(number):
@@ -153,28 +152,16 @@ def test_groups_under_way_survive_json():
     assert Group.actions_of(data) == group(7, 3).actions
 
 
-class AnyRenderer:
-    renderer = dataclasses.make_dataclass("Renderer", [])()
-
-
 def test_every_action_of_an_episode_is_trained_on_what_the_episode_reached():
-    AnyRenderer.renderer.fits = lambda state: True
-    metrics = iter([0.4, 0.5, 0.9, 0.6])  # two episodes of two steps, step by step
-
-    def sample(states, samples, purpose):
-        return [SampledAction(s, 0, (1,), (2,), (0.0,), f"{purpose} {i}", False) for i, s in enumerate(states)]
-
-    def job(action, version, sample):
-        return Job("run", version, action.state, sample, action.text)
-
-    def gather(jobs, show):
-        return [outcome(metric=next(metrics)) for _ in jobs]
-
-    player = EpisodePlayer(AnyRenderer, job, gather)
-    taken = player.play(sample, [state(0)], 2, 2, "paper_v2", 5)
-    assert [row.reward for row in taken] == pytest.approx([0.8, 0.8, 0.2, 0.2])
-    assert {row.group for row in taken} == {0}
-    assert len({row.job.id for row in taken}) == 4
+    episodes = [Trajectory("train", 7, state(0)) for _ in range(2)]
+    for number, metric in enumerate([0.4, 0.5, 0.9, 0.6]):  # of two steps each, step by step
+        action = SampledAction(state(0), 0, (1,), (2,), (0.0,), f"a{number}", False)
+        job = Job("run", 5, state(0), number, action.text)
+        episodes[number % 2].take(Step(action, job, outcome(metric=metric), 0.0))
+    rows = rows_of(episodes, "paper_v2", 5)
+    assert [row.reward for row in rows] == pytest.approx([0.8, 0.8, 0.2, 0.2])
+    assert [row.action.text for row in rows] == ["a0", "a2", "a1", "a3"]
+    assert {(row.group, row.version) for row in rows} == {(7, 5)}
 
 
 def test_an_episode_is_worth_its_best_submission_its_last_failure_or_nothing_known():

@@ -1,4 +1,4 @@
-"""Experts that are language models: one behind our own server, whose faults end trajectories and never make data; and
+"""Agents that are language models: one behind our own server, whose faults end trajectories and never make data; and
 our own policy, directly."""
 
 import dataclasses
@@ -15,9 +15,10 @@ from environments import tasks
 from environments.openai_http import EndpointError
 from environments.protocol import State
 from environments.tasks.scripts import Script
-from mlagent_jax.agent.actor import Actor
+from mlagent_jax.agent.actor import Actor, seed_of
+from mlagent_jax.agent.agents import EndpointAgent, PolicyAgent
 from mlagent_jax.agent.endpoint import EndpointClient
-from mlagent_jax.agent.experts import EndpointExpert, PolicyExpert, Trajectory
+from mlagent_jax.agent.player import Trajectory
 from mlagent_jax.agent.prompts import Renderer
 from mlagent_jax.config import EndpointConfig, PromptConfig
 from mlagent_jax.sampling import Distribution, Sampler, SamplerConfig, TokenSampler, load
@@ -95,40 +96,37 @@ def wave(count):
     return [Trajectory("train", i, STATE, f"0/train/rings/{i}") for i in range(count)]
 
 
-def propose(url, folder, trajectories, **settings):
+def ask(url, folder, trajectories, must_answer=True, **settings):
+    """The agent's answers, to a prompt that the tiny checkpoint has room for."""
     config = EndpointConfig(
         url=url, model="policy", max_tokens=12, concurrency=4, **{"timeout_seconds": 60.0, "attempts": 2, **settings}
     )
     with EndpointClient(config, folder, {}) as client:
-        return EndpointExpert(client, PROMPT, SPECS).propose(trajectories, 0)
+        agent = EndpointAgent(client, lambda state: "Action:", lambda t, depth: seed_of(t.seed, depth), must_answer)
+        return agent.act(trajectories, 0)
 
 
-@pytest.fixture
-def short(monkeypatch):
-    """A prompt that the tiny checkpoint has room for."""
-    monkeypatch.setattr("mlagent_jax.agent.experts.prompt_text", lambda config, spec, state: "Action:")
-
-
-def test_our_own_server_is_an_expert_and_faults_before_it_change_nothing(served, unreliable, short, tmp_path):
-    moves = propose(served, tmp_path / "well", wave(8))
-    assert len({move.action for move in moves}) > 1, "every trajectory has a seed of its own"
-    assert [move.action for move in propose(served, tmp_path / "other", wave(8))] == [move.action for move in moves]
+def test_our_own_server_is_an_agent_and_faults_before_it_change_nothing(served, unreliable, tmp_path):
+    moves = ask(served, tmp_path / "well", wave(8))
+    assert len({move.text for move in moves}) > 1, "every trajectory has a seed of its own"
+    assert [move.text for move in ask(served, tmp_path / "other", wave(8))] == [move.text for move in moves]
     faulty = {"attempts": 30, "backoff_seconds": 0.001, "timeout_seconds": 1.0}
-    assert propose(unreliable, tmp_path / "faulty", wave(8), **faulty) == moves
-    assert propose("http://127.0.0.1:9/v1", tmp_path / "faulty", wave(8)) == moves, "answers are kept"
+    assert ask(unreliable, tmp_path / "faulty", wave(8), **faulty) == moves
+    assert ask("http://127.0.0.1:9/v1", tmp_path / "faulty", wave(8)) == moves, "answers are kept"
 
 
-def test_a_trajectory_without_an_answer_ends_and_no_answer_at_all_is_an_error(served, short, tmp_path, monkeypatch):
+def test_a_trajectory_without_an_answer_ends_and_no_answer_at_all_is_an_error(served, tmp_path):
     trajectories = wave(3)
-    propose(served, tmp_path, trajectories[:2])
+    ask(served, tmp_path, trajectories[:2])
     closed = "http://127.0.0.1:9/v1"
-    first, second, third = propose(closed, tmp_path, trajectories, attempts=1)
+    first, second, third = ask(closed, tmp_path, trajectories, attempts=1)
     assert (first is None, second is None, third) == (False, False, None)
     with pytest.raises(EndpointError, match="attempt 1 of 1"):
-        propose(closed, tmp_path, trajectories[2:], attempts=1)
+        ask(closed, tmp_path, trajectories[2:], attempts=1)
+    assert ask(closed, tmp_path, trajectories[2:], must_answer=False, attempts=1) == [None]
 
 
-def test_our_own_policy_is_an_expert_whose_moves_are_the_same_again(loaded):
+def test_our_own_policy_is_an_agent_whose_actions_are_the_same_again(loaded):
     model, tokenizer = loaded
     settings = SamplerConfig(
         max_new_tokens=12,
@@ -140,10 +138,8 @@ def test_our_own_policy_is_an_expert_whose_moves_are_the_same_again(loaded):
     )
     graph, params = model.graph, model.params
     actor = Actor(TokenSampler(graph, settings), Renderer(tokenizer, PROMPT, SPECS), 0)
-    expert = PolicyExpert(actor, params)
-    moves = expert.propose(wave(3), 0)
-    assert len({move.action for move in moves}) == 3
-    assert expert.propose(wave(3), 0) == moves
-    with_too_long = [Trajectory("train", 9, STATE, "9"), *wave(1)]
-    with_too_long[0].state = dataclasses.replace(STATE, script=STATE.script * 200)
-    assert [move is None for move in expert.propose(with_too_long, 0)] == [True, False]
+    agent = PolicyAgent(actor, params, lambda t, depth, place: f"test/{depth}/{place}")
+    actions = agent.act(wave(3), 0)
+    assert len({action.text for action in actions}) == 3
+    assert agent.act(wave(3), 0) == actions == actor.act(params, [STATE] * 3, 1, "test/0")
+    assert [agent.fits(state) for state in (STATE, dataclasses.replace(STATE, script=STATE.script * 200))] == [1, 0]

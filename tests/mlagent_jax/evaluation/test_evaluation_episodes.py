@@ -7,11 +7,13 @@ from types import SimpleNamespace
 
 import pytest
 
+from environments.protocol import Job, Outcome, OutcomeKind, Scale, State
 from mlagent_jax.agent.expert import cell_edit
+from mlagent_jax.agent.player import Reply, Step, Trajectory
+from mlagent_jax.agent_names import AgentSpec, parse_agent
 from mlagent_jax.config import default_config, freeze
 from mlagent_jax.errors import ConfigError
 from mlagent_jax.evaluation import episodes
-from mlagent_jax.evaluation.names import AgentSpec, parse_agent
 from mlagent_jax.interruption import Interruption
 from mlagent_jax.train import run_stages
 
@@ -103,12 +105,14 @@ def test_a_record_holds_what_a_benchmark_with_medals_reports():
     run = SimpleNamespace(
         tasks={"plain": plain, "ranked": ranked},
         store=SimpleNamespace(get=lambda _: b""),
+        prompt=lambda state: "",
         config=SimpleNamespace(evaluate=SimpleNamespace(best_of=1, trajectories=1)),
     )
-    played = {name: episodes._Episode("held_out", name, 0, state=None) for name in run.tasks}
+    played = {name: Trajectory("held_out", 0, State(f"{name}@1", (), "snapshot", "", 0.5)) for name in run.tasks}
     assert episodes._record(run, "x", played["ranked"])["official"] == {"medal": "none"}
+    scored = Outcome(OutcomeKind.SCORED, "", "snapshot", "", 0.5, 0.4, Scale(0.5, 0.0, False), 0.2, submission="digest")
     for episode in played.values():
-        episode.best = SimpleNamespace(submission="digest")
+        episode.take(Step(Reply("better"), Job("run", -5, episode.state, 0, "better"), scored, 0.0))
     assert episodes._record(run, "x", played["ranked"])["official"] == {"medal": "gold", "score": 0.2}
     record = episodes._record(run, "x", played["plain"])
     assert "official" not in record and record["report_metric"] == 0.25
