@@ -7,13 +7,12 @@ field (`--config.rl.clip=0.1`). The program itself reads the frozen `Config` tha
 from __future__ import annotations
 
 import dataclasses
-import difflib
-from typing import Any, get_type_hints
+from typing import Any
 
 from ml_collections import ConfigDict
 
+from mlagent_jax import typed_fields
 from mlagent_jax.config_checks import STAGES, check
-from mlagent_jax.errors import ConfigError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -515,7 +514,7 @@ def freeze(config: ConfigDict) -> Config:
     Raises:
       ConfigError: an unknown field (the nearest is named), a wrong type or an impossible value.
     """
-    frozen = _freeze(Config, config.to_dict(), "config")
+    frozen = typed_fields.read(Config, config.to_dict(), "config")
     check(frozen)
     return frozen
 
@@ -542,60 +541,10 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def _freeze(cls: type, data: Any, path: str) -> Any:
-    if not isinstance(data, dict):
-        raise ConfigError(f"{path} is {data!r}; it is a section with the fields {', '.join(_names(cls))}")
-    types = get_type_hints(cls)
-    for name in data:
-        _check_name(name, types, path)
-    values = {}
-    for name, value in data.items():
-        kind = types[name]
-        if dataclasses.is_dataclass(kind):
-            values[name] = _freeze(kind, value, f"{path}.{name}")
-        else:
-            values[name] = _typed(kind, value, f"{path}.{name}")
-    return cls(**values)
-
-
 def check_field(path: str) -> None:
     """Check that there is a field of this name, for example `rl.clip`.
 
     Raises:
       ConfigError: there is none; the message names the nearest.
     """
-    kind: Any = Config
-    above = "config"
-    for name in path.split("."):
-        if not dataclasses.is_dataclass(kind):
-            raise ConfigError(f"{above} is a field, not a section: config.{path} is none")
-        types = get_type_hints(kind)
-        _check_name(name, types, above)
-        kind, above = types[name], f"{above}.{name}"
-
-
-def _check_name(name: str, types: dict[str, Any], path: str) -> None:
-    if name not in types:
-        near = difflib.get_close_matches(name, types, n=1, cutoff=0.0)
-        raise ConfigError(f"{path}.{name} is no field; did you mean {path}.{near[0]}?")
-
-
-def _names(cls: type) -> list[str]:
-    return [field.name for field in dataclasses.fields(cls)]
-
-
-def _typed(kind: Any, value: Any, path: str) -> Any:
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if kind is int and isinstance(value, bool):
-        raise ConfigError(f"{path} is {value!r}; it takes an int")
-    if kind in (int, float, str, bool):
-        if not isinstance(value, kind):
-            raise ConfigError(f"{path} is {value!r} ({type(value).__name__}); it takes a {kind.__name__}")
-        return value
-    # The only other kind of field: tuple[str, ...]. One flag value may hold several names, `a,b`.
-    if isinstance(value, str):
-        value = value.split(",") if value else ()
-    if not isinstance(value, (tuple, list)) or not all(isinstance(item, str) for item in value):
-        raise ConfigError(f"{path} is {value!r}; it takes a tuple of names, for example ('a', 'b')")
-    return tuple(part for item in value for part in item.split(",") if part)
+    typed_fields.find(Config, path, "config")

@@ -10,8 +10,8 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from mlagent_jax.agent.expert_steps import ExpertSteps, HeldOutSteps, split_trajectories
 from mlagent_jax.agent.prompts import prompt_text
-from mlagent_jax.data.expert_steps import ExpertSteps, HeldOutSteps, split_trajectories
 from mlagent_jax.data.filters import imitated
 from mlagent_jax.data.packing import Rows
 from mlagent_jax.errors import ConfigError

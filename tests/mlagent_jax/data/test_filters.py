@@ -5,8 +5,8 @@ import dataclasses
 import pytest
 
 from environments.protocol import Outcome, OutcomeKind, Scale, State
+from mlagent_jax.agent.expert_steps import split_trajectories
 from mlagent_jax.config import FilterConfig
-from mlagent_jax.data.expert_steps import split_trajectories
 from mlagent_jax.data.filters import gain, imitated
 from mlagent_jax.data.trajectories import Record
 from mlagent_jax.errors import ConfigError

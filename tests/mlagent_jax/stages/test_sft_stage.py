@@ -13,8 +13,8 @@ from environments import tasks
 from environments.protocol import Outcome, OutcomeKind, Scale, State, Step
 from environments.tasks.scripts import Script
 from mlagent_jax.agent.expert import cell_edit
+from mlagent_jax.agent.expert_steps import HeldOutSteps, split_trajectories
 from mlagent_jax.config import default_config, freeze
-from mlagent_jax.data.expert_steps import HeldOutSteps, split_trajectories
 from mlagent_jax.data.trajectories import Record
 from mlagent_jax.errors import ConfigError
 from mlagent_jax.learning.sft import sft_loss
