@@ -54,6 +54,8 @@ def collect(run: Run) -> None:
         ):
             if store is not None:  # those of a wave that was stored before an interruption are there
                 store.append(_record(run, t, step) for t, step in wave if not is_masked(step.outcome))
+            for t, _ in wave:
+                del t.steps[:-1]  # what is stored need not be held as well: an expert looks at its last step alone
             run.stop_if_told()
         if store is not None:
             store.seal()
