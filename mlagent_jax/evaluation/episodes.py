@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from environments.protocol import Job, Outcome
-from mlagent_jax.agent.player import Agent, Trajectory, best_submission
-from mlagent_jax.agent.player import play as play_trajectories
+from mlagent_jax.agent.player import Agent, Trajectory, best_submission, play
 from mlagent_jax.run import Run
 
 POLICY_VERSIONS = {"base": -4, "sft": -3, "rl": -2}
@@ -21,7 +20,7 @@ def job_version(name: str) -> int:
     return POLICY_VERSIONS.get(name, -100 - int.from_bytes(hashlib.sha256(name.encode()).digest()[:3], "big"))
 
 
-def play(run: Run, name: str, agent: Agent) -> list[dict[str, Any]]:
+def play_episodes(run: Run, name: str, agent: Agent) -> list[dict[str, Any]]:
     """Records of all episodes of the agent called `name`, on the tasks and at the lengths of `config.evaluate`."""
     config = run.config.evaluate
     plan = [("held_in", task) for task in run.task_names("train")[: config.episode_tasks_held_in]]
@@ -32,7 +31,7 @@ def play(run: Run, name: str, agent: Agent) -> list[dict[str, Any]]:
         for i in range(config.trajectories)
     ]
     version, waves = job_version(name), itertools.count(1)
-    for _ in play_trajectories(
+    for _ in play(
         episodes,
         agent,
         lambda t, action: run.job(t.state, action, version=version, sample=t.index, reward=config.reward),

@@ -16,7 +16,7 @@ from mlagent_jax.agent.agents import PolicyAgent
 from mlagent_jax.agent_names import OF_THE_RUN, AgentSpec, parse_agent
 from mlagent_jax.data import jsonl
 from mlagent_jax.evaluation.agents import open_agent
-from mlagent_jax.evaluation.episodes import execute, job_version, play
+from mlagent_jax.evaluation.episodes import execute, job_version, play_episodes
 from mlagent_jax.parallelism import processes
 from mlagent_jax.reporting.benchmark import write_benchmark
 from mlagent_jax.run import Run
@@ -33,7 +33,7 @@ def evaluate(run: Run) -> None:
             continue
         with open_agent(run, spec) as agent:
             records = _steps(run, spec.name, agent) if isinstance(agent, PolicyAgent) else []
-            records += play(run, spec.name, agent)
+            records += play_episodes(run, spec.name, agent)
         if run.is_first:
             jsonl.replace(path, records)
     if run.is_first:
