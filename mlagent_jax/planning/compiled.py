@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import time
 from typing import Any
 
 import jax
@@ -43,10 +42,8 @@ class Compiled:
     largest: str
     """The largest temporary."""
     largest_bytes: int
-    largest_origin: str
     faults: tuple[str, ...]
     """What it must not do and does."""
-    compile_seconds: float
 
 
 def devices_of(slice_: Slice, simulated: bool) -> list[Any]:
@@ -88,17 +85,16 @@ def compile_program(name: str, blueprint: Blueprint, slice_: Slice) -> Compiled:
     Raises:
       ConfigError: the mesh does not divide a batch, or it does not compile for another reason than memory.
     """
-    started = time.monotonic()
     program = programs.make(name, blueprint)
     with jax.set_mesh(blueprint.mesh):
         operations = _count_operations(name, blueprint)
         try:
             executable = program.step.lower(*program.arguments, **program.static).compile()
         except jax.errors.JaxRuntimeError as error:
-            return _too_large(program, operations, str(error), time.monotonic() - started)
+            return _too_large(program, operations, str(error))
     memory = executable.memory_analysis()
     found = hlo.instructions(executable.as_text())
-    largest, origin = hlo.largest(found)
+    largest = hlo.largest(found)
     host = memory.host_argument_size_in_bytes + memory.host_temp_size_in_bytes
     peak = memory.peak_memory_in_bytes - host  # which the compiler's figure counts too
     if blueprint.mesh.devices.flat[0].platform == "cpu":  # where it counts arguments alone
@@ -117,9 +113,7 @@ def compile_program(name: str, blueprint: Blueprint, slice_: Slice) -> Compiled:
         collectives=tuple(hlo.collectives(found)),
         largest=str(largest),
         largest_bytes=largest.bytes,
-        largest_origin=origin,
         faults=tuple(_faults(program, blueprint, found)),
-        compile_seconds=time.monotonic() - started,
     )
 
 
@@ -130,7 +124,7 @@ def _count_operations(name: str, blueprint: Blueprint) -> int:
     return flops.count(program.step.trace(*program.arguments, **program.static).jaxpr)
 
 
-def _too_large(program: Program, operations: int, message: str, seconds: float) -> Compiled:
+def _too_large(program: Program, operations: int, message: str) -> Compiled:
     """The record of a program that the compiler found no room for.
 
     Raises:
@@ -155,9 +149,7 @@ def _too_large(program: Program, operations: int, message: str, seconds: float) 
         collectives=(),
         largest="",
         largest_bytes=0,
-        largest_origin="",
         faults=(),
-        compile_seconds=seconds,
     )
 
 

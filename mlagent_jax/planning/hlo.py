@@ -24,7 +24,6 @@ _CONDITION = re.compile(r"condition=%?([\w.\-]+)")
 _TRIPS = re.compile(r'known_trip_count":\{"n":"(\d+)"')
 _BOUND = re.compile(r" = s32\[\]\S* constant\((\d+)\)")
 _CHANNEL = re.compile(r"channel_id=(\d+)")
-_OP_NAME = re.compile(r'op_name="([^"]*)"')
 _NO_ARRAY = (
     "parameter",
     "get-tuple-element",
@@ -63,8 +62,6 @@ class Instruction:
     """Its results."""
     times: int
     """How often it runs."""
-    origin: str
-    """Where in the traced program it comes from."""
     channel: str = ""
     """Of a collective: the same in all pieces that the compiler cuts one into."""
     fused: bool = False
@@ -104,12 +101,8 @@ def instructions(text: str) -> list[Instruction]:
     for (name, fused), runs in times.items():
         for kind, shapes, line in computations.get(name, ()):
             if kind not in _NO_ARRAY and (not fused or kind.removesuffix("-start") in COLLECTIVES):
-                origin, channel = _OP_NAME.search(line), _CHANNEL.search(line)
-                found.append(
-                    Instruction(
-                        kind, _arrays(shapes), runs, origin[1] if origin else "", channel[1] if channel else "", fused
-                    )
-                )
+                channel = _CHANNEL.search(line)
+                found.append(Instruction(kind, _arrays(shapes), runs, channel[1] if channel else "", fused))
     return found
 
 
@@ -165,10 +158,9 @@ def result(collective: Instruction) -> Array:
     return max(arrays, key=lambda array: array.bytes)
 
 
-def largest(found: list[Instruction]) -> tuple[Array, str]:
-    """The largest array that any instruction makes, and where it comes from."""
-    made = [(array, each.origin) for each in found if not each.fused for array in each.arrays]
-    return max(made, key=lambda pair: pair[0].bytes)
+def largest(found: list[Instruction]) -> Array:
+    """The largest array that any instruction makes."""
+    return max((array for each in found if not each.fused for array in each.arrays), key=lambda array: array.bytes)
 
 
 def gathers_of(found: list[Instruction], stacked: set[tuple[int, ...]]) -> list[Array]:
