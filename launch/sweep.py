@@ -22,6 +22,7 @@ from __future__ import annotations
 import argparse
 import concurrent.futures
 import csv
+import difflib
 import html
 import io
 import itertools
@@ -234,6 +235,8 @@ class Sweep:
         waiting = [index for index, state in enumerate(self.states) if state == "waiting"]
         with concurrent.futures.ThreadPoolExecutor(self.options.at_once) as pool:
             list(pool.map(self._run_one, waiting))
+        # Also where nothing was left to run: the objective may be another one than before.
+        write_results(self.folder, self.members, self.states, self.options.objective)
 
     def stop(self) -> None:
         """Start nothing more; members here save and stop, jobs elsewhere go on."""
@@ -288,6 +291,27 @@ def objective_of(workdir: Path, name: str) -> float | None:
     for part in name.split("."):
         value = value.get(part) if isinstance(value, dict) else None
     return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else None
+
+
+def missing_objective(sweep: Sweep) -> str:
+    """What to say where members are done and none has a figure of the objective's name; empty where one has."""
+    done = [sweep.workdir(index) for index, state in enumerate(sweep.states) if state == "done"]
+    name = sweep.options.objective
+    if not done or any(objective_of(workdir, name) is not None for workdir in done):
+        return ""
+    try:
+        names = _figures(json.loads((done[0] / SUMMARY).read_text()))
+    except (OSError, ValueError):
+        return f"{done[0] / SUMMARY} cannot be read: the table has no figures"
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.0)
+    return f"no member's summary has {name}: the same command with another --objective, such as {' or '.join(near)}"
+
+
+def _figures(value: Any, name: str = "") -> list[str]:
+    """Dotted names of the numbers in a summary."""
+    if isinstance(value, dict):
+        return [found for key, inner in value.items() for found in _figures(inner, f"{name}.{key}" if name else key)]
+    return [name] if isinstance(value, (int, float)) and not isinstance(value, bool) else []
 
 
 def write_results(folder: Path, members: Sequence[Values], states: Sequence[str], objective: str) -> None:
@@ -431,6 +455,8 @@ def main(argv: Sequence[str]) -> int:
     sweep.run()
     counts = {state: sweep.states.count(state) for state in dict.fromkeys(sweep.states)}
     print(f"{', '.join(f'{count} {state}' for state, count in counts.items())}; {sweep.folder / 'sweep.html'}")
+    if missing := missing_objective(sweep):
+        print(missing, file=sys.stderr)
     if "waiting" in counts:
         return INTERRUPTED
     return int("failed" in counts)

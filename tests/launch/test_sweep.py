@@ -85,6 +85,12 @@ def test_a_failed_member_stops_nothing_and_the_same_command_goes_on(tmp_path):
     with pytest.raises(ConfigError, match="other members or settings"):
         run(folder, clips="0.2")
 
+    # Nothing is left to run, and the table has another column.
+    assert sweep.missing_objective(second) == ""
+    again = run(folder, "--objective=figure.median", clips="0.1,0.2,0.3,0.4")
+    assert "figure.median" in (folder / "sweep.csv").read_text()
+    assert sweep.missing_objective(again).endswith("another --objective, such as figure.mean")
+
 
 def test_a_grid_has_every_combination():
     found = sweep.grid(sweep.parse_sweeps(["rl.clip=0.1,0.2", "config.seed=0,1"]))
