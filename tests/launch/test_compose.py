@@ -155,6 +155,7 @@ def mounts():
 
 @pytest.mark.slow
 @pytest.mark.docker
+@pytest.mark.postgres
 def test_a_run_is_stopped_once_and_goes_on_to_its_end_through_postgresql_and_a_worker(
     launch, programs, host_image, tmp_path
 ):
@@ -164,6 +165,8 @@ def test_a_run_is_stopped_once_and_goes_on_to_its_end_through_postgresql_and_a_w
         pytest.skip("what containers write is root's: run as root")
     if shutil.which("docker-compose") is None and not has_compose_plugin():
         pytest.skip("no Compose (Debian: apt-get install docker-compose)")
+    if not list(Path("/usr/lib/postgresql").glob("*/bin/initdb")) or shutil.which("bwrap") is None:
+        pytest.skip("no PostgreSQL or bubblewrap to mount: tests/run.sh installs them")
     ensure_rootfs()
     services = {name: {"volumes": mounts()} for name in ("queue", "roles", "trainer", "worker")}
     services["trainer"]["environment"] = {
