@@ -65,7 +65,7 @@ def _list(options: argparse.Namespace) -> None:
     listed = tasks.paper.names() if options.paper else (*tasks.names(), *tasks.folder.installed())
     specs = [tasks.get(name).spec for name in listed]
     if options.json:
-        fields = ("name", "kind", "split", "metric", "traits", "source")
+        fields = ("name", "kind", "split", "metric", "higher_is_better", "traits", "source")
         print(json.dumps([{field: getattr(spec, field) for field in fields} for spec in specs], indent=1))
         return
     width = max(len(spec.name) for spec in specs)
@@ -175,6 +175,7 @@ def _play(options: argparse.Namespace) -> None:
             shown = observation or "(no output)"
             print(f"Observation:\n```\n{shown}\n```\n{_summary(info['outcome'])}")
             if terminated or truncated:
+                print("The episode is over.")
                 return
 
 
@@ -271,11 +272,13 @@ def _read_actions(path: str) -> list[str]:
                 f'{path}, line {number}: a line is {{"action": "<raw reply text>"}}, this is {line[:80]!r}'
             )
         actions.append(action)
+    if not actions:
+        raise InputError(f'{path} has no actions: write a line {{"action": "<raw reply text>"}} a step')
     return actions
 
 
 def _replies(stream: TextIO) -> Iterator[str]:
-    """Replies of several lines, each ended by a line with a single dot."""
+    """Replies of several lines, each ended by a line with a single dot, the last also by the end of the stream."""
     lines: list[str] = []
     for line in stream:
         if line.strip() == ".":
@@ -283,6 +286,8 @@ def _replies(stream: TextIO) -> Iterator[str]:
             lines = []
         else:
             lines.append(line)
+    if any(line.strip() for line in lines):
+        yield "".join(lines)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -369,7 +374,7 @@ def _gigabytes(text: str) -> float:
 
 def _add_sandbox(command: argparse.ArgumentParser) -> None:
     command.add_argument("--sandbox", choices=("auto", *PROVIDERS), default="bubblewrap", help="where scripts run")
-    command.add_argument("--seed", type=int, default=0, help="of the data and of the executions (default 0)")
+    command.add_argument("--seed", type=_seed, default=0, help="of the data and of the executions (default 0)")
 
 
 def _add_place(command: argparse.ArgumentParser) -> None:
@@ -384,6 +389,12 @@ def _add_max_steps(command: argparse.ArgumentParser) -> None:
 def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is no number from 1")
+    return int(text)
+
+
+def _seed(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 0")
     return int(text)
 
 

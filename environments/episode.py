@@ -6,14 +6,16 @@ prepares the task on first use. Training itself holds states in its own pool and
 
 from __future__ import annotations
 
+import numbers
 import os
 from pathlib import Path
 from typing import Any, Self
 
-from environments.actions import ACTIONS, ASSISTED_ACTIONS, describe_actions, describe_format
+from environments.actions import ACTIONS, ASSISTED_ACTIONS, PROFILES, describe_actions, describe_format
 from environments.editor import Endpoint
 from environments.environment import Environment
 from environments.protocol import Job, OutcomeKind, Requirements, State
+from environments.rewards import REWARDS
 from environments.sandbox.base import Sandbox, SandboxError
 from environments.store import open_store
 from environments.tasks.base import TaskSpec
@@ -78,7 +80,10 @@ class Episode:
 
         Raises:
           SandboxError: the environment failed, not the action: the same step can be tried again.
+          TypeError: `action` is no text.
         """
+        if not isinstance(action, str):
+            raise TypeError(f"action is {action!r}; it must be the text of a reply")
         job = Job(
             run="episode",
             policy_version=0,
@@ -161,10 +166,19 @@ def make(
     Raises:
       TaskError: no such task.
       SandboxUnavailableError: this sandbox cannot run on this host.
+      ValueError: another argument is not one of those above; it is named.
     """
     from environments import tasks
     from environments.sandbox import open_sandbox
 
+    if profile not in PROFILES:
+        raise ValueError(f"profile is {profile!r}; choose one of {', '.join(PROFILES)}")
+    if reward not in REWARDS:
+        raise ValueError(f"reward is {reward!r}; choose one of {', '.join(REWARDS)}")
+    if not isinstance(max_steps, int) or max_steps < 1:
+        raise ValueError(f"max_steps is {max_steps!r}; it must be a whole number from 1")
+    if not isinstance(seed, numbers.Integral) or seed < 0:
+        raise ValueError(f"seed is {seed!r}; it must be a whole number from 0")
     tasks.get(task)  # A name that is not known is said so before a sandbox is started.
     root = Path(cache_dir) if cache_dir is not None else default_cache_dir()
     owned = open_sandbox(sandbox) if isinstance(sandbox, str) else None

@@ -156,7 +156,8 @@ def _parse(line: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise RequestError("bad_request", f"not JSON: {error}", "send one JSON object a line, in UTF-8") from error
     if not isinstance(request, dict):
-        raise RequestError("bad_request", f"a request is an object, this is {line[:40]!r}", 'send {"command": ...}')
+        shown = line[:40].decode(errors="replace").strip()
+        raise RequestError("bad_request", f"a request is an object, this is {shown!r}", 'send {"command": ...}')
     return request
 
 

@@ -16,6 +16,7 @@ import sys
 from collections.abc import Sequence
 
 from absl import app, flags
+from etils import epath
 
 from mlagent_jax.data.jsonl import RecordError
 from mlagent_jax.reporting import table
@@ -28,14 +29,20 @@ _SERVE = flags.DEFINE_boolean("serve", False, "Serve a page that refreshes itsel
 _PORT = flags.DEFINE_integer("port", 8100, "Port to serve at; 0: any that is free.", lower_bound=0, upper_bound=65535)
 _REFRESH = flags.DEFINE_float("refresh", 5.0, "Seconds between two looks at the workdirs.", lower_bound=0.2)
 
+_OF_A_RUN = ("run.json", "config.json", "metrics.jsonl", "evaluation")
+"""One of them is in every workdir, from a run's first seconds on."""
+
 
 def report(workdirs: Sequence[str], as_json: bool = False) -> str:
     """Write the reports of `workdirs`; returns what to print.
 
     Raises:
       FileNotFoundError, RecordError: as `write_report`.
-      ValueError: the same workdir twice.
+      ValueError: the same workdir twice, or one that no run wrote.
     """
+    for workdir in map(epath.Path, workdirs):
+        if workdir.is_dir() and not any((workdir / name).exists() for name in _OF_A_RUN):
+            raise ValueError(f"workdir {str(workdir)!r} holds no run: give the folder that a run wrote")
     several = len(workdirs) > 1
     pooled = pool_summaries(workdirs) if several else None
     singles = [write_report(workdir) for workdir in workdirs]

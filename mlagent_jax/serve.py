@@ -54,7 +54,7 @@ def main(argv: Sequence[str]) -> None:
         slots = sampler.plan_slots(prompt_tokens, new_tokens)
     except (OSError, ValueError) as error:
         sys.exit(f"error: {error}")
-    logging.info("%d slots, %d samples may wait", slots, WAITING.value)
+    logging.info("at http://%s:%d/v1: %d slots, %d samples may wait", HOST.value, PORT.value, slots, WAITING.value)
     service = Service(sampler, Limits(prompt_tokens, new_tokens, slots, WAITING.value), mesh)
     uvicorn.run(make_app(service, NAME.value, api_key), host=HOST.value, port=PORT.value, log_level="warning")
 

@@ -1,6 +1,6 @@
 """Which tasks got better or worse from run A to run B, beyond the noise of their trajectories.
 
-    python tools/compare_runs.py runs/board runs/other_board [--agent base]
+    python tools/compare_runs.py runs/board runs/other_board [--agent rl]
 
 A line a task: relative gain in A and in B, the difference with its 95% interval (Welch's, over trajectories), and a
 verdict where the interval leaves zero out. One task in twenty does so by chance: a difference that also stands after
@@ -31,6 +31,12 @@ def gains(workdir: str, agent: str) -> dict[str, list[float]]:
         if gain is not None:
             found.setdefault(episode.task, []).append(gain)
     return found
+
+
+def latest(*workdirs: str) -> str:
+    """The last policy of training that all runs evaluated in episodes; `base` where there is none."""
+    played = [{name for name, found in records.read_run(run).policies.items() if found.episodes} for run in workdirs]
+    return next((name for name in ("rl", "sft") if all(name in names for names in played)), "base")
 
 
 def welch(first: list[float], second: list[float]) -> tuple[float, float, float, float]:
@@ -92,17 +98,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("first", metavar="A", help="workdir of a run with evaluation/")
     parser.add_argument("second", metavar="B", help="workdir of another")
-    parser.add_argument("--agent", default="base", help="which agent of A, and of B (default: base)")
+    parser.add_argument(
+        "--agent", help="which agent of A, and of B (default: the last of base, sft and rl that both runs evaluated)"
+    )
     parser.add_argument("--other-agent", help="which agent of B, where it is called otherwise")
     options = parser.parse_args()
     try:
-        runs = [
-            gains(options.first, options.agent),
-            gains(options.second, options.other_agent or options.agent),
-        ]
-        rows = compare(*runs)
+        agent = options.agent or latest(options.first, options.second)
+        other = options.other_agent or agent
+        rows = compare(gains(options.first, agent), gains(options.second, other))
     except (FileNotFoundError, RecordError, ValueError) as error:
         sys.exit(f"compare_runs: {error}")
+    print(f"A: {agent} of {options.first}\nB: {other} of {options.second}\n")
     print(markdown(["task", "A", "B", "B - A", "verdict"], rows))
 
 

@@ -4,9 +4,9 @@
     python tools/trajectories.py add STORE SOURCE...             # steps of other stores, exports and rl.jsonl files
     python tools/trajectories.py export STORE FOLDER --format=parquet      # for Hugging Face datasets; sharegpt, tfds
 
-A run's own store is `trajectories/collect` in its workdir. SOURCE may be a store, a folder of Parquet files, a ShareGPT
-export of ours or a file of JSON lines. A step that is there already is not added again. `--imitated` exports only what
-sft would learn from; `--filter FIELD=VALUE` likewise, with fields of `config.filter` set.
+A run's workdir stands for its own store, `trajectories/collect` in it. SOURCE may be a store, a folder of Parquet
+files, a ShareGPT export of ours or a file of JSON lines. A step that is there already is not added again. `--imitated`
+exports only what sft would learn from; `--filter FIELD=VALUE` likewise, with fields of `config.filter` set.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ import itertools
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+
+from etils import epath
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -36,7 +38,7 @@ def add(store: str, sources: Sequence[str]) -> str:
     with Writer(store) as writer:
         new = 0
         for source in sources:
-            records = exchange.read(source)
+            records = exchange.read(_store(source))
             while some := list(itertools.islice(records, 256)):
                 new += writer.append(some)
         writer.seal()
@@ -59,6 +61,14 @@ def export_tfds(store: str, folder: str) -> str:
     builder = tfds_dataset.prepare(store, folder)
     counts = ", ".join(f"{name} {split.num_examples}" for name, split in builder.info.splits.items())
     return f"{counts}; read it with tfds.builder_from_directory({str(builder.data_path)!r}).as_data_source()"
+
+
+def _store(folder: str) -> str:
+    """The store of a run where `folder` is its workdir, or `trajectories` in it; else `folder` itself."""
+    for within in (epath.Path(folder) / "trajectories" / "collect", epath.Path(folder) / "collect"):
+        if within.is_dir():
+            return str(within)
+    return folder
 
 
 def _chosen(store: TrajectoryStore, only_imitated: bool, settings: Sequence[str]) -> Iterable[Record]:
@@ -94,6 +104,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.command == "add":
             print(add(options.store, options.sources))
             return 0
+        options.store = _store(options.store)
         store = TrajectoryStore.open(options.store)
         if options.command == "card":
             print(write_card(store).read_text())

@@ -73,6 +73,9 @@ def main(argv: list[str]) -> None:
     logging.set_verbosity(logging.ERROR)  # of the libraries: Orbax tells each of its steps
     if len(argv) != 2:
         raise app.UsageError("give one checkpoint: a folder or a hub id")
+    folder = Path(argv[1])
+    if not folder.is_dir() and (folder.is_absolute() or argv[1].startswith(".") or argv[1].count("/") > 1):
+        sys.exit(f"error: {folder} does not exist: give a checkpoint's folder, such as tools/export_hf.py writes")
     text = Path(TEXT_FILE.value or __file__).read_text(encoding="utf-8")
     try:
         result = compare(argv[1], text, TOKENS.value, DTYPE.value)

@@ -82,7 +82,7 @@ def get(name: str) -> Task:
         *folder.installed(),
         *(f"{micro.PREFIX}{family}-0" for split in SPLITS for family in micro.family_names(split)),
     ]
-    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.3)
+    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
     if Path(name).is_dir():
         hint = f"; for the folder of this name write {f'./{name}'!r}"

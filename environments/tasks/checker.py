@@ -60,7 +60,8 @@ def check(name: str, sandbox: Sandbox, seed: int = 0) -> list[Finding]:
         try:
             spec = tasks.get(name).spec
         except TaskError as error:
-            return [Finding("folder", False, str(error), "see docs/bring_your_own_task.md")]
+            page = "docs/bring_your_own_task.md"
+            return [Finding("folder", False, str(error), "" if page in str(error) else f"see {page}")]
         findings = [
             Finding("folder", True, f"{spec.name}: {spec.kind}, {spec.metric}, {_better(spec.higher_is_better)}")
         ]

@@ -124,12 +124,17 @@ def prepare_task(task: Task, root: Path, seed: int, sandbox: Sandbox) -> FolderT
 
     Raises:
       NoHeadroomError: the reference does not beat the starting script on both halves.
-      TaskError: the starting script or the reference fails.
+      TaskError: the starting script or the reference fails, or `root` cannot be written.
       SandboxError: the sandbox failed.
     """
     root = Path(root)
-    root.mkdir(parents=True, exist_ok=True)
-    building = Path(tempfile.mkdtemp(prefix=".building-", dir=root))
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        building = Path(tempfile.mkdtemp(prefix=".building-", dir=root))
+    except OSError as error:
+        raise TaskError(
+            f"{root}, for prepared tasks, cannot be written ({error}): choose another folder (--cache-dir, cache_dir)"
+        ) from error
     try:
         # mkdtemp makes it 0700; everything but private/ may be read by the sandbox's unprivileged user.
         building.chmod(0o755)

@@ -93,7 +93,7 @@ class TrajectoryStore:
         if journal is not None:
             for place, data in enumerate(jsonl.iterate(journal)):
                 if place >= start:
-                    yield Record.from_dict(data)
+                    yield _recorded(data, journal, place)
 
     def __len__(self) -> int:
         whole, journal = self.shards()
@@ -111,7 +111,8 @@ class TrajectoryStore:
             with _parquet(path) as file:
                 parts.append(file.read(columns=list(paths)))
         if journal is not None:
-            parts.append(schema.to_table(map(Record.from_dict, jsonl.iterate(journal))))
+            records = (_recorded(data, journal, place) for place, data in enumerate(jsonl.iterate(journal)))
+            parts.append(schema.to_table(records))
         flat = [_flat(part, paths) for part in parts]
         return pa.concat_tables(flat)
 
@@ -222,6 +223,17 @@ class Writer:
         except BlockingIOError as error:
             self._held.close()
             raise ConfigError(f"another process writes to {self.store.folder}: wait for it, or stop it") from error
+
+
+def _recorded(data: dict[str, Any], journal: epath.Path, place: int) -> Record:
+    """The step that is the `place`-th line of an open shard."""
+    try:
+        return Record.from_dict(data)
+    except (KeyError, TypeError) as error:
+        raise jsonl.RecordError(
+            f"{journal}, record {place + 1} is no recorded step: is {journal.parent} a store, "
+            "such as trajectories/collect in a run's workdir?"
+        ) from error
 
 
 def write_parquet(path: epath.Path, table: pa.Table) -> None:

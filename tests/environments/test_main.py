@@ -90,6 +90,30 @@ def test_a_broken_line_of_actions_is_named_before_anything_runs(capsys, tmp_path
 def test_a_missing_file_of_actions_is_an_error(capsys, tmp_path):
     assert main(["run", TASK, "--actions", str(tmp_path / "none.jsonl")]) == 2
     assert "none.jsonl cannot be read" in capsys.readouterr().err
+    empty = tmp_path / "empty.jsonl"
+    empty.write_text("\n")
+    assert main(["run", TASK, "--actions", str(empty)]) == 2
+    assert "empty.jsonl has no actions" in capsys.readouterr().err
+
+
+def test_a_cache_that_cannot_be_written_and_a_negative_seed_are_errors_of_one_line(capsys, tmp_path):
+    taken = tmp_path / "file"
+    taken.touch()
+    assert main(["serve", TASK, "--cache-dir", str(taken)]) == 2
+    message = capsys.readouterr().err
+    assert "cannot be written" in message
+    assert message.count("\n") == 1
+    with pytest.raises(SystemExit):
+        main(["serve", TASK, "--seed", "-1"])
+    assert "'-1' is no whole number" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "argument", [{"reward": "none"}, {"profile": "short"}, {"max_steps": 0}, {"seed": -1}, {"seed": "1"}]
+)
+def test_make_names_an_argument_that_cannot_be_used(argument):
+    with pytest.raises(ValueError, match=f"{next(iter(argument))} is {next(iter(argument.values()))!r}"):
+        environments.make(TASK, **argument)
 
 
 def test_run_prints_one_outcome_a_line(capsys, tmp_path, cache_dir):
@@ -138,6 +162,13 @@ def test_play_reads_replies_ended_by_a_dot(capsys, monkeypatch, cache_dir):
     assert "Research Problem:" in printed
     assert printed.count("Observation:\n") == 2
     assert "no_edit: reward 0.150" in printed
+    assert printed.endswith("The episode is over.\n")
+
+
+def test_play_takes_the_last_reply_of_a_pipe_without_a_dot(capsys, monkeypatch, cache_dir):
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"{RUN}\n"))
+    assert main(["play", TASK, "--cache-dir", str(cache_dir)]) == 0
+    assert "no_edit: reward 0.150" in capsys.readouterr().out
 
 
 def test_make_gives_the_gymnasium_interface(sandbox, cache_dir):

@@ -7,6 +7,7 @@ import pytest
 
 from environments.protocol import OutcomeKind
 from mlagent_jax.data.dataset_card import write_card
+from mlagent_jax.data.jsonl import RecordError
 from mlagent_jax.data.trajectory_schema import SchemaError
 from mlagent_jax.data.trajectory_store import StoreTail, TrajectoryStore, Writer
 from mlagent_jax.errors import ConfigError
@@ -99,6 +100,10 @@ def test_a_folder_without_steps_and_a_foreign_table_are_refused(tmp_path, record
     (tmp_path / "collect.jsonl").touch()
     with pytest.raises(ConfigError, match=r"older version.*trajectories\.py add"):
         TrajectoryStore.open(tmp_path / "collect")
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
+    for read in (list, lambda store: store.columns("task")):
+        with pytest.raises(RecordError, match=r"metrics\.jsonl, record 1 is no recorded step"):
+            read(TrajectoryStore.open(tmp_path))
     with Writer(tmp_path / "new") as store:
         store.append(records)
         store.seal()

@@ -98,7 +98,11 @@ def test_compare_runs_tells_a_change_from_noise(tmp_path):
     a, b = write(tmp_path / "a", base=first), write(tmp_path / "b", base=second)
     command = [sys.executable, "tools/compare_runs.py", str(a), str(b)]
     lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
-    found = {line.split("|")[1].strip(): line.split("|")[5].strip() for line in lines}
+    assert lines[0] == f"A: base of {a}"
+    found = {line.split("|")[1].strip(): line.split("|")[5].strip() for line in lines if "|" in line}
     assert (found["a"], found["b"], found["c"]) == ("better **", "-", "worse **")
     missing = subprocess.run([*command, "--agent", "sft"], capture_output=True, text=True, check=False)
     assert missing.returncode and "it has base" in missing.stderr
+    for run in (a, b):
+        jsonl.replace(run / "evaluation" / "rl.jsonl", first)
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.startswith(f"A: rl of {a}")

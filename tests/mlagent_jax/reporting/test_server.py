@@ -70,3 +70,6 @@ def test_passwords_of_urls_do_not_reach_the_page(live_run):
 def test_serving_a_folder_that_is_not_there_says_so(tmp_path):
     with pytest.raises(FileNotFoundError, match="does not exist"):
         report.serve([str(tmp_path / "no")], 0, 1.0)
+    with pytest.raises(ValueError, match="holds no run"):
+        report.report([str(tmp_path)])
+    assert not list(tmp_path.iterdir())
