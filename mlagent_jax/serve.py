@@ -43,6 +43,8 @@ def main(argv: Sequence[str]) -> None:
     except ModuleNotFoundError as error:
         sys.exit(f"error: {error.name} is not installed: pip install -c constraints.txt -e '.[serve]'")
     api_key = os.environ.get(KEY_VARIABLE) or None
+    told = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)  # of the libraries: Orbax tells each of its steps
     try:
         check_host(HOST.value, api_key)
         mesh = make_mesh({"tensor": TENSOR.value}, jax.devices()[: TENSOR.value])
@@ -54,6 +56,7 @@ def main(argv: Sequence[str]) -> None:
         slots = sampler.plan_slots(prompt_tokens, new_tokens)
     except (OSError, ValueError) as error:
         sys.exit(f"error: {error}")
+    logging.set_verbosity(told)
     logging.info("at http://%s:%d/v1: %d slots, %d samples may wait", HOST.value, PORT.value, slots, WAITING.value)
     service = Service(sampler, Limits(prompt_tokens, new_tokens, slots, WAITING.value), mesh)
     uvicorn.run(make_app(service, NAME.value, api_key), host=HOST.value, port=PORT.value, log_level="warning")
