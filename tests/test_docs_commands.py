@@ -129,7 +129,7 @@ class Taken(BaseException):
 
 def _take_arguments(path, arguments, monkeypatch):
     text = path.read_text(encoding="utf-8")
-    if "app.run(" in text:
+    if "ArgumentParser(" not in text:
         _take_flags(ast.parse(text), arguments)
         return
     parse = argparse.ArgumentParser.parse_args
