@@ -48,6 +48,7 @@ from environments.tasks.base import PreparedTask, TaskSpec
 from mlagent_jax.agent.collector import Collector
 from mlagent_jax.agent.player import Action
 from mlagent_jax.agent.prompts import prompt_text
+from mlagent_jax.agent_names import OF_THE_RUN, parse_agent
 from mlagent_jax.config import Config, differences
 from mlagent_jax.data.trajectories import Record
 from mlagent_jax.data.trajectory_store import TrajectoryStore
@@ -432,7 +433,8 @@ def _check_inputs(config: Config) -> None:
         )
     checkpoint, trajectories = config.policy.checkpoint, config.pool.trajectories
     may_be_hub_id = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", checkpoint)
-    if checkpoint and not may_be_hub_id and not (epath.Path(checkpoint) / "config.json").exists():
+    there = may_be_hub_id or (epath.Path(checkpoint) / "config.json").exists()
+    if checkpoint and not there and _needs_policy(config):
         raise ConfigError(
             f"config.policy.checkpoint is {checkpoint!r}; that folder has no config.json: name a Hugging Face "
             "checkpoint, for example the export of another run"
@@ -444,6 +446,13 @@ def _check_inputs(config: Config) -> None:
             raise ConfigError(
                 f"config.pool.trajectories is {trajectories!r}: {error}; or name the workdir of another run"
             ) from error
+
+
+def _needs_policy(config: Config) -> bool:
+    """Whether a stage begins with `policy.checkpoint`: an evaluation of others alone does not."""
+    if set(config.stages) != {"evaluate"}:
+        return True
+    return any(parse_agent(name).kind in OF_THE_RUN for name in config.evaluate.policies)
 
 
 def _facts(workdir: epath.Path, config: Config, executes: bool) -> dict[str, Any]:

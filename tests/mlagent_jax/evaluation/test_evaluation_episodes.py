@@ -76,6 +76,7 @@ def test_expert_endpoint_and_nothing_play_and_a_second_start_asks_nothing_again(
     config.endpoint.url, config.endpoint.model = f"http://127.0.0.1:{server.server_port}/v1", "tiny"
     config.endpoint.prompt_price = 2.0
     config.evaluate.policies = ("expert", "nothing", "gpt=endpoint")
+    config.policy.checkpoint = "runs/never/export"  # of which none of them is
     config.evaluate.states_held_in = config.evaluate.states_held_out = 0
     config.evaluate.trajectories, config.evaluate.steps = 2, 3
     run_stages(config, str(tmp_path / "run"), Interruption())
