@@ -44,7 +44,7 @@ from environments.queue import open_queue
 from environments.sandbox import open_sandbox
 from environments.store import open_store
 from environments.supervision import start_workers
-from environments.tasks.base import PreparedTask, TaskSpec
+from environments.tasks.base import PreparedTask, TaskError, TaskSpec
 from mlagent_jax.agent.collector import Collector
 from mlagent_jax.agent.player import Action
 from mlagent_jax.agent.prompts import prompt_text
@@ -159,15 +159,22 @@ class Run:
     def task_names(self, split: str) -> tuple[str, ...]:
         """Tasks to train on (`train`) or never trained on (`held_out`): embedded ones first, then micro-tasks."""
         config = self.config.tasks
-        named, count = (
-            (config.train, config.micro_train) if split == "train" else (config.held_out, config.micro_held_out)
-        )
+        count = config.micro_train if split == "train" else config.micro_held_out
         # A folder or an entry point is called by the name in its task.yaml from here on.
-        return (*(tasks.get(name).spec.name for name in named), *tasks.micro.names(split, count, config.seed))
+        return (*(name for name, _ in self._named(split)), *tasks.micro.names(split, count, config.seed))
+
+    def _named(self, split: str) -> list[tuple[str, str]]:
+        """(name, what the config calls it) of each task that the config lists."""
+        named = []
+        for place in getattr(self.config.tasks, split):
+            try:
+                named.append((tasks.get(place).spec.name, place))
+            except TaskError as error:
+                raise ConfigError(f"config.tasks.{split}: {error}") from error
+        return named
 
     def _prepare_tasks(self) -> None:
-        config = self.config.tasks
-        places = {tasks.get(name).spec.name: name for name in (*config.train, *config.held_out)}
+        places = dict(self._named("train") + self._named("held_out"))
         names = (*self.task_names("train"), *self.task_names("held_out"))
         if not names:
             raise ConfigError("config.tasks names no task: set config.tasks.train or config.tasks.micro_train")

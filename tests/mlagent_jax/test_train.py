@@ -75,6 +75,8 @@ def test_a_mistake_does_not_claim_the_workdir(tmp_path):
     )
     assert "config.policy.checkpoint" in error_of(result)
     assert "has no config.json" in result.stderr
+    result = train("--config=configs/smoke.py", f"--workdir={tmp_path}", "--config.tasks.train=digts")
+    assert "config.tasks.train" in error_of(result) and "'digits'" in result.stderr
     assert not (tmp_path / "config.json").exists()
 
 
