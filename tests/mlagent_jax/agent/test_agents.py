@@ -6,13 +6,14 @@ import http.server
 import socket
 import threading
 import time
+import types
 import urllib.request
 
 import pytest
 import uvicorn
 
 from environments import tasks
-from environments.openai_http import EndpointError
+from environments.openai_http import Completion, EndpointError
 from environments.protocol import State
 from environments.tasks.scripts import Script
 from mlagent_jax.agent.actor import Actor, seed_of
@@ -143,3 +144,10 @@ def test_our_own_policy_is_an_agent_whose_actions_are_the_same_again(loaded):
     assert len({action.text for action in actions}) == 3
     assert agent.act(wave(3), 0) == actions == actor.act(params, [STATE] * 3, 1, "test/0")
     assert [agent.fits(state) for state in (STATE, dataclasses.replace(STATE, script=STATE.script * 200))] == [1, 0]
+
+
+def test_what_a_model_goes_on_to_invent_is_not_its_action():
+    said = Completion("Action: Execute Script\nObservation: a score of 1.0", "stop")
+    client = types.SimpleNamespace(chat_many=lambda conversations, seeds: [said], config=EndpointConfig())
+    agent = EndpointAgent(client, lambda state: "prompt", lambda trajectory, depth: 0)
+    assert [reply.text for reply in agent.act([Trajectory("train", 0, STATE)], 0)] == ["Action: Execute Script"]
