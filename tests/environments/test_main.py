@@ -4,6 +4,7 @@ import io
 import json
 import os
 
+import needs
 import pytest
 
 import environments
@@ -11,7 +12,6 @@ from environments import tasks
 from environments.__main__ import main
 from environments.actions import ACTIONS, Action
 from environments.protocol import Outcome, OutcomeKind
-from environments.sandbox import SandboxUnavailableError, open_sandbox
 from environments.store import open_store
 
 TASK = "wine"
@@ -27,10 +27,7 @@ FINAL = Action("Final Answer", {"final_answer": "done"}).render()
 
 @pytest.fixture(scope="module")
 def sandbox():
-    try:
-        sandbox = open_sandbox("bubblewrap")
-    except SandboxUnavailableError as error:
-        pytest.skip(str(error))
+    sandbox = needs.sandbox("bubblewrap")
     yield sandbox
     sandbox.close()
 

@@ -8,13 +8,14 @@ import sys
 from pathlib import Path
 
 import fakes
+import needs
 import pytest
 
 from environments import tasks
 from environments.actions import Action
 from environments.environment import Environment
 from environments.episode import Episode
-from environments.sandbox import SandboxError, SandboxUnavailableError, open_sandbox
+from environments.sandbox import SandboxError
 from environments.serving import MAX_REQUEST_BYTES, serve
 from environments.store import open_store
 
@@ -125,10 +126,7 @@ def test_no_label_is_in_any_answer(episode):
 @pytest.fixture(scope="module")
 def cache_dir(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cache")
-    try:
-        sandbox = open_sandbox("bubblewrap")
-    except SandboxUnavailableError as error:
-        pytest.skip(str(error))
+    sandbox = needs.sandbox("bubblewrap")
     tasks.prepare(TASK, folder / "tasks", 0, sandbox)
     sandbox.close()
     return folder
@@ -177,7 +175,7 @@ def test_a_task_that_cannot_be_had_is_told_on_both_streams(cache_dir):
 
 @pytest.mark.slow
 def test_gymnasium_makes_and_checks_the_environment(cache_dir):
-    gymnasium = pytest.importorskip("gymnasium")
+    gymnasium = needs.package("gymnasium")
     from gymnasium.utils.env_checker import check_env
 
     env = gymnasium.make("environments.gymnasium_env:mlagent/Task-v0", task=TASK, cache_dir=cache_dir, max_steps=2)

@@ -12,6 +12,7 @@ import tarfile
 import threading
 from pathlib import Path
 
+import needs
 import pytest
 from tiny_run import SETTINGS
 
@@ -97,22 +98,24 @@ def test_the_image_is_built_as_the_dry_run_says_without_a_network_in_the_build(l
     assert "unknown option --name=x" in result.stderr
 
 
+def need_compose():
+    """The command, as launch/compose.sh finds it."""
+    plugin = shutil.which("docker") and subprocess.run(["docker", "compose", "version"], capture_output=True).returncode
+    if plugin == 0:
+        return ["docker", "compose"]
+    needs.need(shutil.which("docker-compose"), "no Compose (Debian: apt-get install docker-compose)")
+    return ["docker-compose"]
+
+
 def test_compose_takes_the_file():
-    program = shutil.which("docker-compose")
-    if program is None:
-        pytest.skip("no Compose (Debian: apt-get install docker-compose)")
     done = subprocess.run(
-        [program, "--file=launch/compose.yaml", "config", "--services"],
+        [*need_compose(), "--file=launch/compose.yaml", "config", "--services"],
         capture_output=True,
         text=True,
-        env={"PATH": "/usr/bin:/bin", "TRAINER_PASSWORD": "x", "WORKER_PASSWORD": "y", "MLAGENT_ARGUMENTS": "--a=b"},
+        env={"PATH": os.environ["PATH"], "TRAINER_PASSWORD": "x", "WORKER_PASSWORD": "y", "MLAGENT_ARGUMENTS": "--a=b"},
         check=False,
     )
     assert sorted(done.stdout.split()) == ["queue", "roles", "trainer", "worker"], done.stderr
-
-
-def has_compose_plugin():
-    return subprocess.run(["docker", "compose", "version"], capture_output=True, check=False).returncode == 0
 
 
 def docker(*arguments, **options):
@@ -125,8 +128,8 @@ def docker(*arguments, **options):
 def host_image():
     """An image with nothing in it but the frame of a root file system: programs, packages and this checkout are mounts
     of the host's own (`mounts`), in place of the copies that launch/image.sh makes in minutes."""
-    if subprocess.run(["docker", "info"], capture_output=True, check=False).returncode:
-        pytest.skip("no Docker engine: tests/run.sh starts one")
+    engine = shutil.which("docker") and subprocess.run(["docker", "info"], capture_output=True, check=False).returncode
+    needs.need(engine == 0, "no Docker engine: tests/run.sh starts one")
     tar = io.BytesIO()
     with tarfile.open(fileobj=tar, mode="w") as archive:
         for name in ("bin", "lib", "lib64"):  # sbin is a folder: the engine puts its init process there
@@ -161,12 +164,10 @@ def test_a_run_is_stopped_once_and_goes_on_to_its_end_through_postgresql_and_a_w
 ):
     """PostgreSQL, roles, trainer and a worker as containers of launch/compose.yaml, the trainer pre-empted once while
     it collects. What the image of launch/image.sh holds is not tested: programs and packages are the host's."""
-    if os.geteuid() != 0:
-        pytest.skip("what containers write is root's: run as root")
-    if shutil.which("docker-compose") is None and not has_compose_plugin():
-        pytest.skip("no Compose (Debian: apt-get install docker-compose)")
-    if not list(Path("/usr/lib/postgresql").glob("*/bin/initdb")) or shutil.which("bwrap") is None:
-        pytest.skip("no PostgreSQL or bubblewrap to mount: tests/run.sh installs them")
+    needs.need(os.geteuid() == 0, "what containers write is root's: run as root")
+    need_compose()
+    to_mount = list(Path("/usr/lib/postgresql").glob("*/bin/initdb")) and shutil.which("bwrap")
+    needs.need(to_mount, "no PostgreSQL or bubblewrap to mount: tests/run.sh installs them")
     ensure_rootfs()
     services = {name: {"volumes": mounts()} for name in ("queue", "roles", "trainer", "worker")}
     services["trainer"]["environment"] = {

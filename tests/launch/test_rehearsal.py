@@ -10,9 +10,10 @@ import sys
 import time
 from pathlib import Path
 
+import needs
 import pytest
 from hosts import Network, can_be_made
-from postgres_server import PostgresServer, find_binaries
+from postgres_server import PostgresServer, need_binaries
 from tiny_run import SETTINGS
 
 from mlagent_jax.data import jsonl
@@ -27,8 +28,7 @@ PATIENCE = 900
 
 @pytest.fixture
 def network():
-    if not can_be_made():
-        pytest.skip("no network namespaces: run as root with iproute2 (Debian: apt-get install iproute2)")
+    needs.need(can_be_made(), "no network namespaces: run as root with iproute2 (Debian: apt-get install iproute2)")
     made = Network("queue", "first", "second", "lost", "killed", "good")
     yield made
     made.close()
@@ -36,9 +36,7 @@ def network():
 
 @pytest.fixture
 def server(network):
-    binaries = find_binaries()
-    if binaries is None:
-        pytest.skip("no PostgreSQL: tests/run.sh installs it")
+    binaries = need_binaries()
     with network.on("queue"):
         made = PostgresServer(binaries, network.addresses["queue"])
     yield made

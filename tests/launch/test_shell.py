@@ -4,19 +4,19 @@ import shutil
 import subprocess
 from pathlib import Path
 
-import pytest
+import needs
 
 ROOT = Path(__file__).parents[2]
 
 
 def test_shellcheck_finds_nothing():
-    if shutil.which("shellcheck") is None:
-        pytest.skip("no shellcheck: install it (Debian: apt-get install shellcheck)")
+    needs.need(shutil.which("shellcheck"), "no shellcheck: install it (Debian: apt-get install shellcheck)")
     programs = [
         *sorted(
             str(path.relative_to(ROOT)) for path in ROOT.glob("launch/**/*.s*") if path.suffix in (".sh", ".sbatch")
         ),
         "tests/run.sh",
+        ".ci/run",
     ]
     result = subprocess.run(["shellcheck", "-x", *programs], cwd=ROOT, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout

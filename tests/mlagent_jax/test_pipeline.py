@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import needs
 import numpy as np
 import pytest
 
@@ -166,8 +167,8 @@ def test_no_hidden_label_is_in_the_database_the_store_or_the_trajectories(run):
 
 
 def test_the_export_is_the_same_policy_in_transformers(run):
-    torch = pytest.importorskip("torch")
-    transformers = pytest.importorskip("transformers")
+    torch = needs.package("torch")
+    transformers = needs.package("transformers")
     import jax.numpy as jnp
 
     from mlagent_jax import models

@@ -9,6 +9,7 @@ import sys
 import tarfile
 import threading
 
+import needs
 import pytest
 
 from environments.images import RootFsError, build, closure, ensure_rootfs, rootfs
@@ -82,8 +83,8 @@ def test_what_a_builder_that_died_left_is_removed(empty_cache, quick_builder):
     assert not leftover.exists()
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root runs sandboxes as somebody else")
 def test_a_cache_that_the_sandbox_cannot_reach_is_refused_with_the_remedy(empty_cache, quick_builder):
+    needs.need(os.geteuid() == 0, "only root runs sandboxes as somebody else")
     empty_cache.mkdir(mode=0o700)
     with pytest.raises(RootFsError, match=f"chmod o\\+rx {empty_cache}"):
         ensure_rootfs(lambda text: None)

@@ -4,21 +4,13 @@ import os
 import subprocess
 import uuid
 
+import needs
 import pytest
 import sqlalchemy
-from postgres_server import PostgresServer, find_binaries
+from postgres_server import PostgresServer, need_binaries
 from queue_cases import Clock
 
 from environments.queue import open_queue
-
-
-def need_postgres():
-    """Folder of the server's programs; skips on a person's machine without them, fails in CI."""
-    binaries = find_binaries()
-    if binaries is None:
-        reason = "no PostgreSQL: install it (Debian: apt-get install postgresql) or set MLAGENT_TEST_POSTGRES to a URL"
-        (pytest.fail if os.environ.get("CI") else pytest.skip)(reason)
-    return binaries
 
 
 @pytest.fixture(scope="session")
@@ -28,7 +20,7 @@ def postgres_url():
     if given:
         yield given
         return
-    server = PostgresServer(need_postgres())
+    server = PostgresServer(need_binaries())
     yield server.url()
     server.remove()
 
@@ -36,7 +28,7 @@ def postgres_url():
 @pytest.fixture
 def own_postgres():
     """A server of the test's own, to stop and to start."""
-    server = PostgresServer(need_postgres())
+    server = PostgresServer(need_binaries())
     yield server
     server.remove()
 
@@ -91,7 +83,6 @@ def small_disk(tmp_path):
     folder = tmp_path / "disk"
     folder.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", folder], capture_output=True)
-    if mounted.returncode:
-        pytest.skip("mounting a file system is not allowed here")
+    needs.need(mounted.returncode == 0, "mounting a file system is not allowed here: run as root")
     yield folder
     subprocess.run(["umount", "--lazy", folder], check=True)

@@ -7,12 +7,17 @@ import socket
 import subprocess
 import tempfile
 
+import needs
 
-def find_binaries():
-    """Folder of initdb and pg_ctl, the newest there is, or None."""
+
+def need_binaries():
+    """Folder of initdb and pg_ctl, the newest there is."""
     on_path = shutil.which("pg_ctl")
     folders = sorted(glob.glob("/usr/lib/postgresql/*/bin"), key=lambda path: int(path.split("/")[-2]))
-    return os.path.dirname(on_path) if on_path else (folders[-1] if folders else None)
+    found = os.path.dirname(on_path) if on_path else (folders[-1] if folders else None)
+    hint = "no PostgreSQL: install it (Debian: apt-get install postgresql) or set MLAGENT_TEST_POSTGRES to a URL"
+    needs.need(found, hint)
+    return found
 
 
 class PostgresServer:

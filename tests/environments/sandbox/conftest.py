@@ -2,13 +2,12 @@
 
 import dataclasses
 import itertools
-import os
 from pathlib import Path
 
+import needs
 import pytest
 
 from environments.protocol import Limits
-from environments.sandbox import SandboxUnavailableError, open_sandbox
 
 LIMITS = Limits(cpu_seconds=20.0, wall_seconds=60.0, memory_mb=512, processes=32, file_mb=8, disk_mb=16, output_kb=64)
 
@@ -17,12 +16,7 @@ LIMITS = Limits(cpu_seconds=20.0, wall_seconds=60.0, memory_mb=512, processes=32
     scope="session", params=["bubblewrap", pytest.param("docker", marks=[pytest.mark.docker, pytest.mark.slow])]
 )
 def sandbox(request):
-    try:
-        sandbox = open_sandbox(request.param)
-    except SandboxUnavailableError as error:
-        if os.environ.get("CI"):
-            raise
-        pytest.skip(str(error))
+    sandbox = needs.sandbox(request.param)
     yield sandbox
     sandbox.close()
 

@@ -3,9 +3,8 @@
 import shutil
 from pathlib import Path
 
+import needs
 import pytest
-
-from environments.sandbox import SandboxUnavailableError, open_sandbox
 
 RENTS = Path(__file__).parents[3] / "docs" / "examples" / "rents"
 
@@ -18,9 +17,6 @@ def rents(tmp_path):
 
 @pytest.fixture(scope="session")
 def bubblewrap():
-    try:
-        sandbox = open_sandbox("bubblewrap")
-    except SandboxUnavailableError as error:
-        pytest.skip(str(error))
+    sandbox = needs.sandbox("bubblewrap")
     yield sandbox
     sandbox.close()

@@ -8,6 +8,7 @@ import os
 import shutil
 import zipfile
 
+import needs
 import numpy as np
 import pandas as pd
 import paper_archives
@@ -20,7 +21,7 @@ from environments.sandbox.base import Ending
 from environments.tasks import InvalidSubmissionError, TaskError, archives, paper, splits
 from environments.tasks.prepared import run_script
 
-pytest.importorskip("PIL.Image")
+needs.package("PIL.Image")
 NAMES = paper.names()
 TRAINING = 9
 HELD_OUT = 10
@@ -336,7 +337,7 @@ def test_an_archive_that_was_cut_off_or_damaged_is_said_so(data, tmp_path):
 @pytest.mark.parametrize("name", ["nomad2018-predict-transparent-conductors", "statoil-iceberg-classifier-challenge"])
 def test_an_unpacked_archive_gives_the_same_task(name, data, built, tmp_path, monkeypatch):
     if name.startswith("statoil"):
-        pytest.importorskip("py7zr")
+        needs.package("py7zr")
     root = data(name)
     expected = files(built(name)[0])
     with zipfile.ZipFile(root / name / f"{name}.zip") as archive:

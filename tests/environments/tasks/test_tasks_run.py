@@ -5,10 +5,11 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 
+import needs
 import pytest
 
 from environments import tasks
-from environments.sandbox import Sandbox, SandboxUnavailableError, open_sandbox
+from environments.sandbox import Sandbox
 from environments.tasks import micro
 from environments.tasks.ideas import ideas_for
 from environments.tasks.prepared import run_script
@@ -23,10 +24,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def sandbox() -> Iterator[Sandbox]:
-    try:
-        opened = open_sandbox("bubblewrap")
-    except SandboxUnavailableError as error:
-        pytest.skip(str(error))
+    opened = needs.sandbox("bubblewrap")
     yield opened
     opened.close()
 

@@ -6,6 +6,7 @@ import builtins
 import io
 import sys
 
+import needs
 import numpy as np
 import pytest
 
@@ -13,7 +14,7 @@ from environments import tasks
 from environments.tasks import TaskError, tfds_source
 
 tfds = pytest.importorskip("tensorflow_datasets")
-image = pytest.importorskip("PIL.Image")
+image = needs.package("PIL.Image")
 
 
 def pixels(split):

@@ -5,6 +5,7 @@ import json
 import math
 import sys
 
+import needs
 import numpy as np
 import pytest
 
@@ -40,7 +41,7 @@ def test_parquet_and_sharegpt_come_back_equal(tmp_path, records):
 
 
 def test_hugging_face_loads_the_parquet_folder_by_split_and_what_it_writes_is_read(tmp_path, records, monkeypatch):
-    datasets = pytest.importorskip("datasets")
+    datasets = needs.package("datasets")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_OFFLINE", True)
     files = exchange.export_parquet(records, tmp_path / "p")
     write_card(TrajectoryStore(tmp_path / "p"), files)
@@ -53,7 +54,7 @@ def test_hugging_face_loads_the_parquet_folder_by_split_and_what_it_writes_is_re
 
 
 def test_sharegpt_is_what_llama_factory_reads(tmp_path, records):
-    datasets = pytest.importorskip("datasets")
+    datasets = needs.package("datasets")
     exchange.export_sharegpt(records, tmp_path / "g")
     ((_, info),) = json.loads((tmp_path / "g" / "dataset_info.json").read_text()).items()
     assert info["formatting"] == "sharegpt"

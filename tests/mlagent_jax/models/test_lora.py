@@ -5,6 +5,7 @@ import json
 
 import jax
 import jax.numpy as jnp
+import needs
 import numpy as np
 import optax
 import pytest
@@ -106,7 +107,7 @@ def test_fresh_adapters_change_nothing_and_training_moves_them_alone(model):
 
 @pytest.mark.slow
 def test_an_export_is_the_same_policy_in_peft(checkpoint, tmp_path):
-    torch, their = pytest.importorskip("torch"), pytest.importorskip("peft")
+    torch, their = needs.package("torch"), needs.package("peft")
     made = checkpoint("qwen2-untied-mha-linear")
     config, graph, base = hugging_face.load(made.folder, dtype=jnp.float32)
     settings = models.LoRA(3, 5.0, ALL)

@@ -1,5 +1,6 @@
 """The report page in a real Chromium: it draws, filters, zooms, follows a trajectory, and runs nothing hostile."""
 
+import needs
 import pytest
 
 from mlagent_jax.data import jsonl
@@ -9,15 +10,13 @@ from .chromium import PROGRAM, Browser
 from .serving import add_step, served, waiting_for
 from .test_html import HOSTILE, hostile_run
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(PROGRAM is None, reason="needs Chromium: apt-get install chromium"),
-]
+pytestmark = pytest.mark.slow
 ROWS = "document.querySelectorAll('.list .row').length"
 
 
 @pytest.fixture(scope="module")
 def browser():
+    needs.need(PROGRAM, "no Chromium: install it (Debian: apt-get install chromium)")
     with Browser() as browser:
         yield browser
 

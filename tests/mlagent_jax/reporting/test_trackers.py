@@ -5,6 +5,7 @@ import sys
 import time
 from pathlib import Path
 
+import needs
 import pytest
 
 from mlagent_jax.errors import ConfigError
@@ -84,7 +85,7 @@ def test_a_run_that_crashed_sends_the_rest_when_it_is_opened_again(tmp_path):
 
 
 def test_mlflow_goes_on_with_its_run(tmp_path, monkeypatch):
-    pytest.importorskip("mlflow")
+    needs.package("mlflow")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"file://{tmp_path}/mlruns")
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     for steps in ((1, 2), (1, 2, 3)):
@@ -108,7 +109,7 @@ def test_mlflow_goes_on_with_its_run(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_wandb_without_a_network_keeps_the_records_for_a_later_sync(tmp_path, monkeypatch):
-    pytest.importorskip("wandb")
+    needs.package("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB__SERVICE_WAIT", "300")  # of its own process, on a busy machine
     (follower,) = trackers.follow(("wandb",), "project", "run-1", {"rl": {"clip": 0.2}}, str(tmp_path), [record(1)])
