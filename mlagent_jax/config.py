@@ -20,7 +20,7 @@ class PolicyConfig:
     """The policy: a Hugging Face checkpoint, or a Qwen2 architecture from scratch."""
 
     checkpoint: str = ""
-    """Hugging Face folder or hub id; empty: from scratch, with the shape below."""
+    """Hugging Face folder or hub id, OWNER/NAME[@REVISION]; empty: from scratch, with the shape below."""
     hidden_size: int = 192
     """Width of the residual stream; a multiple of num_heads."""
     num_layers: int = 4

@@ -17,7 +17,7 @@ from mlagent_jax.config import PolicyConfig
 from mlagent_jax.data.tokenizer import Tokenizer, train_tokenizer
 from mlagent_jax.errors import ConfigError
 from mlagent_jax.learning.checkpoints import Checkpointer
-from mlagent_jax.models import hugging_face, lora
+from mlagent_jax.models import hub, hugging_face, lora
 from mlagent_jax.parallelism import processes
 from mlagent_jax.run import Run
 from mlagent_jax.sampling import Distribution, SamplerConfig, TokenSampler
@@ -118,10 +118,11 @@ def checkpoint_policy(run: Run, checkpoint: str, field: str = "evaluate.policies
     """
     config = run.config.policy
     try:
+        folder = hub.fetch(checkpoint)
         loaded = hugging_face.load(
-            checkpoint, dtype=jnp.dtype(config.param_dtype), mesh=run.mesh, attention=config.attention
+            folder, dtype=jnp.dtype(config.param_dtype), mesh=run.mesh, attention=config.attention
         )
-        return Policy(*loaded, Tokenizer.load(checkpoint), hugging_face.read_origin(checkpoint))
+        return Policy(*loaded, Tokenizer.load(folder), hugging_face.read_origin(folder))
     except (OSError, ValueError) as error:
         raise ConfigError(f"config.{field} names {checkpoint!r}: {error}") from error
 

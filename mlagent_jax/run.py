@@ -22,7 +22,6 @@ import logging
 import math
 import os
 import platform
-import re
 import tempfile
 import time
 import uuid
@@ -54,6 +53,7 @@ from mlagent_jax.data.trajectories import Record
 from mlagent_jax.data.trajectory_store import TrajectoryStore
 from mlagent_jax.errors import ConfigError
 from mlagent_jax.interruption import Interruption
+from mlagent_jax.models import hub
 from mlagent_jax.parallelism import DEFAULT_RULES, make_mesh, processes
 from mlagent_jax.reporting import trackers
 from mlagent_jax.reporting.compilations import Compilations
@@ -439,8 +439,7 @@ def _check_inputs(config: Config) -> None:
             "collect in one process, and name its workdir in config.pool.trajectories"
         )
     checkpoint, trajectories = config.policy.checkpoint, config.pool.trajectories
-    may_be_hub_id = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", checkpoint)
-    there = may_be_hub_id or (epath.Path(checkpoint) / "config.json").exists()
+    there = hub.is_hub_id(checkpoint) or (epath.Path(checkpoint) / "config.json").exists()
     if checkpoint and not there and _needs_policy(config):
         raise ConfigError(
             f"config.policy.checkpoint is {checkpoint!r}; that folder has no config.json: name a Hugging Face "

@@ -2,8 +2,9 @@
 
     python tools/verify_hf.py DIR [--text_file=FILE] [--dtype=float32] [--tolerance=1e-3]
 
-DIR is a folder or a hub id. Needs PyTorch. In float32 both must agree up to rounding: exit status 1 where they do not.
-In bfloat16, where they cannot, the share of positions with the same most likely next token says more.
+DIR is a folder or a hub id, OWNER/NAME[@REVISION]. Needs PyTorch. In float32 both must agree up to rounding: exit
+status 1 where they do not. In bfloat16, where they cannot, the share of positions with the same most likely next token
+says more.
 """
 
 from __future__ import annotations
@@ -34,8 +35,8 @@ class Comparison:
     """Share of positions where both find the same token most likely."""
 
 
-def compare(path_or_hub_id: str, text: str, tokens: int, dtype: str) -> Comparison:
-    """Runs both models on the first tokens of `text`."""
+def compare(checkpoint: str, text: str, tokens: int, dtype: str) -> Comparison:
+    """Runs both models on the first tokens of `text`; `checkpoint` is a folder or a hub id."""
     import jax
     import jax.numpy as jnp
     import torch
@@ -43,18 +44,19 @@ def compare(path_or_hub_id: str, text: str, tokens: int, dtype: str) -> Comparis
 
     from mlagent_jax import models
     from mlagent_jax.data.tokenizer import Tokenizer
-    from mlagent_jax.models import hugging_face
+    from mlagent_jax.models import hub, hugging_face
 
-    ids = np.array([Tokenizer.load(path_or_hub_id).encode(text)[:tokens]])
+    folder = hub.fetch(checkpoint)
+    ids = np.array([Tokenizer.load(folder).encode(text)[:tokens]])
     if ids.shape[1] < 2:
         raise ValueError(f"the text has {ids.shape[1]} tokens: at least 2 are needed")
-    _, graph, params = hugging_face.load(path_or_hub_id, dtype=jnp.dtype(dtype))
+    _, graph, params = hugging_face.load(folder, dtype=jnp.dtype(dtype))
     # Accelerators multiply float32 at a lower precision unless told otherwise.
     with jax.default_matmul_precision("highest"):
         logits = models.logits(graph, params, models.hidden_states(graph, params, jnp.asarray(ids)))
     ours = np.asarray(jax.nn.log_softmax(logits.astype(jnp.float32)), np.float64)[0, :-1]
     del params, logits  # before the other copy of the weights is read
-    reference = transformers.AutoModelForCausalLM.from_pretrained(path_or_hub_id, dtype=getattr(torch, dtype)).eval()
+    reference = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
     with torch.no_grad():
         theirs = reference(torch.tensor(ids)).logits.float().log_softmax(-1)[0, :-1].double().numpy()
 
@@ -73,9 +75,6 @@ def main(argv: list[str]) -> None:
     logging.set_verbosity(logging.ERROR)  # of the libraries: Orbax tells each of its steps
     if len(argv) != 2:
         raise app.UsageError("give one checkpoint: a folder or a hub id")
-    folder = Path(argv[1])
-    if not folder.is_dir() and (folder.is_absolute() or argv[1].startswith(".") or argv[1].count("/") > 1):
-        sys.exit(f"error: {folder} does not exist: give a checkpoint's folder, such as tools/export_hf.py writes")
     text = Path(TEXT_FILE.value or __file__).read_text(encoding="utf-8")
     try:
         result = compare(argv[1], text, TOKENS.value, DTYPE.value)

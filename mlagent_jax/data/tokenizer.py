@@ -61,18 +61,14 @@ class Tokenizer:
         self._markup = tuple(token.content for token in added if token.special)
 
     @classmethod
-    def load(cls, path_or_hub_id: str | Path) -> Self:
-        """Of a folder, or of a repository on the Hugging Face hub.
+    def load(cls, folder: str | Path) -> Self:
+        """Of a checkpoint's folder, or of one with nothing else in it.
 
         Raises:
           FileNotFoundError: the folder holds no tokenizer.
           ValueError: it has no fast implementation, or no end-of-text token.
         """
-        folder = Path(path_or_hub_id)
-        if not folder.is_dir():
-            import huggingface_hub  # only where something is downloaded
-
-            folder = Path(huggingface_hub.snapshot_download(str(path_or_hub_id), allow_patterns=list(FILES)))
+        folder = Path(folder)
         if not any((folder / name).exists() for name in FILES):
             raise FileNotFoundError(f"{folder} holds no tokenizer: expected at least one of {', '.join(FILES)}")
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder)

@@ -130,16 +130,6 @@ def _slots(config: ModelConfig, params: Params) -> list[_Slot]:
     return slots
 
 
-def fetch(path_or_hub_id: str | Path) -> Path:
-    """The local folder of a checkpoint; one of the Hugging Face hub is downloaded (into its usual cache) first."""
-    folder = Path(path_or_hub_id)
-    if folder.is_dir():
-        return folder
-    import huggingface_hub  # only where something is downloaded
-
-    return Path(huggingface_hub.snapshot_download(str(path_or_hub_id), allow_patterns=["*.json", "*.safetensors"]))
-
-
 def read_config(folder: Path) -> ModelConfig:
     """The model that a folder's `config.json` describes.
 
@@ -163,9 +153,8 @@ class Origin:
     """Its `generation_config.json`; None: it has none."""
 
 
-def read_origin(path_or_hub_id: str | Path) -> Origin:
-    """Of a folder, or of a repository on the Hugging Face hub."""
-    folder = fetch(path_or_hub_id)
+def read_origin(folder: Path) -> Origin:
+    """What a checkpoint's folder says of its origin."""
     raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     generation = folder / GENERATION
     return Origin(
@@ -175,7 +164,7 @@ def read_origin(path_or_hub_id: str | Path) -> Origin:
 
 
 def load(
-    path_or_hub_id: str | Path,
+    folder: str | os.PathLike[str],
     *,
     dtype: jnp.dtype | None = None,
     mesh: Mesh | None = None,
@@ -187,7 +176,7 @@ def load(
     The host holds one layer's tensor at a time, a device besides its parameters one more.
 
     Args:
-      path_or_hub_id: a folder with `config.json` and safetensors files, or a repository on the Hugging Face hub.
+      folder: with `config.json` and safetensors files; see `hub.fetch` for what the Hugging Face hub has.
       dtype: of the parameters; default that of the checkpoint's config.
       mesh: where to put them; None for the default device.
       rules: from logical axes to mesh axes, as in `decoder.create`.
@@ -197,7 +186,7 @@ def load(
       TensorFileError: a file is truncated, or a tensor is missing, unknown or of another shape; it names it.
       ValueError: an unsupported model, or a mesh that does not divide a dimension.
     """
-    folder = fetch(path_or_hub_id)
+    folder = Path(folder)
     config = read_config(folder)
     dtype = np.dtype(dtype or config.dtype)
     graph, target = abstract(config, dtype=dtype, mesh=mesh, rules=rules, **options)

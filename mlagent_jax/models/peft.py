@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from mlagent_jax.models import tensor_files
+from mlagent_jax.models import hub, tensor_files
 from mlagent_jax.models.config import LoRA, ModelConfig
 from mlagent_jax.models.decoder import Params
 from mlagent_jax.models.hugging_face import LAYER_TENSORS, TOP_TENSORS, whole_or_not_at_all
@@ -44,10 +44,12 @@ def save(directory: str | os.PathLike[str], config: ModelConfig, adapters: Param
 
 
 def _description(lora: LoRA, modules: list[str], base: str) -> dict[str, Any]:
+    name, revision = hub.split(base)
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": base,
+        "base_model_name_or_path": name,
+        "revision": revision,
         "r": lora.rank,
         "lora_alpha": lora.alpha,
         "lora_dropout": 0.0,

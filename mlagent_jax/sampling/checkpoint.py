@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from mlagent_jax import models
 from mlagent_jax.data.tokenizer import Tokenizer
 from mlagent_jax.learning.checkpoints import Checkpointer
-from mlagent_jax.models import Graph, Params, hugging_face
+from mlagent_jax.models import Graph, Params, hub, hugging_face
 from mlagent_jax.sampling.weights import apart
 
 _STAGES = ("rl", "sft")  # the furthest first
@@ -62,11 +62,9 @@ def _load(path_or_hub_id: str | os.PathLike[str], dtype: str | None, mesh: Mesh 
         if not stages:
             raise FileNotFoundError(f"{folder / 'checkpoints'} has no saved policy: expected {' or '.join(_STAGES)}")
         return _load_saved(stages[0], None, dtype, mesh)
-    if folder.is_absolute() and not folder.is_dir():
-        raise FileNotFoundError(f"{folder} does not exist: name a Hugging Face folder, or a run's checkpoints")
-    place = hugging_face.fetch(path_or_hub_id)
-    _, graph, params = hugging_face.load(place, dtype=dtype, mesh=mesh)
-    return Model(graph, params, _generation_stops(place)), Tokenizer.load(path_or_hub_id)
+    folder = hub.fetch(path_or_hub_id)
+    _, graph, params = hugging_face.load(folder, dtype=dtype, mesh=mesh)
+    return Model(graph, params, _generation_stops(folder)), Tokenizer.load(folder)
 
 
 def _load_saved(stage: Path, step: int | None, dtype: str | None, mesh: Mesh | None) -> tuple[Model, Tokenizer]:

@@ -46,7 +46,7 @@ class Work:
     config: Any
     model: Any
     samples: Sequence[Any]
-    tokenizer: str
+    tokenizer: Path
     """Folder."""
     pad_id: int
     samples_a_step: int
@@ -63,9 +63,10 @@ def prepare(config: Any, workdir: str) -> Work:
     from mlagent_jax.data.packing import Sample, first_fit
     from mlagent_jax.data.tokenizer import Tokenizer
     from mlagent_jax.data.trajectory_store import TrajectoryStore
+    from mlagent_jax.models import hub
     from mlagent_jax.planning.blueprint import read_model
 
-    folder = config.policy.checkpoint or str(Path(workdir) / "tokenizer")
+    folder = hub.fetch(config.policy.checkpoint or Path(workdir) / "tokenizer")
     tokenizer = Tokenizer.load(folder)
     records = imitated(TrajectoryStore.open(Path(workdir) / "trajectories" / "collect"), config.filter)
     samples = []

@@ -127,10 +127,10 @@ def test_an_export_is_the_same_policy_in_peft(checkpoint, tmp_path):
 
 def test_the_files_are_in_the_layout_that_peft_documents(model, tmp_path):
     adapters = random(model[3])
-    peft.save(tmp_path / "out", SHAPE, adapters, SETTINGS, "base/model")
+    peft.save(tmp_path / "out", SHAPE, adapters, SETTINGS, "base/model@v1")
     written = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
     assert (written["peft_type"], written["r"], written["lora_alpha"]) == ("LORA", 3, 6.0)
-    assert written["base_model_name_or_path"] == "base/model"
+    assert (written["base_model_name_or_path"], written["revision"]) == ("base/model", "v1")
     assert set(written["target_modules"]) == {
         *("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "lm_head")
     }
