@@ -10,11 +10,12 @@ command, it goes on where it was. What follows `--config.` is changed in every r
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mlagent_jax.config import check_field
@@ -48,7 +49,7 @@ def run_studies(
             continue
         print(f"[study] run {number} of {len(planned)}: {run.workdir}", flush=True)
         command = [sys.executable, "-m", run.program, f"--config={config}", *run.flags]
-        status = execute(command)
+        status = execute(command, _environment(root))
         if status:
             again = "; start again with the same command to go on" if status in (75, 130) else ""
             print(f"[study] status {status} of\n  {shlex.join(command)}\n[study] stopped{again}", file=sys.stderr)
@@ -58,9 +59,16 @@ def run_studies(
     return _report(studies, root, seeds, planned)
 
 
-def execute(command: Sequence[str]) -> int:
+def _environment(root: Path) -> dict[str, str]:
+    """What its runs are given, where it is not set already. They compile the same programs: each is kept for those
+    after it. Huge pages are what launch/quickstart.sh gives its run."""
+    ours = {"JAX_COMPILATION_CACHE_DIR": str(root.absolute() / "xla"), "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+    return ours | os.environ
+
+
+def execute(command: Sequence[str], environment: Mapping[str, str]) -> int:
     """Run a program to its end; its exit status. Signals are its own to obey: it saves what it has first."""
-    process = subprocess.Popen(command)  # noqa: S603 - our own program
+    process = subprocess.Popen(command, env=environment)  # noqa: S603 - our own program
     before = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
     try:
         while True:

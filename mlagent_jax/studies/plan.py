@@ -49,7 +49,7 @@ class Arm:
     """Its executions sleep, and nothing is evaluated; None: they are real."""
 
 
-DEFAULT = Arm("default", points=(8, 16, 24))
+DEFAULT = Arm("default", points=(12, 24))
 """Its last point is `rl.iterations` of configs/studies/settings.py."""
 
 

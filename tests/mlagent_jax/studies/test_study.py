@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -48,7 +49,7 @@ def evaluation(path, skill, edits):
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
-def pretend_to_train(argv):
+def pretend_to_train(argv, environment):
     """In place of a run: the files that its stages leave."""
     flags = dict(flag.removeprefix("--").partition("=")[::2] for flag in argv if flag.startswith("--"))
     workdir, stages = Path(flags["workdir"]), flags["config.stages"].split(",")
@@ -127,14 +128,27 @@ def test_a_study_is_run_reported_and_not_run_again(training, tmp_path):
     assert distinct["policies"]["sft"]["mean"] == 1.0 and distinct["policies"]["plain: sft"]["mean"] == 0.25
     assert distinct["differences"]["plain: sft_minus_sft"]["mean"] == -0.75
     assert found["diversity"]["kind_entropy"]["held_out"]["policies"]["default"]["mean"] == pytest.approx(math.log(4))
-    # 6 iterations in place of 24: the points on the way are in proportion, at 6 seconds each.
-    assert [(p["iteration"], p["seconds"]) for p in found["curves"]["default"]] == [(0, 0), (2, 12), (4, 24), (6, 36)]
+    # 6 iterations in place of 24: the point on the way is in proportion, at 6 seconds each.
+    assert [(p["iteration"], p["seconds"]) for p in found["curves"]["default"]] == [(0, 0), (3, 18), (6, 36)]
     page = (tmp_path / "exploration" / "index.html").read_text()
     assert "<svg" in page and "plain - default" in page and 'src="http' not in page
 
 
+def test_runs_share_what_is_compiled_unless_a_place_is_set(monkeypatch, tmp_path):
+    given = []
+    monkeypatch.setattr(command, "execute", lambda _, environment: given.append(environment) or 75)
+    arguments = [str(STUDIES[0]), f"--workdir={tmp_path}", "--seeds=0"]
+    for place in ("", "elsewhere"):
+        monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+        if place:
+            monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", place)
+        command.main(arguments)
+    assert [each["JAX_COMPILATION_CACHE_DIR"] for each in given] == [str(tmp_path / "xla"), "elsewhere"]
+    assert all(each.get("PATH") == os.environ.get("PATH") for each in given)
+
+
 def test_a_run_that_fails_ends_the_study_with_its_status(monkeypatch, tmp_path, capfd):
-    monkeypatch.setattr(command, "execute", lambda _: 75)
+    monkeypatch.setattr(command, "execute", lambda *_: 75)
     assert command.main([str(STUDIES[0]), f"--workdir={tmp_path}", "--seeds=0"]) == 75
     assert "start again with the same command" in capfd.readouterr().err
 
@@ -145,7 +159,7 @@ import os, signal, sys
 from mlagent_jax.study import execute
 child = "import os, signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(75)); "
 child += "os.kill(os.getppid(), signal.SIGTERM); time.sleep(60)"
-sys.exit(execute([sys.executable, "-c", child]))
+sys.exit(execute([sys.executable, "-c", child], os.environ))
 """
     assert subprocess.run([sys.executable, "-c", script], cwd=ROOT, timeout=50, check=False).returncode == 75
 
@@ -207,7 +221,7 @@ def test_a_study_of_time_says_where_it_went_and_its_runs_are_not_taken_for_real_
     (tmp_path / "settings.py").write_text(BRIEF_SETTINGS)
     started = []
 
-    def execute(argv):
+    def execute(argv, environment):
         started.append(argv[2])
         return sleeping.main(argv[2:])
 
