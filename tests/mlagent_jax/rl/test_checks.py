@@ -1,6 +1,5 @@
 """What ends the loop of rl, and what is kept of it then; what it tells of a batch."""
 
-import importlib
 import json
 import types
 
@@ -12,17 +11,15 @@ from mlagent_jax.agent.actor import SampledAction
 from mlagent_jax.agent.rollouts import Taken
 from mlagent_jax.config import Config, PolicyConfig, RLConfig
 from mlagent_jax.errors import DivergedError
+from mlagent_jax.rl.checks import check_divergence, check_ratio, check_sampler
+from mlagent_jax.rl.scalars import task_scalars
 
-stage = importlib.import_module("mlagent_jax.stages.rl")  # the package has a function of this name
 FINE = {"kl": 0.1, "policy_loss": -0.2, "value_loss": 0.3, "grad_norm": 1.0}
 
 
-def trainer(folder, **policy):
-    made = object.__new__(stage._Trainer)
-    made.config, made.iteration = RLConfig(max_kl=1.0), 7
-    config = Config(policy=PolicyConfig(**policy))
-    made.run = types.SimpleNamespace(workdir=folder, is_first=True, config=config)
-    return made
+def a_run(folder, **policy):
+    config = Config(policy=PolicyConfig(**policy), rl=RLConfig(max_kl=1.0))
+    return types.SimpleNamespace(workdir=folder, is_first=True, config=config)
 
 
 def taken(task, reward, version=7):
@@ -35,7 +32,7 @@ def taken(task, reward, version=7):
 @pytest.mark.parametrize("values", [{"kl": 1.01}, {"kl": np.nan}, {"policy_loss": np.inf}, {"grad_norm": np.nan}])
 def test_an_update_that_went_wrong_ends_the_run_and_its_batch_is_kept(values, tmp_path):
     with pytest.raises(DivergedError, match=f"iteration 7: .*{next(iter(values))}"):
-        trainer(tmp_path)._check_divergence(FINE | values, [taken("a", 0.5), taken("b", 0.25)])
+        check_divergence(a_run(tmp_path), 7, FINE | values, [taken("a", 0.5), taken("b", 0.25)])
     kept = [json.loads(line) for line in (tmp_path / "diverged.jsonl").read_text().splitlines()]
     assert [(row["outcome"]["reward"], row["tokens"], row["version"]) for row in kept] == [
         (0.5, [3], 7),
@@ -44,26 +41,26 @@ def test_an_update_that_went_wrong_ends_the_run_and_its_batch_is_kept(values, tm
 
 
 def test_an_update_within_its_bounds_goes_on(tmp_path):
-    trainer(tmp_path)._check_divergence(FINE, [taken("a", 0.5)])
+    check_divergence(a_run(tmp_path), 7, FINE, [taken("a", 0.5)])
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(("dtype", "passes", "fails"), [("float32", 5e-5, 2e-4), ("bfloat16", 0.04, 0.06)])
 def test_sampler_and_trainer_agree_on_actions_of_the_same_version_and_ratios_begin_at_1(dtype, passes, fails, tmp_path):
-    made = trainer(tmp_path, compute_dtype=dtype)
+    run = a_run(tmp_path, compute_dtype=dtype)
     batch = types.SimpleNamespace(
         rewards=np.zeros(2), mask=np.ones((2, 1), bool), behaviour_log_probs=np.full((2, 1), -1.0)
     )
     rows = [taken("a", 0.5), taken("a", 0.5, version=6)]
-    made._check_sampler(batch, np.asarray([[-1.0 + passes], [-3.0]]), rows)  # the second is of an older version
-    made._check_ratio(passes)
+    check_sampler(run, 7, batch, np.asarray([[-1.0 + passes], [-3.0]]), rows)  # the second is of an older version
+    check_ratio(run, 7, passes)
     for gap in (fails, np.nan):
         with pytest.raises(DivergedError, match="sampler and trainer differ"):
-            made._check_sampler(batch, np.asarray([[-1.0 + gap], [-1.0]]), rows)
+            check_sampler(run, 7, batch, np.asarray([[-1.0 + gap], [-1.0]]), rows)
         with pytest.raises(DivergedError, match="log-ratios"):
-            made._check_ratio(gap)
+            check_ratio(run, 7, gap)
 
 
 def test_rewards_are_told_by_task_without_what_could_not_be_executed():
     rows = [taken("a", 0.5), taken("a", 1.0), taken("a", None), taken("b", 0.0), taken("c", None)]
-    assert stage.task_scalars(rows) == {"task_a": 0.75, "task_b": 0.0}
+    assert task_scalars(rows) == {"task_a": 0.75, "task_b": 0.0}

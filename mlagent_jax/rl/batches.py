@@ -1,0 +1,230 @@
+"""Where the batches of rl come from: states of the pool, the policy's actions in them, and what became of those.
+
+With `max_staleness` above 0, batches are sampled ahead while others execute, at most so many policy versions old; 0
+is the synchronous algorithm. With `sample_ahead` that goes on beside the update, from a copy of the weights of the
+version before it: the same batches, and so the same run, with nothing standing still for them. With `rollout` =
+episode, whole episodes take the place of single actions: the baseline that step-wise RL is compared with.
+
+What is drawn is a function of the seed and the batch's index: an interrupted iteration draws the same actions and finds
+their results in the queue.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Self
+
+import numpy as np
+
+from environments.protocol import Job, Outcome, State
+from environments.queue.base import QueueError
+from mlagent_jax.agent.actor import Actor, SampledAction
+from mlagent_jax.agent.agents import PolicyAgent
+from mlagent_jax.agent.beside import Beside
+from mlagent_jax.agent.collector import is_masked
+from mlagent_jax.agent.player import Trajectory, play
+from mlagent_jax.agent.rollouts import Group, Taken, UnderWay, rows_of
+from mlagent_jax.data.state_pool import StatePool, expert_states
+from mlagent_jax.parallelism import processes
+from mlagent_jax.policy import Policy, Training, make_actor
+from mlagent_jax.run import Run
+
+
+class Batches:
+    """The pool, the actor, and the actions that are under way; leaving its context ends what is sampled beside.
+
+    Args:
+      run: open.
+      policy: of the SFT stage.
+      trained: that policy in training.
+
+    Attributes:
+      turn: held while a program is handed to devices to which a thread of this class hands programs too.
+    """
+
+    def __init__(self, run: Run, policy: Policy, trained: Training) -> None:
+        self._run, self._config, self._trained = run, run.config.rl, trained
+        # Several processes have to hand the same programs to the devices in the same order: there it is one thread.
+        self._overlaps = self._config.sample_ahead and self._config.max_staleness > 0 and processes.count() == 1
+        self._beside = Beside(run.mesh)
+        # Programs over several devices wait for each other in the order in which they were handed to each.
+        several = self._overlaps and run.mesh.size > 1
+        self.turn: contextlib.AbstractContextManager[Any] = threading.Lock() if several else contextlib.nullcontext()
+        self._actor: Actor = make_actor(run, dataclasses.replace(policy, graph=trained.graph), self.turn)
+        self._pool = self._make_pool()
+        self._under_way = UnderWay(
+            run.collector, self._config.states, self._config.max_staleness, self._config.straggler_seconds
+        )
+
+    def _make_pool(self) -> StatePool:
+        """The expert's states; for whole episodes those alone in which a task starts."""
+        config = self._run.config.pool
+        if self._config.rollout == "episode":
+            config = dataclasses.replace(config, max_depth=0, refresh_fraction=0.0)
+        records = self._run.expert_records()
+        states = expert_states((r for r in records if r.split == "train"), config.max_depth)
+        self._run.check_snapshots(states)
+        return StatePool([state for state in states if self._actor.renderer.fits(state)], config)
+
+    def __enter__(self) -> Self:
+        self._beside.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._beside.__exit__(*error)
+
+    @property
+    def states(self) -> int:
+        """States in the pool."""
+        return len(self._pool)
+
+    # -- one iteration --
+
+    def take(self, version: int, params: Any, show: Callable[[Outcome], None]) -> tuple[list[Taken], float]:
+        """The next batch, for the policy of `version`, and the seconds of this call in which its caller sampled.
+
+        Args:
+          params: the policy's of that version and the critic's, all that the update will have donated.
+          show: called with each outcome that comes.
+
+        Raises:
+          QueueError: none of its actions could be executed.
+        """
+        take = self._play_episodes if self._config.rollout == "episode" else self._take_steps
+        taken, seconds = take(version, params, show)
+        if all(is_masked(row.outcome) for row in taken):
+            raise QueueError(
+                f"iteration {version + 1}: none of its {len(taken)} actions could be executed; one of them: "
+                f"{taken[0].outcome.reason}. Repair that, then `python -m environments.queue retry URL --run "
+                f"{self._run.name}`, and start again"
+            )
+        return taken, seconds
+
+    def make_room(self) -> None:
+        """Before the update: let the device memory for sampling go, unless sampling goes on beside it."""
+        if not self._overlaps:
+            self._actor.release()
+
+    def trained(self, taken: Sequence[Taken]) -> None:
+        """The batch was trained on: it is no longer under way, and the pool learns of its states and of those that it
+        reached."""
+        self._under_way.trained(taken)
+        rewards: dict[str, list[float]] = {}
+        reached: list[State] = []
+        for row in taken:
+            if row.reward is None:
+                continue
+            rewards.setdefault(row.action.state.id, []).append(row.reward)
+            state = row.outcome.next_state(row.job)
+            if not row.outcome.final and self._actor.renderer.fits(state):
+                reached.append(state)
+        self._pool.learn(rewards)
+        if self._run.config.pool.refresh_fraction and self._config.rollout == "step":
+            self._pool.reach(reached)
+
+    def join(self) -> float:
+        """After the update: wait for what is sampled beside it; its seconds."""
+        seconds = self._beside.join()
+        self._actor.release()
+        return seconds
+
+    # -- single actions --
+
+    def _take_steps(self, version: int, params: Any, show: Callable[[Outcome], None]) -> tuple[list[Taken], float]:
+        """The next batch of single actions; the ones after it are sampled and handed out as far as staleness allows,
+        beside the waiting and the update where they may overlap."""
+        out = len(self._under_way) // self._config.states
+        first = version + out  # the index of the next batch to sample
+        last = min(first + self._under_way.room, self._config.iterations)
+        due = [(index, self._pool.sample(self._rng(index), self._config.states)) for index in range(first, last)]
+        lacking = len(due) if not self._overlaps else max(0, 1 - out)
+        now, later = due[:lacking], due[lacking:]
+        policy = self._trained.whole(params["policy"])
+        # The update has the trained arrays donated to it: what is sampled beside it has its own.
+        weights = self._actor.weights(policy, params) if later else policy
+        started = time.monotonic()
+        for index, states in now:
+            self._sample(weights, version, index, states)
+        seconds = time.monotonic() - started
+
+        def sample_later(is_stopping: Callable[[], bool]) -> None:
+            for index, states in later:
+                self._sample(weights, version, index, states, is_stopping)
+
+        if later:
+            self._beside.start(sample_later)
+        return self._under_way.take(version, show), seconds
+
+    def _sample(
+        self,
+        weights: Any,
+        version: int,
+        index: int,
+        states: Sequence[State],
+        is_stopping: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """Sample the batch of this index, and hand out each group as soon as it is there."""
+        found = self._actor.act_by_state(weights, states, self._config.samples, f"rl/{index}")
+        first = index * self._config.states
+        groups = (self._group(first + place, version, tuple(actions)) for place, actions in found)
+        if processes.count() > 1:  # which hand out together
+            self._under_way.add(sorted(groups, key=lambda group: group.index))
+            return
+        for group in groups:
+            if is_stopping():
+                return
+            self._under_way.add([group], more=True)
+        self._under_way.add([])  # it is whole
+
+    def _group(self, index: int, version: int, actions: tuple[SampledAction, ...]) -> Group:
+        # A state may be drawn twice: the group's index keeps its jobs apart.
+        first = index * self._config.samples
+        jobs = tuple(self._job(action, version, sample) for sample, action in enumerate(actions, first))
+        return Group(version, index, actions, jobs)
+
+    # -- whole episodes --
+
+    def _play_episodes(self, version: int, params: Any, show: Callable[[Outcome], None]) -> tuple[list[Taken], float]:
+        """The next batch of whole episodes: every action of one is trained on what the episode reached."""
+        starts = self._pool.sample(self._rng(version), self._config.states)
+        episodes = [
+            Trajectory("train", i, state) for i, state in enumerate(starts) for _ in range(self._config.samples)
+        ]
+        policy, samples, seconds = self._trained.whole(params["policy"]), itertools.count(), 0.0
+        agent = PolicyAgent(self._actor, policy, lambda t, depth, place: f"rl/{version}/{depth}/{place}")
+        for wave in play(
+            episodes,
+            agent,
+            lambda t, action: self._job(action, version, next(samples)),
+            lambda jobs: self._run.collector.gather(jobs, show),
+            self._config.episode_steps,
+        ):
+            seconds += sum(step.seconds for _, step in wave)
+        return rows_of(episodes, self._config.reward, version), seconds
+
+    def _rng(self, index: int) -> np.random.Generator:
+        return np.random.default_rng([self._run.config.seed, index])
+
+    def _job(self, action: SampledAction, version: int, sample: int) -> Job:
+        return self._run.job(action.state, action, version=version, sample=sample, reward=self._config.reward)
+
+    # -- checkpoints --
+
+    def to_dict(self) -> dict[str, Any]:
+        """What a resume needs, beside the parameters."""
+        return {"pool": self._pool.to_dict(), "under_way": self._under_way.to_list()}
+
+    def restore(self, data: dict[str, Any], version: int) -> None:
+        """Go on from `to_dict`, with the policy of `version`."""
+        self._pool.restore(data["pool"])
+        self._under_way.add(
+            [self._group(group["index"], group["version"], Group.actions_of(group)) for group in data["under_way"]]
+        )
+        # What is queued still of versions that would be too old by now, nobody waits for.
+        oldest = version - self._config.max_staleness
+        processes.agree(lambda: self._run.queue.cancel(self._run.name, older_than_version=oldest))

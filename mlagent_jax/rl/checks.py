@@ -1,0 +1,91 @@
+"""What ends a run of rl: an update that went wrong, two programs that disagree where they must not."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from mlagent_jax.agent.rollouts import Taken
+from mlagent_jax.config import Config
+from mlagent_jax.data import jsonl
+from mlagent_jax.errors import DivergedError
+from mlagent_jax.learning.ppo import Batch
+from mlagent_jax.run import Run
+
+
+def check_divergence(run: Run, iteration: int, values: Mapping[str, float], taken: Sequence[Taken]) -> None:
+    """Stop on NaN or an exploding KL, with the batch saved for a look.
+
+    Args:
+      values: means over the update, among them those that are watched.
+
+    Raises:
+      DivergedError: NaN or infinity, or more than `max_kl` from the reference.
+    """
+    watched = {name: values[name] for name in ("kl", "policy_loss", "value_loss", "grad_norm")}
+    max_kl = run.config.rl.max_kl
+    if all(map(math.isfinite, watched.values())) and values["kl"] <= max_kl:
+        return
+    path = run.workdir / "diverged.jsonl"
+    if run.is_first:
+        jsonl.replace(
+            path,
+            [
+                dataclasses.asdict(row.action) | {"outcome": row.outcome.to_dict(), "version": row.version}
+                for row in taken
+            ],
+        )
+    figures = ", ".join(f"{name} {value:.3g}" for name, value in watched.items())
+    raise DivergedError(
+        f"iteration {iteration}: {figures} (max_kl is {max_kl}); its batch is in {path}. "
+        "Lower config.rl.learning_rate or raise config.rl.kl_coefficient in a new workdir"
+    )
+
+
+def check_sampler(run: Run, version: int, batch: Batch, log_probs: np.ndarray, taken: Sequence[Taken]) -> None:
+    """Sampler and trainer must agree on the same weights: a difference would be a silent off-policy bias.
+
+    Args:
+      version: of the trainer's weights; rows that an older one sampled are not compared.
+      log_probs: the trainer's, of the batch's action tokens, float32 [batch, action].
+
+    Raises:
+      DivergedError: they do not.
+    """
+    same = np.zeros(len(batch.rewards), bool)
+    same[: len(taken)] = [row.version == version for row in taken]
+    compared = batch.mask & same[:, None]
+    if not compared.any():
+        return
+    gap, tolerance = float(np.abs(log_probs - batch.behaviour_log_probs)[compared].mean()), _tolerance(run.config)
+    if not gap <= tolerance:
+        raise DivergedError(
+            f"sampler and trainer differ by {gap:.3g} nats a token at the same weights (tolerance {tolerance:.1g}): "
+            "this is a bug in one of them; check config.policy.attention and the dtypes"
+        )
+
+
+def check_ratio(run: Run, iteration: int, gap: float) -> None:
+    """The first step of a batch is taken from the policy that its ratios are relative to: they are 1.
+
+    Args:
+      gap: mean of the absolute log-ratios of that step, nats a token.
+
+    Raises:
+      DivergedError: they are not.
+    """
+    tolerance = _tolerance(run.config)
+    if not gap <= tolerance:
+        raise DivergedError(
+            f"iteration {iteration}: the first step's log-ratios are {gap:.3g} a token and not 0 (tolerance "
+            f"{tolerance:.1g}): scoring and the update disagree, a bug in one of them; check "
+            "config.rl.micro_batch and config.policy.remat"
+        )
+
+
+def _tolerance(config: Config) -> float:
+    """Nats a token by which two programs may differ on the same weights."""
+    return 1e-4 if config.policy.compute_dtype == "float32" else 0.05

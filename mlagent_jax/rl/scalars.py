@@ -1,0 +1,37 @@
+"""What is told of a batch: rewards by task and by outcome, over what is not masked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from environments.protocol import Outcome, OutcomeKind
+from mlagent_jax.agent.collector import is_masked
+from mlagent_jax.agent.rollouts import Taken
+
+
+def task_scalars(taken: Sequence[Taken]) -> dict[str, float]:
+    """Mean reward by task, over what is not masked."""
+    rewards: dict[str, list[float]] = {}
+    for row in taken:
+        if row.reward is not None:
+            rewards.setdefault(row.action.state.task_name, []).append(row.reward)
+    return {f"task_{name}": sum(values) / len(values) for name, values in rewards.items()}
+
+
+def outcome_scalars(outcomes: Sequence[Outcome]) -> dict[str, float]:
+    """Mean reward, over all and by outcome, and the share of each outcome, over what is not masked."""
+    counted = [outcome for outcome in outcomes if not is_masked(outcome)]
+    size = max(1, len(counted))
+    shares = {f"share_{kind}": sum(o.kind is kind for o in counted) / size for kind in OutcomeKind}
+    rewards: dict[str, list[float]] = {}
+    for outcome in counted:
+        rewards.setdefault(f"reward_{outcome.kind}", []).append(outcome.reward)
+    return (
+        shares
+        | {name: sum(values) / len(values) for name, values in rewards.items()}
+        | {
+            "reward": sum(o.reward for o in counted) / size,
+            "valid": 1.0 - shares[f"share_{OutcomeKind.INVALID_ACTION}"],
+            "masked": len(outcomes) - len(counted),
+        }
+    )

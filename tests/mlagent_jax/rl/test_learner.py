@@ -1,0 +1,38 @@
+"""From what came back to the rows of a batch."""
+
+import numpy as np
+import pytest
+
+from environments.protocol import Job, Outcome, OutcomeKind, Scale, State
+from mlagent_jax.agent.actor import SampledAction
+from mlagent_jax.agent.rollouts import Taken
+from mlagent_jax.config import Config, RLConfig
+from mlagent_jax.rl.learner import batch_of
+
+STATE = State("task@1", (), "s", "x = 1", 0.5)
+
+
+def taken(group, reward, seconds):
+    action = SampledAction(STATE, 0, (1, 2), (3, 4), (-1.0, -2.0), "a", False)
+    kind = OutcomeKind.INFRASTRUCTURE_ERROR if reward is None else OutcomeKind.SCORED
+    outcome = Outcome(kind, "", "s", "", 0.5, None, Scale(0.5, 1.0, True), reward, seconds=seconds, cpu_seconds=99.0)
+    return Taken(action, Job("run", 0, STATE, 0, "a"), outcome, reward, group, 0)
+
+
+ROWS = [taken(0, 0.5, 1.0), taken(0, 0.25, 3.0), taken(1, None, 500.0)]
+
+
+def test_a_row_counts_by_the_seconds_of_its_execution_and_what_is_ours_not_at_all():
+    rl = RLConfig(states=3, samples=1, duration_weighting=True)
+    assert batch_of(Config(rl=rl), 0, ROWS).weights.tolist() == [0.5, 1.5, 0.0]
+    assert batch_of(Config(rl=RLConfig(states=3, samples=1)), 0, ROWS).weights.tolist() == [1.0, 1.0, 1.0]
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_a_batch_of_episodes_that_ended_early_has_the_shape_of_whole_ones(weighted):
+    rl = RLConfig(states=2, samples=1, rollout="episode", episode_steps=3, duration_weighting=weighted)
+    batch = batch_of(Config(rl=rl), 9, ROWS)
+    assert batch.mask.any(axis=1).tolist() == [True, True, False, False, False, False]
+    assert batch.groups.tolist() == [0, 0, 1, -1, -1, -1]
+    assert batch.prompt_lengths.tolist() == [2, 2, 2, 1, 1, 1], "no row is empty: attention over nothing is NaN"
+    assert np.all(batch.tokens[3:] == 9)

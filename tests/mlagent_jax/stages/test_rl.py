@@ -1,0 +1,174 @@
+"""Runs of rl whose executions sleep. Sampling beside the update changes nothing but the time; a run that is cut short
+goes on as if it had not been, and one that diverges ends with its batch kept; whole episodes, and states that the
+policy reached, go the same way."""
+
+import contextlib
+import importlib
+import math
+
+import jax
+import numpy as np
+import pytest
+
+from environments.protocol import Job, Requirements
+from environments.queue import open_queue
+from mlagent_jax.config import default_config, freeze
+from mlagent_jax.data import jsonl
+from mlagent_jax.errors import DivergedError
+from mlagent_jax.learning.controllers import AdaptiveKL
+from mlagent_jax.rl.batches import Batches
+from mlagent_jax.sampling import load
+from mlagent_jax.studies.sleeping import made_up_states, sleeping_run
+
+pytestmark = pytest.mark.slow
+stage = importlib.import_module("mlagent_jax.stages.rl")  # the package has a function of this name
+
+
+def make_config(speaker, staleness=1, **fields):
+    """With all that a resume has to bring back: a KL coefficient that moves, a pool that learns."""
+    config = default_config()
+    config.stages = ("rl",)
+    config.policy.checkpoint = str(speaker)
+    config.prompt.max_prompt_tokens = 192
+    config.prompt.max_action_tokens = 8
+    config.sampling.slots = 4
+    config.rl.iterations, config.rl.states, config.rl.samples = 3, 2, 2
+    config.rl.epochs, config.rl.minibatches, config.rl.learning_rate = 1, 2, 1e-3
+    config.rl.max_staleness, config.rl.kl_target = staleness, 1e-3
+    config.pool.refresh_fraction, config.pool.sampling = 0.5, "learnability"
+    for name, value in fields.items():
+        config.rl[name] = value
+    return freeze(config)
+
+
+def go(config, folder):
+    with sleeping_run(config, folder, made_up_states(5, 2), workers=2, seconds=0.01) as run:
+        stage.rl(run)
+    return outcome(folder)
+
+
+def outcome(folder):
+    """What a run leaves: its policy, what it did without its times, its metrics."""
+    steps = [
+        [record[name] for name in ("step", "prompt", "action")] + [record["outcome"]["reward"]]
+        for record in jsonl.read(folder / "trajectories" / "rl.jsonl")
+    ]
+    return load(folder)[0].params, steps, jsonl.read(folder / "metrics.jsonl")
+
+
+@pytest.fixture(scope="module")
+def plain(speaker, tmp_path_factory):
+    return go(make_config(speaker, sample_ahead=False), tmp_path_factory.mktemp("runs") / "plain")
+
+
+@pytest.fixture(scope="module")
+def synchronous(speaker, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "synchronous"
+    return (*go(make_config(speaker, 0), folder), jsonl.read(folder / "trajectories" / "rl.jsonl"))
+
+
+def assert_same(one, other):
+    assert one[1] == other[1]
+    jax.tree.map(np.testing.assert_array_equal, one[0], other[0])
+    for ours, theirs in zip(one[2], other[2], strict=True):
+        for name in ("reward", "kl", "kl_coefficient", "policy_loss", "grad_norm", "staleness", "pool"):
+            assert ours[name] == theirs[name], name
+
+
+def test_the_run_is_the_same_bit_by_bit_and_cut_short_goes_on_as_if_it_had_not_been(
+    speaker, plain, tmp_path, monkeypatch
+):
+    config, train_on = make_config(speaker), stage._Trainer._train_on
+    busy = []
+
+    def cut_short(self, *taken):
+        busy.append(self.batches._beside._call is not None)
+        if self.iteration == 2 and len(busy) == 3:
+            raise RuntimeError("power cut")
+        return train_on(self, *taken)
+
+    monkeypatch.setattr(stage._Trainer, "_train_on", cut_short)
+    with pytest.raises(RuntimeError, match="power cut"):
+        go(config, tmp_path)
+    with contextlib.closing(open_queue(f"sqlite:///{tmp_path}/queue.db")) as queue:
+        (name,) = queue.status()["runs"]
+        nobodys = Requirements(cores=1000)
+        left = [Job(name, version, made_up_states(1, 2)[0], 0, "", requirements=nobodys) for version in (0, 1)]
+        queue.enqueue(left)
+        found = go(config, tmp_path)
+        assert queue.outstanding(name) == {1: 1}, "what is queued of a policy beyond the bound is cancelled"
+        assert "older than version 1" in queue.outcomes([left[0].id])[left[0].id].reason
+    assert_same(found, plain)
+    assert busy == [True, True, False, False], "the next batch is sampled beside the update, while there is one to come"
+    assert [values["staleness"] for values in found[2]] == [0.0, 1.0, 1.0]
+    assert all(values["seconds_sample_ahead"] > 0 for values in found[2][:2])
+    assert all(values["seconds_sample_ahead"] == 0 for values in plain[2])
+
+
+def test_without_staleness_there_is_nothing_ahead(synchronous):
+    _, _, metrics, _ = synchronous
+    assert [values["staleness"] for values in metrics] == [0.0] * 3
+    assert all(values["seconds_sample_ahead"] == 0 for values in metrics)
+
+
+def test_an_error_beside_the_update_ends_the_run(speaker, tmp_path, monkeypatch):
+    sample = Batches._sample
+
+    def fail(self, weights, version, index, *rest):
+        if index == 1:
+            raise RuntimeError("no room on the device")
+        sample(self, weights, version, index, *rest)
+
+    monkeypatch.setattr(Batches, "_sample", fail)
+    with pytest.raises(RuntimeError, match="no room"):
+        go(make_config(speaker), tmp_path)
+
+
+def test_every_iteration_tells_what_a_person_watches(plain):
+    watched = {"reward", "reward_scored", "share_scored", "task_sleep", "kl", "entropy", "clip_fraction"}
+    watched |= {"explained_variance", "grad_norm", "staleness", "seconds_sample", "seconds_execute", "seconds_wait"}
+    watched |= {"seconds_update", "tokens_per_second", "executions_per_second"}
+    for values in plain[2]:
+        assert watched <= values.keys()
+        assert all(math.isfinite(values[name]) for name in watched)
+        assert values["seconds_execute"] == pytest.approx(4 * 0.01)
+
+
+def test_an_update_that_goes_wrong_ends_the_run_and_only_its_batch_is_kept(speaker, tmp_path):
+    with pytest.raises(DivergedError, match="iteration 0: kl"):
+        go(make_config(speaker, 0, max_kl=1e-12), tmp_path)
+    kept = jsonl.read(tmp_path / "diverged.jsonl")
+    assert [row["outcome"]["reward"] for row in kept] == [row["outcome"]["metric_after"] for row in kept]
+    assert len(kept) == 4 and all(row["tokens"] and row["log_probs"] for row in kept)
+    with contextlib.closing(open_queue(f"sqlite:///{tmp_path}/queue.db")) as queue:
+        (name,) = queue.status()["runs"]
+        assert queue.consumed(name) == {}, "it is not trained on in the eyes of the queue"
+    assert not list((tmp_path / "checkpoints" / "rl").glob("[0-9]*"))
+
+
+def test_whole_episodes_are_trained_on_step_by_step(speaker, tmp_path):
+    # As many rows as the other runs' batches: programs of these shapes are compiled.
+    config = make_config(speaker, 0, rollout="episode", episode_steps=2, iterations=2, states=1)
+    before = load(speaker)[0].params
+    params, _, metrics = go(config, tmp_path)
+    assert [values["staleness"] for values in metrics] == [0.0, 0.0]
+    records = jsonl.read(tmp_path / "trajectories" / "rl.jsonl")
+    for step in (1, 2):
+        depths = [len(record["state"]["history"]) for record in records if record["step"] == step]
+        assert depths == 2 * [0, 1], "two from a state, each from its start to its end"
+    assert any(np.any(a != b) for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(before), strict=True))
+
+
+def test_states_that_the_policy_reached_are_drawn_at_the_set_share(synchronous):
+    _, _, metrics, records = synchronous
+    own = [[bool(record["state"]["history"]) for record in records if record["step"] == step] for step in (1, 2, 3)]
+    assert [sum(each) for each in own] == [0, 2, 2], "one of two states, and two actions in it"
+    assert [values["pool"] for values in metrics] == [5 + 4, 5 + 8, 5 + 12]
+
+
+def test_the_kl_coefficient_follows_the_kl(synchronous):
+    _, _, metrics, _ = synchronous
+    controller = AdaptiveKL(default_config().rl.kl_coefficient, 1e-3)
+    for values in metrics:
+        assert values["kl_coefficient"] == controller.coefficient
+        controller = controller.update(values["kl"])
