@@ -14,7 +14,7 @@ from typing import Any, Self
 from environments.actions import ACTIONS, ASSISTED_ACTIONS, PROFILES, describe_actions, describe_format
 from environments.editor import Endpoint
 from environments.environment import Environment
-from environments.protocol import Job, OutcomeKind, Requirements, State
+from environments.protocol import Job, Outcome, OutcomeKind, Requirements, State
 from environments.rewards import REWARDS
 from environments.sandbox.base import Sandbox, SandboxError
 from environments.store import open_store
@@ -84,10 +84,18 @@ class Episode:
         """
         if not isinstance(action, str):
             raise TypeError(f"action is {action!r}; it must be the text of a reply")
-        job = Job(
+        job = self.job(self.state, action, cut=cut)
+        outcome = self.take(job)
+        self.state = outcome.next_state(job)
+        info = {"outcome": outcome, "state": self.state}
+        return outcome.observation, outcome.reward, outcome.final, len(self.state.history) >= self.max_steps, info
+
+    def job(self, state: State, action: str, *, cut: bool = False) -> Job:
+        """The step that `action` is in `state`."""
+        return Job(
             run="episode",
             policy_version=0,
-            state=self.state,
+            state=state,
             sample=0,
             action=action,
             truncated=cut,
@@ -97,12 +105,17 @@ class Episode:
             requirements=Requirements(gpus=self.spec.gpus, guarantees=(self._editor,) if self._editor else ()),
             seed=self._seed,
         )
+
+    def take(self, job: Job) -> Outcome:
+        """Execute a step of `job`, wherever the episode stands.
+
+        Raises:
+          SandboxError: the environment failed, not the action: the same step can be tried again.
+        """
         outcome = self._environment.take(job)
         if outcome.kind is OutcomeKind.INFRASTRUCTURE_ERROR:
             raise SandboxError(outcome.reason)
-        self.state = outcome.next_state(job)
-        info = {"outcome": outcome, "state": self.state}
-        return outcome.observation, outcome.reward, outcome.final, len(self.state.history) >= self.max_steps, info
+        return outcome
 
     @property
     def task_key(self) -> str:

@@ -3,7 +3,7 @@
     python -m mlagent_jax.solve --checkpoint runs/quickstart --task docs/examples/rents --output solved
 
 The checkpoint is what `mlagent_jax.sample` takes, the task a folder (docs/bring_your_own_task.md) or the name of an
-embedded one. Each step is shown as it is taken, by the same `Environment.take` as in training. `--output` then holds
+embedded one. Each step is shown as it is taken, by the player and the environment of training. `--output` then holds
 the best script, its difference to the starting script (`solution.diff`), the scores (`score.json`) and every step
 (`steps.jsonl`). The best is chosen on one half of the hidden labels; the score of the other half is told besides.
 """
@@ -16,7 +16,7 @@ import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from absl import app, flags, logging
 from rich.console import Console
@@ -24,13 +24,16 @@ from rich.syntax import Syntax
 from rich.text import Text
 
 from environments.episode import Episode, make
-from environments.protocol import Outcome, OutcomeKind, State
+from environments.protocol import Outcome
 from environments.sandbox import PROVIDERS
 from environments.sandbox.base import SandboxError
 from environments.store import StoreError
 from environments.tasks.base import TaskError
 from mlagent_jax.config import PromptConfig
 from mlagent_jax.data import jsonl
+
+if TYPE_CHECKING:
+    from mlagent_jax.agent.player import Agent
 
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Hugging Face folder, or a run's workdir, stage or step.")
 TASK = flags.DEFINE_string("task", None, "Folder of a task, or the name of an embedded one.")
@@ -45,8 +48,6 @@ PROFILE = flags.DEFINE_enum(
 )
 CACHE_DIR = flags.DEFINE_string("cache_dir", None, "Prepared tasks and snapshots; default: ~/.cache/mlagent-jax.")
 
-Act = Callable[[State, int, int], tuple[str, bool]]
-"""State, attempt and step to the text of an action, and whether it was cut at its limit."""
 OUTPUT_LINES = 12
 """Of an observation, shown at each step; all of it is in `steps.jsonl`."""
 
@@ -71,37 +72,37 @@ class Solution:
         return self.script != self.start
 
 
-def solve(episode: Episode, act: Act, attempts: int, console: Console) -> Solution:
-    """Let `act` work on the task of `episode`, showing each step.
+def solve(episode: Episode, agent: Agent, attempts: int, console: Console) -> Solution:
+    """Let `agent` work on the task of `episode`, showing each step.
 
     Raises:
       SandboxError: a script could not be executed for reasons of this host.
     """
-    best: Outcome | None = None
-    steps: list[dict[str, Any]] = []
-    start = episode.state.script
-    start_score = episode.state.metric
+    from mlagent_jax.agent.player import Trajectory, best_submission, play
+
+    start, outcomes, steps = episode.state, [], []
     for attempt in range(attempts):
-        episode.reset()
-        for step in range(episode.max_steps):
-            with console.status("thinking"):
-                action, cut = act(episode.state, attempt, step)
-            with console.status("executing"):
-                _, _, ended, last, info = episode.step(action, cut=cut)
-            outcome: Outcome = info["outcome"]
-            steps.append({"attempt": attempt, "step": step, "action": action, "outcome": outcome.to_dict()})
-            _show(console, f"{attempt + 1}.{step + 1}" if attempts > 1 else str(step + 1), action, outcome)
-            if outcome.kind is OutcomeKind.SCORED:
-                so_far = start_score if best is None else best.metric_after
-                if outcome.scale.delta(so_far, outcome.metric_after) > 0:
-                    best = outcome
-            if ended or last:
-                break
+        waves = play(
+            [Trajectory("solve", attempt, start)],
+            agent,
+            lambda t, action: episode.job(t.state, action.text, cut=action.truncated),
+            lambda jobs: [episode.take(job) for job in jobs],
+            episode.max_steps,
+        )
+        with console.status("working"):
+            for number, ((_, step),) in enumerate(waves):
+                action, outcome = step.action.text, step.outcome
+                outcomes.append(outcome)
+                steps.append({"attempt": attempt, "step": number, "action": action, "outcome": outcome.to_dict()})
+                _show(console, f"{attempt + 1}.{number + 1}" if attempts > 1 else str(number + 1), action, outcome)
+    best = best_submission(outcomes)
+    if best is not None and best.scale.delta(start.metric, best.metric_after) <= 0:
+        best = None
     return Solution(
-        script=start if best is None else best.script,
-        start=start,
-        score=start_score if best is None else best.metric_after,
-        start_score=start_score,
+        script=start.script if best is None else best.script,
+        start=start.script,
+        score=start.metric if best is None else best.metric_after,
+        start_score=start.metric,
         report=episode.report_score(None if best is None else best.submission),
         start_report=episode.report_score(None),
         steps=tuple(steps),
@@ -168,11 +169,14 @@ def prompt_config(checkpoint: str, profile: str | None, chat: bool) -> PromptCon
     return PromptConfig(max_prompt_tokens=2048, max_action_tokens=256)
 
 
-def _actor(checkpoint: str, seed: int, temperature: float, profile: str | None) -> tuple[PromptConfig, Callable]:
-    """The prompts' settings, and what makes an `Act` for a task once its spec is known."""
+def _agent(
+    checkpoint: str, seed: int, temperature: float, profile: str | None
+) -> tuple[PromptConfig, Callable[[Mapping[str, Any]], Agent]]:
+    """The prompts' settings, and what makes the agent of a task once its spec is known."""
     import jax
 
     from mlagent_jax.agent.actor import Actor
+    from mlagent_jax.agent.agents import PolicyAgent
     from mlagent_jax.agent.prompts import Renderer
     from mlagent_jax.parallelism import make_mesh
     from mlagent_jax.sampling import Distribution, SamplerConfig, TokenSampler
@@ -192,16 +196,11 @@ def _actor(checkpoint: str, seed: int, temperature: float, profile: str | None) 
     )
     sampler = TokenSampler(model.graph, settings)
 
-    def made(specs: Mapping[str, Any]) -> Act:
+    def make_agent(specs: Mapping[str, Any]) -> Agent:
         actor = Actor(sampler, Renderer(tokenizer, prompt, specs), seed)
+        return PolicyAgent(actor, model.params, lambda trajectory, depth, place: f"solve/{trajectory.index}/{depth}")
 
-        def act(state: State, attempt: int, step: int) -> tuple[str, bool]:
-            (action,) = actor.act(model.params, [state], 1, f"solve/{attempt}/{step}")
-            return action.text, action.truncated
-
-        return act
-
-    return prompt, made
+    return prompt, make_agent
 
 
 def main(argv: Sequence[str]) -> None:
@@ -213,7 +212,7 @@ def main(argv: Sequence[str]) -> None:
         from environments import tasks
 
         tasks.get(TASK.value)  # A task that is not known is said so before weights are loaded.
-        prompt, made = _actor(CHECKPOINT.value, SEED.value, TEMPERATURE.value, PROFILE.value)
+        prompt, make_agent = _agent(CHECKPOINT.value, SEED.value, TEMPERATURE.value, PROFILE.value)
         with console.status("preparing the task"):
             episode = make(
                 TASK.value,
@@ -224,7 +223,7 @@ def main(argv: Sequence[str]) -> None:
                 cache_dir=CACHE_DIR.value,
             )
         with episode:
-            solution = solve(episode, made({episode.task_key: episode.spec}), ATTEMPTS.value, console)
+            solution = solve(episode, make_agent({episode.task_key: episode.spec}), ATTEMPTS.value, console)
             save(solution, episode.spec.entry, episode.spec.metric, Path(OUTPUT.value))
             better = "higher" if episode.spec.higher_is_better else "lower"
             metric = episode.spec.metric

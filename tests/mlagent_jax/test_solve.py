@@ -11,6 +11,7 @@ from rich.console import Console
 
 import environments
 from mlagent_jax import solve
+from mlagent_jax.agent.player import Agent, Reply
 
 ROOT = Path(__file__).parents[2]
 RENTS = ROOT / "docs" / "examples" / "rents"
@@ -34,12 +35,13 @@ def test_the_best_script_its_scores_and_the_difference_are_left(tmp_path):
         'Action: List Files\nAction Input: {"dir_path": "."}',
     ]
 
-    def act(state, attempt, step):
-        return replies[step], False
+    class Scripted(Agent):
+        def act(self, trajectories, depth):
+            return [Reply(replies[depth]) for _ in trajectories]
 
     shown = io.StringIO()
     with environments.make(str(RENTS), cache_dir=tmp_path / "cache", max_steps=3) as episode:
-        solution = solve.solve(episode, act, 1, Console(file=shown))
+        solution = solve.solve(episode, Scripted(), 1, Console(file=shown))
         solve.save(solution, "train.py", episode.spec.metric, tmp_path / "solved")
     kinds = [step["outcome"]["kind"] for step in solution.steps]
     assert kinds == ["invalid_action", "scored", "no_edit"]
