@@ -26,6 +26,7 @@ from environments.actions import edits
 from environments.protocol import Limits
 from environments.sandbox.base import Ending, Sandbox
 from environments.tasks.base import InvalidSubmissionError, TaskError
+from environments.tasks.folder import FolderError
 from environments.tasks.grading import HALVES
 from environments.tasks.prepared import FolderTask, run_script
 
@@ -61,7 +62,8 @@ def check(name: str, sandbox: Sandbox, seed: int = 0) -> list[Finding]:
             spec = tasks.get(name).spec
         except TaskError as error:
             page = "docs/bring_your_own_task.md"
-            return [Finding("folder", False, str(error), "" if page in str(error) else f"see {page}")]
+            mistakes = error.mistakes if isinstance(error, FolderError) else (str(error),)
+            return [Finding("folder", False, text, "" if page in text else f"see {page}") for text in mistakes]
         findings = [
             Finding("folder", True, f"{spec.name}: {spec.kind}, {spec.metric}, {_better(spec.higher_is_better)}")
         ]

@@ -22,7 +22,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -144,6 +144,14 @@ class FolderRecipe:
         return OwnGrader(self.form, answers, report, private / "grade.py")
 
 
+class FolderError(TaskError):
+    """What is wrong with a task's folder, a line each in `mistakes`."""
+
+    def __init__(self, mistakes: Iterable[str]) -> None:
+        self.mistakes = tuple(mistakes)
+        super().__init__("\n".join(self.mistakes))
+
+
 def is_folder(name: str) -> bool:
     """Whether `name` is the path of a task's folder, or was meant as one."""
     return os.sep in name or (Path(name) / "task.yaml").is_file()
@@ -175,7 +183,8 @@ def read_folder(folder: Path) -> FolderRecipe:
     """The task in `folder`; nothing in it is executed.
 
     Raises:
-      TaskError: a file is missing or a field of task.yaml is wrong; the message names it and what it may be.
+      FolderError: files are missing or fields of task.yaml are wrong, all of which it names.
+      TaskError: task.yaml or another text cannot be read at all.
     """
     folder = Path(folder).resolve()
     text = _text(folder / "task.yaml")
@@ -187,16 +196,19 @@ def read_folder(folder: Path) -> FolderRecipe:
     spec, form = reader.spec(_text(folder / "description.md")), reader.form()
     for name in (f"env/{spec.entry}", "prepare.py", "grade.py"):
         if not (folder / name).is_file():
-            raise TaskError(f"{folder} has no {name}: docs/bring_your_own_task.md says what it holds")
+            reader.wrong(name, f"{folder} has no {name}: docs/bring_your_own_task.md says what it holds")
     for name in ("data", spec.submission):
         if os.path.lexists(folder / "env" / name):
-            raise TaskError(f"{folder}/env holds {name}: that name is for what comes later, so rename or delete it")
-    script = _text(folder / "env" / spec.entry)
-    spec = dataclasses.replace(spec, ideas=reader.ideas(read_cells(script)))
-    m_best = reader.number("m_best")
+            reader.wrong(name, f"{folder}/env holds {name}: that name is for what comes later, so rename or delete it")
+    if (folder / "env" / spec.entry).is_file():
+        cells = read_cells(_text(folder / "env" / spec.entry))
+        spec = dataclasses.replace(spec, ideas=reader.ideas(cells))
+    m_best, origin = reader.number("m_best"), reader.origin()
     if (m_best is None) != (folder / "reference.py").is_file():
-        raise TaskError(f"{folder} needs either reference.py or m_best in task.yaml, and not both")
-    return FolderRecipe(spec, form, m_best, folder, reader.origin())
+        reader.wrong("m_best", f"{folder} needs either reference.py or m_best in task.yaml, and not both")
+    if reader.mistakes:
+        raise FolderError(reader.mistakes.values())
+    return FolderRecipe(spec, form, m_best, folder, origin)
 
 
 def _text(path: Path) -> str:
@@ -207,28 +219,35 @@ def _text(path: Path) -> str:
 
 
 class _Fields:
-    """The fields of a task.yaml, checked as they are taken."""
+    """The fields of a task.yaml, checked as they are taken. What is wrong is in `mistakes`, by the name of the field;
+    what was taken is worth nothing then."""
 
     def __init__(self, path: Path, fields: Any) -> None:
+        self.mistakes: dict[str, str] = {}
         self._path = path
         self._fields = self._mapping(fields, "the file", FIELDS)
         for name in _REQUIRED:
             if name not in self._fields:
-                raise self._error(name, "missing", FIELDS[name])
+                self._wrong(name, "missing", FIELDS[name])
+
+    def wrong(self, name: str, message: str) -> None:
+        """Note a mistake, unless what it is a part of is noted already."""
+        if not any(name == noted or name.startswith((f"{noted}.", f"{noted}[")) for noted in self.mistakes):
+            self.mistakes[name] = message
 
     def spec(self, description: str) -> TaskSpec:
         if not description:
-            raise TaskError(f"{self._path.parent / 'description.md'} is empty: it is what the agent reads")
-        name = self._choice("name", self._fields["name"], _NAME)
-        kind = self._choice("kind", self._fields["kind"], KINDS)
-        metric = self._mapping(self._fields["metric"], "metric", ("name", "direction"))
+            path = self._path.parent / "description.md"
+            self.wrong("description.md", f"{path} is empty: it is what the agent reads")
+        kind = self._choice("kind", self._fields.get("kind"), KINDS)
+        metric = self._mapping(self._fields.get("metric"), "metric", ("name", "direction"))
         return TaskSpec(
-            name=name,
+            name=self._choice("name", self._fields.get("name"), _NAME),
             kind=kind,
             split=self._choice("split", self._fields.get("split", "train"), ("train", "held_out")),
             metric=self._choice("metric.name", metric.get("name"), re.compile(r"\w[\w@. -]{0,39}")),
             description=description,
-            traits=self._line("traits", kind.replace("_", " ")),
+            traits=self._line("traits", str(kind).replace("_", " ")),
             source=self._line("source", "Given with the task."),
             entry=self._file("entry", self._fields.get("entry", "train.py")),
             submission=self._file("submission.file", self._submission.get("file", "submission.csv")),
@@ -242,18 +261,16 @@ class _Fields:
         columns = self._mapping(self._submission.get("columns"), "submission.columns", None)
         for column, kind in columns.items():
             self._choice(f"submission.columns.{column}", kind, tuple(CELLS))
-        hidden = self._fields.get("hidden", [])
-        if not columns or not isinstance(hidden, list):
-            raise self._error("hidden" if columns else "submission.columns", hidden if columns else columns, "a list")
+        if not columns:
+            self._wrong("submission.columns", columns, "a list")
+        hidden = self._list("hidden", "a list")
         return SubmissionForm(self._name("submission.id", self._submission.get("id", "id")), columns, tuple(hidden))
 
     def ideas(self, cells: Collection[str]) -> tuple[OwnIdea, ...]:
         """The task's own, for an entry script with these cells."""
-        given = self._fields.get("ideas", [])
-        if not isinstance(given, list):
-            raise self._error("ideas", given, "a list")
+        given = self._list("ideas", "a list")
         if given and not cells:
-            raise self._error("ideas", given, "none: the entry script has no cells (`# %% model`)")
+            self._wrong("ideas", given, "none: the entry script has no cells (`# %% model`)")
         return tuple(self._idea(f"ideas[{number}]", idea, tuple(cells)) for number, idea in enumerate(given))
 
     def _idea(self, name: str, given: Any, cells: tuple[str, ...]) -> OwnIdea:
@@ -263,79 +280,88 @@ class _Fields:
         try:
             compile(code, f"{name}.code", "exec")
         except (SyntaxError, ValueError) as error:
-            raise self._error(f"{name}.code", code, f"Python ({error})") from error
+            self._wrong(f"{name}.code", code, f"Python ({error})")
         return OwnIdea(text, self._choice(f"{name}.cell", idea.get("cell"), cells), code)
 
     def number(self, name: str) -> float | None:
         value = self._fields.get(name)
         if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
-            raise self._error(name, value, "a number")
+            self._wrong(name, value, "a number")
+            value = 0
         return None if value is None else float(value)
 
     def origin(self) -> Origin | None:
-        given = self._mapping(self._fields.get("archive", {}), "archive", ORIGINS)
         if "archive" not in self._fields:
             return None
+        given = self._mapping(self._fields["archive"], "archive", ORIGINS)
         if len(given) != 1:
-            raise self._error("archive", given, f"one of {', '.join(ORIGINS)} with its name")
+            self._wrong("archive", given, f"one of {', '.join(ORIGINS)} with its name")
+            return None
         ((kind, name),) = given.items()
         return Origin(kind, self._name(f"archive.{kind}", name).strip())
 
     @property
     def _submission(self) -> dict[str, Any]:
-        return self._mapping(self._fields["submission"], "submission", ("columns", "file", "id"))
+        return self._mapping(self._fields.get("submission"), "submission", ("columns", "file", "id"))
 
     def _limits(self) -> Limits:
         given = self._mapping(self._fields.get("limits", {}), "limits", Limits().to_dict())
         for name, value in given.items():
             if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
-                raise self._error(f"limits.{name}", value, "a number above 0")
+                self._wrong(f"limits.{name}", value, "a number above 0")
         return Limits(**given)
 
     def _gpus(self) -> int:
         gpus = self._fields.get("gpus", 0)
         if isinstance(gpus, bool) or not isinstance(gpus, int) or gpus < 0:
-            raise self._error("gpus", gpus, "a number from 0")
+            self._wrong("gpus", gpus, "a number from 0")
         return gpus
 
     def _read_only(self) -> tuple[str, ...]:
-        globs = self._fields.get("read_only", [])
-        if not isinstance(globs, list):
-            raise self._error("read_only", globs, "a list of globs")
-        return tuple(self._file("read_only", glob) for glob in globs)
+        return tuple(self._file("read_only", glob) for glob in self._list("read_only", "a list of globs"))
+
+    def _list(self, name: str, expected: str) -> list[Any]:
+        value = self._fields.get(name, [])
+        if not isinstance(value, list):
+            self._wrong(name, value, expected)
+            return []
+        return value
 
     def _line(self, name: str, default: str) -> str:
         return " ".join(self._name(name, self._fields.get(name, default)).split())
 
     def _name(self, name: str, value: Any) -> str:
         if not isinstance(value, str) or not value.strip():
-            raise self._error(name, value, "a text")
+            self._wrong(name, value, "a text")
+            return ""
         return value
 
     def _file(self, name: str, value: Any) -> str:
         path = PurePosixPath(self._name(name, value))
-        if path.is_absolute() or ".." in path.parts or path.parts[0] == "data":
-            raise self._error(name, value, "a path inside env/")
+        if path.is_absolute() or ".." in path.parts or path.parts[:1] == ("data",):
+            self._wrong(name, value, "a path inside env/")
         return str(path)
 
     def _choice(self, name: str, value: Any, allowed: tuple[str, ...] | re.Pattern[str]) -> str:
         if isinstance(allowed, tuple):
             if value not in allowed:
-                raise self._error(name, value, f"one of {', '.join(allowed)}")
+                self._wrong(name, value, f"one of {', '.join(allowed)}")
         elif not isinstance(value, str) or not allowed.fullmatch(value):
-            raise self._error(name, value, f"a text like {allowed.pattern}")
+            self._wrong(name, value, f"a text like {allowed.pattern}")
         return value
 
     def _mapping(self, value: Any, name: str, allowed: Any) -> dict[str, Any]:
-        """`value`, which must be a mapping from texts, of no other fields than `allowed` (None: any)."""
+        """`value`, which must be a mapping from texts, without other fields than `allowed` (None: any)."""
         if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
-            raise self._error(name, value, "fields with values")
+            self._wrong(name, value, "fields with values")
+            return {}
         for key in value if allowed is not None else ():
             if key not in allowed:
                 near = difflib.get_close_matches(key, list(allowed), n=1)
                 hint = f"; did you mean {near[0]}?" if near else ""
-                raise TaskError(f"{self._path}: {name} has no field {key!r}{hint} (there are {', '.join(allowed)})")
-        return value
+                there = f"(there are {', '.join(allowed)})"
+                self.wrong(f"{name}: {key}", f"{self._path}: {name} has no field {key!r}{hint} {there}")
+        return {key: item for key, item in value.items() if allowed is None or key in allowed}
 
-    def _error(self, name: str, value: Any, expected: str) -> TaskError:
-        return TaskError(f"{self._path}: {name} is {value!r}, expected {expected}")
+    def _wrong(self, name: str, value: Any, expected: str) -> None:
+        self.wrong(name, f"{self._path}: {name} is {value!r}, expected {expected}")

@@ -30,6 +30,12 @@ def test_a_folder_that_is_right_passes(rents, bubblewrap):
     assert failed(rents, bubblewrap) == {}
 
 
+def test_every_mistake_of_a_folder_is_a_finding_of_its_own(rents):
+    append(rents / "task.yaml", "\nsplit: other\ngpus: none\n")
+    found = check(str(rents), None)
+    assert [("split" in f.message, "gpus" in f.message, f.ok) for f in found] == [(1, 0, False), (0, 1, False)]
+
+
 @pytest.mark.slow
 @pytest.mark.docker
 def test_a_folder_that_is_right_passes_in_a_container(rents):

@@ -108,6 +108,18 @@ def test_a_wrong_field_is_an_error_that_names_it(rents, fields, message):
         tasks.get(str(rents))
 
 
+def test_all_that_is_wrong_is_named_at_once_and_no_part_of_it_twice(rents):
+    wrong = {"kind": "sound", "metric": None, "gpus": -1, "limits": {"seconds": 1, "cpu_seconds": "long"}}
+    change(rents, **wrong, ideas=[{"text": "a; b", "cell": "trees", "code": "x ="}, 3])
+    (rents / "grade.py").unlink()
+    with pytest.raises(TaskError) as raised:
+        tasks.get(str(rents))
+    named = ["metric is", "kind is", "limits has no field 'seconds'", "limits.cpu_seconds", "gpus", "has no grade.py"]
+    named += ["ideas[0].text", "ideas[0].code", "ideas[0].cell", "ideas[1] is 3"]
+    assert [text for text, name in zip(raised.value.mistakes, named, strict=True) if name not in text] == []
+    assert str(raised.value).splitlines() == list(raised.value.mistakes)
+
+
 def test_a_missing_file_is_an_error_that_names_it(rents):
     (rents / "grade.py").unlink()
     with pytest.raises(TaskError, match=r"has no grade\.py"):
