@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import get_origin
 
 from absl import app, flags
 from ml_collections import config_flags
@@ -71,13 +72,17 @@ def check_arguments(arguments: list[str]) -> None:
     """What absl would say in words that only its authors understand.
 
     Raises:
-      ConfigError: the config file is not there, or has no such field.
+      ConfigError: the config file is not there or has no such field, or several names are given in two flags.
     """
+    lists: set[str] = set()
     for argument in arguments:
         name, _, value = argument.lstrip("-").partition("=")
         path = Path(value.partition(":")[0])
         if name == "config" and value and not path.is_file():
             others = sorted(str(other) for other in path.parent.glob("*.py") if other.name != "__init__.py")
             raise ConfigError(f"--config is {value!r}; there is no such file: choose {', '.join(others) or 'another'}")
-        if name.startswith("config."):
-            check_field(name.removeprefix("config."))
+        if name.startswith("config.") and get_origin(check_field(name.removeprefix("config."))) is tuple:
+            # ml_collections would put one list behind the other.
+            if name in lists:
+                raise ConfigError(f"--{name} is given twice: give all its names at once, --{name}=a,b")
+            lists.add(name)

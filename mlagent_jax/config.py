@@ -541,10 +541,10 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def check_field(path: str) -> None:
-    """Check that there is a field of this name, for example `rl.clip`.
+def check_field(path: str) -> Any:
+    """The type of the field of this name, for example `rl.clip`.
 
     Raises:
       ConfigError: there is none; the message names the nearest.
     """
-    typed_fields.find(Config, path, "config")
+    return typed_fields.find(Config, path, "config")

@@ -61,6 +61,7 @@ def run_stages(config_dict: object, workdir: str, interruption: Interruption, di
       Stopped: by a signal that `interruption` took.
     """
     config = freeze(config_dict)
+    log.info("stages %s in %s", ", ".join(config.stages), workdir)
     # The accelerator half is imported only when the settings are known to be right: JAX takes seconds.
     from mlagent_jax.parallelism import processes
     from mlagent_jax.reporting.html import write_report

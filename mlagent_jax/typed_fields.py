@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 from typing import Any, get_type_hints
 
 from mlagent_jax.errors import ConfigError
@@ -21,7 +22,7 @@ def read(cls: type, data: Any, path: str) -> Any:
     if not isinstance(data, dict):
         names = ", ".join(field.name for field in dataclasses.fields(cls))
         raise ConfigError(f"{path} is {data!r}; it is a section with the fields {names}")
-    types = get_type_hints(cls)
+    types = _types(cls)
     values = {}
     for name, value in data.items():
         kind, place = _kind(name, types, path), f"{path}.{name}"
@@ -29,8 +30,8 @@ def read(cls: type, data: Any, path: str) -> Any:
     return cls(**values)
 
 
-def find(cls: type, field: str, path: str) -> None:
-    """Look for `field` of a `cls` that is called `path`, for example `rl.clip`.
+def find(cls: type, field: str, path: str) -> Any:
+    """The type of `field` of a `cls` that is called `path`, for example `rl.clip`.
 
     Raises:
       ConfigError: there is none; the message names the nearest.
@@ -40,7 +41,12 @@ def find(cls: type, field: str, path: str) -> None:
     for name in field.split("."):
         if not dataclasses.is_dataclass(kind):
             raise ConfigError(f"{above} is a field, not a section: {path}.{field} is none")
-        kind, above = _kind(name, get_type_hints(kind), above), f"{above}.{name}"
+        kind, above = _kind(name, _types(kind), above), f"{above}.{name}"
+    return kind
+
+
+_types = functools.cache(get_type_hints)
+"""Working them out takes most of the time of reading a config."""
 
 
 def _kind(name: str, types: dict[str, Any], path: str) -> Any:

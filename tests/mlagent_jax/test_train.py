@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from mlagent_jax.arguments import check_arguments
+from mlagent_jax.arguments import check_arguments, read_config
 from mlagent_jax.errors import ConfigError
 
 
@@ -38,6 +38,10 @@ def test_an_unknown_field_is_refused_with_the_nearest(tmp_path):
     [
         (("--config=configs/smoke.py", "--config.r1.clip=0.1"), "config.r1 is no field; did you mean config.rl?"),
         (("--config=configs/smoke.py", "--config.seed.x=1"), "config.seed is a field, not a section"),
+        (
+            ("--config.stages=sft", "--config.seed=1", "--config.stages=rl"),
+            "--config.stages is given twice: give all",
+        ),
         (("--config=configs/smok.py",), "--config is 'configs/smok.py'; there is no such file: choose configs/"),
     ],
 )
@@ -45,6 +49,10 @@ def test_a_mistake_on_the_command_line_is_named(arguments, message):
     with pytest.raises(ConfigError) as error:
         check_arguments(list(arguments))
     assert message in str(error.value)
+
+
+def test_of_other_settings_the_last_one_counts():
+    assert read_config(["--config=configs/smoke.py", "--config.seed=1", "--config.seed=2"]).seed == 2
 
 
 @pytest.mark.slow
