@@ -1,12 +1,15 @@
 """Sizes against figures worked out by hand."""
 
+import re
 import runpy
+import shlex
 import sys
 from pathlib import Path
 
 import pytest
 
-TOOL = runpy.run_path(str(Path(__file__).parents[2] / "tools" / "sizing.py"))
+ROOT = Path(__file__).parents[2]
+TOOL = runpy.run_path(str(ROOT / "tools" / "sizing.py"))
 RUN = {
     "actions": 256, "execution_seconds": 200.0, "device_seconds": 400.0, "iterations": 40,
     "slots": 0, "slots_a_worker": 8, "slice_price": 20.0, "worker_price": 0.5,
@@ -47,3 +50,13 @@ def test_every_slice_has_its_own_price_and_sampling_time(monkeypatch, capsys):
         rows("--sampling_seconds", "120", "--slice_price", "21")
     with pytest.raises(SystemExit, match="--sampling_seconds is missing for v6e-16"):
         rows("--slice", "v6e-8", "v6e-16", "--sampling_seconds", "v6e-8=120")
+
+
+def test_the_page_has_the_table_that_its_command_makes(monkeypatch, capsys):
+    page = (ROOT / "docs" / "sizing.md").read_text()
+    command = re.search(r"```\n(python tools/sizing.py [^`]*--prices_of=\"SkyPilot[^`]*)```", page)[1]
+    monkeypatch.setattr(sys, "argv", shlex.split(command.replace("\\\n", " "))[1:])
+    TOOL["main"]()
+    table = capsys.readouterr().out.split("\n\n")[1]
+    assert len(table.splitlines()) == 11
+    assert table in page
