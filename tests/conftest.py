@@ -2,7 +2,15 @@
 
 import os
 
-LONGEST = ("test_pipeline", "test_abuse", "test_postgres", "test_eight_devices", "test_packaging", "test_commands")
+LONGEST = (
+    "test_pipeline",
+    "test_docs_run",
+    "test_abuse",
+    "test_postgres",
+    "test_eight_devices",
+    "test_packaging",
+    "test_commands",
+)
 
 
 def pytest_configure(config):

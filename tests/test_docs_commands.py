@@ -1,8 +1,9 @@
 """What README and docs tell people to type is taken by its program, in blocks and in the text.
 
-Of a command in a block all that comes before its work is done for real: the program's own parser takes the arguments, a
-config is read with its overrides and checked, launchers and sweeps print what they would do. Python in blocks compiles,
-and what it imports is there."""
+`docs_commands.py` says of each command how it is known to work; `test_docs_run.py` runs those that can be. Of the
+others that is done here which comes before their work: the program's own parser takes the arguments, a config is read
+with its overrides and checked, launchers and sweeps print what they would do. Python in blocks compiles, and what it
+imports is there."""
 
 import argparse
 import ast
@@ -11,57 +12,71 @@ import importlib.util
 import os
 import re
 import runpy
-import shlex
 import subprocess
 import sys
-from pathlib import Path
 
+import docs_commands
 import pytest
 import yaml
 from absl import flags
+from docs_commands import COMMANDS, IN_THE_TEXT, ROOT, SNIPPETS, Elsewhere, Like, Needs, Run, blocks, key_of
 
 from launch import sweep
 from mlagent_jax import study
 from mlagent_jax.arguments import read_config
 from mlagent_jax.config import check_field
 
-ROOT = Path(__file__).parents[1]
-PAGES = {path: path.read_text(encoding="utf-8") for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}
-BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-FIRST = re.compile(r"(?:[A-Z_]+=\S+ +)*(?:python|pip|export|docker|mlebench|\./|launch/|tests/|\. )")
-"""How a block begins that people type; others are transcripts, drawings, protocols."""
 OTHERS_PROGRAMS = (
     "docker push",
     "mlebench prepare",
     "python -u -m MLAgentBench.",
     "python -c import tensorflow_datasets",
+    "python -m pytest",
 )
-INLINE = re.compile(r"python (?:-m (?P<module>[\w.]+)|(?P<tool>(?:tools|launch)/[\w/]+\.py))(?P<rest>[^`#\n]*)")
 PLACEHOLDERS = {"PID": "1", "PRICE": "1.5"}
 
 
-def blocks(*languages):
-    for page, text in PAGES.items():
-        for found in BLOCK.finditer(text):
-            if found[1] in languages:
-                yield page.name, found[2]
+def test_every_command_is_known_to_work_or_to_need_what_no_test_has():
+    found = [" ".join(words) for _, words in docs_commands.typed()]
+    assert [text for text in found if key_of(text, COMMANDS) is None] == []
+    assert {key_of(text, COMMANDS) for text in found} == set(COMMANDS), "entries that no page has"
 
 
-def typed():
-    """Commands in blocks, each as its words."""
-    for page, block in blocks("", "bash", "sh"):
-        if FIRST.match(block) is None:
-            continue
-        for line in block.replace("\\\n", " ").splitlines():
-            words = shlex.split(line, comments=True)
-            while words:
-                end = words.index("&&") if "&&" in words else len(words)
-                command, words = words[:end], words[end + 1 :]
-                slow = [pytest.mark.slow] if command[0].startswith("launch/") else []
-                yield pytest.param(command, id=f"{page}: {' '.join(command)[:80]}", marks=slow)
+def test_every_program_in_the_text_is_one_of_them():
+    programs = {*COMMANDS, *IN_THE_TEXT}
+    found = [" ".join(found[0].split()) for _, found in docs_commands.inline()]
+    known = {text: key_of(text, IN_THE_TEXT) or _same_program(text, programs) for text in found}
+    assert [text for text, key in known.items() if key is None] == []
 
 
-@pytest.mark.parametrize("words", list(typed()))
+def _same_program(text, commands):
+    """A command of the program that `text` names, and of its subcommand where it names one."""
+    start = re.match(r"python (?:-m )?\S+(?: [a-z]+\b)?", text)[0]
+    return next((command for command in commands if re.search(rf"(^| ){re.escape(start)}\b", command)), None)
+
+
+def test_tests_that_commands_are_left_to_are_there():
+    known = [*COMMANDS.values(), *IN_THE_TEXT.values(), *SNIPPETS.values()]
+    assert [how.test for how in known if isinstance(how, Elsewhere) and not docs_commands.is_there(how.test)] == []
+    assert [how for how in known if isinstance(how, Like) and not isinstance(COMMANDS.get(how.command), Run)] == []
+    assert all(how.what for how in known if isinstance(how, Needs))
+
+
+def test_every_snippet_is_run_here_or_elsewhere():
+    texts = [text for _, text in blocks("python")]
+    assert [text for text in texts if key_of(text, SNIPPETS) is None] == []
+    assert {key_of(text, SNIPPETS) for text in texts} == set(SNIPPETS), "entries that no page has"
+
+
+def not_run():
+    for page, command in docs_commands.typed():
+        how = COMMANDS.get(key_of(" ".join(command), COMMANDS))
+        if not isinstance(how, Run):
+            slow = [pytest.mark.slow] if command[0].startswith("launch/") else []
+            yield pytest.param(command, id=f"{page}: {' '.join(command)[:80]}", marks=slow)
+
+
+@pytest.mark.parametrize("words", list(not_run()))
 def test_a_command_is_taken(words, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
@@ -191,11 +206,8 @@ def test_yaml_is_read():
 
 
 def inline():
-    for page, text in PAGES.items():
-        for found in INLINE.finditer(BLOCK.sub("", text)):
-            module = found["module"]
-            if module is None or module.startswith(("mlagent_jax", "environments")):
-                yield pytest.param(module, found["tool"], found["rest"], id=f"{page.name}: {found[0].strip()[:80]}")
+    for page, found in docs_commands.inline():
+        yield pytest.param(found["module"], found["tool"], found["rest"], id=f"{page}: {found[0].strip()[:80]}")
 
 
 def _defined(path):
