@@ -180,7 +180,7 @@ class Sweep:
 
     def __init__(self, options: argparse.Namespace, members: Sequence[Values]) -> None:
         self.options, self.members = options, list(members)
-        self.folder = Path(options.workdir)
+        self.folder = Path(options.workdir).absolute()  # Members are started from the checkout.
         self._running: dict[int, subprocess.Popen] = {}
         self._stopping = threading.Event()
         self._lock = threading.Lock()

@@ -77,6 +77,7 @@ SLEEPING = (
     "tests/mlagent_jax/studies/test_study.py::"
     "test_a_study_of_time_says_where_it_went_and_its_runs_are_not_taken_for_real_ones"
 )
+OWN_TASK = "python -m mlagent_jax.train --config=configs/quickstart.py --workdir=runs/mine --config.tasks"
 CLOUD = Needs("a cloud or a cluster: tests/launch runs it against stand-ins, and here it prints what it would do")
 INSTALLS = Needs("packages: tests/test_packaging.py installs the workers' half")
 
@@ -86,13 +87,9 @@ COMMANDS: dict[str, Run | Like | Elsewhere | Needs] = {
     "python -m mlagent_jax.train --config=configs/smoke.py --workdir=runs/smoke --config.tracking": Run(
         f"{TINY} {SMALL_POLICY}"
     ),
-    "python -m mlagent_jax.train --config=configs/quickstart.py --workdir=runs/mine --config.rl": COLLECT,
-    "python -m mlagent_jax.train --config=configs/quickstart.py --workdir=runs/s0": Like(
-        "python -m mlagent_jax.train --config=configs/quickstart.py --workdir=runs/mine --config.rl"
-    ),
-    "python -m mlagent_jax.train --config=configs/quickstart.py --workdir=runs/mine --config.tasks": Run(
-        f"{COLLECT.more} --workdir=runs/own"
-    ),
+    OWN_TASK: COLLECT,
+    "python -m mlagent_jax.train --config=configs/quickstart.py --workdir=runs/mine --config.rl": Like(OWN_TASK),
+    "python -m mlagent_jax.train --config=configs/quickstart.py --workdir=runs/s0": Like(OWN_TASK),
     "python -m mlagent_jax.train --config=configs/quickstart.py --workdir=runs/noise": Run(
         f"{TINY} --config.stages=rl --config.policy.checkpoint=runs/smoke/export --config.pool.trajectories=runs/smoke"
         " --config.workers.store=runs/smoke/store"
@@ -131,7 +128,7 @@ COMMANDS: dict[str, Run | Like | Elsewhere | Needs] = {
     "GLIBC_TUNABLES=glibc.malloc.hugetlb=1 python tools/bench/bench_train_step.py": Run(
         f"{SMALL_POLICY} --config.sft.batch_size=2 --steps=1 --against=none --peak_tflops=1"
     ),
-    "python tools/bench/bench_sft.py": Run(f"{SMALL_POLICY} --rows=1 --steps=1 --sides=packed,padded"),
+    "python tools/bench/bench_sft.py": Run(f"{SMALL_POLICY} --rows=1 --steps=1 --sides=packed"),
     "python tools/bench/bench_sampler.py": Run("--prompts=2 --n=1 --slots=2 --repeats=1 --longest=4 --noreference"),
     # Those that other tests run.
     "python -m mlagent_jax.train --config=configs/collect.py --workdir=runs/collect": THE_7B,
@@ -208,8 +205,7 @@ COMMANDS: dict[str, Run | Like | Elsewhere | Needs] = {
 IN_THE_TEXT: dict[str, str | Elsewhere | Needs] = {
     "python tools/plan.py": "python tools/plan.py --config=configs/rl_7b_h100_8.py --slice=h100-8",
     "python tools/headroom.py": "python tools/headroom.py iris --ideas 1",
-    "python tools/bench/bench_rl_iteration.py": "python tools/bench/bench_rl_iteration.py --hidden=16 --layers=1"
-    " --states=1 --samples=2 --action_tokens=4 --script_lines=2 --iterations=5 --seconds=0.01",
+    "python tools/bench/bench_rl_iteration.py": Needs("a minute to compile four loops; the study of time runs one"),
     "python tools/bench/mesh_differences.py": "python tools/bench/mesh_differences.py --checkpoint=runs/quickstart"
     " --meshes=8,1,1 --prompts=1 --n=1 --max_new_tokens=2",
     "python -m environments actions": Elsewhere(

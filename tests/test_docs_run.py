@@ -165,8 +165,8 @@ def test_the_runs_are_those_that_the_commands_name(checkout):
     """What the commands above left, in places that their pages name."""
     made = [
         *(THE_RUN + name for name in ("/report/index.html", "/export/model.safetensors", "/trajectories/rl.jsonl")),
-        *(f"runs/{name}/trajectories/collect" for name in ("mine", "own", "permuted", "list/000")),
-        *("runs/noise/export", "runs/board/evaluation", "runs/list/sweep.html", "mlruns", "runs/smoke/trackers"),
+        *(f"runs/{name}/trajectories/collect" for name in ("mine", "permuted", "list/000")),
+        *("runs/noise/checkpoints/rl", "runs/board/evaluation", "runs/list/sweep.html", "mlruns"),
         *("exports/parquet", "exports/sharegpt/dataset_info.json", "runs/all/README.md"),
     ]
     assert [path for path in made if not (checkout.folder / path).exists()] == []

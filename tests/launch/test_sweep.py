@@ -92,6 +92,13 @@ def test_a_failed_member_stops_nothing_and_the_same_command_goes_on(tmp_path):
     assert sweep.missing_objective(again).endswith("another --objective, such as figure.mean")
 
 
+def test_members_are_beside_the_table_wherever_the_sweep_is_started(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    made = sweep.Sweep(options("runs/clip", "--sweep=rl.clip=0.1"), [{"rl.clip": "0.1"}])
+    assert (made.folder, made.workdir(0)) == (tmp_path / "runs/clip", tmp_path / "runs/clip/000")
+    assert f"--workdir={tmp_path}/runs/clip/000" in made.command(0)
+
+
 def test_a_grid_has_every_combination():
     found = sweep.grid(sweep.parse_sweeps(["rl.clip=0.1,0.2", "config.seed=0,1"]))
     assert found == [
