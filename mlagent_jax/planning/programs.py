@@ -19,7 +19,7 @@ from mlagent_jax.errors import ConfigError
 from mlagent_jax.learning import ppo
 from mlagent_jax.learning.sft import sft_step
 from mlagent_jax.models import Cache
-from mlagent_jax.models.cache import CACHE_AXES
+from mlagent_jax.models.cache import KEY_AXES, VALUE_AXES
 from mlagent_jax.planning.blueprint import Blueprint, Tree, bytes_a_device
 from mlagent_jax.sampling.config import SamplerConfig
 from mlagent_jax.sampling.weights import reads_stacked
@@ -228,12 +228,20 @@ def cache(blueprint: Blueprint) -> Cache:
       ConfigError: the mesh does not divide it.
     """
     model, config = blueprint.graph.config, blueprint.config
-    shape = (config.sampling.slots, model.num_kv_heads, cache_length(blueprint), model.head_dim)
+    sizes = {
+        "slots": config.sampling.slots,
+        "kv_heads": model.num_kv_heads,
+        "head_dim": model.head_dim,
+        "time": cache_length(blueprint),
+    }
+    dtype = jnp.dtype(config.policy.compute_dtype)
     try:
-        layer = blueprint.array(shape, jnp.dtype(config.policy.compute_dtype), CACHE_AXES)
+        key, value = (
+            blueprint.array(tuple(sizes[axis] for axis in axes), dtype, axes) for axes in (KEY_AXES, VALUE_AXES)
+        )
     except ValueError as error:
         raise ConfigError(f"config.sampling.slots is {config.sampling.slots}: {error}") from error
-    return Cache([layer] * model.num_layers, [layer] * model.num_layers)
+    return Cache([key] * model.num_layers, [value] * model.num_layers)
 
 
 def cache_length(blueprint: Blueprint) -> int:

@@ -106,8 +106,7 @@ class Batch:
         self._run = run or FirstRuns()
         self._stops = StopSets(spellings)
         self._params = Preparation(config.compute_dtype)(params).params
-        dtype = self._params["embedder"]["embedding"].dtype
-        self._state = self._run(("empty", self._length), engine.empty_slots, graph, config, self._length, dtype)
+        self._state = self._run(("empty", self._length), engine.empty_slots, graph, config, self._length, self._params)
         self._waiting: collections.deque[Request] = collections.deque()
         self._running: dict[int, Request] = {}  # by slot
         self._taken: dict[int, int] = {}  # tokens that were handed out, by slot

@@ -28,7 +28,16 @@ class Distributions:
     @classmethod
     def same(cls, distribution: Distribution, rows: int) -> Self:
         """The same one for every row."""
-        return cls(**{name: jnp.full((rows,), value) for name, value in dataclasses.asdict(distribution).items()})
+
+        def column(value: float, dtype: type) -> jax.Array:
+            return jnp.full((rows,), value, dtype)  # of a set type: programs are compiled again for a weak one
+
+        return cls(
+            temperature=column(distribution.temperature, jnp.float32),
+            top_k=column(distribution.top_k, jnp.int32),
+            top_p=column(distribution.top_p, jnp.float32),
+            min_p=column(distribution.min_p, jnp.float32),
+        )
 
 
 def log_distribution(settings: Distribution | Distributions, logits: jax.Array) -> jax.Array:

@@ -97,10 +97,15 @@ class Starts:
     """int32 []"""
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def empty_slots(graph: Graph, config: SamplerConfig, length: int, dtype: jnp.dtype) -> SlotState:
-    """All slots free, with room for `length` tokens each; activations and cache are of `dtype`."""
+@functools.partial(jax.jit, static_argnums=(0, 1, 2), keep_unused=True)
+def empty_slots(graph: Graph, config: SamplerConfig, length: int, params: Params) -> SlotState:
+    """All slots free, with room for `length` tokens each, of the dtype of the weights.
+
+    The weights are an argument so that the state is committed to their devices, as it is after any other program: one
+    that is not would have each program that it comes to first compiled twice.
+    """
     slots, width = config.slots, config.max_new_tokens
+    dtype = params["embedder"]["embedding"].dtype
     zeros = jnp.zeros((slots,), jnp.int32)
     return SlotState(
         cache=models.init_cache(graph, slots, length, dtype),
@@ -217,7 +222,6 @@ def decode(
     have become free.
     The host has `taken`, int32 [slots], tokens of each completion already; the look has what follows them.
     """
-    length = state.cache.keys[0].shape[2]
     active_before = state.active
 
     def going(carry: tuple[jax.Array, SlotState]) -> jax.Array:
@@ -227,7 +231,8 @@ def decode(
 
     def advance(carry: tuple[jax.Array, SlotState]) -> tuple[jax.Array, SlotState]:
         step, state = carry
-        written = jnp.where(state.active, state.positions, length)  # beyond the cache: a free slot keeps its prompt
+        # A free slot writes beyond the cache, and keeps its prompt.
+        written = jnp.where(state.active, state.positions, state.cache.length)
         hidden, cache = models.decode_step(graph, params, state.last_tokens, written, state.cache)
         state = dataclasses.replace(state, cache=cache, positions=state.positions + state.active)
         logits = models.logits(graph, params, hidden)

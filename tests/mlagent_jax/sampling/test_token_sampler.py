@@ -12,15 +12,25 @@ import pytest
 from mlagent_jax import models
 from mlagent_jax.models import cache as cache_module
 from mlagent_jax.models import hugging_face
-from mlagent_jax.reporting.compilations import Compilations
+from mlagent_jax.reporting.compilations import EVENT
 from mlagent_jax.sampling import Batch, Distribution, Request, SamplerConfig, TokenSampler
 from mlagent_jax.sampling.batch import _place
+from mlagent_jax.sampling.engine import SlotState
 
 NAMES = (
     *("qwen2", "qwen2-untied-mha-linear", "qwen2-yarn", "qwen3", "qwen3-bias-yarn"),
     *("llama-mqa", "llama-bias-tied"),
 )
 BUCKETS = (8, 32)
+# Of the engine, by the names that their first runs are logged with.
+PROGRAMS = {
+    "empty": "empty_slots",
+    "prefill": "prefill_prompts",
+    "prefill-part": "prefill_parts",
+    "start": "start_requests",
+    "copy": "copy_prompts",
+    "decode": "decode",
+}
 # Two samplers of one distribution, shared by the tests: a program compiles once.
 WIDE = SamplerConfig(max_new_tokens=10, slots=8, buckets=BUCKETS, stop_token_ids=tuple(range(1, 12)))
 NARROW = dataclasses.replace(WIDE, slots=2, steps_per_call=3, prefill_rows=1)
@@ -125,9 +135,14 @@ def test_parts_of_prompts_leave_what_one_prefill_leaves(model, monkeypatch):
         )
         found |= {row: states[row] for row in range(3) if left[row] > 0}
     np.testing.assert_allclose([found[0], found[1]], hidden[:2], atol=1e-5)
-    for ours, theirs in zip(jax.tree.leaves(cache), jax.tree.leaves(whole), strict=True):
-        np.testing.assert_allclose(ours[2, :, :40], theirs[2, :, :40], atol=1e-5)
-        np.testing.assert_allclose(ours[0, :, :19], theirs[0, :, :19], atol=1e-5)
+
+    def in_time(held):
+        """[slots, time, ...]"""
+        return [np.moveaxis(layer, time, 1) for layers, time in ((held.keys, 3), (held.values, 2)) for layer in layers]
+
+    for ours, theirs in zip(in_time(cache), in_time(whole), strict=True):
+        np.testing.assert_allclose(ours[2, :40], theirs[2, :40], atol=1e-5)
+        np.testing.assert_allclose(ours[0, :19], theirs[0, :19], atol=1e-5)
         assert not ours[1].any() and not ours[3].any(), "other slots are not written to"
 
 
@@ -222,25 +237,53 @@ def test_slots_are_refilled_while_others_decode(model):
     assert order != sorted(order), "a short one overtakes a long one"
 
 
+def test_each_program_writes_to_the_cache_that_it_is_given(model):
+    graph, params = model
+    ran = set()
+
+    def run(key, program, *args):
+        given = [leaf for arg in args if isinstance(arg, SlotState) for leaf in jax.tree.leaves(arg.cache)]
+        result = program(*args)
+        assert all(leaf.is_deleted() for leaf in given), "donated: no second one is allocated"
+        ran.add(key[0])
+        return result
+
+    batch = Batch(graph, NARROW, params, 60, run=run)
+    batch.submit([Request(number, tuple(prompt), 4) for number, prompt in enumerate([*prompts(2), [5] * 60])])
+    while batch.busy:
+        batch.step()
+    assert ran >= {"prefill", "prefill-part", "start", "decode"}
+
+
 def test_a_program_is_compiled_once_for_each_shape_and_logged(model, caplog):
     graph, params = model
-    sampler, compiled = TokenSampler(graph, dataclasses.replace(WIDE, shared_prefix=4)), Compilations()
+    sampler, compiled = TokenSampler(graph, dataclasses.replace(WIDE, shared_prefix=4)), collections.Counter()
+
+    def heard(event, seconds, **facts):
+        compiled.update([facts["fun_name"]] if event == EVENT else [])
+
+    jax.monitoring.register_event_duration_secs_listener(heard)
 
     def sample(seed):
         rng = np.random.default_rng(seed)
         asked = [*prompts(7, seed=seed), rng.integers(1, 97, 60).tolist()]
         asked += [[*asked[-1][:40], 5], [*asked[0], *asked[0]]]
         sampler.sample(asked, range(10), 2, params=params)
-        return compiled.take()["compilations"]
 
     with caplog.at_level("INFO", "absl"):
         for seed in range(3):
             sample(seed)
     # Empty, start, decode, copy; prefill of each bucket, whole and as a part, of 1, 2 and 4 rows.
     assert sampler.compilations <= 4 + 2 * 3 * len(BUCKETS)
-    assert sum("first run of" in message for message in caplog.messages) == sampler.compilations
-    assert {message.split()[4] for message in caplog.messages} >= {"prefill", "prefill-part", "start", "decode", "copy"}
-    assert sample(0) == 0
+    first_runs = collections.Counter(message.split()[4] for message in caplog.messages if "first run of" in message)
+    assert sum(first_runs.values()) == sampler.compilations
+    assert set(first_runs) == set(PROGRAMS)
+    count = {name: compiled[program] + compiled[f"jit({program})"] for name, program in PROGRAMS.items()}
+    assert all(count[name] <= first_runs[name] for name in PROGRAMS), "some are those of another test's sampler"
+    assert all(count[name] == first_runs[name] for name in ("empty", "start", "decode"))
+    compiled.clear()
+    sample(0)
+    assert not compiled
 
 
 def test_weights_are_those_of_the_call(model):
