@@ -57,6 +57,8 @@ EXTRAS = {
         *SERVE,
         *WANDB,
         "datasets>=4.0",
+        "gcp-storage-emulator>=2026.7",
+        "gcsfs>=2024.6",
         "gymnasium>=1.0",
         "hypothesis>=6.100",
         "kubernetes-validate>=1.37",

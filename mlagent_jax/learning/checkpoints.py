@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 import jax
@@ -22,10 +22,25 @@ from mlagent_jax.interruption import Stopped
 
 ARRAYS, EXTRA = "arrays", "extra"
 _DELETED = "deleted"
+_WHOLE = "commit_success.txt"
+"""What Orbax writes last into a step in a bucket; a step without it does not count."""
 
 
 class CheckpointError(ValueError):
     """A checkpoint that cannot be saved or restored as asked; the message names the step or the array."""
+
+
+class _Noted:
+    """A policy of Orbax that preserves everything, and notes which steps the policy that it was made of would not."""
+
+    def __init__(self, policy: Any) -> None:
+        self._policy = policy
+        self.steps: list[int] = []
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
+        kept = self._policy.should_preserve(checkpoints, context=context)
+        self.steps = [info.step for info, keep in zip(checkpoints, kept, strict=True) if not keep]
+        return [True] * len(checkpoints)
 
 
 class Checkpointer:
@@ -63,8 +78,10 @@ class Checkpointer:
         if keep_every:
             policies.append(EveryNSteps(interval_steps=keep_every))
         policy = policies[0] if len(policies) == 1 else AnyPreservationPolicy(policies)
+        # In a bucket nothing is renamed, and a removal that is cut short leaves any part of a step: see `_remove`.
+        self._removals = _Noted(policy) if str(directory).startswith("gs://") else None
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=policy,
+            preservation_policy=self._removals or policy,
             best_fn=_metric if keep_best else None,  # Orbax stores no metrics without it; the policy decides
             # A step is removed by renaming it, then deleted by us: a deletion that is cut short would leave half of it.
             todelete_subdir=None if read_only else _DELETED,
@@ -178,8 +195,17 @@ class Checkpointer:
     def wait(self) -> None:
         """Until the save in the background is whole; raises what went wrong in it."""
         self._manager.wait_until_finished()
-        if not self._read_only and jax.process_index() == 0:
+        if self._removals is not None:
+            while self._removals.steps:
+                self._remove(self._removals.steps.pop())
+        elif not self._read_only and jax.process_index() == 0:
             shutil.rmtree(self.directory / _DELETED, ignore_errors=True)
+
+    def _remove(self, step: int) -> None:
+        """From a bucket: it stops counting first, so that what a death leaves of it is half-written like any other."""
+        if jax.process_index() == 0:
+            (self.directory / str(step) / _WHOLE).unlink(missing_ok=True)
+        self._manager.delete(step)
 
     def close(self) -> None:
         """Waits, and ends the threads in the background."""

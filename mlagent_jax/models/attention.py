@@ -8,6 +8,7 @@ one that is asked for and cannot run is an error, never a silent fall back. Deco
 
 from __future__ import annotations
 
+import functools
 from typing import Literal, get_args
 
 import jax
@@ -38,8 +39,13 @@ def choose_kernel(kernel: str = "auto", platform: str | None = None) -> Kernel:
         raise ValueError(
             f"attention kernel {chosen!r} runs on {_PLATFORM[chosen]!r}, this is {platform!r}: use 'xla' or 'auto'"
         )
-    logging.log_first_n(logging.INFO, "attention kernel: %s (asked for: %s, on %s)", 1, chosen, kernel, platform)
+    _announce(chosen, kernel, platform)
     return chosen
+
+
+@functools.cache  # each choice once
+def _announce(chosen: Kernel, asked: str, platform: str) -> None:
+    logging.info("attention kernel: %s (asked for: %s, on %s)", chosen, asked, platform)
 
 
 def causal_attention(

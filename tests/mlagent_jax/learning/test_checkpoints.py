@@ -1,4 +1,4 @@
-"""Checkpoints come back bit by bit, onto any mesh, and survive the death of who writes them."""
+"""Checkpoints come back bit by bit, onto any mesh, and survive the death of who writes them; in a bucket too."""
 
 import os
 import signal
@@ -6,13 +6,31 @@ import subprocess
 import sys
 import time
 
+import buckets
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from etils import epath
 
 from mlagent_jax.learning.checkpoints import Checkpointer, CheckpointError
+
+
+@pytest.fixture(scope="module")
+def bucket():
+    with buckets.server() as variables, pytest.MonkeyPatch.context() as patch:
+        for name, value in variables.items():
+            patch.setenv(name, value)
+        yield epath.Path(f"gs://{buckets.NAME}")
+
+
+@pytest.fixture(params=["local", pytest.param("bucket", marks=pytest.mark.slow)])
+def directory(request, tmp_path):
+    """An empty folder, and one of a bucket, where nothing can be renamed and each file appears at once."""
+    if request.param == "local":
+        return epath.Path(tmp_path)
+    return request.getfixturevalue("bucket") / tmp_path.name
 
 
 def make_arrays(step=0):
@@ -36,13 +54,13 @@ def assert_same_bits(actual, expected):
         assert np.asarray(left).tobytes() == np.asarray(right).tobytes()
 
 
-def test_arrays_and_json_come_back_bit_by_bit(tmp_path):
+def test_arrays_and_json_come_back_bit_by_bit(directory):
     arrays = make_arrays()
     extra = {"consumed": ["a", "b"], "kl": {"coefficient": 1 / 3}, "position": 2**53 + 1, "none": None}
-    with Checkpointer(tmp_path / "new") as checkpointer:
+    with Checkpointer(directory / "new") as checkpointer:
         assert checkpointer.latest() is None
         checkpointer.save(5, arrays, extra)
-    with Checkpointer(tmp_path / "new") as checkpointer:
+    with Checkpointer(directory / "new") as checkpointer:
         assert checkpointer.latest() == 5
         restored, restored_extra = checkpointer.restore(5, arrays)
         assert checkpointer.extra(5) == restored_extra == extra
@@ -66,8 +84,8 @@ def test_arrays_may_be_donated_and_json_changed_while_they_are_written(tmp_path)
     assert restored_extra == {"seen": [1]}
 
 
-def test_the_latest_stay_and_the_best_beside_them(tmp_path):
-    with Checkpointer(tmp_path, keep=2, keep_best=1) as checkpointer:
+def test_the_latest_stay_and_the_best_beside_them(directory):
+    with Checkpointer(directory, keep=2, keep_best=1) as checkpointer:
         for step, metric in enumerate([0.1, 0.9, None, 0.3, 0.2]):
             checkpointer.save(step, {"x": jnp.ones(2)}, {}, metric)
         checkpointer.wait()
@@ -75,20 +93,20 @@ def test_the_latest_stay_and_the_best_beside_them(tmp_path):
         assert checkpointer.best() == 1
 
 
-def test_steps_at_an_interval_stay_for_good(tmp_path):
-    with Checkpointer(tmp_path, keep=1, keep_every=3) as checkpointer:
+def test_steps_at_an_interval_stay_for_good(directory):
+    with Checkpointer(directory, keep=1, keep_every=3) as checkpointer:
         for step in range(1, 9):
             checkpointer.save(step, {"x": jnp.ones(2)}, {})
         checkpointer.wait()
         assert checkpointer.steps() == [3, 6, 8]
 
 
-def test_a_part_can_be_restored_without_the_rest(tmp_path):
+def test_a_part_can_be_restored_without_the_rest(directory):
     arrays = make_arrays()
-    with Checkpointer(tmp_path) as checkpointer:
+    with Checkpointer(directory) as checkpointer:
         checkpointer.save(1, arrays, {})
         checkpointer.wait()
-    with Checkpointer(tmp_path, read_only=True) as reader:
+    with Checkpointer(directory, read_only=True) as reader:
         restored, _ = reader.restore(1, {"params": arrays["params"]}, partial=True)
         assert reader.shapes(1)["params/layers/kernel"].shape == (2, 4, 8)
     assert_same_bits(restored, {"params": arrays["params"]})
@@ -138,11 +156,11 @@ for step in itertools.count(first):
 
 
 @pytest.mark.parametrize("kills", [1, pytest.param(6, marks=pytest.mark.slow)])
-def test_kill_9_during_a_save_leaves_the_step_before_it_whole(tmp_path, kills):
+def test_kill_9_during_a_save_leaves_the_step_before_it_whole(directory, kills):
     rng = np.random.default_rng(kills)
     for _ in range(kills):
         child = subprocess.Popen(
-            [sys.executable, "-c", SAVE_FOR_EVER, tmp_path],
+            [sys.executable, "-c", SAVE_FOR_EVER, directory],
             env={**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": os.pathsep.join(sys.path)},
             stdout=subprocess.PIPE,
             text=True,
@@ -153,7 +171,7 @@ def test_kill_9_during_a_save_leaves_the_step_before_it_whole(tmp_path, kills):
         finally:
             child.send_signal(signal.SIGKILL)
             child.wait()
-        with Checkpointer(tmp_path, read_only=True) as checkpointer:
+        with Checkpointer(directory, read_only=True) as checkpointer:
             latest = checkpointer.latest()
             assert latest >= started - 1  # `save` of a step returns when the one before it is whole
             for step in checkpointer.steps():
@@ -162,10 +180,44 @@ def test_kill_9_during_a_save_leaves_the_step_before_it_whole(tmp_path, kills):
                 assert extra == {"step": step}
                 for i in range(20):
                     assert np.all(np.asarray(arrays[f"{i}"]) == step * 100 + i)
-    with Checkpointer(tmp_path, keep=2) as checkpointer:  # the next save cleans up what was left half-written
+    with Checkpointer(directory, keep=2) as checkpointer:  # the next save cleans up what was left half-written
         checkpointer.save(latest + 1, {"x": jnp.ones(1)}, {})
         checkpointer.wait()
-        assert sorted(int(path.name) for path in tmp_path.iterdir()) == checkpointer.steps()
+        assert sorted(int(path.name) for path in directory.iterdir()) == checkpointer.steps()
+
+
+DIE_REMOVING = """
+import os, sys, jax.numpy as jnp
+from etils import epath
+from mlagent_jax.learning.checkpoints import Checkpointer
+
+def cut_short(path, **_):
+    (path / "arrays" / "_METADATA").unlink()
+    os._exit(9)
+
+epath.gpath.PosixGPath.rmtree = cut_short
+with Checkpointer(sys.argv[1], keep=1) as checkpointer:
+    for step in (1, 2):
+        checkpointer.save(step, {"x": jnp.full(3, step)}, {})
+"""
+
+
+@pytest.mark.slow
+def test_a_removal_that_is_cut_short_in_a_bucket_leaves_no_step_that_looks_whole(bucket, tmp_path):
+    directory = bucket / tmp_path.name
+    child = subprocess.run(
+        [sys.executable, "-c", DIE_REMOVING, directory],
+        env={**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": os.pathsep.join(sys.path)},
+        check=False,
+    )
+    assert child.returncode == 9
+    assert {path.name for path in directory.iterdir()} == {"1", "2"}
+    with Checkpointer(directory, keep=1) as checkpointer:
+        assert checkpointer.steps() == [2]
+        assert np.all(np.asarray(checkpointer.restore(2, {"x": jnp.zeros(3, jnp.int32)})[0]["x"]) == 2)
+        checkpointer.save(3, {"x": jnp.ones(3)}, {})
+        checkpointer.wait()
+        assert [path.name for path in directory.iterdir()] == ["3"]
 
 
 def test_a_step_is_saved_once(tmp_path):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from mlagent_jax.models import causal_attention, choose_kernel
+from mlagent_jax.models.attention import _announce
 from mlagent_jax.models.splash import splash_attention
 from mlagent_jax.parallelism import DEFAULT_RULES
 
@@ -52,6 +53,17 @@ def test_a_kernel_that_cannot_run_is_an_error_and_no_fall_back():
         choose_kernel("cudnn", "cpu")
     with pytest.raises(ValueError, match="'flash' is unknown"):
         choose_kernel("flash", "cpu")
+
+
+def test_each_choice_is_logged_once(caplog):
+    _announce.cache_clear()  # of what other tests chose
+    with caplog.at_level("INFO", logger="absl"):
+        for kernel, platform in (("auto", "cpu"), ("auto", "tpu"), ("auto", "cpu")):
+            choose_kernel(kernel, platform)
+    assert [record.getMessage() for record in caplog.records] == [
+        "attention kernel: xla (asked for: auto, on cpu)",
+        "attention kernel: splash (asked for: auto, on tpu)",
+    ]
 
 
 @pytest.mark.slow

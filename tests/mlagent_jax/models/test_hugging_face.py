@@ -15,7 +15,7 @@ import torch
 import transformers
 
 from mlagent_jax import models
-from mlagent_jax.data.tokenizer import train_tokenizer
+from mlagent_jax.data.tokenizer import Tokenizer, train_tokenizer
 from mlagent_jax.models import hugging_face
 from mlagent_jax.models.tensor_files import TensorFileError
 
@@ -263,8 +263,10 @@ def ours(tmp_path_factory):
     config = models.ModelConfig(
         *(400, 32, 2, 4, 2, 8, 48), model_type="qwen2", attention_bias=True, tie_word_embeddings=True, dtype="float32"
     )
-    corpus = [Path(hugging_face.__file__).read_text()]
-    tokenizer = train_tokenizer(corpus, config.vocab_size, ["Next:\n"], tmp_path_factory.mktemp("tokenizer"))
+    corpus, folder = [Path(hugging_face.__file__).read_text()], tmp_path_factory.mktemp("tokenizer")
+    train_tokenizer(corpus, config.vocab_size, ["Next:\n"], folder)
+    (folder / "chat_template.jinja").write_text("{{ messages[0].content }}\nNext:")
+    tokenizer = Tokenizer.load(folder)
     return config, make_params(config)[1], tokenizer
 
 
@@ -276,6 +278,8 @@ def test_an_export_has_all_that_a_user_of_transformers_needs(tmp_path, ours):
     text = "def  f():\n\n    return é  # 🎉\nNext:\n"
     assert loaded(text)["input_ids"] == tokenizer.encode(text)
     assert loaded.decode(tokenizer.encode(text)) == text
+    said = [{"role": "user", "content": text}]
+    assert loaded.apply_chat_template(said, tokenize=False) == f"{text}\nNext:"
     assert model.config.model_type == "qwen2"
     assert model.config.vocab_size == len(loaded) == tokenizer.vocab_size
     assert model.generation_config.eos_token_id == model.config.eos_token_id == tokenizer.eos_id
