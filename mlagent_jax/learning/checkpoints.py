@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
+import fsspec.config
 import jax
 import orbax.checkpoint as ocp
 from etils import epath
@@ -24,6 +25,9 @@ ARRAYS, EXTRA = "arrays", "extra"
 _DELETED = "deleted"
 _WHOLE = "commit_success.txt"
 """What Orbax writes last into a step in a bucket; a step without it does not count."""
+
+# Or gcsfs remembers what a bucket held, and a reader never sees the steps that another process saves.
+fsspec.config.conf.setdefault("gcs", {}).setdefault("use_listings_cache", False)
 
 
 class CheckpointError(ValueError):
