@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import random
 import signal
 import socket
 import sqlite3
@@ -13,7 +14,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from postgres_server import PostgresServer, need_binaries
 
+from environments.supervision import QUEUE_VARIABLE
 from mlagent_jax.data import jsonl
 
 pytestmark = pytest.mark.slow
@@ -46,12 +49,12 @@ TINY = (
 )
 
 
-def start(workdir, *overrides, processes=1, devices=DEVICES):
-    """The processes of one run, and the files of their output."""
+def start(workdir, *overrides, processes=1, devices=DEVICES, program=("-m", "mlagent_jax.train")):
+    """The processes of one run, with the files WORKDIR.INDEX.log of their output (and .told of what they tell)."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
-    command = [sys.executable, "-m", "mlagent_jax.train", "--config=configs/smoke.py", f"--workdir={workdir}"]
+    command = [sys.executable, *program, "--config=configs/smoke.py", f"--workdir={workdir}"]
     # On a busy machine one process may be far behind the other.
     flags = (
         f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0 "
@@ -60,11 +63,14 @@ def start(workdir, *overrides, processes=1, devices=DEVICES):
     started = []
     for index in range(processes):
         environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
+        environment |= {"PYTHONPATH": os.pathsep.join(sys.path), "MLAGENT_TEST_TOLD": f"{workdir}.{index}.told"}
         if processes > 1:
             environment |= {
                 "JAX_COORDINATOR_ADDRESS": address,
                 "JAX_NUM_PROCESSES": str(processes),
                 "JAX_PROCESS_ID": str(index),
+                # It serves the first one alone, which would then wait for the others, and Gloo waits for 30 s.
+                "JAX_ENABLE_COMPILATION_CACHE": "false",
             }
         with open(f"{workdir}.{index}.log", "ab") as log:
             started.append(
@@ -127,37 +133,145 @@ def test_sft_is_what_one_device_makes_of_the_same_steps(run, tmp_path):
     np.testing.assert_allclose(both, one, rtol=1e-3)
 
 
+class Workers:
+    """Hosts of one worker each on a queue in PostgreSQL, of which one after the other dies and is replaced.
+
+    Args:
+      run: workdir whose tasks and store they have.
+      deaths: how many results there are when the next one dies, in order.
+      seed: of which one that is.
+    """
+
+    def __init__(self, folder, run, url, deaths, seed):
+        import psycopg
+
+        self._folder, self._run, self._url = folder, run, url
+        self._deaths, self._dice = list(deaths), random.Random(seed)
+        self._database, self._no_table = psycopg.connect(url, autocommit=True), psycopg.errors.UndefinedTable
+        self._alive, self._hosts = {}, 0
+        self.lost = []
+        """Ids of the jobs that were held by those that died."""
+        for _ in range(2):
+            self._start()
+
+    def ask(self, query, *values):
+        """Rows; none before there is a table."""
+        with contextlib.suppress(self._no_table):
+            return self._database.execute(query, values).fetchall()
+        return []
+
+    def lose_one(self):
+        """Kill a worker that holds a job, where it is time for that, and start another host. The first job that is lost
+        so was lost before as often as it may be."""
+        if not self._deaths or self.ask("select count(*) from mlagent_jobs where state = 'done'") < [
+            (self._deaths[0],)
+        ]:
+            return
+        held = self._held()
+        if not held:
+            return
+        job, pid = self._dice.choice(held)
+        os.kill(pid, signal.SIGSTOP)
+        if (job, pid) not in self._held():  # It was handed in meanwhile.
+            os.kill(pid, signal.SIGCONT)
+            return
+        os.killpg(pid, signal.SIGKILL)
+        self._alive.pop(pid).wait()
+        if not self.lost:
+            self.ask("update mlagent_jobs set attempts = max_attempts where id = %s returning id", job)
+        self.lost.append(job)
+        self._deaths.pop(0)
+        self._start()
+
+    def close(self):
+        self._database.close()
+        for process in self._alive.values():
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+    def _held(self):
+        """(job, process of the worker that has it)."""
+        return self.ask(
+            "select id, pid from mlagent_jobs join mlagent_workers on worker = name where state = 'leased' order by id"
+        )
+
+    def _start(self):
+        self._hosts += 1
+        program = [sys.executable, str(Path(__file__).with_name("slow_worker.py"))]
+        folders = [f"--tasks={self._run / 'tasks'}", f"--store={self._run / 'store'}"]
+        with open(self._folder / f"host{self._hosts}.log", "ab") as log:
+            process = subprocess.Popen(
+                [*program, *folders, "--slots=1", "--sandbox=bubblewrap", "--lease_seconds=2"],
+                stdout=log,
+                stderr=log,
+                env=os.environ | {QUEUE_VARIABLE: self._url, "PYTHONPATH": os.pathsep.join(sys.path)},
+                process_group=0,
+            )
+        self._alive[process.pid] = process
+
+
 def iterations(workdir):
     """Steps of rl that are done, as its metrics tell."""
     path = workdir / "metrics.jsonl"
     return [record["step"] for record in jsonl.read(path) if record["stage"] == "rl"] if path.exists() else []
 
 
-def test_told_to_stop_one_takes_the_other_along_and_both_go_on_where_they_were(run, tmp_path):
-    """SIGTERM to the process that is not the first, as where its host alone is taken back."""
+@pytest.fixture
+def server():
+    made = PostgresServer(need_binaries())
+    yield made
+    made.remove()
+
+
+@pytest.mark.postgres
+def test_a_run_is_stopped_and_goes_on_while_workers_are_killed_at_random(run, server, tmp_path):
+    """SIGTERM to the process that is not the first, as where its host alone is taken back; SIGKILL to workers, before
+    that and after it. Both processes train on the same rows, every job has one result and is trained on once."""
     workdir = tmp_path / "stopped"
     overrides = (
         "--config.stages=sft,rl",
         "--config.mesh.tensor=2",
         "--config.rl.iterations=4",
         f"--config.pool.trajectories={run}",
+        f"--config.tasks.folder={run / 'tasks'}",
         f"--config.workers.store={run / 'store'}",
+        f"--config.workers.queue={server.url()}",
+        "--config.workers.slots=0",
     )
-    started = start(workdir, *overrides, processes=2)
-    deadline = time.monotonic() + 600
-    while not iterations(workdir) and all(process.poll() is None for process in started):
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
-    if started[1].poll() is None:
-        os.kill(started[1].pid, signal.SIGTERM)
-    finish(started, workdir, status=75)
-    done = iterations(workdir)
-    assert 1 <= len(done) < 4
+    program = (str(Path(__file__).with_name("telling_trainer.py")),)
+    dice = random.Random(0)
+    started = start(workdir, *overrides, processes=2, program=program)
+    end = time.monotonic() + 900
 
-    finish(start(workdir, *overrides, processes=2), workdir)
+    def attend(until):
+        """Lose workers until a condition holds or a process of the run has ended."""
+        while not until() and all(process.poll() is None for process in started):
+            assert time.monotonic() < end
+            workers.lose_one()
+            time.sleep(0.02)
+
+    with contextlib.closing(Workers(tmp_path, run, server.url(), sorted(dice.sample(range(2, 28), 5)), 0)) as workers:
+        attend(until=lambda: iterations(workdir))
+        if started[1].poll() is None:
+            os.kill(started[1].pid, signal.SIGTERM)
+        finish(started, workdir, status=75)
+        done = iterations(workdir)
+        assert 1 <= len(done) < 4
+        started = start(workdir, *overrides, processes=2, program=program)
+        attend(until=lambda: False)
+        finish(started, workdir)
+        jobs = workers.ask("select id, state, attempts, consumed_step from mlagent_jobs")
+
     assert iterations(workdir) == [1, 2, 3, 4]
+    one, other = (jsonl.read(Path(f"{workdir}.{index}.told")) for index in range(2))
+    assert one == other, "both processes trained on the same rows, with the same ones masked, to the same parameters"
+    assert [told["iteration"] for told in one] == [0, 1, 2, 3]
+    assert {id: (state, step) for id, state, _, step in jobs} == {
+        id: ("dead" if id == workers.lost[0] else "done", told["iteration"]) for told in one for id in told["jobs"]
+    }, "every action has one result, and was trained on once"
+    assert [id for told in one for id in told["masked"]] == workers.lost[:1]
+    assert len(workers.lost) >= 3
+    assert {id for id, _, attempts, _ in jobs if attempts > 1} >= set(workers.lost)
     records = jsonl.read(workdir / "trajectories" / "rl.jsonl")
     assert [record["step"] for record in records] == [step for step in (1, 2, 3, 4) for _ in range(8)]
-    with contextlib.closing(sqlite3.connect(workdir / "queue.db")) as db:
-        consumed = db.execute("select count(*) from mlagent_jobs where consumed_step is not null").fetchone()
-    assert consumed == (32,), "every action was trained on once"
