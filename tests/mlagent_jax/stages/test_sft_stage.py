@@ -2,10 +2,10 @@
 
 import contextlib
 import dataclasses
-import json
 import types
 
 import jax
+import needs
 import numpy as np
 import pytest
 
@@ -22,6 +22,7 @@ from mlagent_jax.parallelism import make_mesh
 from mlagent_jax.policy import base_policy, checkpointer, renderer, trained_policy
 from mlagent_jax.reporting import metrics
 from mlagent_jax.reporting.metrics import MetricsLog
+from mlagent_jax.stages.export import export
 from mlagent_jax.stages.sft import sft
 
 SPEC = tasks.get("micro-rings-0").spec
@@ -144,9 +145,38 @@ def test_other_steps_than_the_checkpoint_was_trained_on_are_refused(tmp_path):
         Stand(tmp_path / "run", packing=False, records=[*RECORDS[:-1], record(9, 2)]).train()
 
 
-def test_the_adapters_alone_are_trained_where_there_are_some(tmp_path):
-    base = Stand(tmp_path / "run")
-    base.config = dataclasses.replace(base.config, lora=dataclasses.replace(base.config.lora, rank=2))
-    rows = base.train()
-    assert rows[-1]["held_out_loss"] < rows[0]["loss"]
-    assert json.dumps(rows[-1])
+def configured(stand, **sections):
+    """The same run with other settings: a dict of fields for each section named."""
+    changed = {name: dataclasses.replace(getattr(stand.config, name), **fields) for name, fields in sections.items()}
+    stand.config = dataclasses.replace(stand.config, **changed)
+    return stand
+
+
+def exported(stand, layout):
+    """The folder that the stage export writes in this layout."""
+    configured(stand, export={"policy": "sft", "layout": layout})
+    with jax.set_mesh(stand.mesh):
+        export(stand)
+    return (stand.workdir / "export").rename(stand.workdir / layout)
+
+
+def test_the_adapters_alone_are_trained_where_there_are_some_and_exported_in_both_layouts(tmp_path):
+    torch, transformers, peft = map(needs.package, ("torch", "transformers", "peft"))
+    base = Stand(tmp_path / "base")
+    base.train()
+    start = exported(base, "merged")
+    run = configured(Stand(tmp_path / "run"), policy={"checkpoint": str(start)}, lora={"rank": 2})
+    rows = run.train()
+    assert rows[-1]["loss"] < rows[0]["loss"]
+    with checkpointer(run, "sft") as saved:
+        shapes = saved.shapes(saved.latest())
+    assert all("/adapter/" in path for path in shapes if path.startswith("policy/"))
+
+    load = transformers.AutoModelForCausalLM.from_pretrained
+    tokens = torch.arange(5, 45)[None]
+    with torch.no_grad():
+        plain = load(start)(tokens).logits
+        merged = load(exported(run, "merged"))(tokens).logits
+        beside = peft.PeftModel.from_pretrained(load(start), exported(run, "peft"))(tokens).logits
+    assert (merged - plain).abs().max() > 0.01
+    torch.testing.assert_close(beside, merged, atol=1e-4, rtol=0)
