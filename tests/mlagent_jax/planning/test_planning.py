@@ -94,13 +94,8 @@ def test_every_7b_config_fits_its_slice(name):
     assert sum(leaf.size for leaf in jax.tree.leaves(plan.blueprint.base)) == 7_615_616_512
 
 
-OLD = pytest.mark.xfail(reason="compiled before prompts were prefilled in parts", strict=True)
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=OLD) if name == "rl_7b_v5e_16" else name for name in BY_SLICE]
-)
+@pytest.mark.parametrize("name", BY_SLICE)
 def test_the_plan_that_is_kept_of_a_7b_config_is_of_now(name):
     """All that needs no compiler, and what the programs work on."""
     config = config_of(name)
