@@ -43,7 +43,7 @@ class PolicyConfig:
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """Devices along each axis of the mesh; -1 takes what the others leave."""
+    """Devices along each axis of the mesh (-1 takes what the others leave), and what is split over which."""
 
     data: int = -1
     """Copies of the parameters, each with a share of the batch."""
@@ -51,6 +51,14 @@ class MeshConfig:
     """Shares of the parameters that are gathered layer by layer; also shares of the batch."""
     tensor: int = 1
     """Shares of each matrix that stay apart."""
+    rules: str = ""
+    """Rows of the table from logical axes to mesh axes that differ from the default one (docs/memory.md), for example
+    `embed=data+fsdp,vocab=`; after a `=` nothing: whole on every device."""
+
+    @property
+    def shape(self) -> dict[str, int]:
+        """Devices along each axis."""
+        return {"data": self.data, "fsdp": self.fsdp, "tensor": self.tensor}
 
 
 @dataclasses.dataclass(frozen=True)

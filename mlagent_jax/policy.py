@@ -71,7 +71,7 @@ def base_policy(run: Run) -> Policy:
 
     Raises:
       ConfigError: the checkpoint cannot be read; or from scratch, and no vocabulary has been made yet (the sft stage
-        makes it).
+        makes it), or the mesh does not divide a dimension.
     """
     config = run.config.policy
     dtype = jnp.dtype(config.param_dtype)
@@ -85,9 +85,11 @@ def base_policy(run: Run) -> Policy:
         )
     tokenizer = Tokenizer.load(str(folder))
     shape = shape_from_scratch(config, tokenizer.vocab_size)
-    graph, params = models.create(
-        shape, jax.random.key(run.config.seed), dtype=dtype, mesh=run.mesh, attention=config.attention
-    )
+    options = {"dtype": dtype, "mesh": run.mesh, "rules": run.rules, "attention": config.attention}
+    try:
+        graph, params = models.create(shape, jax.random.key(run.config.seed), **options)
+    except ValueError as error:
+        raise ConfigError(f"config.mesh or config.policy: {error}") from error
     return Policy(shape, graph, params, tokenizer)
 
 
@@ -120,7 +122,7 @@ def checkpoint_policy(run: Run, checkpoint: str, field: str = "evaluate.policies
     try:
         folder = hub.fetch(checkpoint)
         loaded = hugging_face.load(
-            folder, dtype=jnp.dtype(config.param_dtype), mesh=run.mesh, attention=config.attention
+            folder, dtype=jnp.dtype(config.param_dtype), mesh=run.mesh, rules=run.rules, attention=config.attention
         )
         return Policy(*loaded, Tokenizer.load(folder), hugging_face.read_origin(folder))
     except (OSError, ValueError) as error:

@@ -94,10 +94,11 @@ class Run:
         self.tasks: dict[str, PreparedTask] = {}
         self.collector: Collector | None = None
         try:
-            self.mesh = make_mesh(dataclasses.asdict(config.mesh))
+            self.mesh = make_mesh(config.mesh.shape)
+            self.rules = DEFAULT_RULES.changed(config.mesh.rules)
         except ValueError as error:
             raise ConfigError(f"config.mesh: {error}") from error
-        rows = DEFAULT_RULES.spec(("batch",), self.mesh)
+        rows = self.rules.spec(("batch",), self.mesh)
         self._batch_sharding = NamedSharding(self.mesh, rows)
         self._compilations = Compilations()
         self._memory = PeakMemory(facts.get("peak_memory_gb", 0.0))
@@ -290,7 +291,7 @@ class Run:
     @property
     def row_shards(self) -> int:
         """Shares that the mesh cuts a batch's rows into."""
-        return math.prod(self.mesh.shape[axis] for axis in ("data", "fsdp"))
+        return math.prod(self.mesh.shape[axis] for axis in self.rules.mesh_axes("batch", self.mesh))
 
     def place(self, batch: Any) -> Any:
         """A pytree of host arrays on the devices, its first axis split over the mesh's data axes."""

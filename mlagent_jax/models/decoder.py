@@ -57,11 +57,17 @@ def build(
     """The graph, and the shapes and logical axes of its parameters (two trees alike); allocates nothing.
 
     Raises:
-        ValueError: For an attention kernel that does not run here.
+        ValueError: For an attention kernel that does not run here, or not with these rules.
     """
     definitions, shapes, axes = describe(config, dtype)
     scan = config.num_layers > _UNROLLED_UP_TO if scan_layers is None else scan_layers
     kernel = choose_kernel(attention, platform)
+    table = dict(rules.table)
+    if kernel == "splash" and table["heads"] != table["kv_heads"]:
+        raise ValueError(
+            f"the attention kernel splash works on whole groups of heads, and the sharding rules split heads over "
+            f"{table['heads']}, kv_heads over {table['kv_heads']}: make both rows alike, or take the kernel xla"
+        )
     return Graph(config, rules, kernel, scan, definitions=definitions), shapes, axes
 
 

@@ -1,7 +1,7 @@
 """From logical axis names to shardings, through one table.
 
 Parameters and activations name their axes by meaning ("mlp", "batch"); only this table knows the mesh. To train with
-another layout, a config names other `Rules`; no model code changes.
+another layout, a config changes rows of it (`config.mesh.rules`); no model code changes.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from typing import Any
 
 import jax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
+
+from mlagent_jax.parallelism.mesh import AXES
 
 LogicalAxes = tuple[str | None, ...]
 
@@ -27,6 +29,34 @@ class Rules:
     def of(cls, table: Mapping[str, Sequence[str]]) -> Rules:
         """From a mapping such as `{"batch": ("data", "fsdp"), "mlp": ("tensor",)}`."""
         return cls(tuple((name, tuple(axes)) for name, axes in table.items()))
+
+    def changed(self, rows: str) -> Rules:
+        """The table with some rows replaced: "LOGICAL=MESH+MESH,...", e.g. "embed=data+fsdp,vocab=" (that one whole).
+
+        Raises:
+            ValueError: For a row that cannot be read or may not change, or two axes of one array on one mesh axis.
+        """
+        table, seen = dict(self.table), set()
+        for row in rows.split(",") if rows else ():
+            logical, equals, text = row.partition("=")
+            axes = tuple(text.split("+")) if text else ()
+            if not equals or logical not in CHANGEABLE or logical in seen:
+                raise ValueError(
+                    f"the sharding rule {row!r} is none: write LOGICAL=MESH+MESH, once for each of "
+                    f"{', '.join(CHANGEABLE)}; for example embed=data+fsdp, or vocab= for whole"
+                )
+            if set(axes) - set(AXES) or len(axes) > len(set(axes)):
+                raise ValueError(f"the sharding rule {row!r} splits over {text!r}: use {', '.join(AXES)}, each once")
+            seen.add(logical)
+            table[logical] = axes
+        for together in TOGETHER:
+            flat = [axis for logical in together for axis in table[logical]]
+            if twice := sorted({axis for axis in flat if flat.count(axis) > 1}):
+                raise ValueError(
+                    f"the sharding rules {rows} would use the mesh axis {' and '.join(twice)} twice in "
+                    f"arrays with axes {together}: change one of their rows"
+                )
+        return Rules.of(table)
 
     def mesh_axes(self, logical: str | None, mesh: Mesh | AbstractMesh) -> tuple[str, ...]:
         """The axes of `mesh` larger than 1 that split `logical`.
@@ -81,6 +111,19 @@ DEFAULT_RULES = Rules.of(
         "mlp": ("tensor",),
     }
 )
+
+CHANGEABLE = ("batch", "slots", "embed", "vocab", "heads", "kv_heads", "mlp")
+"""Rows that a config may change; the others are whole on every device in all that we compute."""
+
+TOGETHER: tuple[tuple[str, ...], ...] = (
+    *(("batch", "time", axis) for axis in ("hidden", "mlp", "vocab")),
+    *(("batch", "time", axis, "head_dim") for axis in ("heads", "kv_heads")),
+    *(("layers", "embed", axis) for axis in ("vocab", "mlp")),
+    *(("layers", "embed", axis, "head_dim") for axis in ("heads", "kv_heads")),
+    ("hidden", "vocab"),
+    ("slots", "time", "kv_heads", "head_dim"),
+)
+"""Logical axes that meet in one array, which may use a mesh axis once."""
 
 
 def is_logical_axes(node: Any) -> bool:

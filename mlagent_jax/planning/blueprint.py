@@ -92,10 +92,14 @@ class Blueprint:
         spec = self.graph.rules.spec(axes or (None,) * len(shape), self.mesh, shape)
         return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(self.mesh, spec))
 
+    def parts(self, logical: str) -> int:
+        """Into how many parts the mesh cuts an axis with this name."""
+        return math.prod(self.mesh.shape[axis] for axis in self.graph.rules.mesh_axes(logical, self.mesh))
+
     @property
     def row_shards(self) -> int:
         """Into how many parts the mesh cuts the rows of a batch."""
-        return math.prod(self.mesh.shape[axis] for axis in self.graph.rules.mesh_axes("batch", self.mesh))
+        return self.parts("batch")
 
 
 def draw(config: Config, model: models.ModelConfig, mesh: Mesh | AbstractMesh, platform: str) -> Blueprint:
@@ -110,7 +114,7 @@ def draw(config: Config, model: models.ModelConfig, mesh: Mesh | AbstractMesh, p
             model,
             dtype=jnp.dtype(policy.param_dtype),
             mesh=mesh,
-            rules=DEFAULT_RULES,
+            rules=DEFAULT_RULES.changed(config.mesh.rules),
             attention=policy.attention,
             platform=platform,
         )

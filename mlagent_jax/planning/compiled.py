@@ -155,13 +155,12 @@ def _too_large(program: Program, operations: int, message: str) -> Compiled:
 
 def _faults(program: Program, blueprint: Blueprint, found: list[hlo.Instruction]) -> list[str]:
     """A layer's parameters are to be gathered one layer at a time, and logits made some positions at a time."""
-    tensor = blueprint.mesh.shape.get("tensor", 1)
     gathered = _gathered_shapes(blueprint)
     faults = [f"gathers all layers of a parameter at once: {array}" for array in hlo.gathers_of(found, gathered)]
     if program.time > 1:
         rows = max(1, program.rows // blueprint.row_shards)
         vocab = blueprint.graph.config.vocab_size
-        for size in {vocab, vocab // tensor}:
+        for size in {vocab, vocab // blueprint.parts("vocab")}:
             if rows * program.time * size <= CHUNK_ELEMENTS:  # small enough to be one chunk
                 continue
             arrays = hlo.with_vocabulary(found, rows * program.time, size, blueprint.graph.config.hidden_size)
@@ -170,14 +169,15 @@ def _faults(program: Program, blueprint: Blueprint, found: list[hlo.Instruction]
 
 
 def _gathered_shapes(blueprint: Blueprint) -> set[tuple[int, ...]]:
-    """Of the stacked matrices, what one device would hold if it gathered them over `fsdp`."""
+    """Of the stacked matrices, what one device would hold if it gathered their axis `embed`."""
     shapes = set()
+    cutting = set(blueprint.graph.rules.mesh_axes("embed", blueprint.mesh))
     for leaf in jax.tree.leaves(blueprint.base["layers"]):
         if len(leaf.shape) < 3:
             continue
         local = leaf.sharding.shard_shape(leaf.shape)
         spec = (*leaf.sharding.spec, *(None,) * (len(leaf.shape) - len(leaf.sharding.spec)))
-        split = ["fsdp" in (part if isinstance(part, tuple) else (part,)) for part in spec]
+        split = [bool(cutting & set(part if isinstance(part, tuple) else (part,))) for part in spec]
         if any(split):
             shapes.add(tuple(full if cut else own for full, own, cut in zip(leaf.shape, local, split, strict=True)))
     return shapes

@@ -100,10 +100,11 @@ def _gradients(blueprint: Blueprint, accumulated: bool) -> int:
 def activations(blueprint: Blueprint, rows: int, time: int, predicted: int) -> int:
     """Estimate for a pass of `rows` rows of `time` tokens, `predicted` positions of which meet the vocabulary."""
     model, policy = blueprint.graph.config, blueprint.config.policy
-    size, tensor = jnp.dtype(policy.compute_dtype).itemsize, blueprint.mesh.shape.get("tensor", 1)
+    size, parts = jnp.dtype(policy.compute_dtype).itemsize, blueprint.parts
     tokens = rows // blueprint.row_shards * time
-    hidden, inner = model.hidden_size, model.intermediate_size / tensor
-    heads, kv_heads = model.num_heads * model.head_dim / tensor, model.num_kv_heads * model.head_dim / tensor
+    hidden, inner = model.hidden_size, model.intermediate_size / parts("mlp")
+    heads = model.num_heads * model.head_dim / parts("heads")
+    kv_heads = model.num_kv_heads * model.head_dim / parts("kv_heads")
     kept = {
         "full": hidden,
         "dots": 3 * hidden + 2 * heads + 2 * kv_heads + 2 * inner,
@@ -113,44 +114,46 @@ def activations(blueprint: Blueprint, rows: int, time: int, predicted: int) -> i
     one_layer = 8 * hidden + 6 * heads + 6 * kv_heads + 6 * inner
     scores = 0.0
     if blueprint.graph.attention == "xla":  # the others hold none
-        scores = 3 * 4 * rows // blueprint.row_shards * model.num_heads / tensor * block_size(time) * time
+        scores = 3 * 4 * rows // blueprint.row_shards * model.num_heads / parts("heads") * block_size(time) * time
     # Logits, probabilities and their gradients of one chunk.
-    logits = 4 * 4 * min(rows // blueprint.row_shards * predicted * model.vocab_size / tensor, 2**25)
+    logits = 4 * 4 * min(rows // blueprint.row_shards * predicted * model.vocab_size / parts("vocab"), 2**25)
     around = 4 * tokens * hidden * size
     return int(tokens * size * (model.num_layers * kept + one_layer) + scores + logits + around) + _gathered(blueprint)
 
 
 def _gathered(blueprint: Blueprint) -> int:
-    """What a device has of the weights that are split over `fsdp` while it uses them: two layers' (one ahead) in the
+    """What a device has of the weights whose axis `embed` is split while it uses them: two layers' (one ahead) in the
     compute dtype, the gradient of one, the embedding whole, and the output projection with its gradient where it has
     one, in their own dtype."""
-    if blueprint.mesh.shape.get("fsdp", 1) == 1:
+    if blueprint.parts("embed") == 1:
         return 0
     model, policy = blueprint.graph.config, blueprint.config.policy
     size, own = jnp.dtype(policy.compute_dtype).itemsize, jnp.dtype(policy.param_dtype).itemsize
     layer = sum(math.prod(leaf.shape[1:]) for leaf in jax.tree.leaves(blueprint.base["layers"]))
     projection = own * (2 if blueprint.adapters is None else 1)
     vocabulary = model.vocab_size * model.hidden_size
-    return int((3 * layer * size + vocabulary * (size + projection)) / blueprint.mesh.shape.get("tensor", 1))
+    of_layers, of_vocabulary = 3 * layer * size, vocabulary * (size + projection)
+    return int(of_layers / blueprint.parts("mlp") + of_vocabulary / blueprint.parts("vocab"))
 
 
 def _prefill_activations(blueprint: Blueprint) -> int:
     """Forward alone: one layer's."""
     program = programs.prefill_program(blueprint)
-    model, tensor = blueprint.graph.config, blueprint.mesh.shape.get("tensor", 1)
+    model, heads = blueprint.graph.config, blueprint.parts("heads")
     size = jnp.dtype(blueprint.config.policy.compute_dtype).itemsize
     rows = program.rows // blueprint.row_shards
-    width = 3 * model.hidden_size + (3 * model.intermediate_size + 3 * model.num_heads * model.head_dim) / tensor
+    inner = 3 * model.intermediate_size / blueprint.parts("mlp") + 3 * model.num_heads * model.head_dim / heads
+    width = 3 * model.hidden_size + inner
     scores = 0.0
     # Keys and values of all layers stand beside the cache until they are written to it.
-    held = 2 * model.num_layers * model.num_kv_heads * model.head_dim / tensor
+    held = 2 * model.num_layers * model.num_kv_heads * model.head_dim / blueprint.parts("kv_heads")
     if programs.sampler_config(blueprint).is_long(
         blueprint.config.prompt.max_prompt_tokens
     ):  # in parts, layer by layer
-        scores = 2 * 4 * rows * model.num_heads / tensor * program.time * (KEY_BLOCK + model.head_dim)
+        scores = 2 * 4 * rows * model.num_heads / heads * program.time * (KEY_BLOCK + model.head_dim)
         held = 0.0
     elif blueprint.graph.attention == "xla":
-        scores = 2 * 4 * rows * model.num_heads / tensor * block_size(program.time) * program.time
+        scores = 2 * 4 * rows * model.num_heads / heads * block_size(program.time) * program.time
     return int(rows * program.time * size * (width + held) + scores) + _gathered(blueprint)
 
 

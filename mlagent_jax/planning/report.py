@@ -40,7 +40,7 @@ def make(config: Config, slice_: Slice, compile_: Sequence[str] = (), *, simulat
 
     def redraw(config: Config) -> Blueprint:
         try:
-            mesh = abstract_mesh(dataclasses.asdict(config.mesh), slice_.devices)
+            mesh = abstract_mesh(config.mesh.shape, slice_.devices)
         except ValueError as error:
             raise ConfigError(f"config.mesh: {error}") from error
         return draw(config, model, mesh, slice_.platform)
@@ -90,7 +90,8 @@ def _lines(plan: Plan) -> Iterator[str]:
         f"{count / 1e9:.3f}e9 parameters in {config.policy.param_dtype}, {trained / 1e9:.3f}e9 trained; computed in "
         f"{config.policy.compute_dtype}, remat {config.policy.remat}, attention {plan.blueprint.graph.attention}, "
         f"moments {config.optimizer.moments}{where}. {slice_.devices} devices of {slice_.usable_gib:.2f} usable GiB, "
-        f"mesh data={mesh['data']} fsdp={mesh['fsdp']} tensor={mesh['tensor']}."
+        f"mesh data={mesh['data']} fsdp={mesh['fsdp']} tensor={mesh['tensor']}"
+        f"{f', rules {config.mesh.rules}' if config.mesh.rules else ''}."
     )
     yield ""
     yield "## Memory, GiB a device"

@@ -64,12 +64,17 @@ def in_jax(work: Work) -> tuple[Callable[[], float], int]:
     from mlagent_jax.parallelism import make_mesh
     from mlagent_jax.planning import blueprint, flops, programs
 
-    mesh = make_mesh(dataclasses.asdict(work.config.mesh))
+    mesh = make_mesh(work.config.mesh.shape)
     jax.set_mesh(mesh)
     drawn = blueprint.draw(work.config, work.model, mesh, jax.default_backend())
     policy = work.config.policy
     _, base = models.create(
-        work.model, jax.random.key(0), dtype=np.dtype(policy.param_dtype), mesh=mesh, attention=policy.attention
+        work.model,
+        jax.random.key(0),
+        dtype=np.dtype(policy.param_dtype),
+        mesh=mesh,
+        rules=drawn.graph.rules,
+        attention=policy.attention,
     )
     trained, frozen = base, None
     if drawn.adapters is not None:

@@ -10,7 +10,7 @@ PROGRAM = """
 import sys
 import jax, jax.numpy as jnp, numpy as np
 from mlagent_jax import models
-from mlagent_jax.parallelism import make_mesh
+from mlagent_jax.parallelism import DEFAULT_RULES, make_mesh
 from mlagent_jax.sampling import SamplerConfig, TokenSampler
 
 assert jax.device_count() == 8
@@ -19,9 +19,9 @@ tokens = np.random.default_rng(0).integers(0, 96, (8, 21))
 key = jax.random.key(0)
 
 
-def outcome(mesh):
+def outcome(mesh, rules=DEFAULT_RULES, config=config, sample=sys.argv[1] == "sample"):
     with jax.set_mesh(mesh):
-        graph, params = models.create(config, key, mesh=mesh)
+        graph, params = models.create(config, key, mesh=mesh, rules=rules)
 
         @jax.jit
         @jax.value_and_grad
@@ -31,7 +31,7 @@ def outcome(mesh):
 
         value = jax.device_get(loss(params, tokens))
         sampled = []
-        if SAMPLE:
+        if sample:
             sampler = TokenSampler(graph, SamplerConfig(max_new_tokens=6, slots=8, buckets=(8,), prefill_rows=8))
             asked = [*tokens[:3, :8].tolist(), *tokens[3:6, :20].tolist()]  # the longer ones in parts
             sampled = sampler.sample(asked, range(6), 2, params=params)
@@ -39,14 +39,26 @@ def outcome(mesh):
     return value, [c.token_ids for c in sampled], local
 
 
-SAMPLE = sys.argv[1] == "sample"
-shapes = [tuple(map(int, text.split(","))) for text in sys.argv[2:]]
-expected, expected_samples, whole = outcome(make_mesh({}, jax.devices()[:1]))
-for data, fsdp, tensor in shapes:
-    found, samples, local = outcome(make_mesh({"data": data, "fsdp": fsdp, "tensor": tensor}))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), found, expected)
-    assert samples == expected_samples, (samples, expected_samples)
-    assert local < 1.3 * whole / (fsdp * tensor), "each device holds its part of the parameters"
+def compare(found, expected, parts):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), found[0], expected[0])
+    assert found[1] == expected[1], (found[1], expected[1])
+    assert found[2] < 1.3 * expected[2] / parts, "each device holds its part of the parameters"
+
+
+one = make_mesh({}, jax.devices()[:1])
+if sys.argv[1] == "rules":
+    few = models.ModelConfig(96, 32, 2, 8, 2, 8, 64, attention_bias=True, initializer_range=0.2)
+    expected = outcome(one, config=few, sample=True)
+    rules = DEFAULT_RULES.changed("kv_heads=,embed=,batch=data,slots=data")  # for 4 devices do not divide 2
+    compare(outcome(make_mesh({"data": 2, "tensor": 4}), rules, few, sample=True), expected, 4)
+    rules = DEFAULT_RULES.changed("embed=data+fsdp,vocab=,mlp=")
+    found = outcome(make_mesh({"data": 2, "fsdp": 2, "tensor": 2}), rules, few, sample=False)
+    compare((found[0], expected[1], found[2]), expected, 6)
+else:
+    shapes = [tuple(map(int, text.split(","))) for text in sys.argv[2:]]
+    expected = outcome(one)
+    for data, fsdp, tensor in shapes:
+        compare(outcome(make_mesh({"data": data, "fsdp": fsdp, "tensor": tensor})), expected, fsdp * tensor)
 try:
     models.create(config, key, mesh=make_mesh({"tensor": 8}), scan_layers=True)
     bad = models.ModelConfig(96, 32, 2, 8, 4, 8, 64)
@@ -82,6 +94,11 @@ def test_one_mesh_of_all_three_axes():
 @pytest.mark.slow
 def test_every_factorisation_trains_alike():
     run("train", *(",".join(map(str, shape)) for shape in ALL))
+
+
+@pytest.mark.slow
+def test_another_table_of_rules_computes_the_same():
+    run("rules")
 
 
 @pytest.mark.slow

@@ -57,7 +57,7 @@ class Stand:
         config.sft.update({"held_out_fraction": 0.34, "evaluate_every": 2, **settings})
         self.config, self.workdir, self._records, self._stop_after = freeze(config), workdir, records, stop_after
         workdir.mkdir(exist_ok=True)
-        self.mesh = make_mesh(dataclasses.asdict(self.config.mesh))
+        self.mesh = make_mesh(self.config.mesh.shape)
         self.metrics = MetricsLog(workdir)
         self.interruption = types.SimpleNamespace(held=contextlib.nullcontext, check=lambda: None)
         self._steps = 0
