@@ -29,7 +29,10 @@ def get_config() -> ConfigDict:
     config.rl.minibatches = 4
     config.rl.micro_batch = 8
     config.rl.kl_coefficient = 0.01
-    config.rl.max_staleness = 1  # workers on other hosts execute while the devices sample and update
+    # Workers on other hosts execute while the devices sample and update, one batch ahead; the second version is for
+    # stragglers, a host that dies or a script that takes an hour, for which no batch waits longer than this.
+    config.rl.max_staleness = 2
+    config.rl.straggler_seconds = 300.0
     config.sampling.slots = 64
     config.evaluate.policies = ("sft", "rl")
     config.evaluate.steps = 15

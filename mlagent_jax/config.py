@@ -393,8 +393,8 @@ class RLConfig:
     """With `max_staleness` above 0, in one process: the next batch is sampled while this one is waited for and trained
     on, from a copy of the weights in the compute dtype, which stands beside the update with the sampler's cache."""
     straggler_seconds: float = 0.0
-    """How long a batch waits for its oldest states before younger ones take their place, within `max_staleness`; the
-    stragglers are trained on later. 0: as long as it takes."""
+    """How long a batch waits for its oldest states before younger ones take their place; the stragglers are trained on
+    later, within `max_staleness`, of which one version is left to them. 0: as long as it takes."""
     checkpoint_every: int = 1
     """Iterations."""
     keep_every: int = 0

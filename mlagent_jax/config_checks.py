@@ -141,10 +141,11 @@ def check(config: Config) -> None:
             f"config.rl.max_staleness is {config.rl.max_staleness}; whole episodes (config.rl.rollout) take 0: each "
             "step needs the outcome of the one before"
         )
-    if config.rl.straggler_seconds and not config.rl.max_staleness:
+    if config.rl.straggler_seconds and config.rl.max_staleness < 2:
         raise ConfigError(
-            f"config.rl.straggler_seconds is {config.rl.straggler_seconds}; nothing is there to take a straggler's "
-            "place while config.rl.max_staleness is 0: raise that, or set this to 0"
+            f"config.rl.straggler_seconds is {config.rl.straggler_seconds} and config.rl.max_staleness "
+            f"{config.rl.max_staleness}: a batch that is ahead takes one version, and its stragglers another; raise "
+            "that to 2, or set this to 0"
         )
     if config.rl.straggler_seconds < 0 or config.rl.micro_tokens < 0:
         raise ConfigError("config.rl.straggler_seconds and config.rl.micro_tokens are 0 or above")

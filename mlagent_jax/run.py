@@ -428,11 +428,6 @@ def _lock(workdir: epath.Path) -> Iterator[None]:
 def _check_inputs(config: Config) -> None:
     """Look for what the config names and only a later stage will read, and what several processes cannot do."""
     trackers.check_installed(config.tracking.trackers)
-    if config.rl.straggler_seconds and processes.count() > 1:
-        raise ConfigError(
-            f"config.rl.straggler_seconds is {config.rl.straggler_seconds}, and this run has {processes.count()} "
-            "processes, whose clocks would choose different batches: set it to 0"
-        )
     asking = "endpoint" in (config.collect.expert, config.ideas.source, config.ideas.embedder)
     if asking and "collect" in config.stages and processes.count() > 1:
         raise ConfigError(

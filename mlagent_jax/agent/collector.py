@@ -1,13 +1,14 @@
 """The trainer's end of the queue: jobs in, outcomes out, in order; it fails loudly when nobody works.
 
-Of a trainer of several processes each hands out its own share of the jobs and waits for their outcomes; then all tell
-each other what came back, so that they train on one batch, with the same entries masked, and stop for the same reasons.
+Of a trainer of several processes each hands out its own share of the jobs and waits for its own share of the outcomes;
+at every look all tell each other what came back, so that they train on one batch, with the same entries masked, and
+stop for the same reasons.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from environments.protocol import Job, Outcome, OutcomeKind
@@ -65,23 +66,13 @@ class Collector:
           QueueError: no worker is alive, or nothing came back for `silence_seconds`.
           PeerError: that, of the share of another process.
         """
-        own: list[Outcome] = []
-
-        def work() -> list[dict[str, Any]]:
-            own.extend(self._await(_share(jobs), progress))
-            # In one process nothing is sent anywhere.
-            return [outcome.to_dict() for outcome in own] if processes.count() > 1 else []
-
-        told, shares = processes.gather(work), []
-        for process, share in enumerate(told):
-            if process == processes.index():
-                shares.append(own)
-                continue
-            shares.append([Outcome.from_dict(data) for data in share])
-            self._count(shares[-1])
-            for outcome in shares[-1] if progress is not None else ():
+        self.submit(jobs)
+        found: dict[str, Outcome] = {}
+        for arrived, _ in self.arrivals(jobs):
+            found |= arrived
+            for outcome in arrived.values() if progress is not None else ():
                 progress(outcome)
-        return [shares[place % len(shares)][place // len(shares)] for place in range(len(jobs))]
+        return [found[job.id] for job in jobs]
 
     def consume(self, step: int, jobs: Sequence[Job]) -> None:
         """Record that training step `step` used the outcomes of `jobs`.
@@ -96,25 +87,46 @@ class Collector:
         """Give back what steps after `step` used; no process goes on before that is done."""
         processes.agree(lambda: self.queue.rollback(self.run, step))
 
-    def arrivals(self, jobs: Sequence[Job], poll_seconds: float | None = None) -> Iterator[dict[str, Outcome]]:
-        """Outcomes of submitted `jobs` by job id as they come, until all are there; empty where none came for
-        `poll_seconds` (default `POLL_SECONDS`), so that a caller may stop waiting. For this process alone: the others
-        are told nothing.
+    def arrivals(
+        self, jobs: Sequence[Job], poll_seconds: float | None = None
+    ) -> Iterator[tuple[dict[str, Outcome], float]]:
+        """Outcomes of submitted `jobs` by job id as they come, until all are there; none where none came for
+        `poll_seconds` (default `POLL_SECONDS`), so that a caller may stop waiting. With them the time, by the first
+        process's clock (`time.monotonic`).
+
+        Several processes look together, each for its share, and are told of what came to any: what all of them see at
+        a look is the same, the time too, and so is what they make of it.
 
         Raises:
           QueueError: no worker is alive, or nothing came back for `silence_seconds`.
+          PeerError: that, of the share of another process.
         """
+        own = self._own_arrivals(_share(jobs), poll_seconds or POLL_SECONDS)
+        waiting = {job.id for job in jobs}
+
+        def look() -> tuple[float, Mapping[str, Any]]:
+            self._check()
+            new = next(own, {})
+            return time.monotonic(), {job: outcome.to_dict() for job, outcome in new.items()}
+
+        while True:
+            told = processes.gather(look)
+            new = {job: Outcome.from_dict(data) for _, share in told for job, data in share.items()}
+            self._count(new.values())
+            waiting -= new.keys()
+            yield new, told[0][0]
+            if not waiting:
+                return
+
+    def _own_arrivals(self, jobs: Sequence[Job], poll_seconds: float) -> Iterator[dict[str, Outcome]]:
+        """`arrivals` of this process's share."""
         waiting = {job.id for job in jobs}
         # Silence is counted from here: jobs of a run that was stopped may have waited for days.
         heard = time.monotonic()
-        while True:
-            self._check()
-            new = self.queue.wait(waiting, timeout_seconds=poll_seconds or POLL_SECONDS, count=1) if waiting else {}
-            self._count(new.values())
+        while waiting:
+            new = self.queue.wait(waiting, timeout_seconds=poll_seconds, count=1)
             waiting -= new.keys()
             yield new
-            if not waiting:
-                return
             if new:
                 heard = time.monotonic()
                 continue
@@ -123,17 +135,6 @@ class Collector:
                 raise QueueError(f"the workers of this host do not start: {failure}")
             if time.monotonic() - heard >= self.silence_seconds:
                 self.queue.check_alive(self.run, self.silence_seconds)
-
-    def _await(self, jobs: Sequence[Job], progress: Callable[[Outcome], None] | None) -> list[Outcome]:
-        """Outcomes of this process's jobs, in order."""
-        found: dict[str, Outcome] = {}
-        self.queue.enqueue(jobs)
-        for arrived in self.arrivals(jobs):
-            found |= arrived
-            for outcome in arrived.values():
-                if progress is not None:
-                    progress(outcome)
-        return [found[job.id] for job in jobs]
 
     def _count(self, outcomes: Iterable[Outcome]) -> None:
         self._executions += sum("started" in outcome.progress and not outcome.cached for outcome in outcomes)

@@ -92,20 +92,22 @@ class UnderWay:
     """Groups that were handed out and not trained on yet, oldest first. One thread may `add` while another takes.
 
     It bounds what is out, in policy versions: the trainer samples only while there is `room`, and waits for a group at
-    the bound, so that nothing that was executed is thrown away for its age.
+    the bound, so that nothing that was executed is thrown away for its age. Where stragglers are left behind, the last
+    version before the bound is theirs: the trainer samples one batch less ahead, or every oldest batch would be at the
+    bound. Of several processes all take the same batch, chosen by the first one's clock.
 
     Args:
       collector: where outcomes come from.
       batch: groups trained on at once.
       max_staleness: policy versions between sampling and training, at most.
       patience_seconds: how long a batch waits for its oldest groups where younger ones are there to take their place;
-        0: as long as it takes. A group at the bound of staleness is always waited for. Of several processes each has
-        a clock of its own: there it is to be 0.
+        0: as long as it takes. A group at the bound of staleness is always waited for.
     """
 
     def __init__(self, collector: Collector, batch: int, max_staleness: int, patience_seconds: float = 0.0) -> None:
         self._collector = collector
         self._batch, self._max_staleness, self._patience = batch, max_staleness, patience_seconds
+        self._ahead = max(0, max_staleness - 1) if patience_seconds else max_staleness  # batches
         self._groups: list[Group] = []
         self._found: dict[str, Outcome] = {}
         self._unfinished: set[int] = set()  # indices of the groups of a batch that more groups belong to
@@ -117,7 +119,7 @@ class UnderWay:
     @property
     def room(self) -> int:
         """Batches that may be sampled now: none of them would grow older than the bound."""
-        return max(0, self._max_staleness + 1 - len(self) // self._batch)
+        return max(0, self._ahead + 1 - len(self) // self._batch)
 
     def add(self, groups: Sequence[Group], more: bool = False) -> None:
         """Hand out the jobs of `groups`; with `more` others of the same batch will follow."""
@@ -136,12 +138,7 @@ class UnderWay:
           QueueError: no worker is alive, or nothing comes back.
           PeerError: that, in another process.
         """
-        if processes.count() > 1:
-            jobs = [job for group in self._groups[: self._batch] for job in group.jobs]
-            outcomes = self._collector.gather(jobs, show)
-            self._found |= {job.id: outcome for job, outcome in zip(jobs, outcomes, strict=True)}
-        else:
-            self._wait(version, show)
+        self._wait(version, show)
         chosen = [group for group in self._groups if self._is_done(group)][: self._batch]
         return [
             Taken(action, job, (outcome := self._found[job.id]), outcome.reward, group.index, group.version)
@@ -163,17 +160,17 @@ class UnderWay:
             return [group.to_dict() for group in self._groups if group.index not in self._unfinished]
 
     def _wait(self, version: int, show: Callable[[Outcome], None] | None) -> None:
-        started = time.monotonic()
+        started = processes.agree(time.monotonic)
         poll = min(self._patience / 4, POLL_SECONDS) if self._patience else None
         while True:
             groups = self._groups
             waiting = [job for group in groups for job in group.jobs if job.id not in self._found]
-            for arrived in self._collector.arrivals(waiting, poll):
+            for arrived, now in self._collector.arrivals(waiting, poll):
                 self._found |= arrived
                 for outcome in arrived.values():
                     if show is not None:
                         show(outcome)
-                if self._is_enough(version, time.monotonic() - started):
+                if self._is_enough(version, now - started):
                     return
                 if self._groups is not groups:  # others were handed out meanwhile, which may be there before these
                     break

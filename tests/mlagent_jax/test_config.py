@@ -31,6 +31,7 @@ def test_an_unknown_field_names_the_nearest():
         ("workers", "sandbox", "chroot", "docker"),
         ("rl", "minibatches", 7, "divide"),
         ("rl", "max_staleness", -1, "0 or above"),
+        ("rl", "straggler_seconds", 5.0, "raise that to 2"),
         ("sft", "row_tokens", 100, "raise it"),
         ("rl", "estimator", "vtrace", "rloo"),
         ("prompt", "max_prompt_tokens", 0, "above 0"),

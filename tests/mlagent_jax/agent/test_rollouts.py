@@ -2,6 +2,7 @@
 
 import json
 import random
+import time
 
 import pytest
 
@@ -55,7 +56,7 @@ class FakeCollector:
             arrived = {i: outcome() for i, job in waiting.items() if job.sample // 2 in wave}
             for i in arrived:
                 del waiting[i]
-            yield arrived
+            yield arrived, time.monotonic()
             if not waiting:
                 return
 
@@ -75,14 +76,18 @@ def test_without_patience_a_batch_is_the_oldest_groups_whole():
 
 
 def test_a_straggler_is_left_for_a_later_batch_and_not_thrown_away():
-    under_way = UnderWay(FakeCollector([1], [2], [3], [0]), batch=2, max_staleness=1, patience_seconds=1e-9)
-    under_way.add([group(i, 0) for i in range(4)])
-    taken = under_way.take(0)
-    assert indices(taken) == [1, 2]
-    under_way.trained(taken)
-    # Now it is at the bound of staleness: it is waited for, however long it takes.
-    under_way.add([group(i, 1) for i in (4, 5)])
-    assert indices(under_way.take(1)) == [0, 3]
+    waves = ([0, 1], [2], [4], [5], [6], [3], [7])
+    under_way = UnderWay(FakeCollector(*waves), batch=2, max_staleness=2, patience_seconds=1e-9)
+    sampled, trained = 0, []
+    for version in range(4):
+        while under_way.room:
+            under_way.add([group(sampled, version), group(sampled + 1, version)])
+            sampled += 2
+        taken = under_way.take(version)
+        trained.append(indices(taken))
+        under_way.trained(taken)
+    # 3 is left behind once. Then it is at the bound of staleness: it is waited for, however long it takes.
+    assert trained == [[0, 1], [2, 4], [3, 5], [6, 7]]
 
 
 def test_room_is_for_as_many_batches_as_staleness_allows():
@@ -91,6 +96,7 @@ def test_room_is_for_as_many_batches_as_staleness_allows():
         assert under_way.room == room
         under_way.add([group(first, 0), group(first + 1, 0)])
     assert under_way.room == 0
+    assert UnderWay(FakeCollector(), batch=2, max_staleness=2, patience_seconds=1.0).room == 2, "one is for stragglers"
 
 
 def test_at_most_so_many_policy_versions_are_out_and_the_trainer_waits_rather_than_throws_away(tmp_path):
@@ -136,10 +142,10 @@ def test_groups_that_are_handed_out_while_a_batch_is_waited_for_may_take_a_strag
             if len(self.submitted) == 4:  # both groups are out, and one is slow
                 yield super().arrivals(jobs).__next__()
                 under_way.add([group(2, 0)])
-                yield {}
+                yield {}, time.monotonic()
             yield from super().arrivals(jobs, poll_seconds)
 
-    under_way = UnderWay(Growing([1], [2], [0]), batch=2, max_staleness=1, patience_seconds=1e-9)
+    under_way = UnderWay(Growing([1], [2], [0]), batch=2, max_staleness=2, patience_seconds=1e-9)
     under_way.add([group(0, 0), group(1, 0)])
     assert indices(under_way.take(0)) == [1, 2]
 

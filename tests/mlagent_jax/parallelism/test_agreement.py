@@ -1,44 +1,29 @@
-"""What a run of several processes refuses, and that batches do not depend on the clock of one of them."""
+"""What a run of several processes refuses, and that all take the same batch, whoever's jobs are late and whoever's
+clock is fast. The processes are threads here, which meet where processes would."""
 
-import dataclasses
+import contextlib
+import signal
+import threading
+import time
+import types
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from environments.protocol import Job, Outcome, OutcomeKind, Scale, State
+from environments.queue import open_queue
+from environments.queue.base import Capabilities, QueueError
+from mlagent_jax.agent import collector as collecting
+from mlagent_jax.agent import rollouts
+from mlagent_jax.agent.collector import Collector
 from mlagent_jax.agent.rollouts import Group, UnderWay
-from mlagent_jax.config import CollectConfig, Config, RLConfig
-from mlagent_jax.errors import ConfigError
+from mlagent_jax.config import CollectConfig, Config
+from mlagent_jax.errors import ConfigError, PeerError
+from mlagent_jax.interruption import Interruption, Stopped
 from mlagent_jax.parallelism import processes
 from mlagent_jax.run import _check_inputs
 
-IMPATIENT = Config(rl=RLConfig(max_staleness=1, straggler_seconds=5.0))
-
-
-@dataclasses.dataclass
-class FakeJob:
-    id: str
-
-
-@dataclasses.dataclass
-class FakeOutcome:
-    reward: float
-
-
-class FakeCollector:
-    """Of several processes: `gather` is all there is, for `arrivals` knows of one process alone."""
-
-    def submit(self, jobs):
-        pass
-
-    def gather(self, jobs, progress=None):
-        return [FakeOutcome(float(job.id)) for job in jobs]
-
-
-def test_patience_with_stragglers_is_for_one_process(monkeypatch):
-    _check_inputs(IMPATIENT)
-    monkeypatch.setattr(processes, "count", lambda: 2)
-    with pytest.raises(ConfigError, match=r"config\.rl\.straggler_seconds is 5\.0, and this run has 2 processes"):
-        _check_inputs(IMPATIENT)
-    _check_inputs(Config())
+SECONDS = 60  # for one to wait for another
 
 
 def test_collecting_with_a_language_model_is_for_one_process(monkeypatch):
@@ -49,17 +34,157 @@ def test_collecting_with_a_language_model_is_for_one_process(monkeypatch):
         _check_inputs(config)
 
 
-def test_several_processes_take_batches_in_the_order_in_which_they_were_handed_out(monkeypatch):
+@pytest.fixture
+def together(monkeypatch):
+    """A function that calls one function in each of two processes, with its number, and gives their results."""
+    own, barrier, given = threading.local(), threading.Barrier(2, timeout=SECONDS), [b"", b""]
+
+    def exchange(data):
+        given[own.index] = data
+        barrier.wait()
+        found = list(given)
+        barrier.wait()
+        return found
+
+    def start(work, index):
+        own.index = index
+        return work(index)
+
+    def both(work):
+        with ThreadPoolExecutor(2) as threads:
+            calls = [threads.submit(start, work, index) for index in range(2)]
+        return [call.exception() or call.result() for call in calls]
+
     monkeypatch.setattr(processes, "count", lambda: 2)
-    under_way = UnderWay(FakeCollector(), batch=2, max_staleness=1)
-    jobs = [(FakeJob(str(2 * i)), FakeJob(str(2 * i + 1))) for i in range(4)]
-    under_way.add([Group(i // 2, i, (None, None), jobs[i]) for i in range(4)])
-    taken = under_way.take(1)
-    assert [(row.group, row.version, row.reward) for row in taken] == [
-        (0, 0, 0.0),
-        (0, 0, 1.0),
-        (1, 0, 2.0),
-        (1, 0, 3.0),
-    ]
-    under_way.trained(taken)
-    assert [row.group for row in under_way.take(2)] == [2, 2, 3, 3]
+    monkeypatch.setattr(processes, "index", lambda: own.index)
+    monkeypatch.setattr(processes, "is_first", lambda: own.index == 0)
+    monkeypatch.setattr(processes, "exchange", exchange)
+    both.index = lambda: own.index
+    return both
+
+
+@pytest.fixture
+def queue(tmp_path, monkeypatch):
+    monkeypatch.setattr(collecting, "POLL_SECONDS", 0.05)
+    with contextlib.closing(open_queue(f"sqlite:///{tmp_path}/queue.db")) as queue:
+        yield queue
+
+
+def group(index, version):
+    """Of two jobs, of which each process has one."""
+    state = State("task@1", (), f"snapshot {index}", "x = 1", 0.5)
+    jobs = tuple(Job("run", version, state, 2 * index + place, "edit") for place in range(2))
+    return Group(version, index, (None, None), jobs)
+
+
+def work(queue, leave=()):
+    """Finish all queued jobs but the `sample`s to leave, which are held; returns those."""
+    held = []
+    while (lease := queue.claim("worker", Capabilities(4, 8192), lease_seconds=600.0)) is not None:
+        if lease.job.sample in leave:
+            held.append(lease)
+            continue
+        assert queue.complete(lease, outcome(lease.job.sample))
+    return held
+
+
+def outcome(number):
+    return Outcome(
+        OutcomeKind.SCORED, str(number), "s", "", 0.5, 0.6, Scale(0.5, 1.0, True), reward=0.1 * number, seconds=1 / 3
+    )
+
+
+def rows(taken):
+    return [(row.group, row.version, row.job.sample, row.outcome) for row in taken]
+
+
+@pytest.mark.parametrize("hurried", [0, 1])
+@pytest.mark.parametrize("late", [4, 5], ids=["of the first process", "of the other"])
+def test_a_straggler_in_the_share_of_one_is_left_out_by_both_and_trained_on_later(
+    together, queue, monkeypatch, late, hurried
+):
+    """Though to one of the clocks no time passes: it is the first process's that counts."""
+
+    def monotonic():
+        return time.monotonic() * (1e4 if together.index() == hurried else 0.0)
+
+    for module in (collecting, rollouts):
+        monkeypatch.setattr(module, "time", types.SimpleNamespace(monotonic=monotonic))
+    ways = [UnderWay(Collector(queue, "run", 1e9), batch=2, max_staleness=2, patience_seconds=100.0) for _ in range(2)]
+    trained, held, sampled = [], [], 0
+
+    def take(version, groups, shown):
+        def one(index):
+            ways[index].add(groups)
+            if index == 0:
+                held.extend(work(queue, leave=[late]))
+            taken = ways[index].take(version, shown[index].append)
+            ways[index].trained(taken)
+            return rows(taken)
+
+        return together(one)
+
+    for version in range(4):
+        room = 2 * ways[0].room
+        if version == 2:  # It is at the bound of staleness now.
+            assert queue.complete(held.pop(), outcome(late))
+        elif version == 1 and hurried == 1:  # The first one's clock stands still, so nobody is late.
+            threading.Timer(0.5, lambda: queue.complete(held.pop(), outcome(late))).start()
+        shown = ([], [])
+        one, other = take(version, [group(i, version) for i in range(sampled, sampled + room)], shown)
+        sampled += room
+        assert one == other
+        assert sorted(o.observation for o in shown[0]) == sorted(o.observation for o in shown[1])
+        assert all(row[3] == outcome(row[2]) for row in one), "as it was handed in"
+        trained.append(sorted({row[0] for row in one}))
+        if version == 1 and hurried == 1:
+            break
+    expected = [[0, 1], [3, 4], [2, 5], [6, 7]] if hurried == 0 else [[0, 1], [2, 3]]
+    assert trained == expected
+
+
+def test_batches_are_the_oldest_groups_where_nobody_is_left_behind(together, queue):
+    collector = Collector(queue, "run", 1e9)
+
+    def one(index):
+        under_way = UnderWay(collector, batch=2, max_staleness=1)
+        under_way.add([group(i, 0) for i in range(4)])
+        if index == 0:  # The younger ones are there first.
+            held = work(queue, leave=range(4))
+            threading.Timer(0.3, lambda: [queue.complete(lease, outcome(lease.job.sample)) for lease in held]).start()
+        return [row[:3] for row in rows(under_way.take(0))]
+
+    batch = [(0, 0, 0), (0, 0, 1), (1, 0, 2), (1, 0, 3)]
+    assert together(one) == [batch, batch]
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+def test_an_error_of_one_ends_the_wait_of_both(together, queue, failing):
+    reasons = [None, None]
+    reasons[failing] = "no bubblewrap"
+
+    def one(index):
+        under_way = UnderWay(Collector(queue, "run", 1e9, lambda: reasons[index]), batch=1, max_staleness=0)
+        under_way.add([group(0, 0)])
+        return under_way.take(0)
+
+    errors = together(one)
+    assert isinstance(errors[failing], QueueError) and "no bubblewrap" in str(errors[failing])
+    assert isinstance(errors[1 - failing], PeerError) and f"process {failing} of 2 failed" in str(errors[1 - failing])
+
+
+def test_a_signal_to_one_that_has_all_its_outcomes_ends_the_wait_of_both(together, queue):
+    told = [Interruption(), Interruption()]
+
+    def one(index):
+        told[index].defer()
+        under_way = UnderWay(Collector(queue, "run", 1e9, check=told[index].check), batch=1, max_staleness=0)
+        under_way.add([group(0, 0)])
+        if index == 0:
+            work(queue, leave=[0])  # of the first process's share
+            threading.Timer(0.3, told[1].request, [signal.SIGTERM]).start()
+        return under_way.take(0)
+
+    stopped = together(one)
+    assert [type(error) for error in stopped] == [Stopped, Stopped]
+    assert [error.signum for error in stopped] == [signal.SIGTERM, signal.SIGTERM]
