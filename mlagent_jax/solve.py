@@ -31,6 +31,7 @@ from environments.store import StoreError
 from environments.tasks.base import TaskError
 from mlagent_jax.config import PromptConfig
 from mlagent_jax.data import jsonl
+from mlagent_jax.reporting.table import printable
 
 if TYPE_CHECKING:
     from mlagent_jax.agent.player import Agent
@@ -115,17 +116,12 @@ def _show(console: Console, number: str, action: str, outcome: Outcome) -> None:
     metric = f"  metric {outcome.metric_before:.4g} -> {outcome.metric_after:.4g}" if scored else ""
     console.rule(Text(f"step {number}: {outcome.kind}  reward {outcome.reward:.3f}{metric}  {outcome.seconds:.1f} s"))
     if outcome.diff:
-        console.print(Syntax(_printable(outcome.diff), "diff", background_color="default", word_wrap=True))
+        console.print(Syntax(printable(outcome.diff), "diff", background_color="default", word_wrap=True))
     else:
-        console.print(Text(_printable(action)))
-    lines = _printable(outcome.observation).splitlines()
+        console.print(Text(printable(action)))
+    lines = printable(outcome.observation).splitlines()
     left_out = [f"[... {len(lines) - OUTPUT_LINES} lines more ...]"] if len(lines) > OUTPUT_LINES else []
     console.print(Text("\n".join([*left_out, *lines[-OUTPUT_LINES:]]), style="dim"))
-
-
-def _printable(text: str) -> str:
-    """Without what a terminal would obey."""
-    return "".join(c if c in "\n\t" or c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def save(solution: Solution, entry: str, metric: str, folder: Path) -> None:

@@ -103,6 +103,7 @@ COMMANDS: dict[str, Run | Like | Elsewhere | Needs] = {
     "python -m mlagent_jax.report runs/mine runs/other": Run(),
     "python -m mlagent_jax.report runs/s0 runs/s1 runs/s2": Like("python -m mlagent_jax.report runs/mine runs/other"),
     "python -m mlagent_jax.report runs/quickstart": Run(),
+    "python -m mlagent_jax.pool runs/quickstart": Run(),
     "python -m mlagent_jax.report runs/quickstart --serve": Like(
         "python -m mlagent_jax.report runs/seed0 runs/seed1 --serve"
     ),

@@ -74,7 +74,12 @@ class StatePool:
             del self._reached[oldest]
 
     def to_dict(self) -> dict[str, Any]:
-        return {"reached": [state.to_dict() for state in self._reached.values()], "spread": self._spread}
+        """The expert's states by id alone: they are told for who looks into the pool."""
+        return {
+            "expert": [state.id for state in self._expert],
+            "reached": [state.to_dict() for state in self._reached.values()],
+            "spread": self._spread,
+        }
 
     def restore(self, data: Mapping[str, Any]) -> None:
         """Go on from `to_dict` of the pool over the same expert states."""

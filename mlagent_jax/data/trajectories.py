@@ -34,6 +34,11 @@ class Record:
     def of(cls, job: Job, outcome: Outcome, **fields: Any) -> Self:
         return cls(task=job.state.task_name, state=job.state, action=job.action, outcome=outcome, run=job.run, **fields)
 
+    @property
+    def next_state(self) -> State:
+        """Where the step led."""
+        return self.outcome.next_state(Job(self.run, 0, self.state, self.trajectory, self.action))
+
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 

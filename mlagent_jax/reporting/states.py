@@ -18,7 +18,7 @@ LISTED = 200
 
 
 @dataclasses.dataclass
-class _Drawn:
+class Drawn:
     """What is known of one state in which actions were taken."""
 
     task: str
@@ -48,7 +48,7 @@ class StateTable:
 
     def __init__(self) -> None:
         self._expert: dict[str, tuple[str, int]] = {}
-        self._drawn: dict[str, _Drawn] = {}
+        self._drawn: dict[str, Drawn] = {}
 
     def add_expert(self, records: Iterable[Mapping[str, Any]]) -> Iterable[Mapping[str, Any]]:
         """Note the expert's steps as they pass by."""
@@ -74,6 +74,10 @@ class StateTable:
         """The file of the expert's steps begins anew."""
         self._expert.clear()
 
+    def drawn(self, identity: str) -> Drawn | None:
+        """What is known of the state of that id, if actions were taken in it."""
+        return self._drawn.get(identity)
+
     def to_dict(self, max_depth: int | None) -> dict[str, Any]:
         """For the page: totals, cells by task and depth, and the states drawn last one by one.
 
@@ -89,7 +93,7 @@ class StateTable:
 
         for task, depth in expert.values():
             cell(task, depth)["expert"] += 1
-        sums: dict[tuple[str, int], list[_Drawn]] = {}
+        sums: dict[tuple[str, int], list[Drawn]] = {}
         for identity, state in self._drawn.items():
             found = cell(state.task, state.depth)
             found["drawn"] += 1
@@ -113,7 +117,7 @@ class StateTable:
     def _note(self, identity: str, state: Mapping[str, Any], record: Mapping[str, Any]) -> None:
         drawn = self._drawn.get(identity)
         if drawn is None:
-            drawn = _Drawn(record["task"], len(state["history"]), float(state["metric"]))
+            drawn = Drawn(record["task"], len(state["history"]), float(state["metric"]))
             self._drawn[identity] = drawn
         drawn.actions += 1
         drawn.last = max(drawn.last, record.get("step", 0))
@@ -126,7 +130,7 @@ class StateTable:
             )
 
 
-def _listed(identity: str, state: _Drawn, own: bool) -> dict[str, Any]:
+def _listed(identity: str, state: Drawn, own: bool) -> dict[str, Any]:
     listed = {
         "id": identity[:10],
         "task": state.task,
