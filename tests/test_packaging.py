@@ -5,6 +5,7 @@ import graphlib
 import json
 import os
 import subprocess
+import sys
 import venv
 from pathlib import Path
 
@@ -46,6 +47,16 @@ def test_no_room_of_the_accelerator_half_imports_another_in_a_circle():
         rooms.setdefault(room, set()).update(set(rooms_of(path)) - {room})
     assert {"agent", "config", "sampling"} <= rooms["policy"] | rooms["run"]
     graphlib.TopologicalSorter(rooms).prepare()
+
+
+def told(program):
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_who_only_names_tasks_does_not_wait_for_scikit_learn():
+    assert told("import sys, environments.tasks; print({'sklearn', 'scipy'} & {*sys.modules})") == "set()"
 
 
 PROGRAM = """

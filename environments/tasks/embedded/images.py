@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-from sklearn import datasets
 
 from environments.tasks.dataset import Dataset
 from environments.tasks.processes.images import Figures, Patches, noisy_patches
@@ -16,7 +15,9 @@ _CLASSES = 5
 
 def _digits(rng: np.random.Generator) -> Dataset:
     """Five of the ten digits, their labels exchanged; images moved by up to a pixel, dimmed, and with noise."""
-    images, labels = datasets.load_digits(return_X_y=True)
+    from sklearn.datasets import load_digits  # seconds to import, for those who prepare the task
+
+    images, labels = load_digits(return_X_y=True)
     chosen = rng.permutation(10)[:_CLASSES]
     rows = rng.permutation(np.flatnonzero(np.isin(labels, chosen)))
     # Originals are used once: no hidden image has a public twin.
@@ -34,8 +35,10 @@ def _ranks(labels: np.ndarray, chosen: np.ndarray) -> np.ndarray:
 
 def _digits_denoise(rng: np.random.Generator) -> Dataset:
     """5 x 5 patches of the digits, one a public image, two a hidden one; mirrored, with noise and lost pixels."""
+    from sklearn.datasets import load_digits
+
     order = rng.permutation(1797)
-    images = datasets.load_digits().images[np.concatenate([order, order[_TRAIN:]])]
+    images = load_digits().images[np.concatenate([order, order[_TRAIN:]])]
     corners = rng.integers(0, 4, (len(images), 2))
     patches = np.stack([image[i : i + 5, j : j + 5] for image, (i, j) in zip(images, corners, strict=True)])
     mirrored = rng.random(len(images)) < 0.5

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-from sklearn import datasets
 
 from environments.tasks.dataset import Dataset
 from environments.tasks.recipe import Recipe, embedded
@@ -23,7 +22,7 @@ _MANY_HIDDEN = 3000
 
 
 def _bundled(
-    load: Callable[..., tuple[np.ndarray, np.ndarray]],
+    name: str,
     train: int,
     noise: float,
     classes: bool,
@@ -32,10 +31,13 @@ def _bundled(
     label_noise: float = 0.0,
     hidden: int = _HIDDEN,
 ) -> Callable[[np.random.Generator], Dataset]:
-    """Data function over a bundled data set; `missing` is a share of cells, `label_noise` of training labels."""
+    """Data function over scikit-learn's data set of this name; `missing` is a share of cells, `label_noise` of training
+    labels."""
 
     def data(rng: np.random.Generator) -> Dataset:
-        inputs, targets = load(return_X_y=True)
+        from sklearn import datasets  # seconds to import, for those who prepare the task
+
+        inputs, targets = getattr(datasets, f"load_{name}")(return_X_y=True)
         parts = [
             enlarge(inputs[pool], targets[pool], count, rng, noise, classes=classes)
             for pool, count in zip(split_pools(len(inputs), 0.5, rng), (train, hidden), strict=True)
@@ -82,7 +84,9 @@ def _insurance_claims(rng: np.random.Generator) -> Dataset:
 def _fitness(rng: np.random.Generator) -> Dataset:
     """Normal draws of the logarithms, with the means and covariance of linnerud's 20 athletes: what a body can do from
     three exercises, and the exercises repeated with errors."""
-    bunch = datasets.load_linnerud()
+    from sklearn.datasets import load_linnerud
+
+    bunch = load_linnerud()
     joint = np.log(np.hstack([bunch.data, bunch.target]))
     rows = 200 + _HIDDEN
     cover = np.cov(joint.T) + 0.002 * np.eye(6)
@@ -113,7 +117,7 @@ def recipes() -> tuple[Recipe, ...]:
             "breast-cancer", "tabular", "train", "auc",
             "Tell malignant from benign tumours by 30 measurements of cell nuclei, some of them missing.",
             _SOURCE.format("breast cancer"),
-            _bundled(datasets.load_breast_cancer, 200, 1.0, True, missing=0.1, label_noise=0.1, hidden=_MANY_HIDDEN),
+            _bundled("breast_cancer", 200, 1.0, True, missing=0.1, label_noise=0.1, hidden=_MANY_HIDDEN),
             Script("KNeighborsClassifier(n_neighbors=15)"),
             Script("LogisticRegression(C=0.1)", load='fill="mean"', steps="StandardScaler()"),
         ),
@@ -121,7 +125,7 @@ def recipes() -> tuple[Recipe, ...]:
             "wine", "tabular", "train", "log_loss",
             "Tell three cultivars of wine apart by thirteen chemical measurements on very different scales.",
             _SOURCE.format("wine"),
-            _bundled(datasets.load_wine, 150, 1.2, True, scales=1.5),
+            _bundled("wine", 150, 1.2, True, scales=1.5),
             Script("KNeighborsClassifier(n_neighbors=30)"),
             Script("LogisticRegression(C=0.3)", steps="StandardScaler()"),
         ),
@@ -129,7 +133,7 @@ def recipes() -> tuple[Recipe, ...]:
             "diabetes", "tabular", "train", "rmse",
             "Predict how far diabetes progresses within a year from ten measurements of a patient.",
             _SOURCE.format("diabetes"),
-            _bundled(datasets.load_diabetes, 200, 0.3, False),
+            _bundled("diabetes", 200, 0.3, False),
             Script("RandomForestRegressor(n_estimators=30)", load="rows=60", steps="PCA(2)"),
             Script("Ridge(alpha=10)", steps="StandardScaler()"),
         ),
@@ -151,7 +155,7 @@ def recipes() -> tuple[Recipe, ...]:
             "iris", "tabular", "held_out", "accuracy",
             "Tell three species of iris apart by noisy measurements of their flowers.",
             _SOURCE.format("iris"),
-            _bundled(datasets.load_iris, 100, 0.5, True, scales=1.5, label_noise=0.2, hidden=_MANY_HIDDEN),
+            _bundled("iris", 100, 0.5, True, scales=1.5, label_noise=0.2, hidden=_MANY_HIDDEN),
             Script("DecisionTreeClassifier()"),
             Script("ExtraTreesClassifier(n_estimators=50, min_samples_leaf=3)"),
         ),
