@@ -5,7 +5,8 @@ devices. What only one of them can know (a clock, a file, the outcome of a job) 
 `agree` and `gather`. They meet on the host, by way of JAX's coordination service, and not in a collective of the
 devices: a host may wait for hours for the outcome of a job while the devices idle, and none of them hangs.
 
-A process that dies takes the others with it (JAX's heartbeats see to that); started again, the run resumes.
+A process that dies takes the others with it (JAX's heartbeats see to that, after $MLAGENT_HEARTBEAT_SECONDS without
+one); started again, the run resumes.
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ from mlagent_jax.errors import ConfigError, PeerError
 from mlagent_jax.interruption import Stopped
 
 ADDRESS, COUNT, INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
+HEARTBEAT = "MLAGENT_HEARTBEAT_SECONDS"
 _COUNTS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
+_HEARTBEAT_SECONDS = 100  # as in JAX
 _SHUTDOWN_SECONDS = 20  # for the others to finish too; then they are told that this one is gone
 _POLL_MILLISECONDS = 5_000  # so that Ctrl-C is heard while a process waits for the others
 _PART = 2**20  # bytes of a value in the store, below any limit of its transport
@@ -68,6 +71,10 @@ def join(asked: bool | None = None) -> None:
         except (KeyError, ValueError) as error:
             raise ConfigError(f"${COUNT} and ${INDEX} are to be two numbers beside ${ADDRESS}: {error}") from error
         given |= {"coordinator_address": os.environ[ADDRESS], "cluster_detection_method": "deactivate"}
+    try:
+        given["heartbeat_timeout_seconds"] = int(os.environ.get(HEARTBEAT, _HEARTBEAT_SECONDS))
+    except ValueError as error:
+        raise ConfigError(f"${HEARTBEAT} is to be a number of seconds: {error}") from error
     # Or JAX would take SIGTERM, with which a run is stopped.
     jax.config.update("jax_enable_preemption_service", False)
     try:

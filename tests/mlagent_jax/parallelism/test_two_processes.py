@@ -1,6 +1,8 @@
-"""Loss, gradients and samples are the same on one device and on two processes of four (simulated) devices each."""
+"""Loss, gradients and samples are the same on one device and on two processes of four (simulated) devices each; a
+process that is killed takes the other with it."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -59,32 +61,68 @@ print("equal")
 """
 
 
-@pytest.mark.slow
-def test_two_processes_train_and_sample_as_one_device_does():
+LOSS = """
+import os, signal, sys
+
+os.environ |= {"JAX_COORDINATOR_ADDRESS": sys.argv[1], "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": sys.argv[2]}
+from mlagent_jax.parallelism import processes
+
+processes.join()
+processes.meet()
+if sys.argv[2] == sys.argv[3]:
+    os.kill(os.getpid(), signal.SIGKILL)
+processes.gather(lambda: 0)
+print("went on without the other")
+"""
+
+
+@pytest.fixture
+def two():
+    """A function that starts a program in two processes; it is given their address, and their numbers."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
-    environment = {
-        **os.environ,
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0",
-        "JAX_PLATFORMS": "cpu",
-        "PYTHONPATH": os.pathsep.join(sys.path),
-    }
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, address, str(index)],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for index in range(2)
-    ]
-    try:
-        for process in processes:
-            out, err = process.communicate(timeout=600)
-            assert process.returncode == 0, err[-4000:]
-            assert out.endswith("equal\n")
-    finally:
-        for process in processes:
-            process.kill()
+    started = []
+
+    def start(program, *arguments, **variables):
+        environment = os.environ | {
+            "XLA_FLAGS": "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0",
+            "JAX_PLATFORMS": "cpu",
+            "PYTHONPATH": os.pathsep.join(sys.path),
+            **variables,
+        }
+        for index in range(2):
+            started.append(
+                subprocess.Popen(
+                    [sys.executable, "-c", program, address, str(index), *arguments],
+                    env=environment,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                    text=True,
+                )
+            )
+        return started
+
+    yield start
+    for process in started:
+        process.kill()
+
+
+@pytest.mark.slow
+def test_two_processes_train_and_sample_as_one_device_does(two):
+    for process in two(PROGRAM):
+        out, err = process.communicate(timeout=600)
+        assert process.returncode == 0, err[-4000:]
+        assert out.endswith("equal\n")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lost", [0, 1])
+def test_a_process_that_is_killed_takes_the_other_with_it(two, lost):
+    """Wherever that is: here it waits for the other on the host."""
+    processes = two(LOSS, str(lost), MLAGENT_HEARTBEAT_SECONDS="15")
+    ends = [process.communicate(timeout=600) for process in processes]
+    assert [process.returncode for process in processes] == [
+        -signal.SIGKILL if index == lost else -signal.SIGABRT for index in range(2)
+    ], ends
+    assert not any(out for out, _ in ends)
