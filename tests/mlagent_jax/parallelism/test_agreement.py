@@ -34,6 +34,14 @@ def test_collecting_with_a_language_model_is_for_one_process(monkeypatch):
         _check_inputs(config)
 
 
+def test_a_time_between_heartbeats_that_is_no_number_is_named(monkeypatch):
+    for name, value in ((processes.ADDRESS, "127.0.0.1:1"), (processes.COUNT, "2"), (processes.INDEX, "0")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv(processes.HEARTBEAT, "soon")
+    with pytest.raises(ConfigError, match=r"\$MLAGENT_HEARTBEAT_SECONDS is to be a number of seconds"):
+        processes.join()
+
+
 @pytest.fixture
 def together(monkeypatch):
     """A function that calls one function in each of two processes, with its number, and gives their results."""
