@@ -16,12 +16,14 @@ from mlagent_jax.agent.prompts import COMPACT_WORDS, Renderer
 from mlagent_jax.config import PolicyConfig
 from mlagent_jax.data.tokenizer import Tokenizer, train_tokenizer
 from mlagent_jax.errors import ConfigError
-from mlagent_jax.learning.checkpoints import Checkpointer
+from mlagent_jax.learning.checkpoints import Checkpointer, keep_beside_steps
 from mlagent_jax.models import hub, hugging_face, lora
 from mlagent_jax.parallelism import processes
 from mlagent_jax.run import Run
 from mlagent_jax.sampling import Distribution, SamplerConfig, TokenSampler
 
+VOCABULARY = "tokenizer.json"
+"""Of a run's own tokenizer, the file without which it is not whole."""
 REPLY_WORDS = (
     'Action: Edit Script (Cell)\nAction Input: {"script_name": "train.py", "cell": "',
     'Action: Execute Script\nAction Input: {"script_name": "train.py"}',
@@ -78,7 +80,7 @@ def base_policy(run: Run) -> Policy:
     if config.checkpoint:
         return checkpoint_policy(run, config.checkpoint, "policy.checkpoint")
     folder = run.workdir / "tokenizer"
-    if not folder.exists():
+    if not (folder / VOCABULARY).exists():
         raise ConfigError(
             "config.policy.checkpoint is empty and this workdir has no policy: name a Hugging Face checkpoint, or run "
             "the stages collect and sft first"
@@ -140,14 +142,13 @@ def make_vocabulary(run: Run, corpus: list[str]) -> None:
 
 def _make_vocabulary(run: Run, corpus: list[str]) -> None:
     folder = run.workdir / "tokenizer"
-    if not folder.exists():
+    if not (folder / VOCABULARY).exists():
         words = (*COMPACT_WORDS, *REPLY_WORDS, *SCRIPT_WORDS)
-        partial = run.workdir / "tokenizer.partial"
-        try:
-            train_tokenizer(corpus, run.config.tokenizer.vocab_size, words, str(partial))
-        except ValueError as error:
-            raise ConfigError(f"config.tokenizer: {error}") from error
-        partial.rename(folder)
+        with hugging_face.whole_or_not_at_all(folder, VOCABULARY) as draft:
+            try:
+                train_tokenizer(corpus, run.config.tokenizer.vocab_size, words, draft)
+            except ValueError as error:
+                raise ConfigError(f"config.tokenizer: {error}") from error
 
 
 def checkpointer(run: Run, stage: str, keep: int = 2) -> Checkpointer:
@@ -155,6 +156,14 @@ def checkpointer(run: Run, stage: str, keep: int = 2) -> Checkpointer:
     keep_every = run.config.rl.keep_every if stage == "rl" else 0
     keep_best = int(stage == "sft" and run.config.sft.patience > 0)
     return Checkpointer(run.workdir / "checkpoints" / stage, keep=keep, keep_best=keep_best, keep_every=keep_every)
+
+
+def describe(run: Run, stage: str, policy: Policy) -> None:
+    """Write what a stage's checkpoints lack to be exported by themselves: all of the policy but its weights."""
+    if run.is_first:
+        folder = run.workdir / "checkpoints" / stage / "model"
+        keep_beside_steps(folder)
+        hugging_face.describe(folder, policy.config, policy.tokenizer, policy.origin)
 
 
 @dataclasses.dataclass(frozen=True)

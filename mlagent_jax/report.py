@@ -15,7 +15,7 @@ import socket
 import sys
 from collections.abc import Sequence
 
-from absl import app, flags
+from absl import app, flags, logging
 from etils import epath
 
 from mlagent_jax.data.jsonl import RecordError
@@ -84,6 +84,7 @@ def serve(workdirs: Sequence[str], port: int, refresh_seconds: float) -> None:
 
 
 def main(argv: Sequence[str]) -> None:
+    logging.set_verbosity(logging.WARNING)  # libraries tell of each file that they open in a bucket
     if len(argv) < 2:
         raise app.UsageError("name the workdir of at least one run")
     try:

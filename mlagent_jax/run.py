@@ -107,7 +107,7 @@ class Run:
         self._closing.callback(self._memory.stop)
         self._closing.callback(self.metrics.close)
         if self.is_first and config.tracking.trackers:
-            folder = tempfile.gettempdir() if "://" in os.fspath(workdir) else os.fspath(workdir / "trackers")
+            folder = os.fspath(self.host_folder / "trackers")
             settings, known = dataclasses.asdict(config), self.metrics.read()
             names, project = config.tracking.trackers, config.tracking.project
             self.metrics.tell(trackers.follow(names, project, self.name, settings, folder, known))
@@ -127,6 +127,8 @@ class Run:
             def look() -> dict[str, Any]:
                 _check_writable(path)
                 _check_inputs(config)
+                if "://" in workdir:
+                    _check_remote(config, workdir)
                 held.enter_context(_lock(path))
                 return _facts(path, config, cls.executes)
 
@@ -146,6 +148,12 @@ class Run:
         return run
 
     # -- tasks and workers --
+
+    @property
+    def host_folder(self) -> Path:
+        """Where what others write on this host is kept: the workdir, or of one in a bucket a temporary folder."""
+        is_folder = "://" not in os.fspath(self.workdir)
+        return Path(self.workdir) if is_folder else Path(tempfile.gettempdir(), f"mlagent-{self.name}")
 
     @property
     def task_folder(self) -> Path:
@@ -221,7 +229,7 @@ class Run:
                 store_url=store_url,
                 sandbox=self._facts["sandbox"],
                 slots=workers.slots,
-                log_path=os.fspath(self.workdir / "logs" / "worker.log"),
+                log_path=self.host_folder / "logs" / "worker.log",
             )
             self._closing.callback(handle.stop)
             failure = handle.failure
@@ -448,6 +456,26 @@ def _check_inputs(config: Config) -> None:
             raise ConfigError(
                 f"config.pool.trajectories is {trajectories!r}: {error}; or name the workdir of another run"
             ) from error
+
+
+def _check_remote(config: Config, workdir: str) -> None:
+    """Look for what cannot be kept in a bucket."""
+    stages = set(config.stages)
+    asking = "collect" in stages and "endpoint" in (config.collect.expert, config.ideas.source, config.ideas.embedder)
+    asking |= "evaluate" in stages and any(parse_agent(name).kind == "endpoint" for name in config.evaluate.policies)
+    if asking:
+        raise ConfigError(
+            f"--workdir is {workdir}, and config.stages would ask config.endpoint, whose answers are kept in a "
+            "database: do that in a workdir on this host, and name it in config.pool.trajectories"
+        )
+    for field, value, is_used, remedy in (
+        ("tasks.folder", config.tasks.folder, stages != {"export"}, "a folder on this host"),
+        ("workers.queue", config.workers.queue, EXECUTING & stages, "a postgresql:// one"),
+    ):
+        if is_used and not value:
+            raise ConfigError(
+                f"config.{field} is empty and would be in the workdir, {workdir}, a bucket: name {remedy}"
+            )
 
 
 def _needs_policy(config: Config) -> bool:

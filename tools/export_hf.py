@@ -9,18 +9,20 @@ is whole, and `tools/verify_hf.py` compares what transformers computes from it w
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
 from absl import app, flags, logging
+from etils import epath
 
-CHECKPOINT = flags.DEFINE_string("checkpoint", None, "A stage's checkpoints, WORKDIR/checkpoints/STAGE.", required=True)
-OUTPUT = flags.DEFINE_string("output", None, "Folder to write.", required=True)
+CHECKPOINT = flags.DEFINE_string(
+    "checkpoint", None, "A stage's checkpoints, WORKDIR/checkpoints/STAGE; local or gs://.", required=True
+)
+OUTPUT = flags.DEFINE_string("output", None, "Folder to write; local or gs://.", required=True)
 STEP = flags.DEFINE_integer("step", None, "Step to export; default the latest.")
 DTYPE = flags.DEFINE_enum("dtype", None, ["float32", "bfloat16", "float16"], "Of the weights; default as trained.")
 MAX_SHARD_MB = flags.DEFINE_integer("max_shard_mb", 5000, "Size of a weight file in MB.", lower_bound=1)
 
 
-def export(checkpoint: Path, output: str, step: int | None, dtype: str | None, max_shard_size: int) -> int:
+def export(checkpoint: epath.Path, output: str, step: int | None, dtype: str | None, max_shard_size: int) -> int:
     """Writes `output` and returns the step that was exported.
 
     Raises:
@@ -54,7 +56,7 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}: give --checkpoint and --output")
     try:
-        step = export(Path(CHECKPOINT.value), OUTPUT.value, STEP.value, DTYPE.value, MAX_SHARD_MB.value * 10**6)
+        step = export(epath.Path(CHECKPOINT.value), OUTPUT.value, STEP.value, DTYPE.value, MAX_SHARD_MB.value * 10**6)
     except (OSError, ValueError) as error:
         sys.exit(f"error: {error}")
     print(f"{OUTPUT.value}: step {step} of {CHECKPOINT.value}")

@@ -11,9 +11,9 @@ import json
 import random
 import re
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
+from etils import epath
 
 from environments.tasks.base import TaskSpec
 from environments.tasks.ideas import Idea, candidates_for
@@ -91,7 +91,9 @@ def library_ideas(
     return tuple(found[index] for index in select(texts, config.keep, seed, config, client))
 
 
-def endpoint_ideas(spec: TaskSpec, config: IdeasConfig, seed: str, client: EndpointClient, path: Path) -> list[str]:
+def endpoint_ideas(
+    spec: TaskSpec, config: IdeasConfig, seed: str, client: EndpointClient, path: epath.Path
+) -> list[str]:
     """The `ideas.keep` most diverse of `ideas.candidates` ideas of a language model for a task; kept at `path` with
     all candidates.
 

@@ -12,11 +12,14 @@ such words the vocabulary is SentencePiece's (BPE).
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
+import os
 import re
+import tempfile
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -52,7 +55,7 @@ PROBE = "def f(x):\n    return  x['caf\u00e9'] + 12\n\n\tif x:  # \U0001f389"
 class Tokenizer:
     """A Hugging Face fast tokenizer, reduced to what the project uses of it."""
 
-    def __init__(self, tokenizer: transformers.PreTrainedTokenizerFast, folder: Path) -> None:
+    def __init__(self, tokenizer: transformers.PreTrainedTokenizerFast, folder: epath.Path) -> None:
         self._tokenizer = tokenizer
         self._folder = folder
         if tokenizer.eos_token_id is None:
@@ -62,16 +65,17 @@ class Tokenizer:
 
     @classmethod
     def load(cls, folder: str | Path) -> Self:
-        """Of a checkpoint's folder, or of one with nothing else in it.
+        """Of a checkpoint's folder, or of one with nothing else in it; local or remote (`gs://`).
 
         Raises:
           FileNotFoundError: the folder holds no tokenizer.
           ValueError: it has no fast implementation, or no end-of-text token.
         """
-        folder = Path(folder)
+        folder = epath.Path(folder)
         if not any((folder / name).exists() for name in FILES):
             raise FileNotFoundError(f"{folder} holds no tokenizer: expected at least one of {', '.join(FILES)}")
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+        with _local(folder) as local:
+            tokenizer = transformers.AutoTokenizer.from_pretrained(local)
         if not tokenizer.is_fast:
             raise ValueError(f"the tokenizer in {folder} is a {type(tokenizer).__name__}, which has no tokenizer.json")
         return cls(tokenizer, folder)
@@ -161,6 +165,19 @@ class Tokenizer:
                 f"beside the config.json in {directory} AutoTokenizer makes a {type(loaded).__name__} of the tokenizer "
                 f"in {self._folder}, which cuts text in another way: use a tokenizer of the model's own kind"
             )
+
+
+@contextlib.contextmanager
+def _local(folder: epath.Path) -> Iterator[str]:
+    """A folder on this machine with what `AutoTokenizer` reads of one that may be elsewhere."""
+    if "://" not in os.fspath(folder):
+        yield os.fspath(folder)
+        return
+    with tempfile.TemporaryDirectory() as local:
+        for name in (*FILES, "config.json"):  # which says of what kind it is
+            if (folder / name).exists():
+                Path(local, name).write_bytes((folder / name).read_bytes())
+        yield local
 
 
 def _bytes_of_letters() -> dict[str, int]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
@@ -45,6 +46,14 @@ class _Noted:
         kept = self._policy.should_preserve(checkpoints, context=context)
         self.steps = [info.step for info, keep in zip(checkpoints, kept, strict=True) if not keep]
         return [True] * len(checkpoints)
+
+
+def keep_beside_steps(folder: epath.Path) -> None:
+    """Make a folder that is no step among the steps of a `Checkpointer`. In a bucket Orbax would take one without this
+    file for a step that was never finished, and delete it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if "://" in os.fspath(folder):
+        (folder / _WHOLE).write_text("")
 
 
 class Checkpointer:

@@ -1,4 +1,4 @@
-"""Checkpoints by name: a folder, or a repository of the Hugging Face hub, which is downloaded to one.
+"""Checkpoints by name: a folder, here or in a bucket, or a repository of the Hugging Face hub, which is downloaded.
 
 A repository is named OWNER/NAME, or OWNER/NAME@REVISION for one of its branches, tags or commits. Downloads go into the
 hub's usual cache. What is whole there is not downloaded again, and serves where the hub cannot be reached.
@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
+
+from etils import epath
 
 from mlagent_jax.data.tokenizer import FILES
 
@@ -26,13 +28,13 @@ def split(name: str) -> tuple[str, str | None]:
     return (found["repository"], found["revision"]) if found else (name, None)
 
 
-def fetch(name: str | os.PathLike[str]) -> Path:
-    """The local folder of a checkpoint, downloaded where no such folder is here: configs, weights and tokenizer.
+def fetch(name: str | os.PathLike[str]) -> epath.Path:
+    """The folder of a checkpoint, here or in a bucket, or downloaded from the hub: configs, weights and tokenizer.
 
     Raises:
       FileNotFoundError: it is neither here nor to be had from the hub; the message says what to do.
     """
-    folder = Path(name)
+    folder = epath.Path(name)
     if folder.is_dir():
         return folder
     if not (found := _NAME.fullmatch(os.fspath(name))):
@@ -42,7 +44,7 @@ def fetch(name: str | os.PathLike[str]) -> Path:
     repository, revision = found["repository"], found["revision"]
     wanted = ["*.json", "*.safetensors", *FILES]
     try:
-        return Path(huggingface_hub.snapshot_download(repository, revision=revision, allow_patterns=wanted))
+        return epath.Path(huggingface_hub.snapshot_download(repository, revision=revision, allow_patterns=wanted))
     except (OSError, ValueError, huggingface_hub.errors.HTTPError) as error:
         raise FileNotFoundError(f"no folder {folder}, and {_why(error, repository, revision)}") from error
 

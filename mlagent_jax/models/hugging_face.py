@@ -130,7 +130,7 @@ def _slots(config: ModelConfig, params: Params) -> list[_Slot]:
     return slots
 
 
-def read_config(folder: Path) -> ModelConfig:
+def read_config(folder: epath.Path) -> ModelConfig:
     """The model that a folder's `config.json` describes.
 
     Raises:
@@ -153,7 +153,7 @@ class Origin:
     """Its `generation_config.json`; None: it has none."""
 
 
-def read_origin(folder: Path) -> Origin:
+def read_origin(folder: epath.Path) -> Origin:
     """What a checkpoint's folder says of its origin."""
     raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     generation = folder / GENERATION
@@ -176,7 +176,8 @@ def load(
     The host holds one layer's tensor at a time, a device besides its parameters one more.
 
     Args:
-      folder: with `config.json` and safetensors files; see `hub.fetch` for what the Hugging Face hub has.
+      folder: with `config.json` and safetensors files, local or remote (`gs://`); see `hub.fetch` for what the Hugging
+        Face hub has.
       dtype: of the parameters; default that of the checkpoint's config.
       mesh: where to put them; None for the default device.
       rules: from logical axes to mesh axes, as in `decoder.create`.
@@ -186,7 +187,7 @@ def load(
       TensorFileError: a file is truncated, or a tensor is missing, unknown or of another shape; it names it.
       ValueError: an unsupported model, or a mesh that does not divide a dimension.
     """
-    folder = Path(folder)
+    folder = epath.Path(folder)
     config = read_config(folder)
     dtype = np.dtype(dtype or config.dtype)
     graph, target = abstract(config, dtype=dtype, mesh=mesh, rules=rules, **options)
@@ -246,7 +247,7 @@ def _set_layer(stacked: jax.Array, layer: jax.Array, index: int) -> jax.Array:
     return jax.lax.dynamic_update_index_in_dim(stacked, layer, index, 0)
 
 
-def _open(folder: Path, config: ModelConfig) -> dict[str, Tensor]:
+def _open(folder: epath.Path, config: ModelConfig) -> dict[str, Tensor]:
     """The tensors of a checkpoint's files by name, none of them read."""
     index = folder / INDEX
     if index.exists():
@@ -386,14 +387,17 @@ def whole_or_not_at_all(directory: str | os.PathLike[str], mark: str = "config.j
       FileExistsError: `directory` is there and is no export.
     """
     target = epath.Path(directory)
-    if target.exists() and any(target.iterdir()) and not (target / mark).exists():
+    begun = target / f"{mark}.partial"
+    if target.exists() and any(target.iterdir()) and not ((target / mark).exists() or begun.exists()):
         raise FileExistsError(f"{target} is there and is no export: choose another directory, or empty it")
     if "://" in os.fspath(directory):
         with tempfile.TemporaryDirectory() as local:
             yield Path(local)
             target.mkdir(parents=True, exist_ok=True)
+            begun.write_text("")  # of one that is cut short, so that the next may go over it
             for path in sorted(Path(local).iterdir(), key=lambda path: path.name == mark):
                 epath.Path(path).copy(target / path.name, overwrite=True)
+            begun.unlink()
         return
     final = Path(directory).absolute()
     final.parent.mkdir(parents=True, exist_ok=True)

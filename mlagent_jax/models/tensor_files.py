@@ -17,6 +17,7 @@ from pathlib import Path
 
 import ml_dtypes
 import numpy as np
+from etils import epath
 
 DTYPES: dict[str, np.dtype] = {
     "F32": np.dtype(np.float32),
@@ -36,7 +37,7 @@ class TensorFileError(ValueError):
 class Tensor:
     """A tensor in a file, not read yet."""
 
-    path: Path
+    path: epath.Path
     name: str
     dtype: np.dtype
     shape: tuple[int, ...]
@@ -44,20 +45,27 @@ class Tensor:
     """Bytes from the start of the file."""
 
     def map(self) -> np.ndarray:
-        """The tensor as a read-only view of the file: a slice of it reads only its own pages."""
+        """The tensor as a read-only view of the file: a slice of it reads only its own pages. Of a remote file, read
+        whole."""
         if 0 in self.shape:
             return np.empty(self.shape, self.dtype)
+        if "://" in os.fspath(self.path):
+            with self.path.open("rb") as file:
+                file.seek(self.offset)
+                data = file.read(math.prod(self.shape) * self.dtype.itemsize)
+            return np.frombuffer(data, self.dtype).reshape(self.shape)
         return np.memmap(self.path, self.dtype, mode="r", offset=self.offset, shape=self.shape)
 
 
-def read_header(path: Path) -> dict[str, Tensor]:
+def read_header(path: epath.Path) -> dict[str, Tensor]:
     """The tensors of a file by name; reads none of their data.
 
     Raises:
       TensorFileError: the file is cut short or is no safetensors file, or a tensor's dtype is not a float of `DTYPES`.
     """
-    size = path.stat().st_size
     with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(0)
         prefix = file.read(8)
         length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
         if not 2 <= length <= min(size - 8, _LARGEST_HEADER):

@@ -6,12 +6,12 @@ import dataclasses
 import json
 import math
 import os
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+from etils import epath
 from jax.sharding import AbstractMesh, Mesh, NamedSharding
 
 from mlagent_jax import models
@@ -135,7 +135,7 @@ def read_model(config: Config) -> models.ModelConfig:
     place = config.plan.model or config.policy.checkpoint
     if not place:
         return shape_from_scratch(config.policy, config.tokenizer.vocab_size)
-    path = Path(place)
+    path = epath.Path(place)
     path = path / "config.json" if path.is_dir() else path
     if not path.is_file():
         raise ConfigError(

@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+from etils import epath
 from jax.sharding import Mesh
 
 from mlagent_jax import models
@@ -52,7 +52,7 @@ def load(
 
 
 def _load(path_or_hub_id: str | os.PathLike[str], dtype: str | None, mesh: Mesh | None) -> tuple[Model, Tokenizer]:
-    folder = Path(path_or_hub_id)
+    folder = epath.Path(path_or_hub_id)
     if folder.name.isdigit() and (folder.parent / "model").is_dir():
         return _load_saved(folder.parent, int(folder.name), dtype, mesh)
     if (folder / "model").is_dir():
@@ -67,7 +67,7 @@ def _load(path_or_hub_id: str | os.PathLike[str], dtype: str | None, mesh: Mesh 
     return Model(graph, params, _generation_stops(folder)), Tokenizer.load(folder)
 
 
-def _load_saved(stage: Path, step: int | None, dtype: str | None, mesh: Mesh | None) -> tuple[Model, Tokenizer]:
+def _load_saved(stage: epath.Path, step: int | None, dtype: str | None, mesh: Mesh | None) -> tuple[Model, Tokenizer]:
     config = hugging_face.read_config(stage / "model")
     with Checkpointer(stage, read_only=True) as saved:
         step = saved.latest() if step is None else step
@@ -82,7 +82,7 @@ def _load_saved(stage: Path, step: int | None, dtype: str | None, mesh: Mesh | N
     return Model(graph, params, _generation_stops(stage / "model")), Tokenizer.load(stage / "model")
 
 
-def _generation_stops(folder: Path) -> tuple[int, ...]:
+def _generation_stops(folder: epath.Path) -> tuple[int, ...]:
     """What ends a completion for transformers: chat checkpoints name more tokens than their tokenizer."""
     path = folder / "generation_config.json"
     named = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id") if path.exists() else None

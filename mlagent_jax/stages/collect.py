@@ -148,5 +148,5 @@ def _texts(run: Run, name: str, client: EndpointClient | None) -> list[str]:
     """Ideas for a task in words."""
     if run.config.ideas.source == "library":
         return [idea.text for idea in _library(run, name, client)]
-    path = Path(run.workdir) / "ideas" / f"{name}.json"
+    path = run.workdir / "ideas" / f"{name}.json"
     return endpoint_ideas(run.tasks[name].spec, run.config.ideas, f"{run.config.seed}/{name}", client, path)

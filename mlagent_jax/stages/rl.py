@@ -21,9 +21,8 @@ from mlagent_jax.data import jsonl
 from mlagent_jax.data.trajectories import Record
 from mlagent_jax.interruption import Stopped
 from mlagent_jax.learning.checkpoints import Checkpointer
-from mlagent_jax.models import hugging_face
 from mlagent_jax.parallelism import processes
-from mlagent_jax.policy import Policy, checkpointer, trained_policy, training
+from mlagent_jax.policy import Policy, checkpointer, describe, trained_policy, training
 from mlagent_jax.rl.batches import Batches
 from mlagent_jax.rl.learner import Learner, batch_of
 from mlagent_jax.rl.scalars import outcome_scalars, task_scalars
@@ -34,9 +33,7 @@ def rl(run: Run) -> None:
     """Train checkpoints/rl from the SFT policy."""
     policy = trained_policy(run, "sft")
     trainer = _Trainer(run, policy)
-    if run.is_first:
-        folder = run.workdir / "checkpoints" / "rl" / "model"
-        hugging_face.describe(folder, policy.config, policy.tokenizer, policy.origin)
+    describe(run, "rl", policy)
     trainer.train()
 
 

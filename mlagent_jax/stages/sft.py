@@ -17,9 +17,17 @@ from mlagent_jax.data.packing import Rows
 from mlagent_jax.errors import ConfigError
 from mlagent_jax.learning.optimizer import init_state, make_optimizer, schedule, with_learning_rate
 from mlagent_jax.learning.sft import sft_loss, sft_step
-from mlagent_jax.models import hugging_face
 from mlagent_jax.parallelism import processes
-from mlagent_jax.policy import Training, abstract, base_policy, checkpointer, make_vocabulary, renderer, training
+from mlagent_jax.policy import (
+    Training,
+    abstract,
+    base_policy,
+    checkpointer,
+    describe,
+    make_vocabulary,
+    renderer,
+    training,
+)
 from mlagent_jax.run import Run
 
 
@@ -51,9 +59,7 @@ def sft(run: Run) -> None:
     trained = training(run, policy)
     state = init_state(optimizer, trained.params, run.config.optimizer.placement)
     arrays = {"policy": trained.params, "optimizer": state}
-    if run.is_first:
-        folder = run.workdir / "checkpoints" / "sft" / "model"
-        hugging_face.describe(folder, policy.config, policy.tokenizer, policy.origin)
+    describe(run, "sft", policy)
     with checkpointer(run, "sft") as saved:
         done, evaluations = processes.agree(saved.latest) or 0, []
         if done:
