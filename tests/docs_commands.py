@@ -149,9 +149,12 @@ COMMANDS: dict[str, Run | Like | Elsewhere | Needs] = {
     "python -m mlagent_jax.solve": Elsewhere(
         "tests/mlagent_jax/test_solve.py::test_a_tiny_checkpoint_works_on_a_folder"
     ),
-    "python -m mlagent_jax.study configs/studies/exploration.py": Elsewhere(
-        "tests/mlagent_jax/studies/test_study.py::test_a_study_is_run_reported_and_not_run_again"
-    ),
+    **{
+        f"python -m mlagent_jax.study configs/studies/{name}.py": Elsewhere(
+            "tests/mlagent_jax/studies/test_study.py::test_a_study_is_run_reported_and_not_run_again"
+        )
+        for name in ("exploration", "episodes", "rewards", "refresh", "duration")
+    },
     "python -m mlagent_jax.study configs/studies/asynchronous.py": Elsewhere(SLEEPING),
     "python launch/sweep.py --config=configs/smoke.py --workdir=runs/clip": Elsewhere(
         "tests/launch/test_sweep.py::test_a_failed_member_stops_nothing_and_the_same_command_goes_on"

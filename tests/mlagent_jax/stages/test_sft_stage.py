@@ -18,7 +18,7 @@ from mlagent_jax.config import default_config, freeze
 from mlagent_jax.data.trajectories import Record
 from mlagent_jax.errors import ConfigError
 from mlagent_jax.learning.sft import sft_loss
-from mlagent_jax.parallelism import make_mesh
+from mlagent_jax.parallelism import DEFAULT_RULES, make_mesh
 from mlagent_jax.policy import base_policy, checkpointer, renderer, trained_policy
 from mlagent_jax.reporting import metrics
 from mlagent_jax.reporting.metrics import MetricsLog
@@ -57,7 +57,7 @@ class Stand:
         config.sft.update({"held_out_fraction": 0.34, "evaluate_every": 2, **settings})
         self.config, self.workdir, self._records, self._stop_after = freeze(config), workdir, records, stop_after
         workdir.mkdir(exist_ok=True)
-        self.mesh = make_mesh(self.config.mesh.shape)
+        self.mesh, self.rules = make_mesh(self.config.mesh.shape), DEFAULT_RULES
         self.metrics = MetricsLog(workdir)
         self.interruption = types.SimpleNamespace(held=contextlib.nullcontext, check=lambda: None)
         self._steps = 0
