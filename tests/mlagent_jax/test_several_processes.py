@@ -69,6 +69,7 @@ def start(workdir, *overrides, processes=1, devices=DEVICES, program=("-m", "mla
                 "JAX_COORDINATOR_ADDRESS": address,
                 "JAX_NUM_PROCESSES": str(processes),
                 "JAX_PROCESS_ID": str(index),
+                "MLAGENT_HEARTBEAT_SECONDS": "30",
                 # It serves the first one alone, which would then wait for the others, and Gloo waits for 30 s.
                 "JAX_ENABLE_COMPILATION_CACHE": "false",
             }
@@ -81,10 +82,10 @@ def start(workdir, *overrides, processes=1, devices=DEVICES, program=("-m", "mla
     return started
 
 
-def finish(started, workdir, status=0, timeout=600):
+def finish(started, workdir, statuses=(0,), timeout=600):
     try:
         for index, process in enumerate(started):
-            assert process.wait(timeout) == status, Path(f"{workdir}.{index}.log").read_text()[-4000:]
+            assert process.wait(timeout) in statuses, Path(f"{workdir}.{index}.log").read_text()[-4000:]
     finally:
         for process in started:
             with contextlib.suppress(ProcessLookupError):
@@ -160,12 +161,14 @@ class Workers:
             return self._database.execute(query, values).fetchall()
         return []
 
+    def results(self):
+        """How many there are."""
+        return sum(count for (count,) in self.ask("select count(*) from mlagent_jobs where state = 'done'"))
+
     def lose_one(self):
         """Kill a worker that holds a job, where it is time for that, and start another host. The first job that is lost
         so was lost before as often as it may be."""
-        if not self._deaths or self.ask("select count(*) from mlagent_jobs where state = 'done'") < [
-            (self._deaths[0],)
-        ]:
+        if not self._deaths or self.results() < self._deaths[0]:
             return
         held = self._held()
         if not held:
@@ -211,6 +214,14 @@ class Workers:
         self._alive[process.pid] = process
 
 
+def told(path):
+    """What a process told of each iteration, in their order; one that is done again is the same again."""
+    found = {}
+    for each in jsonl.read(path):
+        assert found.setdefault(each["iteration"], each) == each
+    return [found[iteration] for iteration in sorted(found)]
+
+
 def iterations(workdir):
     """Steps of rl that are done, as its metrics tell."""
     path = workdir / "metrics.jsonl"
@@ -225,9 +236,10 @@ def server():
 
 
 @pytest.mark.postgres
-def test_a_run_is_stopped_and_goes_on_while_workers_are_killed_at_random(run, server, tmp_path):
-    """SIGTERM to the process that is not the first, as where its host alone is taken back; SIGKILL to workers, before
-    that and after it. Both processes train on the same rows, every job has one result and is trained on once."""
+def test_a_run_is_stopped_and_killed_and_goes_on_while_workers_are_killed_at_random(run, server, tmp_path):
+    """SIGTERM to the process that is not the first, as where its host alone is taken back; then SIGKILL to it between
+    an update and what is to be kept of that, which ends the first one too; SIGKILL to workers all the while. Both
+    processes train on the same rows, every job has one result and counts once."""
     workdir = tmp_path / "stopped"
     overrides = (
         "--config.stages=sft,rl",
@@ -242,7 +254,7 @@ def test_a_run_is_stopped_and_goes_on_while_workers_are_killed_at_random(run, se
     program = (str(Path(__file__).with_name("telling_trainer.py")),)
     dice = random.Random(0)
     started = start(workdir, *overrides, processes=2, program=program)
-    end = time.monotonic() + 900
+    end = time.monotonic() + 1200
 
     def attend(until):
         """Lose workers until a condition holds or a process of the run has ended."""
@@ -255,22 +267,30 @@ def test_a_run_is_stopped_and_goes_on_while_workers_are_killed_at_random(run, se
         attend(until=lambda: iterations(workdir))
         if started[1].poll() is None:
             os.kill(started[1].pid, signal.SIGTERM)
-        finish(started, workdir, status=75)
+        finish(started, workdir, statuses=(75,))
         done = iterations(workdir)
         assert 1 <= len(done) < 4
+
+        started = start(workdir, *overrides, processes=2, program=program)
+        updates = len(jsonl.read(f"{workdir}.1.told"))
+        attend(until=lambda: len(jsonl.read(f"{workdir}.1.told")) > updates)
+        started[1].kill()
+        finish(started[1:], workdir, statuses=(-signal.SIGKILL,))
+        finish(started[:1], workdir, statuses=(-signal.SIGABRT, 1))  # by heartbeats, or by a collective that fails
+
         started = start(workdir, *overrides, processes=2, program=program)
         attend(until=lambda: False)
         finish(started, workdir)
         jobs = workers.ask("select id, state, attempts, consumed_step from mlagent_jobs")
 
     assert iterations(workdir) == [1, 2, 3, 4]
-    one, other = (jsonl.read(Path(f"{workdir}.{index}.told")) for index in range(2))
+    one, other = (told(Path(f"{workdir}.{index}.told")) for index in range(2))
     assert one == other, "both processes trained on the same rows, with the same ones masked, to the same parameters"
-    assert [told["iteration"] for told in one] == [0, 1, 2, 3]
+    assert [each["iteration"] for each in one] == [0, 1, 2, 3]
     assert {id: (state, step) for id, state, _, step in jobs} == {
-        id: ("dead" if id == workers.lost[0] else "done", told["iteration"]) for told in one for id in told["jobs"]
+        id: ("dead" if id == workers.lost[0] else "done", each["iteration"]) for each in one for id in each["jobs"]
     }, "every action has one result, and was trained on once"
-    assert [id for told in one for id in told["masked"]] == workers.lost[:1]
+    assert [id for each in one for id in each["masked"]] == workers.lost[:1]
     assert len(workers.lost) >= 3
     assert {id for id, _, attempts, _ in jobs if attempts > 1} >= set(workers.lost)
     records = jsonl.read(workdir / "trajectories" / "rl.jsonl")
