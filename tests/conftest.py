@@ -1,15 +1,31 @@
-"""The whole suite: in which order its files run, and where what XLA compiled is kept."""
+"""The whole suite: in which order its files run, where what XLA compiled is kept, and what programs it starts find."""
 
 import os
+from pathlib import Path
+
+import pytest
 
 LONGEST = (
     "test_pipeline",
     "test_docs_run",
+    "test_several_processes",
     "test_abuse",
     "test_postgres",
+    "test_rehearsal",
     "test_eight_devices",
+    "test_compose",
     "test_packaging",
+    "test_token_sampler",
+    "test_checkpoints",
+    "test_sft_stage",
+    "test_rl",
+    "test_export_tools",
+    "test_two_processes",
+    "test_host_memory",
+    "test_study",
+    "test_train",
     "test_commands",
+    "test_solve",
 )
 
 
@@ -24,3 +40,10 @@ def pytest_collection_modifyitems(items):
     """A file runs in one process, so the longest go first: no process is left alone with one at the end."""
     order = {name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: order.get(item.path.stem, len(order)))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def programs_find_no_torch():
+    """Not set before there are tests: pytest's own processes have it."""
+    places = (str(Path(__file__).with_name("without_torch")), os.environ.get("PYTHONPATH"))
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, places))

@@ -27,7 +27,7 @@ THE_RUN = "runs/smoke"
 ITS_NAMES = ("quickstart", "s0", "s1", "s2", "other", "other_board", "seed0", "seed1", "collect", "rl")
 DATABASE = re.compile(r"postgresql://(?:(?P<role>\w+)@queue-host/mlagent|queue-host/mlagent|\.\.\.)")
 ENVIRONMENT = {
-    "PYTHONPATH": str(ROOT),
+    "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "tests" / "without_torch"))),
     "JAX_PLATFORMS": "cpu",
     "XLA_FLAGS": "--xla_backend_optimization_level=0",
     "WANDB_MODE": "offline",
