@@ -56,9 +56,9 @@ TINY = (
     " --config.evaluate.states_held_out=0 --config.evaluate.samples=1 --config.evaluate.episode_tasks_held_in=1"
     " --config.evaluate.episode_tasks_held_out=0 --config.evaluate.trajectories=1 --config.evaluate.best_of=1"
     " --config.evaluate.steps=1 --config.prompt.max_action_tokens=8 --config.workers.sandbox=bubblewrap"
-    " --config.workers.slots=2 --config.sft.epochs=1 --config.sft.renderings=1 --config.rl.iterations=1"
-    " --config.rl.states=1 --config.rl.samples=2 --config.rl.best_of=2 --config.rl.minibatches=1 --config.rl.epochs=1"
-    " --config.sampling.slots=4"
+    " --config.workers.slots=2 --config.sft.optimizer=adamw --config.sft.epochs=1 --config.sft.renderings=1"
+    " --config.rl.iterations=1 --config.rl.states=1 --config.rl.samples=2 --config.rl.best_of=2"
+    " --config.rl.minibatches=1 --config.rl.epochs=1 --config.sampling.slots=4"
 )
 SMALL_POLICY = (
     "--config.policy.hidden_size=16 --config.policy.num_layers=1 --config.policy.num_heads=2"

@@ -18,6 +18,7 @@ SETTINGS = (
     "--config.prompt.max_action_tokens=8",
     "--config.workers.sandbox=bubblewrap",
     "--config.workers.slots=0",
+    "--config.sft.optimizer=adamw",
     "--config.sft.epochs=1",
     "--config.sft.renderings=1",
     "--config.rl.iterations=2",

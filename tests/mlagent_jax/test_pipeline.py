@@ -43,7 +43,11 @@ def start(config, workdir, *overrides, devices=1):
         ],
         stdout=log,
         stderr=log,
-        env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"},
+        env=os.environ
+        | {
+            "JAX_PLATFORMS": "cpu",
+            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0",
+        },
         start_new_session=True,
     )
 
