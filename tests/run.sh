@@ -60,4 +60,7 @@ else
 fi
 
 ruff check .
+# As what is installed is: every program of the tests would compile ours anew where PYTHONDONTWRITEBYTECODE is set. Not
+# what sandboxes get copies of.
+python -m compileall -q -x '/(inside|starter|paper)/' environments mlagent_jax
 python -m pytest "$@"
