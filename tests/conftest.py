@@ -9,6 +9,7 @@ LONGEST = (
     "test_pipeline",
     "test_docs_run",
     "test_several_processes",
+    "test_bucket",
     "test_abuse",
     "test_postgres",
     "test_rehearsal",

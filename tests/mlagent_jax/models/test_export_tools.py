@@ -22,11 +22,8 @@ ROOT = Path(__file__).parents[3]
 def run_tool(name, *arguments):
     return subprocess.run(
         [sys.executable, ROOT / "tools" / name, *arguments],
-        env={
-            **os.environ,
-            "JAX_PLATFORMS": "cpu",
-            "PYTHONPATH": str(ROOT),
-        },  # with torch, which verify_hf.py compares with
+        # With torch, which verify_hf.py compares with.
+        env={**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         check=False,
