@@ -1,11 +1,13 @@
-"""Small random checkpoints in the Hugging Face format, made by transformers, for models and sampler alike."""
+"""Small random checkpoints in the Hugging Face format, made by transformers, and a bucket: for many tests."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import buckets
 import pytest
+from etils import epath
 
 from mlagent_jax.data.tokenizer import train_tokenizer
 
@@ -73,6 +75,15 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Chec
         return made[name]
 
     return make
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[epath.Path]:
+    """An empty bucket on this machine, to which `gs://` goes in this process and those that it starts."""
+    with buckets.server() as variables, pytest.MonkeyPatch.context() as patch:
+        for name, value in variables.items():
+            patch.setenv(name, value)
+        yield epath.Path(f"gs://{buckets.NAME}")
 
 
 CORPUS = ["def f(x):\n    return x + 12\nObservation: the caf\u00e9 is open\n" * 3, "Action: List Files\n"]

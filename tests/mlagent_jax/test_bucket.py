@@ -8,7 +8,6 @@ import sys
 import time
 from pathlib import Path
 
-import buckets
 import jax
 import numpy as np
 import pytest
@@ -43,14 +42,6 @@ SMALL = (
     "--config.evaluate.states_held_in=2",
     "--config.sampling.slots=8",
 )
-
-
-@pytest.fixture(scope="module")
-def bucket():
-    with buckets.server() as variables, pytest.MonkeyPatch.context() as patch:
-        for name, value in variables.items():
-            patch.setenv(name, value)
-        yield epath.Path(f"gs://{buckets.NAME}")
 
 
 @pytest.mark.slow

@@ -6,7 +6,6 @@ import subprocess
 import sys
 import time
 
-import buckets
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,14 +14,6 @@ import pytest
 from etils import epath
 
 from mlagent_jax.learning.checkpoints import Checkpointer, CheckpointError
-
-
-@pytest.fixture(scope="module")
-def bucket():
-    with buckets.server() as variables, pytest.MonkeyPatch.context() as patch:
-        for name, value in variables.items():
-            patch.setenv(name, value)
-        yield epath.Path(f"gs://{buckets.NAME}")
 
 
 @pytest.fixture(params=["local", pytest.param("bucket", marks=pytest.mark.slow)])
