@@ -29,9 +29,9 @@ from environments.sandbox import PROVIDERS
 from environments.sandbox.base import SandboxError
 from environments.store import StoreError
 from environments.tasks.base import TaskError
+from environments.terminal import printable
 from mlagent_jax.config import PromptConfig
 from mlagent_jax.data import jsonl
-from mlagent_jax.reporting.table import printable
 
 if TYPE_CHECKING:
     from mlagent_jax.agent.player import Agent
