@@ -133,7 +133,7 @@ class Service:
             if self._mesh is not None:
                 jax.set_mesh(self._mesh)
             limits = self.limits
-            batch = self.sampler.batch(limits.prompt_tokens, limits.new_tokens, limits.slots)
+            batch = self.sampler.batch(limits.prompt_tokens, limits.new_tokens, limits.slots, elastic=True)
             while True:
                 for order in self._taken(wait=not batch.busy):
                     if order is None:
