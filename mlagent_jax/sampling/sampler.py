@@ -86,13 +86,15 @@ class Sampler:
         """Tokens of a prompt and its completion, at most: what the model was made for."""
         return self.model.graph.config.max_position_embeddings
 
-    def encode(self, prompt: Prompt) -> tuple[int, ...]:
-        """Token ids of a prompt, which may be some already.
+    def encode(self, prompt: Prompt, *, parse_special: bool = False, add_special: bool = False) -> tuple[int, ...]:
+        """Token ids of a prompt, which may be some already; the settings are those of `Tokenizer.encode`.
 
         Raises:
             ValueError: It has none, or one that is not in the vocabulary.
         """
-        tokens = tuple(self.tokenizer.encode(prompt) if isinstance(prompt, str) else map(int, prompt))
+        if isinstance(prompt, str):
+            prompt = self.tokenizer.encode(prompt, parse_special=parse_special, add_special=add_special)
+        tokens = tuple(map(int, prompt))
         if not tokens:
             raise ValueError("the prompt is empty: it needs at least one token")
         vocab_size = self.model.graph.config.vocab_size
