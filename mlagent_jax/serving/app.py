@@ -55,9 +55,15 @@ def make_app(service: Service, model: str, api_key: str | None = None, *, parse_
 
     def guarded(endpoint: Endpoint) -> Endpoint:
         async def checked(request: HttpRequest) -> Response:
-            if api_key is None:
-                check_site(request.headers.get("host", ""), request.headers.get("origin"))
-            check_key(api_key, request.headers.get("authorization", ""))
+            try:
+                if api_key is None:
+                    check_site(request.headers.get("host", ""), request.headers.get("origin"))
+                check_key(api_key, request.headers.get("authorization", ""))
+            except ApiError:
+                with contextlib.suppress(ClientDisconnect):
+                    async for _ in request.stream():  # a client that is still sending would not hear the answer
+                        pass
+                raise
             return await endpoint(request)
 
         return checked
