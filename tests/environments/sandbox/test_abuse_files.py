@@ -92,7 +92,7 @@ def test_a_script_can_be_interrupted_as_any(player):
     assert outcome.kind is SCORED
 
 
-def test_39_nothing_stands_before_a_read_only_module(player):
+def test_38_nothing_stands_before_a_read_only_module(player):
     forged = "import builtins\ndef submit(guess): print('owned')\n"
     for name in (
         "helper/__init__.py",
