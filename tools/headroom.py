@@ -26,6 +26,7 @@ from pathlib import Path
 import numpy as np
 
 from environments import rewards, tasks
+from environments.actions.edits import replace_cell
 from environments.protocol import Outcome, OutcomeKind
 from environments.sandbox import open_sandbox
 from environments.sandbox.base import Ending, Sandbox
@@ -33,7 +34,6 @@ from environments.tasks import FolderTask, InvalidSubmissionError, micro
 from environments.tasks.grading import Answers, read_submission
 from environments.tasks.ideas import Idea, ideas_for
 from environments.tasks.prepared import run_script
-from environments.tasks.scripts import replace_cell
 
 
 @dataclasses.dataclass(frozen=True)

@@ -29,6 +29,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from environments.actions.edits import read_cells
 from environments.protocol import Limits
 from environments.tasks.archives import ORIGINS, ArchiveError, Origin, data_dir
 from environments.tasks.base import M_BEST, OwnIdea, TaskError, TaskSpec
@@ -42,7 +43,6 @@ from environments.tasks.own_grading import (
     load_function,
     read_answers,
 )
-from environments.tasks.scripts import read_cells
 
 ENTRY_POINTS = "mlagent_jax.tasks"
 KINDS = ("tabular", "image", "text", "time_series", "graph")

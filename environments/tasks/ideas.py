@@ -10,9 +10,10 @@ import dataclasses
 import functools
 
 from environments import metrics
+from environments.actions.edits import read_cells
 from environments.metrics import Form
 from environments.tasks.base import TaskSpec
-from environments.tasks.scripts import CELLS, Script, read_cells
+from environments.tasks.scripts import CELLS, Script
 
 KINDS = ("tabular", "image", "text", "time_series", "graph")
 _NARROW = ("tabular", "time_series", "graph")

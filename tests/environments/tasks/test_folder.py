@@ -15,10 +15,11 @@ import environments
 from environments import tasks
 from environments.__main__ import main
 from environments.actions import Action
+from environments.actions.edits import replace_cell
 from environments.protocol import OutcomeKind
 from environments.tasks import InvalidSubmissionError, TaskError, TaskSpec
 from environments.tasks.ideas import ideas_for
-from environments.tasks.scripts import Script, replace_cell
+from environments.tasks.scripts import Script
 
 
 def change(folder, **fields):
