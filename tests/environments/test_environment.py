@@ -11,7 +11,7 @@ import pytest
 from environments.environment import Environment
 from environments.protocol import Job, Limits, Outcome, OutcomeKind, State
 from environments.sandbox.base import Ending, Execution, SandboxError
-from environments.store import open_store
+from environments.store import blob_id, open_store
 
 
 @pytest.fixture
@@ -350,3 +350,16 @@ def test_no_temporary_files_stay(environment, sandbox, tmp_path):
     take(environment, edit("guess = 3.5"))
     environment.close()
     assert os.listdir(folder) == []
+
+
+def test_a_known_execution_whose_files_are_gone_is_made_again(environment, sandbox):
+    first = take(environment, edit("guess = 3.0\nopen('new.txt', 'w').write('new')"))
+    assert take(environment, edit("guess = 3.0\nopen('new.txt', 'w').write('new')")).cached
+    for identity in (blob_id(b"new"), first.submission, first.snapshot):
+        environment.store.delete(identity)
+        again = take(environment, edit("guess = 3.0\nopen('new.txt', 'w').write('new')"))
+        assert dataclasses.replace(again, seconds=0, cpu_seconds=0) == dataclasses.replace(
+            first, seconds=0, cpu_seconds=0
+        )
+        assert environment.store.has(identity)
+    assert len(sandbox.runs) == 4
