@@ -143,8 +143,7 @@ class Environment:
         """
         task = self.task(job.state.task)
         profile = profile_by_name(job.profile)
-        if job.reward not in rewards.REWARDS:
-            raise ValueError(f"Job.reward is {job.reward!r}; choose one of {', '.join(sorted(rewards.REWARDS))}")
+        rewards.REWARDS.choose(job.reward)  # A mistake is said before anything runs.
         before = Outcome(
             kind=OutcomeKind.NO_EDIT,
             observation="",

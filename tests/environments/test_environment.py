@@ -194,11 +194,26 @@ def test_a_step_that_changes_nothing_is_no_edit(environment, sandbox, action):
     state = environment.initial_state("guess@0")
     outcome = take(environment, action, state)
     assert outcome.kind is OutcomeKind.NO_EDIT
-    assert outcome.reward == 0.15
+    assert outcome.reward == 0.1
     assert outcome.snapshot == state.snapshot
     assert outcome.metric_after is None
     assert sandbox.runs == []
     assert outcome.final == ("Final Answer" in action)
+
+
+@pytest.mark.parametrize("cell", ["guess = 1.0  # a comment", "guess = 1.0\nunused = 2", "guess = 2.0 / 2"])
+def test_an_edit_that_changes_no_result_is_worth_as_much_as_a_look(environment, cell):
+    outcome = take(environment, edit(cell))
+    assert outcome.kind is OutcomeKind.SCORED
+    assert outcome.reward == take(environment, reply("List Files", dir_path=".")).reward
+
+
+def test_an_edit_of_a_file_that_nothing_reads_is_worth_as_much_as_a_look(environment):
+    write = job(environment.initial_state("guess@0"), reply("Write File", file_name="notes.txt", content="x"))
+    first = environment.take(write)
+    second = take(environment, reply("Append File", file_name="notes.txt", content="y"), first.next_state(write))
+    look = take(environment, reply("List Files", dir_path="."))
+    assert first.reward == second.reward == look.reward
 
 
 def test_executing_an_unchanged_script_shows_its_output_and_is_no_edit(environment, sandbox):
