@@ -374,7 +374,7 @@ def _gigabytes(text: str) -> float:
 
 def _add_sandbox(command: argparse.ArgumentParser) -> None:
     command.add_argument("--sandbox", choices=("auto", *PROVIDERS), default="bubblewrap", help="where scripts run")
-    command.add_argument("--seed", type=_seed, default=0, help="of the data and of the executions (default 0)")
+    command.add_argument("--seed", type=_seed, default=0, help="of the data; the executions' seed follows (default 0)")
 
 
 def _add_place(command: argparse.ArgumentParser) -> None:

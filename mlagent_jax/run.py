@@ -41,6 +41,7 @@ from environments.environment import initial_state
 from environments.protocol import Job, Requirements, State
 from environments.queue import open_queue
 from environments.sandbox import open_sandbox
+from environments.seeds import execution_seed
 from environments.store import open_store
 from environments.supervision import start_workers
 from environments.tasks.base import PreparedTask, TaskError, TaskSpec
@@ -293,7 +294,7 @@ class Run:
                 image=self._image,
                 guarantees=(*self.config.workers.guarantees, *editor_required(self.config)),
             ),
-            seed=self.config.seed,
+            seed=execution_seed(self.config.seed),
         )
 
     @property
