@@ -54,12 +54,13 @@ def _amounts(rng: np.random.Generator) -> Design:
 
 
 def _figures(rng: np.random.Generator) -> Design:
-    figures = Figures(pick(rng, (200, 300)), HIDDEN_ROWS, classes=pick(rng, (2, 3)), noise=pick(rng, (2.5, 3.5)))
+    figures = Figures(pick(rng, (200, 300)), HIDDEN_ROWS, classes=pick(rng, (2, 3)), noise=pick(rng, (3.5, 4.5)))
     metrics = ("accuracy", "auc") if figures.classes == 2 else ("accuracy",)
     start = weaken(
         rng, Script(pick(rng, (*_CLASSIFIERS[:2], *_CLASSIFIERS[3:]))), ({"load": "size=2"}, {"steps": "PCA(2)"}), 0.5
     )
-    reference = Script("SVC(C=10)", load="edges=True, blur=True", steps="StandardScaler()")
+    model = 'KNeighborsClassifier(10, weights="distance")'
+    reference = Script(model, load="blur=True", steps="StandardScaler(), Normalizer()")
     return Design(pick(rng, metrics), figures.data, start, reference)
 
 

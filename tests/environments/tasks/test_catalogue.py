@@ -84,7 +84,7 @@ def test_a_build_is_complete_and_deterministic(name, tmp_path):
 
 @pytest.mark.parametrize("name", [name for name in tasks.names() if tasks.get(name).spec.kind == "time_series"])
 def test_a_forecast_lies_after_all_that_is_public(name, tmp_path):
-    """Every public number was measured at the origin or before, every hidden one later, and no row is another's past."""
+    """Every public number is of the origin or before, every hidden one later, and no row is another's past."""
     tasks.get(name).build(tmp_path / "built", 0)
     public = tmp_path / "built" / "public"
     train, test = (np.loadtxt(public / f"{part}.csv", delimiter=",", skiprows=1) for part in ("train", "test"))
