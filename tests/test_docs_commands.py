@@ -23,8 +23,8 @@ from docs_commands import COMMANDS, IN_THE_TEXT, ROOT, SNIPPETS, Elsewhere, Like
 
 from launch import sweep
 from mlagent_jax import study
-from mlagent_jax.arguments import read_config
-from mlagent_jax.config import check_field
+from mlagent_jax.settings.flags import read_config
+from mlagent_jax.settings.schema import check_field
 
 OTHERS_PROGRAMS = (
     "docker push",

@@ -14,7 +14,7 @@ import stat
 from pathlib import Path
 
 from environments.actions.errors import ActionError
-from environments.hostile import HostileFileError, path_errors, read_regular
+from environments.files.hostile import HostileFileError, path_errors, read_regular
 
 MAX_NAME = 200
 """Longest path an agent may write, in characters."""

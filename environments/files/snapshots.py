@@ -19,9 +19,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from environments.hostile import HostileFileError, create, path_errors, read_regular
+from environments.files.blobs import CorruptBlobError, FolderStore, Store, StoreError
+from environments.files.hostile import HostileFileError, create, path_errors, read_regular
 from environments.protocol import canonical_json
-from environments.store import CorruptBlobError, FolderStore, Store, StoreError
 
 VERSION = 1
 MAX_DEPTH = 32

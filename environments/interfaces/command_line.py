@@ -26,16 +26,16 @@ from typing import BinaryIO, TextIO
 
 from environments import rewards, tasks
 from environments.actions import ACTIONS, ASSISTED_ACTIONS, PROFILES, describe_actions, describe_format
-from environments.editor import Endpoint, configured_endpoint
+from environments.actions.second_model import Endpoint, configured_endpoint
 from environments.episode import Episode, default_cache_dir, make
+from environments.files.blobs import StoreError, open_store
+from environments.files.snapshots import Snapshots
+from environments.interfaces.json_lines import failure, record, serve
 from environments.protocol import Outcome
 from environments.sandbox import PROVIDERS, open_sandbox
 from environments.sandbox.base import SandboxError
-from environments.serving import failure, record, serve
-from environments.store import StoreError, open_store
-from environments.tasks.base import InvalidSubmissionError, TaskError, TaskSpec
-from environments.tasks.checker import check
-from environments.workspace import Snapshots
+from environments.tasks.check.checker import check
+from environments.tasks.task import InvalidSubmissionError, TaskError, TaskSpec
 
 
 class InputError(ValueError):
@@ -404,7 +404,3 @@ def _add_episode(command: argparse.ArgumentParser) -> None:
     command.add_argument("--profile", choices=tuple(PROFILES), default="compact", help="of the reply format")
     command.add_argument("--reward", choices=tuple(rewards.REWARDS), default="improvement")
     command.add_argument("--no-cache", action="store_true", help="run again what has run before")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from environments.protocol import Outcome, OutcomeKind
-from mlagent_jax.agent.collector import is_masked
-from mlagent_jax.agent.rollouts import Taken
+from mlagent_jax.agents.job_client import is_masked
+from mlagent_jax.rl.in_flight import Taken
 
 
 def task_scalars(taken: Sequence[Taken]) -> dict[str, float]:

@@ -29,7 +29,7 @@ from typing import Any
 import yaml
 
 from environments.protocol import Limits
-from environments.tasks.base import M_BEST, M_INIT, InvalidSubmissionError, TaskError, TaskSpec
+from environments.tasks.task import M_BEST, M_INIT, InvalidSubmissionError, TaskError, TaskSpec
 
 MARK = "mlagentbench.json"
 """In private/ of such a task."""
@@ -75,7 +75,7 @@ with open(sys.argv[3], "w") as file:
 
 @dataclasses.dataclass(frozen=True)
 class BenchmarkRecipe:
-    """An `environments.tasks.base.Task`."""
+    """An `environments.tasks.task.Task`."""
 
     spec: TaskSpec
     m_init: float | None
@@ -84,7 +84,7 @@ class BenchmarkRecipe:
     folder: Path
 
     def build(self, directory: Path, seed: int) -> TaskSpec:
-        """Write env/, public/ and private/ under `directory` (see `environments.tasks.base.Task`)."""
+        """Write env/, public/ and private/ under `directory` (see `environments.tasks.task.Task`)."""
         env, public, private = (directory / name for name in ("env", "public", "private"))
         ignore = shutil.ignore_patterns("__pycache__", ".git")
         shutil.copytree(self.folder / "env", env, ignore=ignore)
@@ -103,7 +103,7 @@ class BenchmarkRecipe:
 
 
 class BenchmarkGrader:
-    """A benchmark's own eval.py (`environments.tasks.graders.Grader`)."""
+    """A benchmark's own eval.py (`environments.tasks.grading.graders.Grader`)."""
 
     rows = 1
     kinds: dict[str, str] = {}  # noqa: RUF012

@@ -30,10 +30,10 @@ import numpy as np
 import yaml
 
 from environments.protocol import Limits
-from environments.tasks.archives import ORIGINS, ArchiveError, Origin, data_dir
-from environments.tasks.base import M_BEST, OwnIdea, TaskError, TaskSpec
-from environments.tasks.dataset import report_half
-from environments.tasks.own_grading import (
+from environments.tasks.folders.archives import ORIGINS, ArchiveError, Origin, data_dir
+from environments.tasks.generated.dataset import report_half
+from environments.tasks.generated.scripts import read_cells
+from environments.tasks.grading.own import (
     CELLS,
     HALF,
     OwnGrader,
@@ -42,7 +42,7 @@ from environments.tasks.own_grading import (
     load_function,
     read_answers,
 )
-from environments.tasks.scripts import read_cells
+from environments.tasks.task import M_BEST, OwnIdea, TaskError, TaskSpec
 
 ENTRY_POINTS = "mlagent_jax.tasks"
 KINDS = ("tabular", "image", "text", "time_series", "graph")
@@ -74,7 +74,7 @@ _IDEA = re.compile(r"\S[^\n;]{0,99}")
 
 @dataclasses.dataclass(frozen=True)
 class FolderRecipe:
-    """An `environments.tasks.base.Task` that is read from a folder."""
+    """An `environments.tasks.task.Task` that is read from a folder."""
 
     spec: TaskSpec
     form: SubmissionForm
@@ -89,7 +89,7 @@ class FolderRecipe:
         return self.folder / "raw" if self.origin is None else data_dir() / self.spec.name
 
     def build(self, directory: Path, seed: int) -> TaskSpec:
-        """Write env/, public/ and private/ under `directory` (see `environments.tasks.base.Task`).
+        """Write env/, public/ and private/ under `directory` (see `environments.tasks.task.Task`).
 
         Raises:
           ArchiveError: the raw data are not there or have changed; the message says how to get them.

@@ -13,12 +13,12 @@ from pathlib import Path
 
 import numpy as np
 
-from environments import metrics
-from environments.tasks import starter
-from environments.tasks.base import TaskSpec
-from environments.tasks.grading import Answers
-from environments.tasks.scripts import Script
-from environments.tasks.traits import describe
+from environments.tasks.generated import starter
+from environments.tasks.generated.scripts import Script
+from environments.tasks.generated.traits import describe
+from environments.tasks.grading import metrics
+from environments.tasks.grading.submissions import Answers
+from environments.tasks.task import TaskSpec
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

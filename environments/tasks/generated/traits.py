@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from environments import metrics
+from environments.tasks.grading import metrics
 
 if TYPE_CHECKING:
-    from environments.tasks.dataset import Dataset
+    from environments.tasks.generated.dataset import Dataset
 
 _STEPS = (5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
 

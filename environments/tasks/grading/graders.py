@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Protocol
 
-from environments.tasks import grading, mlagentbench, mlebench, own_grading
+from environments.tasks.adapters import mlagentbench, mlebench
+from environments.tasks.grading import own as own_grading
+from environments.tasks.grading import submissions as grading
 
 
 class Grader(Protocol):

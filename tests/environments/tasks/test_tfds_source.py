@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from environments import tasks
-from environments.tasks import TaskError, tfds_source
+from environments.tasks import TaskError
+from environments.tasks.folders import tfds_source
 
 tfds = pytest.importorskip("tensorflow_datasets")
 image = needs.package("PIL.Image")

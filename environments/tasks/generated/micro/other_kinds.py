@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from environments.tasks.micro.design import HIDDEN_ROWS, Design, Family, pick, weaken
-from environments.tasks.processes.graphs import Communities
-from environments.tasks.processes.images import Figures, Patches
-from environments.tasks.processes.series import Series
-from environments.tasks.processes.texts import Essays, Topics
-from environments.tasks.scripts import Script
+from environments.tasks.generated.micro.design import HIDDEN_ROWS, Design, Family, pick, weaken
+from environments.tasks.generated.processes.graphs import Communities
+from environments.tasks.generated.processes.images import Figures, Patches
+from environments.tasks.generated.processes.series import Series
+from environments.tasks.generated.processes.texts import Essays, Topics
+from environments.tasks.generated.scripts import Script
 
 _TREES = (
     "DecisionTreeRegressor()",

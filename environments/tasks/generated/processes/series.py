@@ -9,7 +9,7 @@ import dataclasses
 
 import numpy as np
 
-from environments.tasks.dataset import Dataset
+from environments.tasks.generated.dataset import Dataset
 
 HISTORY = 24
 """Values before the one to predict that a row holds."""
