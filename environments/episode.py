@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any, Self
 
 from environments.actions import ACTIONS, ASSISTED_ACTIONS, PROFILES, describe_actions, describe_format
-from environments.editor import Endpoint
-from environments.environment import Environment
+from environments.actions.second_model import Endpoint
+from environments.files.blobs import open_store
 from environments.protocol import Job, Outcome, OutcomeKind, Requirements, State
 from environments.rewards import REWARDS
 from environments.sandbox.base import Sandbox, SandboxError
 from environments.seeds import execution_seed
-from environments.store import open_store
-from environments.tasks.base import TaskSpec
+from environments.step import Environment
+from environments.tasks.task import TaskSpec
 
 
 def default_cache_dir() -> Path:
@@ -170,7 +170,7 @@ def make(
     Args:
       sandbox: name of a sandbox, or an open one, which stays open.
       profile: `full` or `compact`.
-      reward: name in `environments.rewards.REWARDS`.
+      reward: one of `environments.rewards`, with parameters where wanted: `improvement:neutral=0.2`.
       max_steps: after so many steps the episode is truncated.
       seed: of the task's data. The executions' seed follows from it one way (`environments.seeds`).
       cache_dir: folder of prepared tasks and snapshots; default `default_cache_dir()`.
@@ -187,8 +187,7 @@ def make(
 
     if profile not in PROFILES:
         raise ValueError(f"profile is {profile!r}; choose one of {', '.join(PROFILES)}")
-    if reward not in REWARDS:
-        raise ValueError(f"reward is {reward!r}; choose one of {', '.join(REWARDS)}")
+    REWARDS.choose(reward)
     if not isinstance(max_steps, int) or max_steps < 1:
         raise ValueError(f"max_steps is {max_steps!r}; it must be a whole number from 1")
     if not isinstance(seed, numbers.Integral) or seed < 0:

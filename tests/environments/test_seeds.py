@@ -8,9 +8,9 @@ import types
 import needs
 import pytest
 
-from environments.__main__ import main
 from environments.actions import Action
 from environments.episode import make
+from environments.interfaces.command_line import main
 from environments.seeds import execution_seed
 
 TASK = "micro-rings-0"
@@ -60,7 +60,7 @@ def test_an_episode_and_a_reset_give_scripts_the_second_seed(tmp_path):
 
 
 def test_a_run_with_one_number_for_both_seeds_hands_out_the_second():
-    run_module = pytest.importorskip("mlagent_jax.run")
+    run_module = pytest.importorskip("mlagent_jax.runs.run")
     limits = types.SimpleNamespace(memory_mb=1)
     spec = types.SimpleNamespace(limits=limits, gpus=0)
     config = types.SimpleNamespace(
