@@ -11,8 +11,8 @@ import pytest
 from environments import tasks
 from environments.actions.edits import replace_cell
 from environments.sandbox import Sandbox
-from environments.tasks import micro
-from environments.tasks.ideas import ideas_for
+from environments.tasks.generated import micro
+from environments.tasks.generated.ideas import ideas_for
 from environments.tasks.prepared import run_script
 from tools.headroom import stability
 
