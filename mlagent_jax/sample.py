@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import jax
 from absl import app, flags, logging
 
-from environments.terminal import printable
+from environments.interfaces.terminal import printable
 from mlagent_jax.parallelism import make_mesh
 from mlagent_jax.sampling.checkpoint import load
 from mlagent_jax.sampling.lines import as_json, in_order, read_prompts

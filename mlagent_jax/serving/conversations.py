@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from mlagent_jax.data.tokenizer import Tokenizer
+from mlagent_jax.models.tokenizer import Tokenizer
 from mlagent_jax.serving.errors import ApiError, bad_request
 from mlagent_jax.serving.schema import Message
 

@@ -3,9 +3,9 @@
 import dataclasses
 import types
 
-from environments import __main__ as command
 from environments import tasks
-from environments.terminal import printable
+from environments.interfaces import command_line as command
+from environments.interfaces.terminal import printable
 
 EVIL = "digits\x1b[2J\x1b]0;OWNED\x07\x9b31m\rgone\u202e"
 

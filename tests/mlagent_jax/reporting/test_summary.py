@@ -8,8 +8,8 @@ import pytest
 
 from environments.protocol import OutcomeKind
 from mlagent_jax import report
-from mlagent_jax.data import jsonl
 from mlagent_jax.reporting import summary, table
+from mlagent_jax.runtime import jsonl
 
 
 def read(path):

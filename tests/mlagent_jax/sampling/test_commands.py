@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from environments.__main__ import _read_actions
+from environments.interfaces.command_line import _read_actions
 from mlagent_jax.sampling import Sampler, load
 from mlagent_jax.sampling.lines import read_prompts
 

@@ -5,15 +5,14 @@ import shutil
 
 import pytest
 
-from mlagent_jax.data.tokenizer import Tokenizer
+from mlagent_jax.models.tokenizer import Tokenizer
 from mlagent_jax.serving.conversations import chat_tokens
 from mlagent_jax.serving.errors import ApiError
 from mlagent_jax.serving.schema import ChatRequest
 
 END = "{%- if add_generation_prompt %}{{- '<assistant>' }}{%- endif %}"
-KNOWN = (
-    "{%- for m in messages %}{%- if m.role in ('system', 'user', 'assistant') %}<{{ m.role }}>{{ m.content | trim }}"
-)
+KNOWN = "{%- for m in messages %}{%- if m.role in ('system', 'user', 'assistant') %}"
+KNOWN += "<{{ m.role }}>{{ m.content | trim }}"
 KNOWN += "\n{%- endif %}{%- endfor %}" + END
 CALLS = (
     "{%- for m in messages %}<{{ m.role }}>{{ m.content }}{%- for c in m.tool_calls %}"
