@@ -132,7 +132,7 @@ def test_a_worker_takes_only_what_it_offers(queue):
     queue.enqueue([job(0, requirements=Requirements(gpus=1)), job(1)])
     with working(queue, outcome, capabilities=Capabilities()):
         assert queue.wait(ids([job(1)]), 30)
-    assert queue.outstanding("run") == {0: 1}
+    assert queue.status()["runs"]["run"]["outstanding_by_version"] == {"0": 1}
 
 
 def test_draining_finishes_what_runs_and_starts_nothing(queue):
@@ -149,7 +149,7 @@ def test_draining_finishes_what_runs_and_starts_nothing(queue):
         worker.stop()
         go_on.set()
         assert queue.wait([job(0).id], 30)
-    assert queue.outstanding("run") == {0: 1}
+    assert queue.status()["runs"]["run"]["outstanding_by_version"] == {"0": 1}
     assert queue.status()["runs"]["run"]["queued"] == 1
     assert queue.status()["workers"][0]["health"] == "stopped"
 
