@@ -92,7 +92,8 @@ class Environment:
 
         Args:
           tasks: folder of prepared tasks.
-          cache: keep executions in `tasks/executions.sqlite` (True), in a file of another name, or not at all (False).
+          cache: keep executions in `tasks/executions.sqlite` (True), in a file of another name, or not at all (False);
+            local to this host, see `TextCache`.
           scratch: folder for workspaces while a step is taken; default `default_scratch()`.
           editor: the second language model of `ASSISTED_ACTIONS`, its cache and log kept in `tasks`. They are offered
             to jobs that require it (`Requirements.guarantees` holds its id), and to no others: what a step leads to
@@ -253,7 +254,7 @@ class Environment:
         )
         if self._cache is not None:
             known = self._cache.get(key)
-            if known is not None and self.store.has(known.snapshot):
+            if known is not None and self._is_kept(known, applied.snapshot):
                 return known, True
         gpus = job.requirements.gpus
         execution = self.sandbox.run(root, script, job.limits, data=task.public, seed=job.seed, gpus=gpus)
@@ -267,6 +268,11 @@ class Environment:
         if self._cache is not None:
             self._cache.put(key, measurement)
         return measurement, False
+
+    def _is_kept(self, measurement: Measurement, before: str) -> bool:
+        """Whether all that a measurement names is in the store, where the workspace `before` it is."""
+        submission = [measurement.submission] if measurement.submission else []
+        return Snapshots(self.store).is_whole(measurement.snapshot, submission, known=before)
 
     def _inspect(self, task: PreparedTask, script: str, found: Measurement, root: Path) -> Measurement:
         """Add what an execution left in `root`: everything there is hostile."""

@@ -20,30 +20,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import psutil
 import sqlalchemy
 from sqlalchemy import URL, ColumnElement, Connection, delete, event, func, insert, select
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.exc import DBAPIError
 
+from environments.file_systems import network_file_system
 from environments.queue.base import QueueError
 from environments.queue.engine import Engine, clock_expression
 from environments.queue.schema import clock, jobs, workers
 
-NETWORK_FILE_SYSTEMS = frozenset(
-    {"9p", "afs", "beegfs", "ceph", "cifs", "glusterfs", "gpfs", "lustre", "nfs", "nfs4", "smb3", "vboxsf", "virtiofs"}
-)
-NETWORK_FUSE_SYSTEMS = frozenset({"gcsfuse", "glusterfs", "juicefs", "mount-s3", "rclone", "s3fs", "sshfs"})
 _OLDEST = (3, 35)
 """First SQLite with RETURNING."""
 _POLL_SECONDS = (0.002, 0.015)
 """Shortest and longest wait between two looks at the file's version (about 5 microseconds each)."""
-
-
-def file_system_of(path: Path) -> str:
-    """Type of the file system that `path` lies on, as the host names it; empty where it does not say."""
-    mounts = {Path(mount.mountpoint): mount.fstype for mount in psutil.disk_partitions(all=True)}
-    return next((mounts[parent] for parent in (path, *path.parents) if parent in mounts), "")
 
 
 class SqliteEngine(Engine):
@@ -196,8 +186,7 @@ def _checked_path(url: URL) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise QueueError(f"folder {path.parent} of the queue cannot be created ({error.strerror})") from error
-    kind = file_system_of(path.resolve())
-    if kind in NETWORK_FILE_SYSTEMS or kind.removeprefix("fuse.") in NETWORK_FUSE_SYSTEMS:
+    if kind := network_file_system(path):
         raise QueueError(
             f"queue {path} lies on a network file system ({kind}), where SQLite's locks do not hold and data is lost: "
             "name a local disk, or use postgresql:// for workers on several hosts"

@@ -9,6 +9,7 @@ import time
 import pytest
 from queue_cases import fill, job, outcome, outstanding
 
+from environments import file_systems
 from environments.queue import QueueError, open_queue, sql, sqlite
 from environments.queue.base import Capabilities
 
@@ -48,7 +49,7 @@ def test_a_file_that_stays_locked_is_an_error_that_names_it_and_reading_goes_on(
 
 
 def test_a_full_disk_is_an_error_and_loses_nothing(small_disk):
-    assert sqlite.file_system_of(small_disk) == "tmpfs"
+    assert file_systems.file_system_of(small_disk) == "tmpfs"
     with contextlib.closing(open_queue(f"sqlite:///{small_disk}/queue.db", patience_seconds=0)) as queue:
         queue.enqueue([job(0)])
         lease = queue.claim("w", Capabilities())
@@ -63,7 +64,7 @@ def test_a_full_disk_is_an_error_and_loses_nothing(small_disk):
 @pytest.mark.parametrize("kind", ["nfs4", "cifs", "fuse.sshfs", "fuse.gcsfuse", "9p"])
 def test_a_network_file_system_is_refused(tmp_path, monkeypatch, kind):
     mounts = [Mount("/", "ext4"), Mount(str(tmp_path), kind), Mount(str(tmp_path / "local"), "xfs")]
-    monkeypatch.setattr(sqlite.psutil, "disk_partitions", lambda all: mounts)
+    monkeypatch.setattr(file_systems.psutil, "disk_partitions", lambda all: mounts)
     with pytest.raises(QueueError, match=f"network file system \\({kind}\\).*postgresql://"):
         open_queue(f"sqlite:///{tmp_path}/inner/queue.db")
     open_queue(f"sqlite:///{tmp_path}/local/queue.db").close()
