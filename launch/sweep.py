@@ -41,10 +41,10 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from mlagent_jax.arguments import read_config
-from mlagent_jax.config import check_field
-from mlagent_jax.errors import ConfigError
-from mlagent_jax.interruption import INTERRUPTED, PREEMPTED
+from mlagent_jax.runtime.errors import ConfigError
+from mlagent_jax.runtime.interruption import INTERRUPTED, PREEMPTED
+from mlagent_jax.settings.flags import read_config
+from mlagent_jax.settings.schema import check_field
 
 ROOT = Path(__file__).resolve().parents[1]
 OBJECTIVE = "policies.rl.step_reward.held_out.mean"
@@ -124,7 +124,7 @@ def from_file(path: Path) -> list[Values]:
       ConfigError: a line is no object of known fields.
     """
     members = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(io.StringIO(path.read_text(encoding="utf-8-sig")), start=1):
         if not line.strip():
             continue
         try:

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
+from environments.files.blobs import Store, StoreError
 from environments.protocol import ProtocolError, canonical_json
-from environments.store import Store, StoreError
 
 T = TypeVar("T")
 

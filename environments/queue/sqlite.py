@@ -25,7 +25,7 @@ from sqlalchemy import URL, ColumnElement, Connection, delete, event, func, inse
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.exc import DBAPIError
 
-from environments.file_systems import network_file_system
+from environments.files.file_systems import network_file_system
 from environments.queue.base import QueueError
 from environments.queue.engine import Engine, clock_expression
 from environments.queue.schema import clock, jobs, workers

@@ -7,13 +7,13 @@ import pytest
 from faulty_bucket import FOR_EVER, FaultyBucket
 from queue_cases import job, outcome
 
-from environments import store as store_module
-from environments.environment import Environment
+from environments.files import blobs as store_module
+from environments.files.blobs import MissingBlobError, StoreError, open_store
+from environments.files.snapshots import Snapshots
 from environments.protocol import Job, OutcomeKind
 from environments.queue import QueueError, RetryPolicy, open_queue
 from environments.queue.base import Capabilities
-from environments.store import MissingBlobError, StoreError, open_store
-from environments.workspace import Snapshots
+from environments.step import Environment
 
 ANY = Capabilities()
 LARGE = "x" * 10_000

@@ -8,8 +8,8 @@ import stat
 import pytest
 from queue_cases import fill
 
-from environments import file_systems
-from environments.text_cache import TextCache
+from environments.files import file_systems
+from environments.files.text_cache import TextCache
 
 Mount = collections.namedtuple("Mount", "mountpoint fstype")
 LARGE = "x" * 100_000

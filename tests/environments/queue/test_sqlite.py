@@ -9,7 +9,7 @@ import time
 import pytest
 from queue_cases import fill, job, outcome, outstanding
 
-from environments import file_systems
+from environments.files import file_systems
 from environments.queue import QueueError, open_queue, sql, sqlite
 from environments.queue.base import Capabilities
 

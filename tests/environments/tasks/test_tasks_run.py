@@ -9,11 +9,11 @@ import needs
 import pytest
 
 from environments import tasks
+from environments.actions.edits import replace_cell
 from environments.sandbox import Sandbox
-from environments.tasks import micro
-from environments.tasks.ideas import ideas_for
+from environments.tasks.generated import micro
+from environments.tasks.generated.ideas import ideas_for
 from environments.tasks.prepared import run_script
-from environments.tasks.scripts import replace_cell
 from tools.headroom import stability
 
 FAMILIES = [*micro.family_names("train"), *micro.family_names("held_out")]

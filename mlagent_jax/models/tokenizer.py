@@ -1,0 +1,326 @@
+"""Text to token ids and back: a checkpoint's own tokenizer, or one trained here for a policy from scratch.
+
+A tokenizer is a folder as Hugging Face's `AutoTokenizer` reads it; it travels with every checkpoint and export. Prompt
+and action are encoded apart and their ids concatenated, as they are when an action is sampled; nothing is added to
+either.
+
+The trained one is of Qwen2's kind, as the policy is: whoever loads an export gets transformers' `Qwen2Tokenizer`, which
+takes vocabulary and merges from the folder and nothing else. Text is composed (NFC), cut into words by a regular
+expression, and each word's UTF-8 bytes are written as characters of a 256-letter alphabet; no byte is ever lost. Within
+such words the vocabulary is SentencePiece's (BPE).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import re
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import sentencepiece
+import tokenizers
+import transformers
+from etils import epath
+from sentencepiece import sentencepiece_model_pb2
+from tokenizers import decoders, models, normalizers, pre_tokenizers
+
+FILES = (
+    *("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json"),
+    *("vocab.json", "merges.txt", "chat_template.jinja"),
+)
+"""What a tokenizer may consist of in a checkpoint's folder."""
+
+PAD, EOS = "<|pad|>", "<|endoftext|>"
+ALPHABET = frozenset(pre_tokenizers.ByteLevel.alphabet())
+"""A character for each of the 256 bytes."""
+NORMALIZER = normalizers.NFC()
+# transformers/models/qwen2/tokenization_qwen2.py
+WORD = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+PRE_TOKENIZER = pre_tokenizers.Sequence(
+    [
+        pre_tokenizers.Split(tokenizers.Regex(WORD), behavior="isolated"),
+        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+    ]
+)
+PROBE = "def f(x):\n    return  x['caf\u00e9'] + 12\n\n\tif x:  # \U0001f389"
+"""A text that tokenizers of different kinds cut differently."""
+
+
+class Tokenizer:
+    """A Hugging Face fast tokenizer, reduced to what the project uses of it."""
+
+    def __init__(self, tokenizer: transformers.PreTrainedTokenizerFast, folder: epath.Path) -> None:
+        self._tokenizer = tokenizer
+        self._folder = folder
+        if tokenizer.eos_token_id is None:
+            raise ValueError(f"the tokenizer in {folder} has no end-of-text token: set eos_token in its config")
+        added = tokenizer.added_tokens_decoder.values()
+        self._markup = tuple(token.content for token in added if token.special)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Self:
+        """Of a checkpoint's folder, or of one with nothing else in it; local or remote (`gs://`).
+
+        Raises:
+          FileNotFoundError: the folder holds no tokenizer.
+          ValueError: it has no fast implementation, or no end-of-text token.
+        """
+        folder = epath.Path(folder)
+        if not any((folder / name).exists() for name in FILES):
+            raise FileNotFoundError(f"{folder} holds no tokenizer: expected at least one of {', '.join(FILES)}")
+        with _local(folder) as local:
+            tokenizer = transformers.AutoTokenizer.from_pretrained(local)
+        if not tokenizer.is_fast:
+            raise ValueError(f"the tokenizer in {folder} is a {type(tokenizer).__name__}, which has no tokenizer.json")
+        return cls(tokenizer, folder)
+
+    @property
+    def eos_id(self) -> int:
+        """Ends an action."""
+        return self._tokenizer.eos_token_id
+
+    @property
+    def pad_id(self) -> int:
+        """Fills a batch; the end-of-text token where the checkpoint names none. Masks decide what counts."""
+        pad = self._tokenizer.pad_token_id
+        return self.eos_id if pad is None else pad
+
+    @property
+    def vocab_size(self) -> int:
+        """Every id is below it. A checkpoint's embedding may have more rows than that, never fewer."""
+        return max(self._tokenizer.get_vocab().values()) + 1
+
+    @property
+    def has_chat_template(self) -> bool:
+        return self._tokenizer.chat_template is not None
+
+    def encode(self, text: str, *, parse_special: bool = False, add_special: bool = False) -> list[int]:
+        """Ids of `text`.
+
+        Args:
+          parse_special: whether the names of special tokens in it are those tokens. By default they are text like any
+            other: what an agent reads or writes cannot end a turn.
+          add_special: whether what the checkpoint puts around every text (a beginning, say) is added.
+        """
+        return self._tokenizer.encode(text, add_special_tokens=add_special, split_special_tokens=not parse_special)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of `ids`, special tokens by their names. Bytes that are no UTF-8 become U+FFFD."""
+        return self._tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+    def spellings(self) -> list[bytes]:
+        """The bytes of every token, by id: joined and read as UTF-8, those of some ids are their `decode`.
+
+        Raises:
+          ValueError: the tokenizer is none of byte-level BPE, so that a token's text depends on its neighbours.
+        """
+        backend = self._tokenizer.backend_tokenizer
+        if not isinstance(backend.decoder, decoders.ByteLevel):
+            raise ValueError(f"the tokenizer in {self._folder} is not byte-level: what a token spells is not fixed")
+        letters = _bytes_of_letters()
+        spelled = [b""] * self.vocab_size
+        for token, index in self._tokenizer.get_vocab().items():
+            known = letters.keys() >= set(token)  # as tokenizers' ByteLevel decides it, for added tokens too
+            spelled[index] = bytes(letters[letter] for letter in token) if known else token.encode()
+        return spelled
+
+    def apply_chat_template(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+        """Ids of a conversation ({"role", "content"} each) up to where the assistant is to speak.
+
+        A special token's name inside a content is broken by a space, so that it cannot close a turn.
+
+        Raises:
+          ValueError: the checkpoint has no chat template; see `has_chat_template`.
+        """
+        return self.encode(self.chat_text(messages), parse_special=True)
+
+    def chat_text(self, messages: Sequence[Mapping[str, Any]]) -> str:
+        """As `apply_chat_template`, the text of the ids. Messages may have whatever else the template reads."""
+        if not self.has_chat_template:
+            raise ValueError(f"the tokenizer in {self._folder} has no chat template: encode the text itself")
+        return self._tokenizer.apply_chat_template(
+            self.without_markup(list(messages)), tokenize=False, add_generation_prompt=True
+        )
+
+    def without_markup(self, value: Any) -> Any:
+        """A text, or all texts in lists and mappings, with the names of special tokens broken by a space."""
+        if isinstance(value, str):
+            for name in self._markup:
+                value = value.replace(name, f"{name[0]} {name[1:]}")
+        elif isinstance(value, Mapping):
+            value = {key: part if key == "role" else self.without_markup(part) for key, part in value.items()}
+        elif isinstance(value, list):
+            value = [self.without_markup(part) for part in value]
+        return value
+
+    def save(self, directory: str | Path) -> None:
+        """Copies the tokenizer's files into `directory`, byte by byte. Local or remote (`gs://`)."""
+        target = epath.Path(directory)
+        target.mkdir(parents=True, exist_ok=True)
+        for name in FILES:
+            if (self._folder / name).exists():
+                (target / name).write_bytes((self._folder / name).read_bytes())
+
+    def check_loads_alike(self, directory: str | Path) -> None:
+        """Whether anyone who loads `directory` (tokenizer and config.json) with `AutoTokenizer` gets this tokenizer.
+
+        Raises:
+          ValueError: he does not. For some kinds of model, Qwen2 among them, transformers 5 makes a tokenizer of their
+            own kind, whatever the tokenizer's files say.
+        """
+        loaded = transformers.AutoTokenizer.from_pretrained(directory)
+        if loaded.encode(PROBE, add_special_tokens=False, split_special_tokens=True) != self.encode(PROBE):
+            raise ValueError(
+                f"beside the config.json in {directory} AutoTokenizer makes a {type(loaded).__name__} of the tokenizer "
+                f"in {self._folder}, which cuts text in another way: use a tokenizer of the model's own kind"
+            )
+
+
+@contextlib.contextmanager
+def _local(folder: epath.Path) -> Iterator[str]:
+    """A folder on this machine with what `AutoTokenizer` reads of one that may be elsewhere."""
+    if "://" not in os.fspath(folder):
+        yield os.fspath(folder)
+        return
+    with tempfile.TemporaryDirectory() as local:
+        for name in (*FILES, "config.json"):  # which says of what kind it is
+            if (folder / name).exists():
+                Path(local, name).write_bytes((folder / name).read_bytes())
+        yield local
+
+
+def _bytes_of_letters() -> dict[str, int]:
+    """The byte behind each letter of `ALPHABET` (GPT-2's `bytes_to_unicode`, inverted)."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + place): byte for place, byte in enumerate(others)}
+
+
+def train_tokenizer(
+    corpus: Iterable[str], vocab_size: int, special_tokens: Sequence[str], directory: str | Path
+) -> Tokenizer:
+    """Trains a vocabulary on `corpus` and writes it for `AutoTokenizer`; the same input, the same files.
+
+    Args:
+      corpus: texts of the domain, of any length. A digit is always a token of its own.
+      vocab_size: entries in all: end of text, padding, 256 bytes, what is learned, the special tokens.
+      special_tokens: fixed words of the reply format, each one token wherever it stands, the longest where several fit.
+      directory: to be written, local: `tokenizer.json`, its config, and `tokenizer.model`, SentencePiece's own record.
+
+    Raises:
+      ValueError: `vocab_size` is too small, or larger than the corpus supports, or a special token is unusable.
+    """
+    fixed = list(dict.fromkeys(special_tokens))
+    for word in fixed:
+        # ByteLevel reads a token all of whose characters are in its alphabet as bytes.
+        if not word or word in (PAD, EOS) or (ALPHABET.issuperset(word) and not word.isascii()):
+            raise ValueError(f"special token {word!r} is empty, reserved, or would be decoded as bytes: choose another")
+    own = [word for word in fixed if word not in ALPHABET]  # a single character has its entry already
+    learned_size = vocab_size - len(own)
+    if learned_size < 2 + len(ALPHABET):
+        raise ValueError(
+            f"vocab_size {vocab_size} is too small: 2 control tokens, {len(ALPHABET)} bytes and {len(own)} special "
+            f"tokens make {2 + len(ALPHABET) + len(own)}"
+        )
+    model = _learn(_count_words(corpus, fixed), learned_size)
+    pieces = [piece.piece for piece in model.pieces if piece.type == piece.NORMAL]
+    if 2 + len(pieces) < learned_size:
+        raise ValueError(
+            f"vocab_size {vocab_size} is too large: there are no more than {2 + len(pieces) + len(own)} entries to "
+            "learn from this corpus"
+        )
+    _write(Path(directory), model, [PAD, EOS, *pieces, *own], _merges(pieces), fixed)
+    return Tokenizer.load(directory)
+
+
+def _count_words(corpus: Iterable[str], fixed: Sequence[str]) -> Counter[str]:
+    """Words of the texts between the fixed ones, in the alphabet of bytes; each letter of it is there at least once."""
+    longest_first = sorted(fixed, key=len, reverse=True)
+    separator = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
+    counts = Counter(ALPHABET)
+    for text in corpus:
+        for part in separator.split(NORMALIZER.normalize_str(text)):
+            counts.update(word for word, _ in PRE_TOKENIZER.pre_tokenize_str(part))
+    return counts
+
+
+def _learn(counts: Mapping[str, int], size: int) -> sentencepiece_model_pb2.ModelProto:
+    """A SentencePiece model (BPE) of words, without any rule of its own on what may be joined.
+
+    `size` counts the two control tokens; SentencePiece's third, the unknown piece, comes on top and is never used.
+    """
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=(f"{word}\t{count}" for word, count in sorted(counts.items())),
+        input_format="tsv",
+        model_writer=model,
+        model_type="bpe",
+        vocab_size=size + 1,
+        hard_vocab_limit=False,  # the caller's error says more
+        character_coverage=1.0,
+        normalization_rule_name="identity",
+        add_dummy_prefix=False,
+        remove_extra_whitespaces=False,
+        split_by_whitespace=False,
+        split_by_unicode_script=False,
+        split_by_number=False,
+        max_sentence_length=1 << 24,  # longer ones would be left out without a word
+        num_threads=1,
+        minloglevel=2,
+        pad_id=0,
+        eos_id=1,
+        unk_id=2,
+        bos_id=-1,  # none
+        pad_piece=PAD,
+        eos_piece=EOS,
+    )
+    return sentencepiece_model_pb2.ModelProto.FromString(model.getvalue())
+
+
+def _merges(pieces: Sequence[str]) -> list[tuple[str, str]]:
+    """Pairs to join, the most urgent first, that segment a word as SentencePiece does.
+
+    SentencePiece joins any two neighbours whose text is a piece, the piece learned first first. `tokenizers` wants the
+    pairs themselves: every split of a piece into two pieces, in the order in which pieces were learned.
+    """
+    known = set(pieces)
+    return [
+        (piece[:cut], piece[cut:])
+        for piece in pieces  # already in the order of their scores
+        for cut in range(len(piece) - 1, 0, -1)
+        if piece[:cut] in known and piece[cut:] in known
+    ]
+
+
+def _write(
+    folder: Path,
+    model: sentencepiece_model_pb2.ModelProto,
+    vocabulary: Sequence[str],
+    merges: list[tuple[str, str]],
+    fixed: Sequence[str],
+) -> None:
+    """The folder of a tokenizer, as `Qwen2Tokenizer` reads it."""
+    fast = tokenizers.Tokenizer(models.BPE({piece: index for index, piece in enumerate(vocabulary)}, merges))
+    fast.normalizer, fast.pre_tokenizer, fast.decoder = NORMALIZER, PRE_TOKENIZER, decoders.ByteLevel()
+    fast.add_special_tokens([tokenizers.AddedToken(name, special=True, normalized=False) for name in (PAD, EOS)])
+    # Not special: they are part of what is written, so they are decoded, and never skipped.
+    fast.add_tokens([tokenizers.AddedToken(word, special=False, normalized=False) for word in fixed])
+    config = {
+        "tokenizer_class": "Qwen2Tokenizer",
+        "eos_token": EOS,
+        "pad_token": PAD,
+        "unk_token": EOS,  # as Qwen2 has it; nothing is unknown
+        "add_prefix_space": False,
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": 1 << 30,  # unknown to a tokenizer: the model's config has it
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "tokenizer.model").write_bytes(model.SerializeToString(deterministic=True))
+    fast.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,334 @@
+"""One run: everything that its stages share, opened once and closed once."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import os
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import jax
+from etils import epath
+from rich.console import Console
+
+from environments import tasks
+from environments.files.blobs import open_store
+from environments.protocol import Job, Requirements, State
+from environments.queue import open_queue
+from environments.sandbox import open_sandbox
+from environments.seeds import execution_seed
+from environments.step import initial_state
+from environments.tasks.task import PreparedTask, TaskError, TaskSpec
+from environments.worker.supervision import start_workers
+from mlagent_jax.agents.episodes import Action
+from mlagent_jax.agents.job_client import Collector
+from mlagent_jax.agents.prompts import prompt_text
+from mlagent_jax.runs.devices import Devices
+from mlagent_jax.runs.inputs import EXECUTING, check_editor, check_inputs, check_remote, editor_required
+from mlagent_jax.runs.workdir import check_writable, host_folder, is_remote, read_facts, write_config, write_facts
+from mlagent_jax.runtime import processes, trackers
+from mlagent_jax.runtime.compilations import Compilations
+from mlagent_jax.runtime.errors import ConfigError
+from mlagent_jax.runtime.files import sole_writer
+from mlagent_jax.runtime.host_memory import PeakMemory
+from mlagent_jax.runtime.interruption import Interruption
+from mlagent_jax.runtime.metrics import MetricsLog, NoMetrics
+from mlagent_jax.runtime.progress import FILE as PROGRESS_FILE
+from mlagent_jax.runtime.progress import Progress
+from mlagent_jax.settings.schema import Config
+from mlagent_jax.trajectories.record import Record
+from mlagent_jax.trajectories.store import TrajectoryStore
+
+log = logging.getLogger(__name__)
+
+
+class Run:
+    """What the stages of one run share. Open with `Run.open`, close when done.
+
+    Attributes:
+      config: the settings.
+      workdir: local folder or URL.
+      name: of this run in the queue; unique, kept over restarts.
+      tasks: prepared tasks by name, in the order of the config: training first.
+      devices: mesh, rules, and rows placed on them.
+      is_first: whether this process writes the workdir; of several only the first one does.
+      metrics, collector, store, interruption: as their modules say.
+      executes: whether actions are executed. Where they are not (`studies.sleeping`), what a run is worth is made up,
+        and its workdir is not to be taken for a real one's.
+    """
+
+    executes: ClassVar[bool] = True
+
+    def __init__(self, config: Config, workdir: epath.Path, facts: dict[str, Any], interruption: Interruption) -> None:
+        self.config, self.workdir, self._facts, self.interruption = config, workdir, facts, interruption
+        self.name: str = facts["name"]
+        self.is_first = processes.is_first()
+        self.metrics = MetricsLog(workdir) if self.is_first else NoMetrics()
+        self.tasks: dict[str, PreparedTask] = {}
+        self.collector: Collector | None = None
+        self.devices = Devices.of(config.mesh)
+        self._compilations = Compilations()
+        self._memory = PeakMemory(facts.get("peak_memory_gb", 0.0))
+        self._closing = contextlib.ExitStack()
+        self._closing.enter_context(jax.set_mesh(self.devices.mesh))  # what constrains activations reads it
+        self._closing.callback(self._memory.stop)
+        self._closing.callback(self.metrics.close)
+        if self.is_first and config.tracking.trackers:
+            folder = os.fspath(self.host_folder / "trackers")
+            settings, known = dataclasses.asdict(config), self.metrics.read()
+            names, project = config.tracking.trackers, config.tracking.project
+            self.metrics.tell(trackers.follow(names, project, self.name, settings, folder, known))
+
+    @classmethod
+    def open(cls, config: Config, workdir: str, interruption: Interruption | None = None) -> Self:
+        """Check everything that can be checked before work is done, and open what the stages need.
+
+        Raises:
+          ConfigError: the workdir cannot be written, or belongs to a run of another config, or something that the
+            config names is not there. A workdir belongs to a config once all of this is in order.
+          SandboxUnavailableError: no sandbox, or not with the guarantees that the config asks for.
+        """
+        path = epath.Path(workdir)
+        with contextlib.ExitStack() as held:
+
+            def check() -> dict[str, Any]:
+                check_writable(path)
+                check_inputs(config)
+                if is_remote(path):
+                    check_remote(config, path)
+                held.enter_context(sole_writer(path, "wait for it, stop it, or choose another --workdir"))
+                return read_facts(path, config, cls.executes)
+
+            run = cls(config, path, processes.agree(check), interruption or Interruption())
+            run._closing.push(held.pop_all())
+        try:
+            if set(config.stages) != {"export"}:
+                run._prepare_tasks()
+            if EXECUTING & set(config.stages):
+                run._connect()
+            if run.is_first:
+                write_config(path, config)
+                run._save_facts()  # its name above all: by it a run that is killed finds its jobs again
+        except BaseException:
+            run.close()
+            raise
+        return run
+
+    # -- tasks and workers --
+
+    @property
+    def host_folder(self) -> Path:
+        """Folder for what other programs write on this host: the workdir, or a temporary folder beside a bucket."""
+        return host_folder(self.workdir, self.name)
+
+    @property
+    def task_folder(self) -> Path:
+        """Prepared tasks, hidden labels included: local to this host, as they are to each worker's."""
+        return Path(self.config.tasks.folder or self.workdir / "tasks")
+
+    @property
+    def specs(self) -> dict[str, TaskSpec]:
+        """By the key `name@digest`."""
+        return {task.key: task.spec for task in self.tasks.values()}
+
+    def task_names(self, split: str) -> tuple[str, ...]:
+        """Tasks to train on (`train`) or never trained on (`held_out`): embedded ones first, then micro-tasks."""
+        config = self.config.tasks
+        count = config.micro_train if split == "train" else config.micro_held_out
+        # A folder or an entry point is called by the name in its task.yaml from here on.
+        return (*(name for name, _ in self._named(split)), *tasks.micro.names(split, count, config.seed))
+
+    def _named(self, split: str) -> list[tuple[str, str]]:
+        """(name, what the config calls it) of each task that the config lists."""
+        named = []
+        for place in getattr(self.config.tasks, split):
+            try:
+                named.append((tasks.get(place).spec.name, place))
+            except TaskError as error:
+                raise ConfigError(f"config.tasks.{split}: {error}") from error
+        return named
+
+    def _prepare_tasks(self) -> None:
+        places = dict(self._named("train") + self._named("held_out"))
+        names = (*self.task_names("train"), *self.task_names("held_out"))
+        if not names:
+            raise ConfigError("config.tasks names no task: set config.tasks.train or config.tasks.micro_train")
+        if twice := sorted(name for name in set(names) if names.count(name) > 1):
+            raise ConfigError(f"config.tasks names {twice[0]!r} twice: a task is held in or held out, and there once")
+        sandbox = open_sandbox(self.config.workers.sandbox, self.config.workers.guarantees)
+        self._facts["sandbox"] = sandbox.name
+        # Jobs are the same whoever hands them out.
+        self._image = processes.agree(lambda: sandbox.environment_digest)
+
+        def prepare() -> None:
+            with self.progress("tasks", len(names)) as progress:
+                for name in names:
+                    if self.is_first:  # the others wait for it there, and are told
+                        self.interruption.check()
+                    self.tasks[name] = tasks.prepare(
+                        places.get(name, name), self.task_folder, self.config.tasks.seed, sandbox
+                    )
+                    progress.update(1)
+
+        with contextlib.closing(sandbox):
+            processes.agree(prepare)
+            if not self.is_first:  # which finds them where the first one left them, if that is on the same storage
+                prepare()
+
+    def _connect(self) -> None:
+        workers = self.config.workers
+        queue_url = workers.queue or f"sqlite:///{os.fspath(self.workdir / 'queue.db')}"
+        if queue_url.startswith("sqlite") and len(hosts := set(processes.hosts())) > 1:
+            raise ConfigError(
+                f"config.workers.queue is {workers.queue!r}, a SQLite file, and this run is on {len(hosts)} hosts: "
+                "name a postgresql:// one"
+            )
+        store_url = workers.store or os.fspath(self.workdir / "store")
+        self.store = open_store(store_url)
+        self.queue = self._closing.enter_context(contextlib.closing(open_queue(queue_url, store=self.store)))
+        failure = None
+        if workers.slots and self.is_first:
+            check_editor(self.config)
+            handle = start_workers(
+                queue_url,
+                tasks=self.task_folder,
+                store_url=store_url,
+                sandbox=self._facts["sandbox"],
+                slots=workers.slots,
+                log_path=self.host_folder / "logs" / "worker.log",
+            )
+            self._closing.callback(handle.stop)
+            failure = handle.failure
+        self.collector = Collector(self.queue, self.name, workers.silence_seconds, failure, self.interruption.check)
+
+    # -- states and jobs --
+
+    def expert_records(self) -> list[Record]:
+        """The expert's steps: another run's where `pool.trajectories` names its workdir, else this run's.
+
+        Raises:
+          ConfigError: nothing was collected, or in a task that this run does not have.
+        """
+        path = epath.Path(self.config.pool.trajectories or self.workdir) / "trajectories" / "collect"
+        records, specs = list(TrajectoryStore.open(path)), self.specs
+        for record in records:
+            if record.state.task not in specs:
+                raise ConfigError(
+                    f"{path} holds steps in {record.state.task}, which is not among this run's prepared tasks: name "
+                    "the tasks and the seed that they were collected with (config.tasks), or collect again"
+                )
+        return records
+
+    def check_snapshots(self, states: Iterable[State]) -> None:
+        """Look for the workspaces of recorded states in this run's store, one a task.
+
+        Raises:
+          ConfigError: one is missing, so that every job from such states would fail.
+        """
+        for state in {state.task: state for state in states}.values():
+            if not self.store.has(state.snapshot):
+                raise ConfigError(
+                    f"the workspace of a collected state of {state.task_name} is not in the store {self.store.url}: "
+                    "set config.workers.store to the one it was collected with (by default `store` in that workdir)"
+                )
+
+    def initial_state(self, name: str) -> State:
+        """s_0 of a task: its starting workspace."""
+        return initial_state(self.tasks[name], self.store)
+
+    def prompt(self, state: State) -> str:
+        """What an agent is shown in `state`, as text."""
+        return prompt_text(self.config.prompt, self.specs[state.task], state)
+
+    def job(self, state: State, action: Action, *, version: int, sample: int, reward: str) -> Job:
+        """The job of taking `action` in `state`, for the reward of that name."""
+        limits = self.tasks[state.task_name].spec.limits
+        return Job(
+            run=self.name,
+            policy_version=version,
+            state=state,
+            sample=sample,
+            action=action.text,
+            truncated=action.truncated,
+            reward=reward,
+            profile=self.config.prompt.profile,
+            limits=limits,
+            requirements=Requirements(
+                memory_mb=limits.memory_mb,
+                gpus=self.tasks[state.task_name].spec.gpus,
+                image=self._image,
+                guarantees=(*self.config.workers.guarantees, *editor_required(self.config)),
+            ),
+            seed=execution_seed(self.config.seed),
+        )
+
+    # -- stages --
+
+    @contextlib.contextmanager
+    def stage(self, name: str, occurrence: int = 0) -> Iterator[bool]:
+        """Time the `occurrence`-th stage called `name` and record that it is done; yields False where it was before."""
+        key = f"{name}.{occurrence + 1}" if occurrence else name
+        if key in self._facts["done"]:
+            yield False
+            return
+        log.info("stage %s", key)
+        started, before = time.monotonic(), self._facts["seconds"].get(key, 0.0)
+        try:
+            yield True
+            processes.meet()  # what the first one wrote is there
+            self._facts["done"].append(key)
+            self._facts["executions"] += self._count_executions()
+        finally:
+            self._count_executions()  # of a stage that was interrupted: it gathers them again
+            seconds = time.monotonic() - started
+            self._facts["seconds"][key] = before + seconds
+            compiled = self._compilations.take()
+            log.info(
+                "stage %s took %.0f s, %d compilations %.0f s of it",
+                *(key, seconds, compiled["compilations"], compiled["compile_seconds"]),
+            )
+            self._save_facts()
+
+    def _count_executions(self) -> int:
+        return self.collector.take_executions() if self.collector is not None else 0
+
+    def is_done(self, name: str) -> bool:
+        """Whether the stage called `name` was run to its end in this workdir."""
+        return name in self._facts["done"]
+
+    def is_stopping(self) -> bool:
+        """Whether this process, or another of the run, was told to stop; to be called by all, who are told then."""
+        told = [signum for signum in processes.gather(lambda: self.interruption.signum) if signum is not None]
+        if told:
+            self.interruption.request(told[0])
+        return bool(told)
+
+    def stop_if_told(self) -> None:
+        """Leave together where one of the processes was told to stop; to be called by all.
+
+        Raises:
+          Stopped: one was.
+        """
+        if self.is_stopping():
+            self.interruption.check()
+
+    def progress(self, stage: str, total: int, **options: Any) -> Progress:
+        """Progress of `total` steps of a stage; see `reporting.progress`."""
+        if not self.is_first:
+            return Progress(stage, total, console=Console(quiet=True), **options)
+        return Progress(stage, total, path=self.workdir / PROGRESS_FILE, **options)
+
+    def _save_facts(self) -> None:
+        if not self.is_first:
+            return
+        self._facts["peak_memory_gb"] = self._memory.peak_gb
+        write_facts(self.workdir, self._facts)
+
+    def close(self) -> None:
+        """Stop the workers of this host and close what is open. Idempotent."""
+        self._save_facts()
+        self._closing.close()
