@@ -21,6 +21,7 @@ import shutil
 import sqlite3
 import tempfile
 import threading
+import traceback
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -44,7 +45,8 @@ from environments.owned_folder import OwnedFolder, remove_abandoned
 from environments.protocol import Job, Outcome, OutcomeKind, State
 from environments.sandbox.base import Ending, Execution, Sandbox, SandboxError
 from environments.store import Store
-from environments.tasks.base import InvalidSubmissionError, PreparedTask
+from environments.tasks.base import GraderError, GraderLimitError, InvalidSubmissionError, PreparedTask
+from environments.tasks.isolated import tell
 from environments.tasks.prepared import open_task
 from environments.workspace import Snapshots
 
@@ -133,7 +135,8 @@ class Environment:
     def take(self, job: Job) -> Outcome:
         """Take one step. Whatever the action and the script do ends in a typed outcome.
 
-        A failure of ours (the sandbox, the store, the disk) is an outcome too, `infrastructure_error`, without reward.
+        A failure of ours (the sandbox, a grader, the store, the disk) is an outcome too, `infrastructure_error`, which
+        has no reward.
 
         Raises:
           TaskError: the job's task is not prepared here.
@@ -155,13 +158,15 @@ class Environment:
         )
         try:
             outcome = self._step(job, task, profile, before)
-        except (SandboxError, OSError, sqlite3.Error) as error:
+        except (SandboxError, GraderError, OSError, sqlite3.Error) as error:
             reason = f"{type(error).__name__}: {error}"
             outcome = dataclasses.replace(before, kind=OutcomeKind.INFRASTRUCTURE_ERROR, reason=reason)
         return dataclasses.replace(outcome, reward=rewards.compute(job.reward, outcome))
 
     def close(self) -> None:
-        """Close the caches. The sandbox and the store are the caller's."""
+        """Close the caches and end graders. The sandbox and the store are the caller's."""
+        for task in list(self._opened.values()):
+            task.close()
         if self._cache is not None:
             self._cache.close()
         if self._editor is not None:
@@ -297,12 +302,14 @@ class Environment:
             if not math.isfinite(metric):
                 raise InvalidSubmissionError("its metric is not a finite number")
         except InvalidSubmissionError as error:
-            return dataclasses.replace(found, problem=f"invalid submission: {error}")
-        except OSError:
+            cacheable = not isinstance(error, GraderLimitError)
+            return dataclasses.replace(found, problem=f"invalid submission: {error}", cacheable=cacheable)
+        except (GraderError, OSError):
             raise
-        except Exception as error:  # A table that breaks the grader is no better than one it refuses.
-            reason = f"the grader raised {type(error).__name__}: {error}"
-            return dataclasses.replace(found, problem="invalid submission: it cannot be graded.", reason=reason)
+        except Exception as error:  # Only a refusal is the submission's doing.
+            failure = GraderError(f"the grader raised {type(error).__name__}", traceback.format_exc())
+            tell(task.key, failure, "host")
+            raise failure from error
         return dataclasses.replace(found, metric=float(metric))
 
     def _snapshot(self, task: PreparedTask, root: Path) -> str:

@@ -25,9 +25,10 @@ from environments import tasks
 from environments.actions import edits
 from environments.protocol import Limits
 from environments.sandbox.base import Ending, Sandbox
-from environments.tasks.base import InvalidSubmissionError, TaskError
+from environments.tasks.base import GraderError, InvalidSubmissionError, TaskError
 from environments.tasks.folder import FolderError
 from environments.tasks.grading import HALVES
+from environments.tasks.isolated import author_error
 from environments.tasks.prepared import FolderTask, run_script
 
 _PROBE = Path(__file__).with_name("leak_probe.py")
@@ -211,10 +212,11 @@ def _accepted(task: FolderTask, submission: bytes) -> str:
     for grade in (task.grade, task.grade_report):
         try:
             return f"accepted, with a score of {grade(submission):.4g}"
-        except InvalidSubmissionError:
-            continue
-        except Exception as error:  # Whatever a task's own grader does is a finding.
-            return f"{type(error).__name__}: {error}"
+        except InvalidSubmissionError as error:
+            if error.__cause__ is not None:  # The grader broke, which is no refusal.
+                return str(author_error(task.spec.name, error))
+        except GraderError as error:
+            return str(author_error(task.spec.name, error))
     return ""
 
 

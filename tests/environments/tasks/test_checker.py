@@ -9,8 +9,9 @@ import needs
 import pytest
 
 from environments.__main__ import main
-from environments.tasks import checker, own_grading
+from environments.tasks import checker
 from environments.tasks.checker import check
+from environments.tasks.isolated import IsolatedGrader
 
 
 def failed(folder, sandbox):
@@ -107,7 +108,12 @@ def test_an_idea_that_does_not_run_is_found(rents, bubblewrap):
 
 
 def test_a_grader_that_accepts_what_it_should_refuse_is_found(rents, bubblewrap, monkeypatch):
-    monkeypatch.setattr(own_grading, "_check_cell", lambda *arguments: None)
+    grade = IsolatedGrader.grade
+
+    def lenient(grader, submission, half):
+        return 1.0 if b",nan" in submission or b",abc" in submission else grade(grader, submission, half)
+
+    monkeypatch.setattr(IsolatedGrader, "grade", lenient)
     wrong = failed(rents, bubblewrap)
     assert {"submission: a cell of 'nan'", "submission: a cell of 'abc'"} <= set(wrong)
     assert "submission: a row missing" not in wrong
