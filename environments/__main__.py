@@ -29,6 +29,7 @@ from environments.actions import ACTIONS, ASSISTED_ACTIONS, PROFILES, describe_a
 from environments.editor import Endpoint, configured_endpoint
 from environments.episode import Episode, default_cache_dir, make
 from environments.protocol import Outcome
+from environments.registry import RegistryError
 from environments.sandbox import PROVIDERS, open_sandbox
 from environments.sandbox.base import SandboxError
 from environments.serving import failure, record, serve
@@ -42,7 +43,7 @@ class InputError(ValueError):
     """What the user gave cannot be used; the message says where and why."""
 
 
-_USER_ERRORS = (InputError, TaskError, SandboxError, StoreError)
+_USER_ERRORS = (InputError, TaskError, SandboxError, StoreError, RegistryError)
 """What a user can mend: told in one line."""
 
 
@@ -102,6 +103,10 @@ def _better(spec: TaskSpec) -> str:
 def _actions(options: argparse.Namespace) -> None:
     offered = ACTIONS if _editor() is None else ACTIONS | ASSISTED_ACTIONS
     print(f"{describe_actions(options.profile, offered)}\nReply format:\n{describe_format(options.profile)}")
+
+
+def _rewards(options: argparse.Namespace) -> None:
+    print(rewards.REWARDS.describe())
 
 
 def _check(options: argparse.Namespace) -> int:
@@ -307,6 +312,9 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--profile", choices=tuple(PROFILES), default="compact")
     command.set_defaults(command=_actions)
 
+    command = commands.add_parser("rewards", help="the rewards with their parameters, those of plugins included")
+    command.set_defaults(command=_rewards)
+
     command = commands.add_parser("check", help="verify a task: scripts, headroom, hidden labels, broken submissions")
     command.add_argument("task", metavar="DIR", help="folder of a task, or any task's name")
     command.add_argument("--json", action="store_true", help="as a JSON object")
@@ -398,11 +406,19 @@ def _seed(text: str) -> int:
     return int(text)
 
 
+def _reward(text: str) -> str:
+    try:
+        rewards.REWARDS.choose(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return text
+
+
 def _add_episode(command: argparse.ArgumentParser) -> None:
     command.add_argument("task", metavar="TASK")
     _add_place(command)
     command.add_argument("--profile", choices=tuple(PROFILES), default="compact", help="of the reply format")
-    command.add_argument("--reward", choices=tuple(rewards.REWARDS), default="improvement")
+    command.add_argument("--reward", type=_reward, default="improvement", help="`rewards` lists them with parameters")
     command.add_argument("--no-cache", action="store_true", help="run again what has run before")
 
 

@@ -38,6 +38,7 @@ from environments.actions import (
     parse,
 )
 from environments.actions import profile as profile_by_name
+from environments.actions.files import shadows_of
 from environments.editor import Editor, Endpoint
 from environments.execution_cache import ExecutionCache, Measurement, cache_key
 from environments.hostile import HostileFileError, place, read_regular, remove
@@ -144,8 +145,7 @@ class Environment:
         """
         task = self.task(job.state.task)
         profile = profile_by_name(job.profile)
-        if job.reward not in rewards.REWARDS:
-            raise ValueError(f"Job.reward is {job.reward!r}; choose one of {', '.join(sorted(rewards.REWARDS))}")
+        rewards.REWARDS.choose(job.reward)  # A mistake is said before anything runs.
         before = Outcome(
             kind=OutcomeKind.NO_EDIT,
             observation="",
@@ -183,7 +183,7 @@ class Environment:
             before, action_name=action.name, action_input=dict(action.arguments), progress=("parsed",)
         )
         with self._workspace(task, job.state.snapshot) as root:
-            files = AgentFiles(root, data=task.public, read_only=task.spec.read_only)
+            files = AgentFiles(root, task.public, task.spec.read_only, shadows=_shadows(task))
             try:
                 effect = action.apply(files, ask=self._editor and self._editor.ask)
                 runs = effect.measured or effect.execute is not None
@@ -258,7 +258,7 @@ class Environment:
         )
         if self._cache is not None:
             known = self._cache.get(key)
-            if known is not None and self.store.has(known.snapshot):
+            if known is not None and self._is_kept(known, applied.snapshot):
                 return known, True
         gpus = job.requirements.gpus
         execution = self.sandbox.run(root, script, job.limits, data=task.public, seed=job.seed, gpus=gpus)
@@ -304,13 +304,18 @@ class Environment:
         except InvalidSubmissionError as error:
             cacheable = not isinstance(error, GraderLimitError)
             return dataclasses.replace(found, problem=f"invalid submission: {error}", cacheable=cacheable)
-        except (GraderError, OSError):
+        except GraderError:
             raise
         except Exception as error:  # Only a refusal is the submission's doing.
             failure = GraderError(f"the grader raised {type(error).__name__}", traceback.format_exc())
             tell(task.key, failure, "host")
             raise failure from error
         return dataclasses.replace(found, metric=float(metric))
+
+    def _is_kept(self, known: Measurement, start: str) -> bool:
+        """Whether the store still holds all that a measurement refers to: a collection may have taken a part of it."""
+        submission = known.submission is None or self.store.has(known.submission)
+        return submission and Snapshots(self.store).complete(known.snapshot, beside=start)
 
     def _snapshot(self, task: PreparedTask, root: Path) -> str:
         return Snapshots(self.store).snapshot(root, exclude=_excluded(task))
@@ -342,7 +347,12 @@ def default_scratch() -> Path:
 
 
 def _excluded(task: PreparedTask) -> tuple[str, ...]:
-    return (*task.spec.read_only, *_NEVER_KEPT)
+    return (*task.spec.read_only, *_shadows(task), *_NEVER_KEPT)
+
+
+def _shadows(task: PreparedTask) -> tuple[str, ...]:
+    """Globs of what could stand for a read-only module of the task: no action writes it, and no snapshot keeps it."""
+    return shadows_of(tuple(_read_only_files(task)), task.env)
 
 
 def _read_only_files(task: PreparedTask) -> list[str]:

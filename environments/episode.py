@@ -169,7 +169,7 @@ def make(
     Args:
       sandbox: name of a sandbox, or an open one, which stays open.
       profile: `full` or `compact`.
-      reward: name in `environments.rewards.REWARDS`.
+      reward: one of `environments.rewards`, with parameters where wanted: `improvement:neutral=0.2`.
       max_steps: after so many steps the episode is truncated.
       seed: of the task's data, and of the executions.
       cache_dir: folder of prepared tasks and snapshots; default `default_cache_dir()`.
@@ -186,8 +186,7 @@ def make(
 
     if profile not in PROFILES:
         raise ValueError(f"profile is {profile!r}; choose one of {', '.join(PROFILES)}")
-    if reward not in REWARDS:
-        raise ValueError(f"reward is {reward!r}; choose one of {', '.join(REWARDS)}")
+    REWARDS.choose(reward)
     if not isinstance(max_steps, int) or max_steps < 1:
         raise ValueError(f"max_steps is {max_steps!r}; it must be a whole number from 1")
     if not isinstance(seed, numbers.Integral) or seed < 0:

@@ -91,9 +91,10 @@ def place(root: Path, path: str, data: bytes, mode: int = 0o644) -> None:
 
 
 def remove(path: Path) -> None:
-    """Delete whatever is at `path`, following nothing; a missing path is fine."""
+    """Delete whatever is at `path`, following nothing; a missing path is fine, so is a file where its folder was."""
     if path.is_symlink() or not path.is_dir():
-        path.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            path.unlink()
     else:
         remove_folder(path)
 

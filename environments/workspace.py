@@ -1,8 +1,8 @@
 """Workspaces as content-addressed snapshots: what a state of the workspace is, and how it comes back.
 
 A snapshot is a manifest in a blob store: every folder, file and symbolic link with its mode, the files' bytes by their
-hash. Equal workspaces have equal ids, whoever made them. What a script leaves behind is hostile, so nothing is
-followed: symbolic links are kept as text, FIFOs and devices are refused, sizes are capped before a byte is read.
+hash. Equal workspaces have equal ids, whoever made them. What a script leaves behind is hostile: `sandbox.inside.tree`
+walks it for snapshots as for sandboxes, so a workspace that is kept can always enter a sandbox again.
 
     restore(id) -> apply the action -> run the script -> snapshot() -> id of the next state
 """
@@ -13,19 +13,19 @@ import dataclasses
 import fnmatch
 import json
 import os
-import stat
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from environments.hostile import HostileFileError, create, path_errors, read_regular
+from environments.hostile import HostileFileError, create, read_regular
 from environments.protocol import canonical_json
-from environments.store import CorruptBlobError, FolderStore, Store, StoreError
+from environments.sandbox.inside import tree
+from environments.store import CorruptBlobError, FolderStore, MissingBlobError, Store, StoreError
 
 VERSION = 1
-MAX_DEPTH = 32
-"""Folders in folders."""
+_KINDS = {"d": "folder", "f": "file", "l": "link"}
+"""Of a manifest, by those of `tree`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,9 +59,9 @@ class Snapshots:
     """Snapshots in a blob store. The caps are those of one snapshot."""
 
     store: Store
-    max_files: int = 2000
-    max_file_bytes: int = 64 << 20
-    max_bytes: int = 128 << 20
+    max_files: int = tree.MAX_FILES
+    max_file_bytes: int = tree.MAX_FILE_BYTES
+    max_bytes: int = tree.MAX_BYTES
 
     def snapshot(self, directory: Path, exclude: Sequence[str] = ()) -> str:
         """Store what is in `directory`, less the paths that match a glob of `exclude`, and return the snapshot's id.
@@ -69,25 +69,25 @@ class Snapshots:
         A glob is matched against the relative path; a folder that matches is left out with all it holds.
 
         Raises:
-          HostileFileError: a FIFO, a device, a name that is not UTF-8, or more than a cap allows.
+          HostileFileError: it holds what `tree.walk` refuses.
           StoreError: the store cannot take it.
         """
+
+        def left_out(path: str) -> bool:
+            return any(fnmatch.fnmatchcase(path, pattern) for pattern in exclude)
+
+        bounds = (self.max_files, self.max_bytes, self.max_file_bytes)
+        found, refused = tree.walk(os.fspath(directory), left_out, *bounds)  # Before anything is read.
+        if refused:
+            raise HostileFileError("; ".join(map(str, refused)))
         entries: list[dict[str, Any]] = []
-        size = 0
-        for path, item in list(self._walk(directory, exclude)):  # The count is known before anything is read.
-            status = item.stat(follow_symlinks=False)
-            mode = stat.S_IMODE(status.st_mode) & 0o777 | 0o600  # This host must be able to handle what it restores.
-            if stat.S_ISDIR(status.st_mode):
-                entry = Entry(path, "folder", mode | 0o100)
-            elif stat.S_ISLNK(status.st_mode):
-                entry = Entry(path, "link", target=_text(os.readlink(item.path)))
-            elif stat.S_ISREG(status.st_mode):
-                size += status.st_size
-                if size > self.max_bytes:
-                    raise HostileFileError(f"the workspace holds more than {self.max_bytes} bytes")
-                entry = Entry(path, "file", mode, blob=self.store.put(read_regular(item.path, self.max_file_bytes)))
-            else:
-                raise HostileFileError(f"{path!r} is neither a file, a folder nor a symbolic link")
+        for path, kind, mode, _, target in found:
+            # This host must be able to handle what it restores.
+            mode = {"d": mode | 0o700, "f": mode | 0o600, "l": 0}[kind]
+            entry = Entry(path, _KINDS[kind], mode, target=target)
+            if kind == "f":
+                data = read_regular(directory / path, self.max_file_bytes)
+                entry = dataclasses.replace(entry, blob=self.store.put(data))
             entries.append({key: value for key, value in dataclasses.asdict(entry).items() if value != ""})
         entries.sort(key=lambda entry: entry["path"])
         return self.store.put(canonical_json({"version": VERSION, "entries": entries}).encode())
@@ -141,6 +141,13 @@ class Snapshots:
                 )
         return entries
 
+    def complete(self, identity: str, beside: str) -> bool:
+        """Whether all blobs of a snapshot are in the store; those of `beside`, just taken, are not asked for."""
+        try:
+            return all(map(self.store.has, self.reachable(identity) - self.reachable(beside)))
+        except (MissingBlobError, CorruptBlobError):
+            return False
+
     def reachable(self, identity: str) -> set[str]:
         """Ids of all blobs that the snapshot needs, its own included."""
         return {identity, *(entry.blob for entry in self.entries(identity) if entry.kind == "file")}
@@ -173,32 +180,3 @@ class Snapshots:
                 deleted += 1
                 freed += blob.size
         return Collection(deleted, freed, size - freed)
-
-    def _walk(self, directory: Path, exclude: Sequence[str]) -> Iterator[tuple[str, os.DirEntry[str]]]:
-        """Every path in `directory` that is not excluded, nothing followed."""
-        pending = [("", os.fspath(directory))]
-        count = 0
-        while pending:
-            prefix, folder = pending.pop()
-            with path_errors(HostileFileError, f"the folder {prefix!r} cannot be read"), os.scandir(folder) as items:
-                for item in items:
-                    path = _text(f"{prefix}{item.name}")
-                    if any(fnmatch.fnmatchcase(path, pattern) for pattern in exclude):
-                        continue
-                    count += 1
-                    if count > self.max_files:
-                        raise HostileFileError(f"the workspace holds more than {self.max_files} files")
-                    yield path, item
-                    if item.is_dir(follow_symlinks=False):
-                        if path.count("/") >= MAX_DEPTH:
-                            raise HostileFileError(f"folders lie more than {MAX_DEPTH} deep in each other")
-                        pending.append((f"{path}/", item.path))
-
-
-def _text(name: str) -> str:
-    """A name as the file system gives it, if it is UTF-8."""
-    try:
-        name.encode()
-    except UnicodeEncodeError as error:
-        raise HostileFileError(f"the name {name!r} is not UTF-8") from error
-    return name

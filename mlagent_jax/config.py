@@ -330,7 +330,8 @@ class RLConfig:
     samples: int = 4
     """Actions sampled per state."""
     reward: str = "improvement"
-    """Name in environments.rewards: paper_v1, paper_v2, improvement, or noise (a control)."""
+    """Reward by name: improvement, paper_v1, paper_v2, noise (a control), or one of your own (docs/add_a_reward.md).
+    Parameters follow a colon: `improvement:neutral=0.2`; `python -m environments rewards` lists them."""
     estimator: str = "gae"
     """Advantages: gae, grpo, rloo or reinforce_plus_plus."""
     best_of: int = 1
@@ -480,6 +481,9 @@ class Config:
     """In order; a stage may come twice (evaluate does, before and after rl)."""
     seed: int = 0
     """Of everything random but the tasks' data."""
+    plugins: tuple[str, ...] = ()
+    """Python files (paths that end in .py) and modules that register functions of your own when they are imported.
+    Workers on other hosts take them from $MLAGENT_PLUGINS."""
     policy: PolicyConfig = dataclasses.field(default_factory=PolicyConfig)
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     lora: LoRAConfig = dataclasses.field(default_factory=LoRAConfig)
@@ -505,7 +509,7 @@ class Config:
 _PACE = ("url", "concurrency", "attempts", "backoff_seconds", "timeout_seconds", "key_variable")
 _LIMITS = ("requests_per_minute", "tokens_per_minute", "budget_tokens", "budget_cost")
 MAY_CHANGE = (
-    *("stages", "workers", "mesh", "plan", "sampling.slots", "optimizer.placement", "tracking"),
+    *("stages", "workers", "mesh", "plan", "sampling.slots", "optimizer.placement", "tracking", "plugins"),
     *(f"endpoint.{name}" for name in (*_PACE, *_LIMITS)),
 )
 """Settings that another start of the same workdir may change: they decide where and how fast, not what."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from environments.protocol import OutcomeKind
+from environments.registry import RegistryError, use_plugins
 from environments.rewards import REWARDS
 from mlagent_jax.agent_names import parse_agent
 from mlagent_jax.errors import ConfigError
@@ -51,8 +52,7 @@ def check(config: Config) -> None:
     choose("optimizer.placement", config.optimizer.placement, ("device", "host"))
     choose("optimizer.rounding", config.optimizer.rounding, ("nearest", "stochastic"))
     _check_training(config)
-    choose("rl.reward", config.rl.reward, tuple(REWARDS))
-    choose("evaluate.reward", config.evaluate.reward, tuple(REWARDS))
+    _check_registered(config)
     choose("rl.estimator", config.rl.estimator, ("gae", "grpo", "rloo", "reinforce_plus_plus"))
     choose("rl.rollout", config.rl.rollout, ("step", "episode"))
     choose("rl.critic", config.rl.critic, ("head", "separate"))
@@ -178,6 +178,19 @@ def _check_sft(config: Config) -> None:
         raise ConfigError(f"config.filter.outcomes {named}; choose among {', '.join(kinds)}")
     if chosen.max_characters < 0:
         raise ConfigError(f"config.filter.max_characters is {chosen.max_characters}; it is 0 (any) or above")
+
+
+def _check_registered(config: Config) -> None:
+    """Import the plugins, and find every function that the settings choose by name."""
+    try:
+        use_plugins(config.plugins)
+    except RegistryError as error:
+        raise ConfigError(f"config.plugins: {error}") from error
+    for path, choice in (("rl.reward", config.rl.reward), ("evaluate.reward", config.evaluate.reward)):
+        try:
+            REWARDS.choose(choice)
+        except RegistryError as error:
+            raise ConfigError(f"config.{path}: {error}") from error
 
 
 def _check_endpoint(endpoint: EndpointConfig) -> None:

@@ -50,6 +50,8 @@ class Trial:
     cell: str
     code: str
     kind: str
+    gain: float
+    """Share of the gap that it closed; 0 where it was not scored."""
     reward: float
     cpu_seconds: float
     metric: float | None
@@ -100,6 +102,7 @@ def _try(task: FolderTask, state: str, script: str, before: float, idea: Idea, s
         cell=idea.cell,
         code=idea.code,
         kind=kind.value,
+        gain=0.0 if metric is None else rewards.relative_delta(outcome),
         reward=rewards.compute("improvement", outcome),
         cpu_seconds=seconds,
         metric=metric,
@@ -162,10 +165,10 @@ def table(rows: Sequence[Trial]) -> str:
 
 def _shares(tried: Sequence[Trial]) -> tuple[float, float, float]:
     """Shares that help, hurt, and fail; a change of less than a hundredth of the gap is neither help nor hurt."""
-    scored = [row for row in tried if row.kind == OutcomeKind.SCORED]
-    helped = sum(row.reward > 0.51 for row in scored)
-    hurt = sum(row.reward < 0.49 for row in scored)
-    return helped / len(tried), hurt / len(tried), 1 - len(scored) / len(tried)
+    helped = sum(row.gain > 0.01 for row in tried)
+    hurt = sum(row.gain < -0.01 for row in tried)
+    failed = sum(row.kind != OutcomeKind.SCORED for row in tried)
+    return helped / len(tried), hurt / len(tried), failed / len(tried)
 
 
 def _line(split: str, state: str, tried: Sequence[Trial]) -> str:

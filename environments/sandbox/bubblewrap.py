@@ -38,8 +38,6 @@ from environments.sandbox.probe import probe
 from environments.sandbox.verdict import judge
 from environments.sandbox.warm import WarmSandbox, unprivileged_user
 
-MAX_WORKSPACE_BYTES = 1 << 30
-"""Of the files that an execution starts with, task data apart."""
 _GRACE_SECONDS = 30.0
 """For building the wall and packing the workspace, beyond the script's own wall time."""
 _WATCH_SECONDS = 0.05
@@ -111,11 +109,9 @@ class BubblewrapSandbox:
                 raise SandboxError(f"cannot prepare the execution: {error}") from error
             skip = frozenset({"data"} if name else ())
             incoming, outgoing = (stack.enter_context(_memory_file(kind)) for kind in ("incoming", "outgoing"))
-            refused = transfer.pack(str(workspace), incoming, MAX_WORKSPACE_BYTES, skip=skip)
-            if refused:
-                path, why = refused[0]
-                raise SandboxError(f"the workspace holds {path!r}, which cannot enter a sandbox: {why}")
-            workspace_bytes = incoming.tell()
+            packed = transfer.pack(str(workspace), incoming, skip=skip)
+            if packed.refused:
+                raise SandboxError(f"the workspace cannot enter a sandbox: {packed.refused[0]}")
             incoming.flush()
             incoming.seek(0)
             request = {
@@ -123,7 +119,7 @@ class BubblewrapSandbox:
                 "seed": seed,
                 "data": name,
                 "limits": limits.to_dict(),
-                "workspace_bytes": workspace_bytes,
+                "workspace_bytes": packed.room,
                 "watch_memory": group is None,
             }
             call = _Call(warm, limits, group)
@@ -132,7 +128,7 @@ class BubblewrapSandbox:
             except OSError as error:
                 raise SandboxError(f"the sandbox failed: {error}") from error
             outgoing.seek(0)
-            room = limits.disk_mb * 2**20 + workspace_bytes
+            room = limits.disk_mb * 2**20 + packed.room
             try:
                 transfer.unpack(outgoing, str(workspace), room, keep=skip)
             except (OSError, transfer.TransferError) as error:

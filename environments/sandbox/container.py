@@ -23,7 +23,7 @@ from docker.models.containers import Container
 from docker.types import DeviceRequest, Mount, Ulimit
 
 from environments.protocol import Limits
-from environments.sandbox.inside import transfer
+from environments.sandbox.inside import tree
 from environments.sandbox.inside.script import environment
 
 _INSIDE = Path(__file__).with_name("inside")
@@ -67,7 +67,7 @@ class Shape:
     def settings(self) -> dict[str, Any]:
         """Arguments of the SDK's `containers.create` that make the wall."""
         part = {name: self.disk_mb * 2**20 // share for name, share in _SHARE_OF_DISK.items()}
-        files = transfer.MAX_FILES // 2
+        files = tree.MAX_INODES
         safe = f"rw,nosuid,nodev,uid={_USER},gid={_USER}"
         fsize, memory = self.file_mb * 2**20, self.memory_mb * 2**20
         return {
@@ -176,7 +176,7 @@ def _program() -> str:
         f"sources = {sources!r}\n"
         "package = sys.modules['mlagent_inside'] = types.ModuleType('mlagent_inside')\n"
         "package.__path__ = []\n"
-        "for name in ('kernel', 'transfer', 'usage', 'capture', 'script', 'capsule'):\n"
+        "for name in ('kernel', 'tree', 'transfer', 'usage', 'capture', 'script', 'capsule'):\n"
         "    module = sys.modules[f'mlagent_inside.{name}'] = types.ModuleType(f'mlagent_inside.{name}')\n"
         "    module.__package__ = 'mlagent_inside'\n"
         "    setattr(package, name, module)\n"

@@ -118,17 +118,17 @@ class DockerSandbox:
             except OSError as error:
                 raise SandboxError(f"cannot prepare the execution: {error}") from error
             skip = frozenset({"data"} if name else ())
-            packed = io.BytesIO()
-            if refused := transfer.pack(str(workspace), packed, limits.memory_mb * 2**20, skip=skip):
-                path, why = refused[0]
-                raise SandboxError(f"the workspace holds {path!r}, which cannot enter a sandbox: {why}")
+            stream = io.BytesIO()
+            packed = transfer.pack(str(workspace), stream, skip=skip)
+            if packed.refused:
+                raise SandboxError(f"the workspace cannot enter a sandbox: {packed.refused[0]}")
             devices = stack.enter_context(self._gpus.lease(gpus)) if gpus else ()
-            shape = Shape.of(limits, packed.tell(), self._state.path / name if name else None, seed, devices)
+            shape = Shape.of(limits, packed.room, self._state.path / name if name else None, seed, devices)
             asked = {"script": script, "seed": seed, "data": name, "limits": limits.to_dict(), "room": shape.room}
             request = json.dumps(asked).encode()
             try:
                 exchange = Exchange(self._client, stack.enter_context(self._container(shape)), limits)
-                exchange.execute(len(request).to_bytes(8, "big") + request + packed.getvalue())
+                exchange.execute(len(request).to_bytes(8, "big") + request + stream.getvalue())
                 return exchange.finish(workspace, skip)
             except _ENGINE_ERRORS as error:
                 raise SandboxError(f"the Docker engine failed: {error}") from error

@@ -16,17 +16,19 @@ object is the folder's path.
 from __future__ import annotations
 
 import dataclasses
+import fnmatch
 import importlib.metadata
-import itertools
 import json
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from environments.sandbox.inside import tree
+from environments.sandbox.inside.transfer import MAX_ENTERING_BYTES
 from environments.tasks.archives import ArchiveError, Origin, data_dir
 from environments.tasks.base import M_BEST, TaskError, TaskSpec
 from environments.tasks.bounded_yaml import read_text, read_yaml
@@ -36,10 +38,6 @@ from environments.tasks.own_grading import HALF, OwnGrader, SubmissionForm, line
 from environments.tasks.scripts import read_cells
 
 ENTRY_POINTS = "mlagent_jax.tasks"
-_MAX_FILES = 2000
-_MAX_BYTES = 128 << 20
-_MAX_DEPTH = 32
-"""Bounds of env/, those of a workspace."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,9 +68,8 @@ class FolderRecipe:
         public, private = directory / "public", directory / "private"
         public.mkdir()
         private.mkdir(mode=0o700)
-        if problem := _env_problem(self.folder / "env"):
-            raise TaskError(f"{self.folder}/env: {problem}")
-        shutil.copytree(self.folder / "env", directory / "env", ignore=shutil.ignore_patterns("__pycache__"))
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(self.folder / "env", directory / "env", symlinks=True, ignore=ignored)
         script = self.folder / "prepare.py"
         try:
             _call(script, "prepare", self.raw, public, private, seed)
@@ -170,7 +167,7 @@ def read_folder(folder: Path) -> FolderRecipe:
     folder = Path(folder).resolve()
     reader = Fields(folder / "task.yaml", read_yaml(folder / "task.yaml"))
     spec, form = reader.spec(read_text(folder / "description.md")), reader.form()
-    if problem := _env_problem(folder / "env"):
+    if problem := _env_problem(folder / "env", spec.read_only):
         reader.wrong("env", f"{folder}/env: {problem}")
     for name in (f"env/{spec.entry}", "prepare.py", "grade.py"):
         if not (folder / name).is_file():
@@ -189,26 +186,16 @@ def read_folder(folder: Path) -> FolderRecipe:
     return FolderRecipe(spec, form, m_best, folder, origin)
 
 
-def _env_problem(env: Path) -> str:
+def _env_problem(env: Path, read_only: Sequence[str]) -> str:
     """Why env/ cannot be a workspace to start from; empty where it can. Nothing is followed, waited for or read."""
-    pending, count, size = [(env, 0)], 0, 0
-    while pending:
-        folder, depth = pending.pop()
-        try:
-            items = list(itertools.islice(os.scandir(folder), _MAX_FILES + 1))
-        except OSError as error:
-            return f"a folder cannot be read: {error}"
-        for item in items:
-            name = Path(item.path).relative_to(env)
-            count += 1
-            if item.is_dir(follow_symlinks=False):
-                if depth == _MAX_DEPTH:
-                    return f"folders lie more than {_MAX_DEPTH} deep in each other"
-                pending.append((Path(item.path), depth + 1))
-            elif item.is_file():  # Or a link to one, which is copied as a file.
-                size += item.stat().st_size
-            else:
-                return f"{name} is {'a link to no file' if item.is_symlink() else 'neither a file nor a folder'}"
-            if count > _MAX_FILES or size > _MAX_BYTES:
-                return f"more than {_MAX_FILES} files or {_MAX_BYTES >> 20} MB: data belong into what prepare.py writes"
-    return ""
+
+    def left_out(path: str) -> bool:
+        return path.rpartition("/")[2] == "__pycache__"
+
+    def kept_elsewhere(path: str) -> bool:
+        return left_out(path) or any(fnmatch.fnmatchcase(path, pattern) for pattern in read_only)
+
+    entries, refused = tree.walk(str(env), left_out, tree.MAX_INODES, MAX_ENTERING_BYTES, MAX_ENTERING_BYTES)
+    refused += tree.walk(str(env), kept_elsewhere)[1]
+    nowhere = [entry.path for entry in entries if entry.kind == "l" and not (env / entry.path).exists()]
+    return "; ".join([*dict.fromkeys(map(str, refused)), *(f"{path!r}: a link that leads nowhere" for path in nowhere)])

@@ -1,10 +1,13 @@
 """The settings: checked before any work is done, with messages that name the field and the remedy."""
 
 import importlib
+import os
 from pathlib import Path
 
 import pytest
 
+from environments.registry import PLUGINS_VARIABLE
+from environments.rewards import REWARDS
 from mlagent_jax.config import default_config, differences, freeze
 from mlagent_jax.errors import ConfigError
 
@@ -34,6 +37,9 @@ def test_an_unknown_field_names_the_nearest():
         ("rl", "straggler_seconds", 5.0, "raise that to 2"),
         ("sft", "row_tokens", 100, "raise it"),
         ("rl", "estimator", "vtrace", "rloo"),
+        ("rl", "reward", "improvment", "choose one of improvement"),
+        ("rl", "reward", "improvement:neutral=2", "at most 1"),
+        ("evaluate", "reward", "paper_v1:alpha=3", "has no parameters"),
         ("prompt", "max_prompt_tokens", 0, "above 0"),
         ("prompt", "editor", "gpt-5", "profile to full"),
         ("collect", "trajectories", 0, "above 0"),
@@ -49,7 +55,27 @@ def test_an_unknown_field_names_the_nearest():
 def test_an_impossible_value_is_named_with_what_is_possible(section, field, value, message):
     config = default_config()
     config[section][field] = value
-    with pytest.raises(ConfigError, match=rf"config\.{section}\.{field} .*{message}"):
+    with pytest.raises(ConfigError, match=rf"config\.{section}\.{field}:? .*{message}"):
+        freeze(config)
+
+
+def test_a_reward_of_a_plugin_can_be_chosen_by_name(tmp_path, monkeypatch):
+    monkeypatch.setenv(PLUGINS_VARIABLE, "")
+    monkeypatch.setattr(REWARDS, "_functions", dict(REWARDS._functions))
+    plugin = tmp_path / "mine.py"
+    plugin.write_text(
+        "from environments.rewards import REWARDS\n@REWARDS.register\ndef mine(outcome, *, bonus: float = 1.0):\n"
+        "    return bonus\n"
+    )
+    config = default_config()
+    config.rl.reward = "mine:bonus=2"
+    with pytest.raises(ConfigError, match=r"config\.rl\.reward: reward is 'mine'; choose one of"):
+        freeze(config)
+    config.plugins = (str(plugin),)
+    assert freeze(config).rl.reward == "mine:bonus=2"
+    assert os.environ[PLUGINS_VARIABLE] == str(plugin)
+    config.plugins = (str(tmp_path / "absent.py"),)
+    with pytest.raises(ConfigError, match=r"config\.plugins: plugin .*absent\.py: FileNotFoundError"):
         freeze(config)
 
 
