@@ -54,14 +54,14 @@ def test_our_own_tasks_pass(name, bubblewrap):
 
 
 @pytest.mark.slow
-def test_the_command_line_reports_and_its_status_says_whether_all_is_well(rents, capsys, bubblewrap):
+def test_the_command_line_reports_and_its_status_says_whether_all_is_well(rents, capfd, bubblewrap):
     (rents / "grade.py").write_text("def grade(submission, answers):\n    return 1 / 0\n")
     assert main(["check", str(rents), "--json"]) == 1
-    report = json.loads(capsys.readouterr().out)
+    report = json.loads(capfd.readouterr().out)
     assert not report["ok"]
     assert report["findings"][-1]["check"] == "prepare" and "ZeroDivisionError" in report["findings"][-1]["message"]
     assert main(["check", str(rents / "nowhere")]) == 1
-    assert capsys.readouterr().out.startswith("FAIL  folder: ")
+    assert capfd.readouterr().out.startswith("FAIL  folder: ")
 
 
 @pytest.mark.slow

@@ -118,7 +118,7 @@ def test_answers_without_rows_of_their_own_have_no_halves(mlebench, tmp_path):
     assert grader.official(submission)["medal"] == "bronze"
 
 
-def test_a_competition_is_played_and_reported(mlebench, tmp_path, bubblewrap, capsys):
+def test_a_competition_is_played_and_reported(mlebench, tmp_path, bubblewrap, capfd):
     task = tasks.prepare("mlebench-rows", tmp_path / "cache" / "tasks", 0, bubblewrap)
     assert task.scale.m_best == pytest.approx(np.linspace(0.1, 2, 300)[9]) and task.has_medals
     action = Action("Edit Script (Cell)", {"script_name": "train.py", "cell": "predict"},
@@ -132,11 +132,11 @@ def test_a_competition_is_played_and_reported(mlebench, tmp_path, bubblewrap, ca
     truth(mlebench).to_csv(guess, index=False)
     options = ["--cache-dir", str(tmp_path / "cache"), "--json"]
     assert main(["grade", "mlebench-rows", str(guess), *options]) == 0
-    found = json.loads(capsys.readouterr().out)
+    found = json.loads(capfd.readouterr().out)
     assert found["official"]["medal"] == "gold" and found["reward"] == found["report"] == 0
     guess.write_text("key,value\n")
     assert main(["grade", "mlebench-rows", str(guess), *options]) == 1
-    assert "once for each row" in json.loads(capsys.readouterr().out)["invalid"]
+    assert "once for each row" in json.loads(capfd.readouterr().out)["invalid"]
 
 
 def test_what_is_missing_of_mlebench_is_an_error_with_the_command(mlebench, tmp_path, monkeypatch):
