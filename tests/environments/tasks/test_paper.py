@@ -18,7 +18,7 @@ from sklearn import metrics as sk
 from environments import tasks
 from environments.__main__ import main
 from environments.sandbox.base import Ending
-from environments.tasks import InvalidSubmissionError, TaskError, archives, paper, splits
+from environments.tasks import InvalidSubmissionError, TaskError, archives, graders, paper, splits
 from environments.tasks.prepared import run_script
 
 needs.package("PIL.Image")
@@ -63,7 +63,7 @@ def build(name, directory, seed=0):
     """The folder that a recipe writes, and its grader."""
     directory.mkdir()
     tasks.get(name).build(directory, seed)
-    return directory, tasks.prepared.load_grader(directory / "private")
+    return directory, graders.load_in_process(directory / "private")
 
 
 def files(folder):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from environments import tasks
-from environments.tasks import TaskError, tfds_source
+from environments.tasks import TaskError, graders, tfds_source
 
 tfds = pytest.importorskip("tensorflow_datasets")
 image = needs.package("PIL.Image")
@@ -103,5 +103,5 @@ def test_a_folder_makes_its_task_of_such_data(rents, data_dir, tmp_path):
     )
     (tmp_path / "built").mkdir()
     tasks.get(str(rents)).build(tmp_path / "built", 0)
-    grader = tasks.prepared.load_grader(tmp_path / "built" / "private")
+    grader = graders.load_in_process(tmp_path / "built" / "private")
     assert grader.rows == 8 and grader.report.sum() == 4
