@@ -39,17 +39,17 @@ from environments.actions import (
 )
 from environments.actions import profile as profile_by_name
 from environments.actions.files import shadows_of
-from environments.editor import Editor, Endpoint
-from environments.execution_cache import ExecutionCache, Measurement, cache_key
-from environments.hostile import HostileFileError, place, read_regular, remove
-from environments.owned_folder import OwnedFolder, remove_abandoned
+from environments.actions.second_model import Editor, Endpoint
+from environments.files.blobs import Store
+from environments.files.execution_cache import ExecutionCache, Measurement, cache_key
+from environments.files.hostile import HostileFileError, place, read_regular, remove
+from environments.files.owned import OwnedFolder, remove_abandoned
+from environments.files.snapshots import Snapshots
 from environments.protocol import Job, Outcome, OutcomeKind, State
 from environments.sandbox.base import Ending, Execution, Sandbox, SandboxError
-from environments.store import Store
-from environments.tasks.base import GraderError, GraderLimitError, InvalidSubmissionError, PreparedTask
-from environments.tasks.isolated import tell
+from environments.tasks.grading.isolated import tell
 from environments.tasks.prepared import open_task
-from environments.workspace import Snapshots
+from environments.tasks.task import GraderError, GraderLimitError, InvalidSubmissionError, PreparedTask
 
 MAX_SUBMISSION_BYTES = 16 << 20
 MAX_SCRIPT_BYTES = 256 << 10

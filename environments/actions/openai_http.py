@@ -1,5 +1,6 @@
 """One attempt at one request to an OpenAI-compatible endpoint: the HTTP part that the second model
-(`environments.editor`) and the trainer's client (`mlagent_jax.agent.endpoint`) share. The standard library alone.
+(`environments.actions.second_model`) and the trainer's client (`mlagent_jax.agents.endpoint`) share. The standard
+library alone.
 
 What an endpoint sends is untrusted: answers may be endless, come drop by drop, redirect elsewhere, or be no JSON.
 """

@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from environments.actions.assisted import PROMPT_VERSION
-from environments.openai_http import MAX_PAUSE_SECONDS, Address, EndpointError, PassingError, completion, post
+from environments.actions.openai_http import MAX_PAUSE_SECONDS, Address, EndpointError, PassingError, completion, post
+from environments.files.text_cache import TextCache
 from environments.protocol import canonical_json, digest
 from environments.sandbox.base import SandboxError
-from environments.text_cache import TextCache
 
 URL_VARIABLE, MODEL_VARIABLE, KEY_VARIABLE = "MLAGENT_EDITOR_URL", "MLAGENT_EDITOR_MODEL", "MLAGENT_EDITOR_KEY"
 MAX_TOKENS = 8192

@@ -12,9 +12,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from environments.files.text_cache import TextCache
 from environments.protocol import Limits, canonical_json, digest
 from environments.sandbox.base import Ending, Execution
-from environments.text_cache import TextCache
 
 VERSION = 2
 """Of the key and of what is kept: grows whenever either, or the way of grading, changes its meaning."""

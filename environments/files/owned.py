@@ -12,7 +12,7 @@ import os
 import tempfile
 from pathlib import Path
 
-from environments.hostile import remove_folder
+from environments.files.hostile import remove_folder
 
 
 class OwnedFolder:

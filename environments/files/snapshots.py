@@ -18,10 +18,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from environments.hostile import HostileFileError, create, read_regular
+from environments.files.blobs import CorruptBlobError, FolderStore, MissingBlobError, Store, StoreError
+from environments.files.hostile import HostileFileError, create, read_regular
 from environments.protocol import canonical_json
 from environments.sandbox.inside import tree
-from environments.store import CorruptBlobError, FolderStore, MissingBlobError, Store, StoreError
 
 VERSION = 1
 _KINDS = {"d": "folder", "f": "file", "l": "link"}

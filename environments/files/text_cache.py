@@ -1,6 +1,7 @@
 """Texts by key in one SQLite file that the processes of one host share: what has been computed once is kept.
 
-Holds executions (`environments.execution_cache`) and answers of the second model (`environments.editor`).
+Holds executions (`environments.files.execution_cache`) and answers of the second model
+(`environments.actions.second_model`).
 """
 
 from __future__ import annotations

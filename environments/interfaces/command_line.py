@@ -26,17 +26,17 @@ from typing import Any, BinaryIO, TextIO
 
 from environments import rewards, tasks
 from environments.actions import ACTIONS, ASSISTED_ACTIONS, PROFILES, describe_actions, describe_format
-from environments.editor import Endpoint, configured_endpoint
+from environments.actions.second_model import Endpoint, configured_endpoint
 from environments.episode import Episode, default_cache_dir, make
+from environments.files.blobs import StoreError, open_store
+from environments.files.snapshots import Snapshots
+from environments.interfaces.json_lines import failure, record, serve
 from environments.protocol import Outcome
 from environments.registry import RegistryError
 from environments.sandbox import PROVIDERS, open_sandbox
 from environments.sandbox.base import SandboxError
-from environments.serving import failure, record, serve
-from environments.store import StoreError, open_store
-from environments.tasks.base import InvalidSubmissionError, TaskError, TaskSpec
-from environments.tasks.checker import check
-from environments.workspace import Snapshots
+from environments.tasks.check.checker import check
+from environments.tasks.task import InvalidSubmissionError, TaskError, TaskSpec
 
 
 class InputError(ValueError):
@@ -394,7 +394,7 @@ def _gigabytes(text: str) -> float:
 
 def _add_sandbox(command: argparse.ArgumentParser) -> None:
     command.add_argument("--sandbox", choices=("auto", *PROVIDERS), default="bubblewrap", help="where scripts run")
-    command.add_argument("--seed", type=_seed, default=0, help="of the data and of the executions (default 0)")
+    command.add_argument("--seed", type=_seed, default=0, help="of the data; the executions' follows (default 0)")
 
 
 def _add_place(command: argparse.ArgumentParser) -> None:
@@ -432,7 +432,3 @@ def _add_episode(command: argparse.ArgumentParser) -> None:
     command.add_argument("--profile", choices=tuple(PROFILES), default="compact", help="of the reply format")
     command.add_argument("--reward", type=_reward, default="improvement", help="`rewards` lists them with parameters")
     command.add_argument("--no-cache", action="store_true", help="run again what has run before")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,6 +1,6 @@
 """A task as a registered Gymnasium environment: actions and observations are texts.
 
-env = gymnasium.make("environments.gymnasium_env:mlagent/Task-v0", task="digits")
+env = gymnasium.make("environments.interfaces.gymnasium_env:mlagent/Task-v0", task="digits")
 
 The part before the colon makes Gymnasium import this module, which registers the name. The other arguments are those of
 `environments.make`. Needs `pip install '.[gymnasium]'`.
@@ -73,4 +73,4 @@ class TaskEnv(gymnasium.Env[str, str]):
         self._episode.close()
 
 
-gymnasium.register(NAME, entry_point="environments.gymnasium_env:TaskEnv")
+gymnasium.register(NAME, entry_point="environments.interfaces.gymnasium_env:TaskEnv")

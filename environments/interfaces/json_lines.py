@@ -14,10 +14,10 @@ from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO
 
 from environments.episode import Episode
+from environments.files.blobs import StoreError
 from environments.protocol import Outcome
 from environments.sandbox.base import SandboxError
-from environments.store import StoreError
-from environments.tasks.base import TaskError
+from environments.tasks.task import TaskError
 
 PROTOCOL = 1
 """Version of the lines; in the greeting."""

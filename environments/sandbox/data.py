@@ -16,7 +16,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-from environments.owned_folder import OwnedFolder, remove_abandoned
+from environments.files.owned import OwnedFolder, remove_abandoned
 
 _STATE_PREFIX = "mlagent-sandbox-"
 

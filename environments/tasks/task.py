@@ -15,8 +15,8 @@ import dataclasses
 from pathlib import Path
 from typing import Any, Protocol
 
-from environments import metrics
 from environments.protocol import Limits, Scale
+from environments.tasks.grading import metrics
 
 M_BEST = "m_best.json"
 """In private/ of a task that states the score of a reference instead of holding one: a number, or `relative_gain` over
@@ -66,7 +66,8 @@ class GraderError(TaskError):
 
 @dataclasses.dataclass(frozen=True)
 class OwnIdea:
-    """A candidate edit that a task brings along (those of the embedded tasks are in `environments.tasks.ideas`)."""
+    """A candidate edit that a task brings along (those of the embedded tasks are in
+    `environments.tasks.generated.ideas`)."""
 
     text: str
     """What to try, in a few words: what a prompt says."""
@@ -86,7 +87,7 @@ class TaskSpec:
     split: str
     """`train` or `held_out`."""
     metric: str
-    """Name in `environments.metrics.METRICS`, which also knows the direction; else `direction` is set."""
+    """Name in `environments.tasks.grading.metrics.METRICS`, which also knows the direction; else `direction` is set."""
     description: str
     """The research problem as the agent reads it in the full profile."""
     traits: str
@@ -99,7 +100,8 @@ class TaskSpec:
     read_only: tuple[str, ...] = ("helper.py",)
     limits: Limits = dataclasses.field(default_factory=Limits)
     direction: str = ""
-    """For a metric of the task's own: `higher` or `lower` is better. Empty: as `environments.metrics.METRICS` says."""
+    """For a metric of the task's own: `higher` or `lower` is better. Empty: as
+    `environments.tasks.grading.metrics.METRICS` says."""
 
     gpus: int = 0
     """GPUs of the worker's host that an execution gets."""

@@ -118,7 +118,7 @@ def start_workers(
     command = [sys.executable, "-m", "environments.worker"]
     command += [f"--tasks={tasks}", f"--store={store_url}", f"--sandbox={sandbox}", f"--slots={slots}"]
     command += [f"--parent_pid={os.getpid()}"]
-    root = str(Path(__file__).resolve().parents[1])
+    root = str(Path(__file__).resolve().parents[2])
     paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, QUEUE_VARIABLE: queue_url, "PYTHONPATH": os.pathsep.join(paths)}
     return WorkerHandle(command, environment, Path(log_path))

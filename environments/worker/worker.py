@@ -6,7 +6,7 @@ One process holds one sandbox and `slots` threads; one more thread renews the le
 ours goes back to the queue as a failure, never as an outcome. SIGTERM drains: nothing new is claimed, what runs is
 finished, and what is not finished after a while is given back. A killed worker needs no clean-up: its leases run out.
 
-A trainer starts a worker for its own host with `environments.supervision.start_workers`.
+A trainer starts a worker for its own host with `environments.worker.supervision.start_workers`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from environments.protocol import VERSION, Job, Outcome, OutcomeKind
 from environments.queue import QueueError, RewardQueue, open_queue
 from environments.queue.base import Capabilities, Changes, Lease, WorkerReport
 from environments.queue.engine import take_credentials
-from environments.supervision import QUEUE_VARIABLE, WorkerHandle, start_workers
+from environments.worker.supervision import QUEUE_VARIABLE, WorkerHandle, start_workers
 
 __all__ = ["Worker", "WorkerHandle", "main", "start_workers"]
 
@@ -337,11 +337,11 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a worker; returns the exit status."""
-    from environments.editor import KEY_VARIABLE, configured_endpoint
-    from environments.environment import Environment
+    from environments.actions.second_model import KEY_VARIABLE, configured_endpoint
+    from environments.files.blobs import open_store
     from environments.sandbox import open_sandbox
     from environments.sandbox.base import SandboxError
-    from environments.store import open_store
+    from environments.step import Environment
 
     arguments = _arguments(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
@@ -381,7 +381,3 @@ def main(argv: Sequence[str] | None = None) -> int:
         with _signals(worker):
             worker.run()
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
 from environments.protocol import State
-from mlagent_jax.agent.prompts import Renderer
+from mlagent_jax.agents.prompts import Renderer
 from mlagent_jax.sampling import TokenSampler, Weights
 
 

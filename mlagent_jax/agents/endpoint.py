@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-from environments.openai_http import (
+from environments.actions.openai_http import (
     MAX_PAUSE_SECONDS,
     Address,
     Completion,
@@ -30,11 +30,11 @@ from environments.openai_http import (
     completion,
     post,
 )
+from environments.files.text_cache import TextCache
 from environments.protocol import canonical_json, digest
-from environments.text_cache import TextCache
-from mlagent_jax.config import EndpointConfig
-from mlagent_jax.data import jsonl
-from mlagent_jax.errors import BudgetError, ConfigError
+from mlagent_jax.runtime import jsonl
+from mlagent_jax.runtime.errors import BudgetError, ConfigError
+from mlagent_jax.settings.schema import EndpointConfig
 
 Messages = Sequence[Mapping[str, str]]
 """A conversation: `role` and `content` of each message."""

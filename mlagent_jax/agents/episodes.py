@@ -15,9 +15,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 from environments.protocol import Job, Outcome, OutcomeKind, State
-from mlagent_jax.agent.actor import SampledAction
-from mlagent_jax.agent.collector import is_masked
-from mlagent_jax.parallelism import processes
+from mlagent_jax.agents.actor import SampledAction
+from mlagent_jax.agents.job_client import is_masked
+from mlagent_jax.runtime import processes
 
 
 @dataclasses.dataclass(frozen=True)

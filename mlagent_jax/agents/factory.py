@@ -8,13 +8,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from environments.actions import STOP
-from environments.openai_http import Completion, EndpointError
+from environments.actions.openai_http import Completion, EndpointError
 from environments.protocol import State
-from mlagent_jax.agent.actor import Actor, SampledAction
-from mlagent_jax.agent.endpoint import EndpointClient
-from mlagent_jax.agent.expert import Move, ScriptedExpert, plain_action
-from mlagent_jax.agent.player import Agent, Reply, Trajectory
-from mlagent_jax.parallelism import processes
+from mlagent_jax.agents.actor import Actor, SampledAction
+from mlagent_jax.agents.endpoint import EndpointClient
+from mlagent_jax.agents.episodes import Agent, Reply, Trajectory
+from mlagent_jax.agents.scripted import Move, ScriptedExpert, plain_action
+from mlagent_jax.runtime import processes
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from environments.protocol import Job, Outcome, OutcomeKind
 from environments.queue.base import QueueError, RewardQueue
-from mlagent_jax.parallelism import processes
+from mlagent_jax.runtime import processes
 
 POLL_SECONDS = 5.0
 

@@ -12,9 +12,9 @@ from collections.abc import Mapping
 
 from environments.actions import ACTIONS, ASSISTED_ACTIONS, ActionSpec, describe_actions, describe_format
 from environments.protocol import State, Step
-from environments.tasks.base import TaskSpec
-from mlagent_jax.config import PromptConfig
-from mlagent_jax.data.tokenizer import Tokenizer
+from environments.tasks.task import TaskSpec
+from mlagent_jax.models.tokenizer import Tokenizer
+from mlagent_jax.settings.schema import PromptConfig
 
 COMPACT_WORDS = ("Task: ", "Ideas: ", "Script:\n", "Results:\n", "Next:\n")
 """Fixed words of the compact prompt: tokens of their own in a vocabulary made for it."""

@@ -13,10 +13,10 @@ import json
 import random
 
 from environments.protocol import OutcomeKind, State, digest
-from environments.tasks.base import TaskSpec
-from environments.tasks.ideas import Idea, ideas_for
-from mlagent_jax.agent.player import Reply
-from mlagent_jax.config import CollectConfig
+from environments.tasks.generated.ideas import Idea, ideas_for
+from environments.tasks.task import TaskSpec
+from mlagent_jax.agents.episodes import Reply
+from mlagent_jax.settings.schema import CollectConfig
 
 
 def cell_edit(script: str, cell: str, code: str) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from etils import epath
 
-from mlagent_jax.data.tokenizer import FILES
+from mlagent_jax.models.tokenizer import FILES
 
 _NAME = re.compile(r"(?P<repository>[\w-][\w.-]*/[\w.-]+)(?:@(?P<revision>[\w.-]+(?:/[\w.-]+)*))?")
 

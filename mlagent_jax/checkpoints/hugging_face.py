@@ -26,11 +26,11 @@ from etils import epath
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
-from mlagent_jax.data.tokenizer import Tokenizer
-from mlagent_jax.models import tensor_files
+from mlagent_jax.checkpoints import safetensors as tensor_files
+from mlagent_jax.checkpoints.safetensors import Tensor, TensorFileError
 from mlagent_jax.models.config import ModelConfig
 from mlagent_jax.models.decoder import Graph, Params, abstract
-from mlagent_jax.models.tensor_files import Tensor, TensorFileError
+from mlagent_jax.models.tokenizer import Tokenizer
 from mlagent_jax.parallelism import Rules
 
 INDEX = "model.safetensors.index.json"

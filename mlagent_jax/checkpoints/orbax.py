@@ -20,7 +20,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, EveryNSteps, LatestN
 
-from mlagent_jax.interruption import Stopped
+from mlagent_jax.runtime.interruption import Stopped
 
 ARRAYS, EXTRA = "arrays", "extra"
 _DELETED = "deleted"

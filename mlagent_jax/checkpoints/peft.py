@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from mlagent_jax.models import hub, tensor_files
+from mlagent_jax.checkpoints import hub
+from mlagent_jax.checkpoints import safetensors as tensor_files
+from mlagent_jax.checkpoints.hugging_face import LAYER_TENSORS, TOP_TENSORS, whole_or_not_at_all
 from mlagent_jax.models.config import LoRA, ModelConfig
 from mlagent_jax.models.decoder import Params
-from mlagent_jax.models.hugging_face import LAYER_TENSORS, TOP_TENSORS, whole_or_not_at_all
 from mlagent_jax.models.layers import ADAPTER
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"

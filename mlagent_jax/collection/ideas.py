@@ -15,11 +15,11 @@ from collections.abc import Sequence
 import numpy as np
 from etils import epath
 
-from environments.tasks.base import TaskSpec
-from environments.tasks.ideas import Idea, candidates_for
-from mlagent_jax.agent.endpoint import EndpointClient
-from mlagent_jax.config import IdeasConfig
-from mlagent_jax.errors import ConfigError
+from environments.tasks.generated.ideas import Idea, candidates_for
+from environments.tasks.task import TaskSpec
+from mlagent_jax.agents.endpoint import EndpointClient
+from mlagent_jax.runtime.errors import ConfigError
+from mlagent_jax.settings.schema import IdeasConfig
 
 ASKED_AT_ONCE = 20
 """Ideas a request asks a language model for."""

@@ -13,19 +13,19 @@ import random
 from pathlib import Path
 
 from environments.protocol import Outcome, OutcomeKind
-from environments.tasks.ideas import Idea, ideas_for
-from mlagent_jax.agent.actor import seed_of
-from mlagent_jax.agent.agents import EndpointAgent, PolicyAgent, ScriptedAgent
-from mlagent_jax.agent.collector import is_masked
-from mlagent_jax.agent.endpoint import EndpointClient
-from mlagent_jax.agent.expert import Move, ScriptedExpert
-from mlagent_jax.agent.ideas import endpoint_ideas, library_ideas
-from mlagent_jax.agent.player import Agent, Step, Trajectory, play
-from mlagent_jax.data.dataset_card import write_card
-from mlagent_jax.data.trajectories import Record
-from mlagent_jax.data.trajectory_store import Writer
-from mlagent_jax.policy import base_policy, make_actor
-from mlagent_jax.run import Run
+from environments.tasks.generated.ideas import Idea, ideas_for
+from mlagent_jax.agents.actor import seed_of
+from mlagent_jax.agents.endpoint import EndpointClient
+from mlagent_jax.agents.episodes import Agent, Step, Trajectory, play
+from mlagent_jax.agents.factory import EndpointAgent, PolicyAgent, ScriptedAgent
+from mlagent_jax.agents.job_client import is_masked
+from mlagent_jax.agents.scripted import Move, ScriptedExpert
+from mlagent_jax.collection.ideas import endpoint_ideas, library_ideas
+from mlagent_jax.runs.policies import base_policy, make_actor
+from mlagent_jax.runs.run import Run
+from mlagent_jax.trajectories.card import write_card
+from mlagent_jax.trajectories.record import Record
+from mlagent_jax.trajectories.store import Writer
 
 EXPERT_VERSION = -1
 """Policy version of the expert's jobs: before every policy of ours."""

@@ -12,14 +12,13 @@ import math
 from typing import Any
 
 from environments.protocol import State
-from mlagent_jax.agent.agents import PolicyAgent
-from mlagent_jax.agent_names import OF_THE_RUN, AgentSpec, parse_agent
-from mlagent_jax.data import jsonl
+from mlagent_jax.agents.factory import PolicyAgent
 from mlagent_jax.evaluation.agents import open_agent
 from mlagent_jax.evaluation.episodes import execute, job_version, play_episodes
-from mlagent_jax.parallelism import processes
 from mlagent_jax.reporting.benchmark import write_benchmark
-from mlagent_jax.run import Run
+from mlagent_jax.runs.run import Run
+from mlagent_jax.runtime import jsonl, processes
+from mlagent_jax.settings.agent_names import OF_THE_RUN, AgentSpec, parse_agent
 
 
 def evaluate(run: Run) -> None:

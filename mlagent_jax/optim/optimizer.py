@@ -17,7 +17,7 @@ import optax
 from jax.sharding import NamedSharding, PartitionSpec
 from optax import contrib
 
-from mlagent_jax.config import OptimizerConfig
+from mlagent_jax.settings.schema import OptimizerConfig
 
 HOST_MEMORY = "pinned_host"
 """What JAX calls the memory of a device's host that the device itself reads and writes."""

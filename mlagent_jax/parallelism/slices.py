@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from mlagent_jax.errors import ConfigError
+from mlagent_jax.runtime.errors import ConfigError
 
 GIB = 2**30
 

@@ -15,10 +15,10 @@ from typing import Any
 
 from environments.protocol import Job, Outcome, State
 from environments.rewards import compute
-from mlagent_jax.agent.actor import SampledAction
-from mlagent_jax.agent.collector import POLL_SECONDS, Collector, is_masked
-from mlagent_jax.agent.player import Trajectory, best_submission
-from mlagent_jax.parallelism import processes
+from mlagent_jax.agents.actor import SampledAction
+from mlagent_jax.agents.episodes import Trajectory, best_submission
+from mlagent_jax.agents.job_client import POLL_SECONDS, Collector, is_masked
+from mlagent_jax.runtime import processes
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,11 +18,12 @@ import numpy as np
 import optax
 
 from mlagent_jax import models
-from mlagent_jax.config import OptimizerConfig, RLConfig
-from mlagent_jax.learning import estimators, losses
-from mlagent_jax.learning.accumulation import mapped, summed_gradients
-from mlagent_jax.learning.optimizer import adam, apply, clipped
 from mlagent_jax.models import lora
+from mlagent_jax.optim.accumulation import mapped, summed_gradients
+from mlagent_jax.optim.optimizer import adam, apply, clipped
+from mlagent_jax.rl import advantages as estimators
+from mlagent_jax.rl import losses
+from mlagent_jax.settings.schema import OptimizerConfig, RLConfig
 
 Params = Any
 

@@ -16,17 +16,16 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from mlagent_jax.agent.rollouts import Taken
-from mlagent_jax.data import jsonl
-from mlagent_jax.data.trajectories import Record
-from mlagent_jax.interruption import Stopped
-from mlagent_jax.learning.checkpoints import Checkpointer
-from mlagent_jax.parallelism import processes
-from mlagent_jax.policy import Policy, checkpointer, describe, trained_policy, training
+from mlagent_jax.checkpoints.orbax import Checkpointer
 from mlagent_jax.rl.batches import Batches
+from mlagent_jax.rl.in_flight import Taken
 from mlagent_jax.rl.learner import Learner, batch_of
 from mlagent_jax.rl.scalars import outcome_scalars, task_scalars
-from mlagent_jax.run import Run
+from mlagent_jax.runs.policies import Policy, checkpointer, describe, trained_policy, training
+from mlagent_jax.runs.run import Run
+from mlagent_jax.runtime import jsonl, processes
+from mlagent_jax.runtime.interruption import Stopped
+from mlagent_jax.trajectories.record import Record
 
 
 def rl(run: Run) -> None:

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from environments.protocol import State
-from mlagent_jax.config import PoolConfig
-from mlagent_jax.data.trajectories import Record
-from mlagent_jax.errors import ConfigError
+from mlagent_jax.runtime.errors import ConfigError
+from mlagent_jax.settings.schema import PoolConfig
+from mlagent_jax.trajectories.record import Record
 
 
 def expert_states(records: Iterable[Record], max_depth: int) -> list[State]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 
-from mlagent_jax.errors import ConfigError
-from mlagent_jax.models import hugging_face, peft
-from mlagent_jax.policy import base_policy, trained_adapters, trained_policy
-from mlagent_jax.run import Run
+from mlagent_jax.checkpoints import hugging_face, peft
+from mlagent_jax.runs.policies import base_policy, trained_adapters, trained_policy
+from mlagent_jax.runs.run import Run
+from mlagent_jax.runtime.errors import ConfigError
 
 
 def export(run: Run) -> None:

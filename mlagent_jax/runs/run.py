@@ -36,31 +36,32 @@ from jax.sharding import NamedSharding
 from rich.console import Console
 
 from environments import tasks
-from environments.editor import MODEL_VARIABLE, URL_VARIABLE, configured_endpoint, editor_id
-from environments.environment import initial_state
+from environments.actions.second_model import MODEL_VARIABLE, URL_VARIABLE, configured_endpoint, editor_id
+from environments.files.blobs import open_store
 from environments.protocol import Job, Requirements, State
 from environments.queue import open_queue
 from environments.sandbox import open_sandbox
-from environments.store import open_store
-from environments.supervision import start_workers
-from environments.tasks.base import PreparedTask, TaskError, TaskSpec
-from mlagent_jax.agent.collector import Collector
-from mlagent_jax.agent.player import Action
-from mlagent_jax.agent.prompts import prompt_text
-from mlagent_jax.agent_names import OF_THE_RUN, parse_agent
-from mlagent_jax.config import Config, differences
-from mlagent_jax.data.trajectories import Record
-from mlagent_jax.data.trajectory_store import TrajectoryStore
-from mlagent_jax.errors import ConfigError
-from mlagent_jax.interruption import Interruption
-from mlagent_jax.models import hub
-from mlagent_jax.parallelism import DEFAULT_RULES, make_mesh, processes
-from mlagent_jax.reporting import trackers
-from mlagent_jax.reporting.compilations import Compilations
-from mlagent_jax.reporting.memory import PeakMemory
-from mlagent_jax.reporting.metrics import MetricsLog, NoMetrics
-from mlagent_jax.reporting.progress import FILE as PROGRESS_FILE
-from mlagent_jax.reporting.progress import Progress
+from environments.seeds import execution_seed
+from environments.step import initial_state
+from environments.tasks.task import PreparedTask, TaskError, TaskSpec
+from environments.worker.supervision import start_workers
+from mlagent_jax.agents.episodes import Action
+from mlagent_jax.agents.job_client import Collector
+from mlagent_jax.agents.prompts import prompt_text
+from mlagent_jax.checkpoints import hub
+from mlagent_jax.parallelism import DEFAULT_RULES, make_mesh
+from mlagent_jax.runtime import processes, trackers
+from mlagent_jax.runtime.compilations import Compilations
+from mlagent_jax.runtime.errors import ConfigError
+from mlagent_jax.runtime.host_memory import PeakMemory
+from mlagent_jax.runtime.interruption import Interruption
+from mlagent_jax.runtime.metrics import MetricsLog, NoMetrics
+from mlagent_jax.runtime.progress import FILE as PROGRESS_FILE
+from mlagent_jax.runtime.progress import Progress
+from mlagent_jax.settings.agent_names import OF_THE_RUN, parse_agent
+from mlagent_jax.settings.schema import Config, differences
+from mlagent_jax.trajectories.record import Record
+from mlagent_jax.trajectories.store import TrajectoryStore
 
 VERSIONS = ("jax", "flax", "optax", "orbax-checkpoint", "transformers", "sentencepiece", "scikit-learn", "numpy")
 
@@ -293,7 +294,7 @@ class Run:
                 image=self._image,
                 guarantees=(*self.config.workers.guarantees, *editor_required(self.config)),
             ),
-            seed=self.config.seed,
+            seed=execution_seed(self.config.seed),
         )
 
     @property

@@ -18,8 +18,8 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 from tensorboardX.record_writer import register_writer_factory
 
-from mlagent_jax.data import jsonl
-from mlagent_jax.reporting.trackers import Follower
+from mlagent_jax.runtime import jsonl
+from mlagent_jax.runtime.trackers import Follower
 
 FILE = "metrics.jsonl"
 RESERVED = frozenset({"stage", "step", "seconds"})

@@ -26,8 +26,8 @@ from jax._src import distributed  # its key-value store has no public name
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
-from mlagent_jax.errors import ConfigError, PeerError
-from mlagent_jax.interruption import Stopped
+from mlagent_jax.runtime.errors import ConfigError, PeerError
+from mlagent_jax.runtime.interruption import Stopped
 
 ADDRESS, COUNT, INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 HEARTBEAT = "MLAGENT_HEARTBEAT_SECONDS"

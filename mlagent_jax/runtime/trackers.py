@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
-from mlagent_jax.errors import ConfigError
+from mlagent_jax.runtime.errors import ConfigError
 
 RETRY_SECONDS = 30.0
 CLOSE_SECONDS = 10.0

@@ -14,7 +14,7 @@ import dataclasses
 import re
 from pathlib import Path
 
-from mlagent_jax.errors import ConfigError
+from mlagent_jax.runtime.errors import ConfigError
 
 OF_THE_RUN = ("base", "sft", "rl")
 PLAIN = (*OF_THE_RUN, "expert", "nothing")

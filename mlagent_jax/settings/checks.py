@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 from environments.protocol import OutcomeKind
 from environments.registry import RegistryError, use_plugins
 from environments.rewards import REWARDS
-from mlagent_jax.agent_names import parse_agent
-from mlagent_jax.errors import ConfigError
+from mlagent_jax.runtime.errors import ConfigError
+from mlagent_jax.settings.agent_names import parse_agent
 
 if TYPE_CHECKING:
-    from mlagent_jax.config import Config, EndpointConfig
+    from mlagent_jax.settings.schema import Config, EndpointConfig
 
 STAGES = ("collect", "sft", "evaluate", "rl", "export")
 LINEAR_MAPS = ("query", "key", "value", "output", "gate", "up", "down", "head")

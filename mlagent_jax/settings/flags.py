@@ -10,8 +10,8 @@ from typing import get_origin
 from absl import app, flags
 from ml_collections import config_flags
 
-from mlagent_jax.config import Config, check_field, freeze
-from mlagent_jax.errors import ConfigError
+from mlagent_jax.runtime.errors import ConfigError
+from mlagent_jax.settings.schema import Config, check_field, freeze
 
 
 def run_program(work: Callable[[], None]) -> None:

@@ -11,8 +11,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from mlagent_jax import typed_fields
-from mlagent_jax.config_checks import STAGES, check
+from mlagent_jax.settings import typed_fields
+from mlagent_jax.settings.checks import STAGES, check
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +93,7 @@ class PlanConfig:
     """What `tools/plan.py` plans for; a run does not read it."""
 
     slice: str = ""
-    """Devices by name, as in `mlagent_jax/planning/slices.py`; empty: has to be named on the command line."""
+    """Devices by name, as in `mlagent_jax/parallelism/slices.py`; empty: has to be named on the command line."""
     model: str = ""
     """A `config.json` (or a folder with one) of a policy like `policy.checkpoint`, where that does not exist yet."""
 

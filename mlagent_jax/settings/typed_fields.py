@@ -7,7 +7,7 @@ import difflib
 import functools
 from typing import Any, get_type_hints
 
-from mlagent_jax.errors import ConfigError
+from mlagent_jax.runtime.errors import ConfigError
 
 
 def read(cls: type, data: Any, path: str) -> Any:

@@ -12,11 +12,11 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from environments.protocol import State, canonical_json
-from mlagent_jax.agent.prompts import PromptTooLongError, Renderer
-from mlagent_jax.config import SFTConfig
-from mlagent_jax.data.packing import Rows, Sample, bucket, fill, first_fit
-from mlagent_jax.data.trajectories import Record
-from mlagent_jax.errors import ConfigError
+from mlagent_jax.agents.prompts import PromptTooLongError, Renderer
+from mlagent_jax.runtime.errors import ConfigError
+from mlagent_jax.settings.schema import SFTConfig
+from mlagent_jax.sft.packing import Rows, Sample, bucket, fill, first_fit
+from mlagent_jax.trajectories.record import Record
 
 
 class ExpertSteps:

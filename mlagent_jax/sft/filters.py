@@ -6,8 +6,8 @@ import dataclasses
 from collections.abc import Iterable, Iterator
 
 from environments.protocol import Outcome, OutcomeKind, digest
-from mlagent_jax.config import FilterConfig
-from mlagent_jax.data.trajectories import Record
+from mlagent_jax.settings.schema import FilterConfig
+from mlagent_jax.trajectories.record import Record
 
 
 def gain(outcome: Outcome) -> float | None:

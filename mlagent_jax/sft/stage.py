@@ -10,15 +10,9 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from mlagent_jax.agent.expert_steps import ExpertSteps, HeldOutSteps, split_trajectories
-from mlagent_jax.agent.prompts import prompt_text
-from mlagent_jax.data.filters import imitated
-from mlagent_jax.data.packing import Rows
-from mlagent_jax.errors import ConfigError
-from mlagent_jax.learning.optimizer import init_state, make_optimizer, schedule, with_learning_rate
-from mlagent_jax.learning.sft import sft_loss, sft_step
-from mlagent_jax.parallelism import processes
-from mlagent_jax.policy import (
+from mlagent_jax.agents.prompts import prompt_text
+from mlagent_jax.optim.optimizer import init_state, make_optimizer, schedule, with_learning_rate
+from mlagent_jax.runs.policies import (
     Training,
     abstract,
     base_policy,
@@ -28,7 +22,13 @@ from mlagent_jax.policy import (
     renderer,
     training,
 )
-from mlagent_jax.run import Run
+from mlagent_jax.runs.run import Run
+from mlagent_jax.runtime import processes
+from mlagent_jax.runtime.errors import ConfigError
+from mlagent_jax.sft.examples import ExpertSteps, HeldOutSteps, split_trajectories
+from mlagent_jax.sft.filters import imitated
+from mlagent_jax.sft.packing import Rows
+from mlagent_jax.sft.step import sft_loss, sft_step
 
 
 def sft(run: Run) -> None:

@@ -14,9 +14,9 @@ import jax.numpy as jnp
 import optax
 
 from mlagent_jax import models
-from mlagent_jax.learning.accumulation import summed_gradients
-from mlagent_jax.learning.optimizer import apply
 from mlagent_jax.models import lora
+from mlagent_jax.optim.accumulation import summed_gradients
+from mlagent_jax.optim.optimizer import apply
 
 Params = Any
 

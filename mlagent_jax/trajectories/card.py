@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 import pyarrow as pa
 from etils import epath
 
-from mlagent_jax.data.trajectory_schema import VERSION
-from mlagent_jax.data.trajectory_store import TrajectoryStore
+from mlagent_jax.trajectories.schema import VERSION
+from mlagent_jax.trajectories.store import TrajectoryStore
 
 FILE = "README.md"
 COUNTED = (

@@ -15,14 +15,14 @@ from typing import Any
 import pyarrow.parquet as pq
 from etils import epath
 
+from environments.files.blobs import Store
+from environments.files.snapshots import Snapshots
 from environments.protocol import canonical_json
-from environments.store import Store
-from environments.workspace import Snapshots
-from mlagent_jax.data import jsonl
-from mlagent_jax.data import trajectory_schema as schema
-from mlagent_jax.data.trajectories import Record
-from mlagent_jax.data.trajectory_schema import SchemaError
-from mlagent_jax.data.trajectory_store import TrajectoryStore, write_parquet
+from mlagent_jax.runtime import jsonl
+from mlagent_jax.trajectories import schema
+from mlagent_jax.trajectories.record import Record
+from mlagent_jax.trajectories.schema import SchemaError
+from mlagent_jax.trajectories.store import TrajectoryStore, write_parquet
 
 ROWS_A_FILE = 20_000
 SHAREGPT_FILE, SHAREGPT_INFO, SHAREGPT_NAME = "steps.json", "dataset_info.json", "mlagent_steps"

@@ -12,7 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from mlagent_jax.data.trajectories import Record
+from mlagent_jax.trajectories.record import Record
 
 VERSION = "1.0.0"
 

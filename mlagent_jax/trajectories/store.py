@@ -23,10 +23,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from etils import epath
 
-from mlagent_jax.data import jsonl
-from mlagent_jax.data import trajectory_schema as schema
-from mlagent_jax.data.trajectories import Record
-from mlagent_jax.errors import ConfigError
+from mlagent_jax.runtime import jsonl
+from mlagent_jax.runtime.errors import ConfigError
+from mlagent_jax.trajectories import schema
+from mlagent_jax.trajectories.record import Record
 
 SHARD_BYTES = 64 * 2**20
 """Of the open shard, as JSON lines, when it is sealed."""

@@ -1,6 +1,6 @@
 """Recorded steps as a data set of tensorflow-datasets, read by index without TensorFlow.
 
-    from mlagent_jax.data import tfds_dataset
+    from mlagent_jax.trajectories import tfds_dataset
     builder = tfds_dataset.prepare("runs/collect/trajectories/collect", data_dir)
     steps = builder.as_data_source(split="train")      # steps[0]["action"], steps[0]["outcome"]["reward"]
 
@@ -20,8 +20,7 @@ import pyarrow as pa
 import tensorflow_datasets as tfds
 from etils import epath
 
-from mlagent_jax.data import exchange
-from mlagent_jax.data import trajectory_schema as schema
+from mlagent_jax.trajectories import exchange, schema
 
 
 class Trajectories(tfds.core.GeneratorBasedBuilder):

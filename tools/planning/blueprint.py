@@ -15,13 +15,13 @@ from etils import epath
 from jax.sharding import AbstractMesh, Mesh, NamedSharding
 
 from mlagent_jax import models
-from mlagent_jax.config import Config
-from mlagent_jax.errors import ConfigError
-from mlagent_jax.learning import ppo
-from mlagent_jax.learning.optimizer import HOST_MEMORY, abstract_state, make_optimizer
 from mlagent_jax.models import LoRA, lora
+from mlagent_jax.optim.optimizer import HOST_MEMORY, abstract_state, make_optimizer
 from mlagent_jax.parallelism import DEFAULT_RULES
-from mlagent_jax.policy import shape_from_scratch
+from mlagent_jax.rl import ppo
+from mlagent_jax.runs.policies import shape_from_scratch
+from mlagent_jax.runtime.errors import ConfigError
+from mlagent_jax.settings.schema import Config
 
 Tree = Any
 

@@ -8,13 +8,13 @@ from typing import Any
 
 import jax
 
-from mlagent_jax.errors import ConfigError
 from mlagent_jax.models.decoder import CHUNK_ELEMENTS
 from mlagent_jax.parallelism import make_mesh
-from mlagent_jax.planning import flops, hlo, programs
-from mlagent_jax.planning.blueprint import Blueprint, bytes_a_device, draw, host_bytes_a_device
-from mlagent_jax.planning.programs import Program
-from mlagent_jax.planning.slices import Slice
+from mlagent_jax.parallelism.slices import Slice
+from mlagent_jax.runtime.errors import ConfigError
+from tools.planning import flops, hlo, programs
+from tools.planning.blueprint import Blueprint, bytes_a_device, draw, host_bytes_a_device
+from tools.planning.programs import Program
 
 _OUT_OF_MEMORY = re.compile(
     r"Ran out of memory.*?([\d.]+)([KMG])\)? (?:of|exceeds available HBM \()\s*([\d.]+)([KMG])", re.S

@@ -15,13 +15,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mlagent_jax.config import Config
-from mlagent_jax.errors import ConfigError
 from mlagent_jax.models.attention import block_size
 from mlagent_jax.models.cache import KEY_BLOCK
-from mlagent_jax.planning import programs
-from mlagent_jax.planning.blueprint import Blueprint, Tree, bytes_a_device, host_bytes_a_device
-from mlagent_jax.planning.slices import GIB, Slice
+from mlagent_jax.parallelism.slices import GIB, Slice
+from mlagent_jax.runtime.errors import ConfigError
+from mlagent_jax.settings.schema import Config
+from tools.planning import programs
+from tools.planning.blueprint import Blueprint, Tree, bytes_a_device, host_bytes_a_device
 
 Redraw = Callable[[Config], Blueprint]
 

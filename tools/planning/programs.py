@@ -14,15 +14,15 @@ import jax
 import jax.numpy as jnp
 
 from mlagent_jax import models
-from mlagent_jax.config import RLConfig
-from mlagent_jax.errors import ConfigError
-from mlagent_jax.learning import ppo
-from mlagent_jax.learning.sft import sft_step
 from mlagent_jax.models import Cache
 from mlagent_jax.models.cache import KEY_AXES, VALUE_AXES
-from mlagent_jax.planning.blueprint import Blueprint, Tree, bytes_a_device
+from mlagent_jax.rl import ppo
+from mlagent_jax.runtime.errors import ConfigError
 from mlagent_jax.sampling.config import SamplerConfig
 from mlagent_jax.sampling.weights import reads_stacked
+from mlagent_jax.settings.schema import RLConfig
+from mlagent_jax.sft.step import sft_step
+from tools.planning.blueprint import Blueprint, Tree, bytes_a_device
 
 ROWS_AXES = ("batch", "time")
 

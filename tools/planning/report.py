@@ -7,14 +7,14 @@ from collections.abc import Iterator, Sequence
 
 import jax
 
-from mlagent_jax.config import Config
-from mlagent_jax.errors import ConfigError
 from mlagent_jax.parallelism import abstract_mesh
-from mlagent_jax.planning import memory
-from mlagent_jax.planning.blueprint import Blueprint, bytes_a_device, draw, read_model
-from mlagent_jax.planning.compiled import Compiled, compile_program, devices_of, place
-from mlagent_jax.planning.memory import Phase
-from mlagent_jax.planning.slices import GIB, Slice
+from mlagent_jax.parallelism.slices import GIB, Slice
+from mlagent_jax.runtime.errors import ConfigError
+from mlagent_jax.settings.schema import Config
+from tools.planning import memory
+from tools.planning.blueprint import Blueprint, bytes_a_device, draw, read_model
+from tools.planning.compiled import Compiled, compile_program, devices_of, place
+from tools.planning.memory import Phase
 
 
 @dataclasses.dataclass(frozen=True)

@@ -27,16 +27,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from environments.images import RootFsError, ensure_rootfs
 from environments.protocol import Limits
 from environments.sandbox.base import GUARANTEES, Execution, SandboxError, SandboxUnavailableError
-from environments.sandbox.cgroups import Cgroup, open_cgroups
-from environments.sandbox.data_store import DataStore, StateFolder
+from environments.sandbox.bubblewrap.cgroups import Cgroup, open_cgroups
+from environments.sandbox.bubblewrap.warm import WarmSandbox, unprivileged_user
+from environments.sandbox.data import DataStore, StateFolder
 from environments.sandbox.inside import transfer
 from environments.sandbox.inside.capture import Capture
 from environments.sandbox.probe import probe
+from environments.sandbox.rootfs import RootFsError, ensure_rootfs
 from environments.sandbox.verdict import judge
-from environments.sandbox.warm import WarmSandbox, unprivileged_user
 
 _GRACE_SECONDS = 30.0
 """For building the wall and packing the workspace, beyond the script's own wall time."""

@@ -28,7 +28,7 @@ FORBIDDEN = (
     "(Debian), `sysctl -w kernel.apparmor_restrict_unprivileged_userns=0` (Ubuntu 24.04 and later), "
     "`sysctl -w user.max_user_namespaces=15000`; inside a container, run it with `--security-opt seccomp=unconfined`"
 )
-_INSIDE = Path(__file__).with_name("inside")
+_INSIDE = Path(__file__).parents[1] / "inside"
 _MOUNTED = "/opt/mlagent"
 _PACKAGE = "mlagent_inside"
 _MAIN = f"import sys; sys.path.insert(0, {_MOUNTED!r}); from {_PACKAGE}.keeper import main; main()"

@@ -26,17 +26,17 @@ import docker.errors
 import psutil
 import requests.exceptions
 
-from environments.images import RootFsError, ensure_rootfs
-from environments.images.build import ensure_image
 from environments.protocol import Limits
-from environments.sandbox.ahead import Ahead
 from environments.sandbox.base import GUARANTEES, Execution, SandboxError, SandboxUnavailableError
-from environments.sandbox.container import Shape, Waiting, remove
-from environments.sandbox.data_store import DataStore, StateFolder
+from environments.sandbox.bubblewrap.ahead import Ahead
+from environments.sandbox.data import DataStore, StateFolder
+from environments.sandbox.docker.container import Shape, Waiting, remove
 from environments.sandbox.exchange import Exchange
 from environments.sandbox.gpus import GpuPool, nvidia_gpus
 from environments.sandbox.inside import transfer
 from environments.sandbox.probe import probe
+from environments.sandbox.rootfs import RootFsError, ensure_rootfs
+from environments.sandbox.rootfs.build import ensure_image
 
 _INSTALL = "install and start one (Debian, Ubuntu: `apt-get install docker.io`), or set DOCKER_HOST"
 _LABEL = "mlagent-jax.sandbox"

@@ -26,7 +26,7 @@ from environments.protocol import Limits
 from environments.sandbox.inside import tree
 from environments.sandbox.inside.script import environment
 
-_INSIDE = Path(__file__).with_name("inside")
+_INSIDE = Path(__file__).parents[1] / "inside"
 _USER = 1000
 _SHARE_OF_DISK = {"workspace": 2, "tmp": 4, "shm": 4}
 """The part of `disk_mb` is one over this."""

@@ -2,8 +2,9 @@
 
 `ensure_rootfs()` gives a directory that holds a whole small system: the interpreter with its standard library, the
 packages of `requirements.lock`, the shared libraries they load, and mount points. bubblewrap mounts it read-only as
-`/`; `environments.images.build` imports the very same directory as a Docker image. Nothing here needs root, an image
-registry or a distribution's tools: pip fetches the wheels, everything else is copied from the running interpreter.
+`/`; `environments.sandbox.rootfs.build` imports the very same directory as a Docker image. Nothing here needs root, an
+image registry or a distribution's tools: pip fetches the wheels, everything else is copied from the running
+interpreter.
 
 The data that scikit-learn, networkx and Python bundle is deleted, because tasks are made from it: a script cannot look
 a hidden label up in the original.
@@ -26,7 +27,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from environments.images import closure
+from environments.sandbox.rootfs import closure
 
 LOCK_FILE = Path(__file__).with_name("requirements.lock")
 CHOICE = "MLAGENT_ENVIRONMENT"
@@ -149,7 +150,7 @@ def ensure_rootfs(progress: Callable[[str], None] = say) -> RootFs:
         del root, progress
         raise RootFsError(
             f"{CHOICE} is {chosen!r}, and {cache_directory() / 'rootfs'} has no such root: build it "
-            "(environments/images/build.sh --base=...), or unset the variable to use this host's Python"
+            "(environments/sandbox/rootfs/build.sh --base=...), or unset the variable to use this host's Python"
         )
 
     return build_once(chosen, refuse, progress)

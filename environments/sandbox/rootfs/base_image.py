@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from environments.images.rootfs import (
+from environments.sandbox.rootfs.assemble import (
     LOCK_FILE,
     RootFs,
     RootFsError,
@@ -171,15 +171,15 @@ def _build_image(client: docker.DockerClient, base: Base, image: str, progress: 
         progress(f"image {image}: fetching wheels for Python {base.python}")
         _fetch_wheels(context / "wheels", base)
         here = Path(__file__).parent
-        (context / "environments/images").mkdir(parents=True)
+        (context / "environments/sandbox/rootfs").mkdir(parents=True)
         for source in (*here.glob("*.py"), LOCK_FILE, here / "Dockerfile"):
-            shutil.copy(source, context / "environments/images" / source.name)
+            shutil.copy(source, context / "environments/sandbox/rootfs" / source.name)
         progress(f"image {image}: building from {base.image}")
         with packed(context) as stream:
             said = client.api.build(
                 fileobj=stream,
                 custom_context=True,
-                dockerfile="environments/images/Dockerfile",
+                dockerfile="environments/sandbox/rootfs/Dockerfile",
                 tag=image,
                 buildargs={"BASE": base.image, "PIP_NO_INDEX": "1"},
                 network_mode="none",

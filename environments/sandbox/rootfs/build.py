@@ -1,9 +1,9 @@
-"""`python -m environments.images.build [--docker] [--base=IMAGE]`: build the locked environment ahead of need.
+"""`python -m environments.sandbox.rootfs.build [--docker] [--base=IMAGE]`: build the locked environment ahead of need.
 
 Sandboxes build what they need by themselves; this is for the setup of a machine. Without `--base` the root is made of
 this host's interpreter, and the image is that root, imported as it is: no image registry, no Dockerfile. With it both
-are made from a base image (`environments.images.base`), and are the same on hosts with different Pythons. Either way
-the packages are those of one lock file.
+are made from a base image (`environments.sandbox.rootfs.base_image`), and are the same on hosts with different Pythons.
+Either way the packages are those of one lock file.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from environments.images import base
-from environments.images.rootfs import CHOICE, RootFs, RootFsError, ensure_rootfs, say
+from environments.sandbox.rootfs import base_image
+from environments.sandbox.rootfs.assemble import CHOICE, RootFs, RootFsError, ensure_rootfs, say
 
 if TYPE_CHECKING:
     import docker
@@ -60,14 +60,15 @@ def _write_tar(rootfs: RootFs, descriptor: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="environments/images/build.sh", description=__doc__.partition("\n")[0])
+    description = __doc__.partition("\n")[0]
+    parser = argparse.ArgumentParser(prog="environments/sandbox/rootfs/build.sh", description=description)
     parser.add_argument("--docker", action="store_true", help="also import it as an image into the Docker engine")
     parser.add_argument(
         "--base",
         metavar="IMAGE",
-        help=f"make root and image from this base image instead of this host's Python: a name, `{base.DEBOOTSTRAP}` "
-        f"(Debian's packages, no image registry), or `{base.AUTO}` ({base.DEFAULT_IMAGE} where it can be pulled, else "
-        "Debian's packages)",
+        help="make root and image from this base image instead of this host's Python: a name, "
+        f"`{base_image.DEBOOTSTRAP}` (Debian's packages, no image registry), or `{base_image.AUTO}` "
+        f"({base_image.DEFAULT_IMAGE} where it can be pulled, else Debian's packages)",
     )
     arguments = parser.parse_args()
     try:
@@ -79,7 +80,7 @@ def main() -> None:
 
         try:
             client = docker.from_env(timeout=600)
-            rootfs = base.build_from_base(client, arguments.base) if arguments.base else ensure_rootfs()
+            rootfs = base_image.build_from_base(client, arguments.base) if arguments.base else ensure_rootfs()
             print(f"bubblewrap root: {rootfs.path}")
             print(f"Docker image: {ensure_image(client, rootfs)}")
         except docker.errors.DockerException as error:

@@ -1,7 +1,7 @@
 """Shared libraries of a root file system: what its programs and extension modules load, copied to where they look.
 
-`environments.images.rootfs` calls `install` once everything else is in place. No chroot, no ldconfig, no privilege:
-every library goes to the one directory that the host's own dynamic loader searches by default.
+`environments.sandbox.rootfs.assemble` calls `install` once everything else is in place. No chroot, no ldconfig, no
+privilege: every library goes to the one directory that the host's own dynamic loader searches by default.
 """
 
 from __future__ import annotations

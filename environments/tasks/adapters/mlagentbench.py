@@ -28,8 +28,8 @@ from pathlib import Path
 from typing import Any
 
 from environments.protocol import LIMIT_RANGES, Limits, limit_problem
-from environments.tasks.base import M_BEST, M_INIT, InvalidSubmissionError, TaskError, TaskSpec
-from environments.tasks.bounded_yaml import read_text, read_yaml
+from environments.tasks.folders.bounded_yaml import read_text, read_yaml
+from environments.tasks.task import M_BEST, M_INIT, InvalidSubmissionError, TaskError, TaskSpec
 
 MARK = "mlagentbench.json"
 """In private/ of such a task."""
@@ -57,7 +57,7 @@ _NOT_FOR_EVAL = ("__pycache__", "research_problem.txt", "read_only_files.txt", "
 
 @dataclasses.dataclass(frozen=True)
 class BenchmarkRecipe:
-    """An `environments.tasks.base.Task`."""
+    """An `environments.tasks.task.Task`."""
 
     spec: TaskSpec
     m_init: float | None
@@ -66,7 +66,7 @@ class BenchmarkRecipe:
     folder: Path
 
     def build(self, directory: Path, seed: int) -> TaskSpec:
-        """Write env/, public/ and private/ under `directory` (see `environments.tasks.base.Task`)."""
+        """Write env/, public/ and private/ under `directory` (see `environments.tasks.task.Task`)."""
         env, public, private = (directory / name for name in ("env", "public", "private"))
         ignore = shutil.ignore_patterns("__pycache__", ".git")
         shutil.copytree(self.folder / "env", env, ignore=ignore)
@@ -85,7 +85,7 @@ class BenchmarkRecipe:
 
 
 class BenchmarkGrader:
-    """A benchmark's own eval.py (`environments.tasks.graders.Grader`)."""
+    """A benchmark's own eval.py (`environments.tasks.grading.graders.Grader`)."""
 
     rows = 1
     kinds: dict[str, str] = {}  # noqa: RUF012

@@ -28,9 +28,9 @@ import numpy as np
 import pandas as pd
 
 from environments.protocol import Limits
-from environments.tasks.base import M_BEST, GraderError, InvalidSubmissionError, TaskError, TaskSpec
-from environments.tasks.dataset import report_half
-from environments.tasks.isolated import CONTROL, IsolatedGrader
+from environments.tasks.generated.dataset import report_half
+from environments.tasks.grading.isolated import CONTROL, IsolatedGrader
+from environments.tasks.task import M_BEST, GraderError, InvalidSubmissionError, TaskError, TaskSpec
 
 PREFIX = "mlebench-"
 MARK = "mlebench.json"
@@ -63,13 +63,13 @@ _MORE_COLUMNS = 200
 
 @dataclasses.dataclass(frozen=True)
 class MleBenchRecipe:
-    """An `environments.tasks.base.Task`."""
+    """An `environments.tasks.task.Task`."""
 
     spec: TaskSpec
     competition: str
 
     def build(self, directory: Path, seed: int) -> TaskSpec:
-        """Write env/, public/ and private/ under `directory` (see `environments.tasks.base.Task`).
+        """Write env/, public/ and private/ under `directory` (see `environments.tasks.task.Task`).
 
         Raises:
           TaskError: the competition is not prepared, or its leaderboard is not there.
@@ -115,7 +115,7 @@ class MleBenchRecipe:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class MleBenchGrader:
-    """A competition's answers and its own grader (`environments.tasks.graders.Grader`)."""
+    """A competition's answers and its own grader (`environments.tasks.grading.graders.Grader`)."""
 
     competition: str
     private: Path

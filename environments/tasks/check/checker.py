@@ -25,11 +25,11 @@ from environments import tasks
 from environments.actions import edits
 from environments.protocol import Limits
 from environments.sandbox.base import Ending, Sandbox
-from environments.tasks.base import GraderError, InvalidSubmissionError, TaskError
-from environments.tasks.folder import FolderError
-from environments.tasks.grading import HALVES
-from environments.tasks.isolated import author_error
+from environments.tasks.folders.folder import FolderError
+from environments.tasks.grading.isolated import author_error
+from environments.tasks.grading.submissions import HALVES
 from environments.tasks.prepared import FolderTask, run_script
+from environments.tasks.task import GraderError, InvalidSubmissionError, TaskError
 
 _PROBE = Path(__file__).with_name("leak_probe.py")
 _PROBE_LIMITS = Limits(cpu_seconds=120.0, wall_seconds=600.0, memory_mb=2048)

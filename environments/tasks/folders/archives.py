@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from environments.tasks.base import TaskError
+from environments.tasks.task import TaskError
 
 INSTALL = "pip install '.[archives]'"
 """Gives what reading images and 7z archives needs; the host that prepares a task needs it, workers do not."""

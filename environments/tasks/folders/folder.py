@@ -1,7 +1,7 @@
 """Tasks of your own: a folder that is read as a recipe, like the embedded ones (docs/bring_your_own_task.md).
 
     <folder>/
-      task.yaml        name, kind, metric, submission ... (`folder_fields.FIELDS`)
+      task.yaml        name, kind, metric, submission ... (`fields.FIELDS`)
       description.md   the research problem, as the agent reads it
       env/             the workspace the agent starts from
       prepare.py       prepare(raw, public, private, seed): writes public data, and private/answers.csv
@@ -29,20 +29,20 @@ import numpy as np
 
 from environments.sandbox.inside import tree
 from environments.sandbox.inside.transfer import MAX_ENTERING_BYTES
-from environments.tasks.archives import ArchiveError, Origin, data_dir
-from environments.tasks.base import M_BEST, TaskError, TaskSpec
-from environments.tasks.bounded_yaml import read_text, read_yaml
-from environments.tasks.dataset import report_half
-from environments.tasks.folder_fields import Fields
-from environments.tasks.own_grading import HALF, OwnGrader, SubmissionForm, line_of, load_function, read_answers
-from environments.tasks.scripts import read_cells
+from environments.tasks.folders.archives import ArchiveError, Origin, data_dir
+from environments.tasks.folders.bounded_yaml import read_text, read_yaml
+from environments.tasks.folders.fields import Fields
+from environments.tasks.generated.dataset import report_half
+from environments.tasks.generated.scripts import read_cells
+from environments.tasks.grading.own import HALF, OwnGrader, SubmissionForm, line_of, load_function, read_answers
+from environments.tasks.task import M_BEST, TaskError, TaskSpec
 
 ENTRY_POINTS = "mlagent_jax.tasks"
 
 
 @dataclasses.dataclass(frozen=True)
 class FolderRecipe:
-    """An `environments.tasks.base.Task` that is read from a folder."""
+    """An `environments.tasks.task.Task` that is read from a folder."""
 
     spec: TaskSpec
     form: SubmissionForm
@@ -57,7 +57,7 @@ class FolderRecipe:
         return self.folder / "raw" if self.origin is None else data_dir() / self.spec.name
 
     def build(self, directory: Path, seed: int) -> TaskSpec:
-        """Write env/, public/ and private/ under `directory` (see `environments.tasks.base.Task`).
+        """Write env/, public/ and private/ under `directory` (see `environments.tasks.task.Task`).
 
         Raises:
           ArchiveError: the raw data are not there or have changed; the message says how to get them.

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from environments.tasks.own_grading import HALF
+from environments.tasks.grading.own import HALF
 
 
 def split(

@@ -1,6 +1,6 @@
 """Data sets of tensorflow-datasets as a source for a task's prepare.py, read without TensorFlow.
 
-    from environments.tasks import tfds_source
+    from environments.tasks.folders import tfds_source
     train = tfds_source.read("cifar10", "train[:5000]")     # {"image": [5000, 32, 32, 3], "label": [5000], "id": ...}
 
 Reading needs data in the ArrayRecord format, which tensorflow-datasets reads through `as_data_source` with NumPy
@@ -15,7 +15,7 @@ from types import ModuleType
 
 import numpy as np
 
-from environments.tasks.base import TaskError
+from environments.tasks.task import TaskError
 
 INSTALL = "pip install '.[tfds]'"
 """Gives what reading needs; the trainer's extras do not hold the image decoder."""

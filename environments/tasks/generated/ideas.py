@@ -9,10 +9,10 @@ from __future__ import annotations
 import dataclasses
 import functools
 
-from environments import metrics
-from environments.metrics import Form
-from environments.tasks.base import TaskSpec
-from environments.tasks.scripts import CELLS, Script, read_cells
+from environments.tasks.generated.scripts import CELLS, Script, read_cells
+from environments.tasks.grading import metrics
+from environments.tasks.grading.metrics import Form
+from environments.tasks.task import TaskSpec
 
 KINDS = ("tabular", "image", "text", "time_series", "graph")
 _NARROW = ("tabular", "time_series", "graph")

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from environments.protocol import Limits
-from environments.tasks.base import TaskSpec
-from environments.tasks.dataset import Dataset, write
-from environments.tasks.scripts import Script
+from environments.tasks.generated.dataset import Dataset, write
+from environments.tasks.generated.scripts import Script
+from environments.tasks.task import TaskSpec
 
 LIMITS = Limits(cpu_seconds=6.0, wall_seconds=60.0)
 """A script of ours takes about 0.1 s; importing scikit-learn, where the interpreter is not warm, up to 3."""
@@ -20,7 +20,7 @@ LIMITS = Limits(cpu_seconds=6.0, wall_seconds=60.0)
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """An `environments.tasks.base.Task`."""
+    """An `environments.tasks.task.Task`."""
 
     spec: TaskSpec
     data: Callable[[np.random.Generator], Dataset]

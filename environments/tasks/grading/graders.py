@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Protocol
 
-from environments.tasks import grading, mlagentbench, mlebench, own_grading
-from environments.tasks.isolated import IsolatedGrader
+from environments.tasks.adapters import mlagentbench, mlebench
+from environments.tasks.grading import own as own_grading
+from environments.tasks.grading import submissions as grading
+from environments.tasks.grading.isolated import IsolatedGrader
 
 
 class Grader(Protocol):

@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from environments.tasks import tables
-from environments.tasks.base import InvalidSubmissionError, TaskError
+from environments.tasks.grading import tables
+from environments.tasks.task import InvalidSubmissionError, TaskError
 
 FORM = "form.json"
 """In private/: what a submission looks like. Marks a task with a grader of its own."""

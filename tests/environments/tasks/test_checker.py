@@ -8,10 +8,10 @@ import json
 import needs
 import pytest
 
-from environments.__main__ import main
-from environments.tasks import checker
-from environments.tasks.checker import check
-from environments.tasks.isolated import IsolatedGrader
+from environments.interfaces.command_line import main
+from environments.tasks.check import checker
+from environments.tasks.check.checker import check
+from environments.tasks.grading.isolated import IsolatedGrader
 
 
 def failed(folder, sandbox):

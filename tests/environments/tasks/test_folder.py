@@ -14,15 +14,15 @@ import yaml
 
 import environments
 from environments import tasks
-from environments.__main__ import main
 from environments.actions import Action
-from environments.hostile import remove
+from environments.files.hostile import remove
+from environments.interfaces.command_line import main
 from environments.protocol import OutcomeKind
 from environments.tasks import InvalidSubmissionError, TaskError, TaskSpec
-from environments.tasks.base import GraderError
-from environments.tasks.ideas import ideas_for
-from environments.tasks.isolated import CONTROL
-from environments.tasks.scripts import Script, replace_cell
+from environments.tasks.generated.ideas import ideas_for
+from environments.tasks.generated.scripts import Script, replace_cell
+from environments.tasks.grading.isolated import CONTROL
+from environments.tasks.task import GraderError
 
 
 def change(folder, **fields):

@@ -13,10 +13,10 @@ import numpy as np
 import psutil
 import pytest
 
-from environments.tasks.base import GraderError, GraderLimitError, InvalidSubmissionError
-from environments.tasks.graders import load_in_process
-from environments.tasks.isolated import CONTROL, IsolatedGrader
-from environments.tasks.own_grading import OwnGrader, SubmissionForm
+from environments.tasks.grading.graders import load_in_process
+from environments.tasks.grading.isolated import CONTROL, IsolatedGrader
+from environments.tasks.grading.own import OwnGrader, SubmissionForm
+from environments.tasks.task import GraderError, GraderLimitError, InvalidSubmissionError
 
 FORM = SubmissionForm("id", {"word": "text"})
 TRUTH = {"id": ["a", "b"], "word": ["left", "right"]}

@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 
 from environments import tasks
-from environments.tasks import TaskError, graders, tfds_source
+from environments.tasks import TaskError
+from environments.tasks.folders import tfds_source
+from environments.tasks.grading import graders
 
 tfds = pytest.importorskip("tensorflow_datasets")
 image = needs.package("PIL.Image")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from environments.tasks.embedded import images, series_and_graphs, tabular, texts
-from environments.tasks.recipe import Recipe
+from environments.tasks.generated.embedded import images, series_and_graphs, tabular, texts
+from environments.tasks.generated.recipe import Recipe
 
 
 def recipes() -> dict[str, Recipe]:

@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from environments.tasks.dataset import Dataset
-from environments.tasks.scripts import Script
+from environments.tasks.generated.dataset import Dataset
+from environments.tasks.generated.scripts import Script
 
 HIDDEN_ROWS = 600
 

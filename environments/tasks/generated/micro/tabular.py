@@ -11,9 +11,9 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from environments.tasks.dataset import Dataset
-from environments.tasks.micro.design import HIDDEN_ROWS, Design, Family, pick, weaken
-from environments.tasks.scripts import Script
+from environments.tasks.generated.dataset import Dataset
+from environments.tasks.generated.micro.design import HIDDEN_ROWS, Design, Family, pick, weaken
+from environments.tasks.generated.scripts import Script
 
 Truth = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 

@@ -7,7 +7,7 @@ import dataclasses
 import networkx
 import numpy as np
 
-from environments.tasks.dataset import Dataset
+from environments.tasks.generated.dataset import Dataset
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,7 +6,7 @@ import dataclasses
 
 import numpy as np
 
-from environments.tasks.dataset import Dataset
+from environments.tasks.generated.dataset import Dataset
 
 SIDE = 8
 FIGURES = ("row", "column", "cross", "ring", "diagonal", "spot")

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from environments.tasks.dataset import Dataset
+from environments.tasks.generated.dataset import Dataset
 
 _WORDS = 400
 _SYLLABLES = tuple(consonant + vowel for consonant in "bdfgklmnprstvz" for vowel in "aeiou")

@@ -11,8 +11,8 @@ from typing import Any
 
 import yaml
 
-from environments.hostile import HostileFileError, read_regular
-from environments.tasks.base import TaskError
+from environments.files.hostile import HostileFileError, read_regular
+from environments.tasks.task import TaskError
 
 MAX_BYTES = 1 << 20
 """Size of a text file: task.yaml, description.md, a starting script."""

@@ -37,7 +37,7 @@ def main(private: str, handle: str, seconds: str, memory_bytes: str) -> None:
     stream = connection.makefile("rwb")
     signal.setitimer(signal.ITIMER_REAL, limit)
     try:
-        from environments.tasks.graders import load_in_process
+        from environments.tasks.grading.graders import load_in_process
 
         grader, failure = load_in_process(Path(private)), None
         grader.open()
@@ -66,7 +66,7 @@ def _read(stream: BinaryIO) -> tuple[str, bytes] | None:
 
 
 def _answer(grader: Any, what: str, submission: bytes, private: Path) -> dict[str, Any]:
-    from environments.tasks.base import InvalidSubmissionError
+    from environments.tasks.task import InvalidSubmissionError
 
     try:
         return {"value": grader.official(submission) if what == "official" else grader.grade(submission, what)}

@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 import environments
-from environments.tasks.base import GraderError, GraderLimitError, InvalidSubmissionError, TaskError
+from environments.tasks.task import GraderError, GraderLimitError, InvalidSubmissionError, TaskError
 
 CONTROL = "control.csv"
 """Beside private/: a submission that the grader has scored, that of the starting script."""
@@ -42,7 +42,10 @@ MEMORY_BYTES = 8 << 30
 """Address space of a grader."""
 _GRACE_SECONDS = 10.0
 _SAID_LETTERS = 2000
-_START = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from {} import main; main(*sys.argv[2:])"
+_START = (
+    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
+    "from environments.tasks.grading.process import main; main(*sys.argv[2:])"
+)
 _log = logging.getLogger("mlagent.grading")
 
 
@@ -192,9 +195,8 @@ class _Process:
         # The process ends itself when a limit is reached; this is for what it leaves running.
         self._socket.settimeout(2 * seconds + _GRACE_SECONDS)
         self._said = tempfile.TemporaryFile("a+b")  # noqa: SIM115 - lives as long as the process
-        from environments.tasks import grader_process
 
-        command = [sys.executable, "-I", "-u", "-c", _START.format(grader_process.__name__), json.dumps(_import_path())]
+        command = [sys.executable, "-I", "-u", "-c", _START, json.dumps(_import_path())]
         arguments = [str(private), str(theirs.fileno()), str(seconds), str(memory_bytes)]
         threads = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
         with theirs:

@@ -11,11 +11,11 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from environments.protocol import LIMIT_RANGES, Limits, limit_problem
-from environments.tasks.archives import ORIGINS, Origin
-from environments.tasks.base import OwnIdea, TaskSpec
-from environments.tasks.bounded_yaml import hint
-from environments.tasks.own_grading import HALF, SubmissionForm
-from environments.tasks.tables import KINDS as CELLS
+from environments.tasks.folders.archives import ORIGINS, Origin
+from environments.tasks.folders.bounded_yaml import hint
+from environments.tasks.grading.own import HALF, SubmissionForm
+from environments.tasks.grading.tables import KINDS as CELLS
+from environments.tasks.task import OwnIdea, TaskSpec
 
 KINDS = ("tabular", "image", "text", "time_series", "graph")
 FIELDS = {

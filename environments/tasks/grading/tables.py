@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from environments.tasks.base import InvalidSubmissionError
+from environments.tasks.task import InvalidSubmissionError
 
 LARGEST = 1e100
 """Largest magnitude of a number: sums of its squares stay finite."""

@@ -9,18 +9,19 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from environments.tasks.scripts import CELLS
+from environments.tasks.generated.scripts import CELLS
 from mlagent_jax import models
-from mlagent_jax.agent.actor import Actor
-from mlagent_jax.agent.prompts import COMPACT_WORDS, Renderer
-from mlagent_jax.config import PolicyConfig
-from mlagent_jax.data.tokenizer import Tokenizer, train_tokenizer
-from mlagent_jax.errors import ConfigError
-from mlagent_jax.learning.checkpoints import Checkpointer, keep_beside_steps
-from mlagent_jax.models import hub, hugging_face, lora
-from mlagent_jax.parallelism import processes
-from mlagent_jax.run import Run
+from mlagent_jax.agents.actor import Actor
+from mlagent_jax.agents.prompts import COMPACT_WORDS, Renderer
+from mlagent_jax.checkpoints import hub, hugging_face
+from mlagent_jax.checkpoints.orbax import Checkpointer, keep_beside_steps
+from mlagent_jax.models import lora
+from mlagent_jax.models.tokenizer import Tokenizer, train_tokenizer
+from mlagent_jax.runs.run import Run
+from mlagent_jax.runtime import processes
+from mlagent_jax.runtime.errors import ConfigError
 from mlagent_jax.sampling import Distribution, SamplerConfig, TokenSampler
+from mlagent_jax.settings.schema import PolicyConfig
 
 VOCABULARY = "tokenizer.json"
 """Of a run's own tokenizer, the file without which it is not whole."""

@@ -1,0 +1,110 @@
+"""Grading: from the bytes of a submission and the hidden labels to a metric, outside of every sandbox.
+
+A submission is hostile: it is read by `tables`, and every way in which it can be wrong raises `InvalidSubmissionError`
+with a message made of the submission and the public format alone. Nothing in it follows from a label.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+
+from environments.tasks.grading import metrics, tables
+from environments.tasks.grading.metrics import Form, Metric
+from environments.tasks.task import InvalidSubmissionError
+
+HALVES = ("reward", "report")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Answers:
+    """The hidden labels of a task, row by row of the hidden inputs, whose ids are 0 ... rows - 1."""
+
+    metric: Metric
+    classes: int
+    """Number of classes, 0 for a regression."""
+    truth: np.ndarray
+    """`[rows]` or `[rows, outputs]`."""
+    report: np.ndarray
+    """`[rows]` bool: in the report half; the others are the reward half."""
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return metrics.columns(self.metric, self.classes, 1 if self.truth.ndim == 1 else self.truth.shape[1])
+
+    @property
+    def rows(self) -> int:
+        return len(self.truth)
+
+    @property
+    def kinds(self) -> dict[str, str]:
+        return _kinds(self.metric.form, self.columns)
+
+    def labels(self) -> dict[str, list[str]]:
+        """Hidden values as text (see `graders.Grader.labels`)."""
+        outputs = self.truth.reshape(len(self.truth), -1).T
+        return {"id": [str(row) for row in range(self.rows)]} | {
+            f"y{number}": [f"{value:.6g}" for value in output] for number, output in enumerate(outputs)
+        }
+
+    def grade(self, submission: bytes, half: str) -> float:
+        """Metric of `submission` on `half`, `reward` or `report`.
+
+        Raises:
+          InvalidSubmissionError: it is not a complete table of valid predictions.
+        """
+        chosen = self.report if half == "report" else ~self.report
+        prediction = read_submission(submission, self.metric.form, self.columns, len(self.truth), self.classes)
+        return self.metric(self.truth[chosen], prediction[chosen])
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+    def save(self, path: Path) -> None:
+        """Write as a NumPy archive without pickles."""
+        np.savez_compressed(path, metric=self.metric.name, classes=self.classes, truth=self.truth, report=self.report)
+
+    @classmethod
+    def load(cls, path: Path) -> Answers:
+        with np.load(path, allow_pickle=False) as archive:
+            return cls(
+                metric=metrics.get(str(archive["metric"])),
+                classes=int(archive["classes"]),
+                truth=archive["truth"],
+                report=archive["report"],
+            )
+
+
+def read_submission(
+    submission: bytes, form: Form, columns: tuple[str, ...], rows: int, classes: int
+) -> np.ndarray:  # [rows, columns]
+    """The predictions of a submission, in order of their ids, which are 0 ... rows - 1.
+
+    Raises:
+      InvalidSubmissionError: as of `tables.read_submission`, or the values are not of `form`.
+    """
+    kinds = _kinds(form, columns)
+    cells = tables.read_submission(submission, "id", kinds, [str(row) for row in range(rows)])
+    prediction = np.stack([tables.values(kind, cells[name]).astype(float) for name, kind in kinds.items()], axis=1)
+    _check_range(prediction, form, classes)
+    return prediction
+
+
+def _kinds(form: Form, columns: tuple[str, ...]) -> dict[str, str]:
+    """Kind of cell (`tables.KINDS`) by column."""
+    return dict.fromkeys(columns, "integer" if form in (Form.LABEL, Form.RANKING, Form.ORDINAL) else "number")
+
+
+def _check_range(prediction: np.ndarray, form: Form, classes: int) -> None:
+    """Raise unless the values of `prediction` are such as `form` asks for."""
+    if form in (Form.LABEL, Form.RANKING) and (prediction.min() < 0 or prediction.max() >= classes):
+        raise InvalidSubmissionError(f"a class is not one of 0 to {classes - 1}")
+    if form is Form.RANKING and any(len(set(row)) < len(row) for row in prediction.tolist()):
+        raise InvalidSubmissionError("a row lists a class twice")
+    if form is Form.PROBABILITIES:
+        if prediction.min() < 0 or prediction.max() > 1:
+            raise InvalidSubmissionError("a probability is not between 0 and 1")
+        if np.abs(prediction.sum(axis=1) - 1.0).max() > 0.01:
+            raise InvalidSubmissionError("the probabilities of a row do not add up to 1")
