@@ -236,7 +236,7 @@ def test_raw_data_are_in_the_folder_or_where_archives_lie(rents, monkeypatch, tm
     folder.mkdir(parents=True)
     (folder / "rents.zip").write_bytes(b"")
     (rents / "prepare.py").write_text(
-        "from environments.tasks import archives\n"
+        "from environments.tasks.folders import archives\n"
         "def prepare(raw, public, private, seed):\n"
         "    with archives.open_archive(raw, 'rents.zip'): pass\n"
     )
