@@ -15,12 +15,13 @@ import yaml
 import environments
 from environments import tasks
 from environments.actions import Action
+from environments.actions.edits import replace_cell
 from environments.files.hostile import remove
 from environments.interfaces.command_line import main
 from environments.protocol import OutcomeKind
 from environments.tasks import InvalidSubmissionError, TaskError, TaskSpec
 from environments.tasks.generated.ideas import ideas_for
-from environments.tasks.generated.scripts import Script, replace_cell
+from environments.tasks.generated.scripts import Script
 from environments.tasks.grading.isolated import CONTROL
 from environments.tasks.task import GraderError
 
