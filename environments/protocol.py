@@ -177,6 +177,26 @@ class Limits(_Record):
     """Standard output and standard error, each; the rest is cut, head and tail kept."""
 
 
+LIMIT_RANGES: dict[str, tuple[float, float]] = {
+    "cpu_seconds": (0.1, 7 * 86400.0),
+    "wall_seconds": (0.1, 7 * 86400.0),
+    "memory_mb": (16, 1 << 22),
+    "processes": (1, 1 << 15),
+    "file_mb": (1, 1 << 22),
+    "disk_mb": (1, 1 << 22),
+    "output_kb": (1, 1 << 20),
+}
+"""Lowest and highest value of each limit. Those in whole units take no fraction."""
+
+
+def limit_problem(name: str, value: Any) -> str:
+    """What the limit `name` of `LIMIT_RANGES` must be, where `value` is not that; else empty."""
+    low, high = LIMIT_RANGES[name]
+    whole = isinstance(low, int)
+    right = isinstance(value, int if whole else int | float) and not isinstance(value, bool) and low <= value <= high
+    return "" if right else f"a {'whole ' if whole else ''}number from {low:g} to {high:.0f}"
+
+
 @dataclasses.dataclass(frozen=True)
 class Requirements(_Record):
     """What a worker must offer to take a job."""

@@ -17,7 +17,7 @@ from environments.files.text_cache import TextCache
 from environments.protocol import Limits, canonical_json, digest
 from environments.sandbox.base import Ending, Execution
 
-VERSION = 1
+VERSION = 2
 """Of the key and of what is kept: grows whenever either, or the way of grading, changes its meaning."""
 
 
@@ -40,6 +40,8 @@ class Measurement:
     """Why an execution that ended well was not graded or not kept, for the agent; empty where all is well."""
     reason: str = ""
     """The same for a person, where there is more to say."""
+    cacheable: bool = True
+    """Grading did not end by a limit."""
 
     @property
     def ended_well(self) -> bool:
@@ -49,7 +51,7 @@ class Measurement:
     def repeatable(self) -> bool:
         """It depends on nothing but its start. A limit depends on the load of the host, and a death by signal may be
         the host's doing."""
-        return self.execution.ending is Ending.EXITED and self.execution.exit_code in range(128)
+        return self.cacheable and self.execution.ending is Ending.EXITED and self.execution.exit_code in range(128)
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)

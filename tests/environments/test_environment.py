@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
 
 import fakes
@@ -13,6 +14,7 @@ from environments.files.snapshots import Snapshots
 from environments.protocol import Job, Limits, Outcome, OutcomeKind, State
 from environments.sandbox.base import Ending, Execution, SandboxError
 from environments.step import Environment
+from environments.tasks.task import GraderLimitError, TaskError
 
 
 @pytest.fixture
@@ -169,15 +171,38 @@ def test_an_invalid_submission_is_a_script_error_that_says_why(environment):
     assert "valid" not in outcome.progress
 
 
-@pytest.mark.parametrize(
-    "grade",
-    [lambda data: float("nan"), lambda data: float("inf"), lambda data: [][0]],
-    ids=["nan", "inf", "a grader that breaks"],
-)
+@pytest.mark.parametrize("grade", [lambda data: float("nan"), lambda data: float("inf")], ids=["nan", "inf"])
 def test_a_submission_without_a_finite_metric_is_never_scored(environment, task, grade):
     task.grade = grade
     outcome = take(environment, edit("guess = 3.0"))
     assert outcome.kind is OutcomeKind.SCRIPT_ERROR
+
+
+@pytest.mark.parametrize("error", [ImportError, MemoryError, zipfile.BadZipFile, TaskError, IndexError])
+def test_a_grader_that_breaks_is_ours_told_to_the_operator_and_never_cached(environment, task, sandbox, caplog, error):
+    grade = task.grade
+
+    def broken(data):
+        raise error("the label is 3.25")
+
+    task.grade = broken
+    outcome = take(environment, edit("guess = 3.0"))
+    assert outcome.kind is OutcomeKind.INFRASTRUCTURE_ERROR and outcome.reward is None
+    assert error.__name__ in outcome.reason and "3.25" not in outcome.reason + outcome.observation
+    assert "Traceback" in caplog.text and "the label is 3.25" in caplog.text
+    task.grade = grade
+    outcome = take(environment, edit("guess = 3.0"))
+    assert outcome.kind is OutcomeKind.SCORED and not outcome.cached and len(sandbox.runs) == 2
+
+
+def test_a_submission_that_alone_exceeds_the_graders_limit_is_the_scripts_and_never_cached(environment, task, sandbox):
+    def slow(data):
+        raise GraderLimitError("the grader cannot score it (time limit)")
+
+    task.grade = slow
+    for run in (1, 2):
+        assert take(environment, edit("guess = 3.0")).kind is OutcomeKind.SCRIPT_ERROR
+        assert len(sandbox.runs) == run
 
 
 @pytest.mark.parametrize(
