@@ -319,7 +319,7 @@ def save(
             if len(files) > 1:
                 placed = {name: file for file, names in files.items() for name in names}
                 total = sum(math.prod(slot.file_shape) for slot in slots) * stored.itemsize
-                _write_json(epath.Path(folder / INDEX), {"metadata": {"total_size": total}, "weight_map": placed})
+                write_json(epath.Path(folder / INDEX), {"metadata": {"total_size": total}, "weight_map": placed})
             describe(folder, config, tokenizer, origin)
             if tokenizer is not None:
                 tokenizer.check_loads_alike(folder)
@@ -364,16 +364,17 @@ def describe(
     folder.mkdir(parents=True, exist_ok=True)
     origin = origin or Origin()
     ids = {} if tokenizer is None else {"eos_token_id": tokenizer.eos_id, "pad_token_id": tokenizer.pad_id}
-    _write_json(folder / "config.json", {**config.to_hf(), **(origin.token_ids or ids)})
+    write_json(folder / "config.json", {**config.to_hf(), **(origin.token_ids or ids)})
     if origin.generation is None:
-        _write_json(folder / GENERATION, ids)
+        write_json(folder / GENERATION, ids)
     else:
         (folder / GENERATION).write_bytes(origin.generation)
     if tokenizer is not None:
         tokenizer.save(folder)
 
 
-def _write_json(path: epath.Path, value: Mapping[str, Any]) -> None:
+def write_json(path: epath.Path, value: Mapping[str, Any]) -> None:
+    """Write a JSON file as transformers does."""
     path.write_text(json.dumps(value, indent=2) + "\n")
 
 
