@@ -24,10 +24,10 @@ from typing import Any
 
 from environments.protocol import Scale, digest
 from environments.sandbox.base import Sandbox
-from environments.tasks.base import M_BEST, M_INIT, InvalidSubmissionError, NoHeadroomError, Task, TaskError, TaskSpec
-from environments.tasks.graders import Grader, load_grader
-from environments.tasks.grading import HALVES
+from environments.tasks.grading.graders import Grader, load_grader
+from environments.tasks.grading.submissions import HALVES
 from environments.tasks.running import run_script
+from environments.tasks.task import M_BEST, M_INIT, InvalidSubmissionError, NoHeadroomError, Task, TaskError, TaskSpec
 
 _DIGEST_LETTERS = 16
 _SEEDS = 5
@@ -38,7 +38,7 @@ _LEAST_AGREEMENT = 0.25
 
 @dataclasses.dataclass(frozen=True)
 class FolderTask:
-    """A prepared folder (`environments.tasks.base.PreparedTask`). Labels are read when first graded, and kept."""
+    """A prepared folder (`environments.tasks.task.PreparedTask`). Labels are read when first graded, and kept."""
 
     key: str
     spec: TaskSpec

@@ -14,10 +14,11 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from environments.hostile import HostileFileError, read_regular, remove
+from environments.files.hostile import HostileFileError, read_regular, remove
 from environments.protocol import Limits
 from environments.sandbox.base import Ending, Execution, Sandbox
-from environments.tasks.base import TaskSpec
+from environments.seeds import execution_seed
+from environments.tasks.task import TaskSpec
 
 MAX_SUBMISSION_BYTES = 16 << 20
 
@@ -75,8 +76,11 @@ def run_in(
         return dataclasses.replace(run, problem=f"invalid submission: {error}.")
 
 
-def run_script(text: str, folder: Path, spec: TaskSpec, sandbox: Sandbox, seed: int = 0) -> Run:
+def run_script(text: str, folder: Path, spec: TaskSpec, sandbox: Sandbox, run_seed: int = 0) -> Run:
     """Run `text` as the entry script of the prepared task in `folder`, in a fresh copy of its env/.
+
+    Args:
+      run_seed: seed of a run or an episode; its executions get `execution_seed` of it.
 
     Raises:
       SandboxError: the sandbox failed.
@@ -85,5 +89,5 @@ def run_script(text: str, folder: Path, spec: TaskSpec, sandbox: Sandbox, seed: 
         workspace = Path(temporary) / "workspace"
         shutil.copytree(folder / "env", workspace)
         (workspace / spec.entry).write_text(text, encoding="utf-8")
-        data = folder / "public"
+        data, seed = folder / "public", execution_seed(run_seed)
         return run_in(workspace, spec.entry, spec, sandbox, spec.limits, data=data, seed=seed, gpus=spec.gpus)
