@@ -37,14 +37,20 @@ class WritingSandbox:
     def __init__(self, start: float = 0.0, reference: float = 100.0, exit_code: int = 0, by_seed: float = 0.0) -> None:
         self.values, self.exit_code, self.by_seed = {"Start": start, "Best": reference}, exit_code, by_seed
         self.runs = 0
+        self.seeds: list[int] = []
         self.seen: list[bytes] = []
+
+    def place_of(self, seed: int) -> int:
+        """-2 of the first seed, 2 of the fifth."""
+        self.seeds += [] if seed in self.seeds else [seed]
+        return self.seeds.index(seed) - 2
 
     def run(
         self, workspace: Path, script: str, limits: Limits, data: Path | None = None, seed: int = 0, gpus: int = 0
     ) -> Execution:
         self.runs += 1
         text = (workspace / script).read_text()
-        value = next(value for name, value in self.values.items() if name in text) + self.by_seed * (seed - 2)
+        value = next(value for name, value in self.values.items() if name in text) + self.by_seed * self.place_of(seed)
         rows = len((data / "test.csv").read_text().splitlines()) - 1
         lines = ["id,value", *(f"{row},{value}" for row in range(rows))]
         (workspace / "submission.csv").write_text("\n".join(lines) + "\n")
