@@ -141,13 +141,6 @@ class Snapshots:
                 )
         return entries
 
-    def complete(self, identity: str, beside: str) -> bool:
-        """Whether all blobs of a snapshot are in the store; those of `beside`, just taken, are not asked for."""
-        try:
-            return all(map(self.store.has, self.reachable(identity) - self.reachable(beside)))
-        except (MissingBlobError, CorruptBlobError):
-            return False
-
     def reachable(self, identity: str) -> set[str]:
         """Ids of all blobs that the snapshot needs, its own included."""
         return {identity, *(entry.blob for entry in self.entries(identity) if entry.kind == "file")}
