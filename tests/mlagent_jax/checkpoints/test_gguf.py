@@ -1,6 +1,8 @@
 """GGUF files in: the same logits and tokens as transformers reads from the same file; what is unsupported, by name."""
 
 import json
+import subprocess
+import sys
 
 import gguf
 import jax.numpy as jnp
@@ -211,3 +213,12 @@ def test_what_is_not_supported_is_named(tmp_path, vocabulary):
     with pytest.raises(GGUFError, match="cuts text as 'tekken'"):
         import_gguf(path, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_the_command_writes_a_folder_or_says_why_not(tmp_path, vocabulary):
+    path = write(tmp_path / "model.gguf", "llama", vocabulary=vocabulary)
+    program = [sys.executable, "tools/import_gguf.py", f"--output={tmp_path / 'ours'}"]
+    done = subprocess.run([*program, path], capture_output=True, text=True, check=True)
+    assert done.stdout == f"{tmp_path / 'ours'}: llama, 2 layers of width 64, float32\n"
+    done = subprocess.run([*program, tmp_path / "none.gguf"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (1, f"error: {tmp_path / 'none.gguf'} does not exist\n")
