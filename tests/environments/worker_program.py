@@ -13,7 +13,7 @@ import types
 
 from environments.protocol import Outcome, OutcomeKind, Scale
 from environments.sandbox.base import SandboxError
-from environments.worker.worker import __main__ as worker
+from environments.worker import __main__ as worker
 
 
 class SleepingSandbox:
