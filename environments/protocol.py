@@ -156,7 +156,7 @@ class Job(_Record):
     truncated: bool = False
     """The action was cut at the token limit: it counts as an invalid action, and is not executed."""
     reward: str = "improvement"
-    """Name in `environments.rewards.REWARDS`."""
+    """A reward of `environments.rewards`: `name`, or `name:parameter=value,parameter=value`."""
     profile: str = "compact"
     """Action grammar profile: which labels a reply must carry."""
     limits: Limits = Limits()
@@ -189,6 +189,8 @@ class Scale(_Record):
     m_init: float
     m_best: float
     higher_is_better: bool
+    noise: float = 0.0
+    """Change of the metric that running the same script again with another seed can make. A smaller gain is none."""
 
     @property
     def gap(self) -> float:

@@ -1,5 +1,8 @@
 """Rewards by name: pure functions of a stored outcome, so that another reward can be computed without executing again.
 
+A job names its reward, with parameters where the defaults do not do: `improvement:neutral=0.2`. The worker computes it.
+docs/add_a_reward.md adds one of your own in a file of ten lines.
+
 `paper_v1` and `paper_v2` are the two rewards of ML-Agent (arXiv 2505.23723, versions 1 and 2) as published, faults
 included. With `delta` the improvement of the metric (positive is better) and `gap = |m_best - m_init|`:
 
@@ -12,21 +15,59 @@ included. With `delta` the improvement of the metric (positive is better) and `g
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Callable
+from typing import Annotated
 
 from environments.protocol import Outcome, OutcomeKind, digest
+from environments.registry import Range, Registry
 
+Reward = Callable[..., float]
+"""`reward(outcome, *, its parameters)`. It is not asked about an infrastructure error, which has no reward."""
+REWARDS: Registry[Reward] = Registry("reward", group="mlagent_jax.rewards")
 FAILURES = (OutcomeKind.INVALID_ACTION, OutcomeKind.SCRIPT_ERROR)
 LIMITS = (OutcomeKind.TIME_LIMIT, OutcomeKind.MEMORY_LIMIT)
 
 
-def _relative_delta(outcome: Outcome) -> float:
-    """delta / gap of a scored outcome."""
+def compute(choice: str, outcome: Outcome) -> float | None:
+    """Reward of `outcome` under the reward that `choice` names; None for an infrastructure error, which is masked.
+
+    Raises:
+      ValueError: no such reward or parameter, a task without headroom, or a reward that gives no finite number.
+    """
+    reward = REWARDS.choose(choice)
+    if outcome.kind is OutcomeKind.INFRASTRUCTURE_ERROR:
+        return None
+    value = reward(outcome)
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not math.isfinite(value):
+        raise ValueError(f"reward {choice} gave {value!r} for an outcome {outcome.kind}; it must give a finite number")
+    return float(value)
+
+
+def relative_delta(outcome: Outcome) -> float:
+    """delta / gap of a scored outcome.
+
+    Raises:
+      ValueError: the task has no headroom.
+    """
     if outcome.scale.gap <= 0:
         raise ValueError(f"m_init and m_best are both {outcome.scale.m_init}: the task has no headroom to reward")
     return outcome.delta / outcome.scale.gap
 
 
+def changes_the_score(outcome: Outcome, least: float = 0.01) -> bool:
+    """Whether a step moved the metric by more than re-running the same script does, and by more than `least` gaps.
+
+    A comment, an edit that nothing runs, a step that only looks or runs again: all leave the submission, and so the
+    metric, as it was.
+    """
+    if outcome.kind is not OutcomeKind.SCORED:
+        return False
+    moved = relative_delta(outcome)
+    return abs(moved) > max(least, outcome.scale.noise / outcome.scale.gap)
+
+
+@REWARDS.register
 def paper_v1(outcome: Outcome) -> float:
     """ML-Agent v1: in [0, 1]; at alpha = 100 / gap it hardly tells a small gain from a large one."""
     if outcome.kind in FAILURES:
@@ -34,57 +75,53 @@ def paper_v1(outcome: Outcome) -> float:
     if outcome.kind is not OutcomeKind.SCORED:
         return 0.5
     # tanh form of the sigmoid: no overflow for a large negative delta.
-    return 0.5 * (1.0 + math.tanh(50.0 * _relative_delta(outcome)))
+    return 0.5 * (1.0 + math.tanh(50.0 * relative_delta(outcome)))
 
 
+@REWARDS.register
 def paper_v2(outcome: Outcome) -> float:
     """ML-Agent v2: linear in delta / gap, in [-1, 1]."""
     if outcome.kind in FAILURES:
         return -1.0
     if outcome.kind is not OutcomeKind.SCORED:
         return 0.0
-    return max(-1.0, min(1.0, _relative_delta(outcome)))
+    return max(-1.0, min(1.0, relative_delta(outcome)))
 
 
-def improvement(outcome: Outcome) -> float:
-    """Ours: bounded in [0, 1], monotone in delta, tells small gains from large ones.
+@REWARDS.register
+def improvement(
+    outcome: Outcome,
+    *,
+    unchanged: Annotated[float, "Reward of a step that leaves the score as it was.", Range(0, 1)] = 0.1,
+    neutral: Annotated[float, "Reward between losses and gains; `unchanged` if that is higher.", Range(0, 1)] = 0.5,
+    slope: Annotated[float, "Steepness of gains and losses.", Range(0, open_low=True)] = 2.0,
+    least: Annotated[float, "Share of the gap up to which a change of the score is none.", Range(0, 1)] = 0.01,
+) -> float:
+    """Ours: in [0, 1], rises with delta, tells small gains from large ones, pays nothing for steps that change nothing.
 
-    A graded edit is worth `0.5 + 0.5 * tanh(2 * delta / gap)`, so that closing half of the gap gives 0.88 and losing
-    half of it 0.12. A step that changes nothing gets 0.15, as much as losing 43% of the gap: a step is lost, and doing
-    nothing must not pay more than trying. A script that fails, or uses up any limit, gets 0.05, an action that does not
-    even apply 0: the difference is partial credit for what the host observed from outside, never for what a script
-    prints.
+    With x = tanh(slope * delta / gap), u = unchanged and n = max(neutral, unchanged):
+
+        invalid action                                             0
+        script that fails or uses up any limit                     u / 2
+        no change: nothing edited, or |delta| within noise, least  u
+        loss                                                       u + (n - u) * (1 + x)
+        gain                                                       n + (1 - n) * x
+
+    What an edit is worth follows from what it does to the score, not from its text, so a comment is worth as much as
+    looking at a file: u. Every change that runs is worth at least u, a loss of the whole gap 0.11: doing nothing never
+    pays more than trying. `neutral` equal to `unchanged` makes every loss worth u, so that gains alone count.
     """
     if outcome.kind is OutcomeKind.INVALID_ACTION:
         return 0.0
     if outcome.kind is OutcomeKind.SCRIPT_ERROR or outcome.kind in LIMITS:
-        return 0.05
-    if outcome.kind is OutcomeKind.NO_EDIT:
-        return 0.15
-    return 0.5 + 0.5 * math.tanh(2.0 * _relative_delta(outcome))
+        return unchanged / 2
+    if not changes_the_score(outcome, least):
+        return unchanged
+    neutral, moved = max(neutral, unchanged), math.tanh(slope * relative_delta(outcome))
+    return neutral + (1 - neutral) * moved if moved > 0 else unchanged + (neutral - unchanged) * (1 + moved)
 
 
+@REWARDS.register
 def noise(outcome: Outcome) -> float:
     """A control, uniform in [0, 1]: what it trains must not get better. It knows nothing but which outcome it is."""
     return int(digest([outcome.snapshot, outcome.observation, outcome.diff])[:8], 16) / 0xFFFFFFFF
-
-
-REWARDS: dict[str, Callable[[Outcome], float]] = {
-    "paper_v1": paper_v1,
-    "paper_v2": paper_v2,
-    "improvement": improvement,
-    "noise": noise,
-}
-
-
-def compute(name: str, outcome: Outcome) -> float | None:
-    """Reward of `outcome` under the reward called `name`; None for an infrastructure error, which is masked.
-
-    Raises:
-      ValueError: no such reward, or a task without headroom.
-    """
-    if name not in REWARDS:
-        raise ValueError(f"reward is {name!r}; choose one of {', '.join(sorted(REWARDS))}")
-    if outcome.kind is OutcomeKind.INFRASTRUCTURE_ERROR:
-        return None
-    return REWARDS[name](outcome)

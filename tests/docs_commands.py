@@ -89,6 +89,7 @@ COMMANDS: dict[str, Run | Like | Elsewhere | Needs] = {
     ),
     OWN_TASK: COLLECT,
     "python -m mlagent_jax.train --config=configs/quickstart.py --workdir=runs/mine --config.rl": Like(OWN_TASK),
+    "python -m mlagent_jax.train --config=configs/quickstart.py --workdir=runs/own": COLLECT,
     "python -m mlagent_jax.train --config=configs/quickstart.py --workdir=runs/s0": Like(OWN_TASK),
     "python -m mlagent_jax.train --config=configs/quickstart.py --workdir=runs/noise": Run(
         f"{TINY} --config.stages=rl --config.policy.checkpoint=runs/smoke/export --config.pool.trajectories=runs/smoke"
@@ -114,6 +115,7 @@ COMMANDS: dict[str, Run | Like | Elsewhere | Needs] = {
     "python tools/trajectories.py export runs/all exports/parquet": Run(),
     "python tools/trajectories.py export runs/all exports/sharegpt": Run("--filter min_gain=-9"),
     "python -m environments list --paper": Run(),
+    "MLAGENT_PLUGINS=my_rewards.py python -m environments rewards": Run(),
     "python -m environments check my-task": Run("--sandbox bubblewrap"),
     "python -m environments show my-task": Run(),
     "python -m environments.queue grant postgresql://": Run(),
@@ -208,6 +210,9 @@ COMMANDS: dict[str, Run | Like | Elsewhere | Needs] = {
 
 IN_THE_TEXT: dict[str, str | Elsewhere | Needs] = {
     "python tools/plan.py": "python tools/plan.py --config=configs/rl_7b_h100_8.py --slice=h100-8",
+    "python tools/degenerate_policies.py": Elsewhere(
+        "tests/tools/test_degenerate_policies.py::test_ours_pays_none_of_them_more_than_an_honest_attempt_that_fails_to_gain"
+    ),
     "python tools/headroom.py": "python tools/headroom.py iris --ideas 1",
     "python tools/bench/bench_rl_iteration.py": Needs("a minute to compile four loops; the study of time runs one"),
     "python tools/bench/mesh_differences.py": "python tools/bench/mesh_differences.py --checkpoint=runs/quickstart"
@@ -227,9 +232,13 @@ SNIPPETS: dict[str, Run | Elsewhere] = {
     "import gymnasium": Run(),
     "def prepare(raw, public, private, seed): ...": Run(),
     "def grade(submission, answers):": Run(),
-    "from environments.tasks import archives": Run(),
-    "from environments.tasks import tfds_source": Elsewhere(
+    "from environments.tasks.folders import archives": Run(),
+    "from environments.tasks.folders import tfds_source": Elsewhere(
         "tests/environments/tasks/test_tfds_source.py::test_a_folder_makes_its_task_of_such_data"
+    ),
+    "from typing import Annotated": Elsewhere("tests/environments/test_own_reward.py::test_a_worker_process_pays_it"),
+    'setup(..., entry_points={"mlagent_jax.rewards"': Elsewhere(
+        "tests/environments/test_own_reward.py::test_an_installed_package_brings_one"
     ),
     "setup(...": Elsewhere(
         "tests/environments/tasks/test_folder.py::test_an_installed_entry_point_is_a_recipe_by_its_name"

@@ -15,10 +15,10 @@ import docs_commands
 import needs
 import pandas as pd
 import pytest
-from docs_commands import COMMANDS, IN_THE_TEXT, ROOT, SNIPPETS, Run, key_of
+from docs_commands import COMMANDS, IN_THE_TEXT, ROOT, SNIPPETS, Run, blocks, key_of
 from postgres_server import PostgresServer, need_binaries
 
-from environments.images.rootfs import cache_directory
+from environments.sandbox.rootfs.assemble import cache_directory
 
 pytestmark = pytest.mark.slow
 
@@ -55,7 +55,8 @@ class Checkout:
             (folder / "runs" / name).symlink_to(Path(THE_RUN).name)
         (folder / "FOLDER").symlink_to(f"{THE_RUN}/export")
         (folder / "my-task").symlink_to(ROOT / "docs" / "examples" / "rents")
-        (folder / "members.jsonl").write_text('{"rl.clip": 0.1, "seed": 3}\n')
+        (folder / "my_rewards.py").write_text(next(text for _, text in blocks("python") if "REWARDS.register" in text))
+        (folder / "members.jsonl").write_text('{"rl.value_clip": 0.1, "seed": 3}\n')
         self._environment = (
             os.environ | ENVIRONMENT | {"MLFLOW_TRACKING_URI": f"file://{folder}/mlruns"} | cache(folder)
         )

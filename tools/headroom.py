@@ -29,11 +29,12 @@ from environments import rewards, tasks
 from environments.protocol import Outcome, OutcomeKind
 from environments.sandbox import open_sandbox
 from environments.sandbox.base import Ending, Sandbox
-from environments.tasks import FolderTask, InvalidSubmissionError, micro
-from environments.tasks.grading import Answers, read_submission
-from environments.tasks.ideas import Idea, ideas_for
+from environments.tasks import FolderTask, InvalidSubmissionError
+from environments.tasks.generated import micro
+from environments.tasks.generated.ideas import Idea, ideas_for
+from environments.tasks.generated.scripts import replace_cell
+from environments.tasks.grading.submissions import Answers, read_submission
 from environments.tasks.prepared import run_script
-from environments.tasks.scripts import replace_cell
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +51,8 @@ class Trial:
     cell: str
     code: str
     kind: str
+    gain: float
+    """Share of the gap that it closed; 0 where it was not scored."""
     reward: float
     cpu_seconds: float
     metric: float | None
@@ -100,6 +103,7 @@ def _try(task: FolderTask, state: str, script: str, before: float, idea: Idea, s
         cell=idea.cell,
         code=idea.code,
         kind=kind.value,
+        gain=0.0 if metric is None else rewards.relative_delta(outcome),
         reward=rewards.compute("improvement", outcome),
         cpu_seconds=seconds,
         metric=metric,
@@ -162,10 +166,10 @@ def table(rows: Sequence[Trial]) -> str:
 
 def _shares(tried: Sequence[Trial]) -> tuple[float, float, float]:
     """Shares that help, hurt, and fail; a change of less than a hundredth of the gap is neither help nor hurt."""
-    scored = [row for row in tried if row.kind == OutcomeKind.SCORED]
-    helped = sum(row.reward > 0.51 for row in scored)
-    hurt = sum(row.reward < 0.49 for row in scored)
-    return helped / len(tried), hurt / len(tried), 1 - len(scored) / len(tried)
+    helped = sum(row.gain > 0.01 for row in tried)
+    hurt = sum(row.gain < -0.01 for row in tried)
+    failed = sum(row.kind != OutcomeKind.SCORED for row in tried)
+    return helped / len(tried), hurt / len(tried), failed / len(tried)
 
 
 def _line(split: str, state: str, tried: Sequence[Trial]) -> str:

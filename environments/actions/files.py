@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
+import functools
+import glob
 import os
 import stat
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from environments.actions.errors import ActionError
-from environments.hostile import HostileFileError, path_errors, read_regular
+from environments.files.hostile import HostileFileError, path_errors, read_regular
+from environments.sandbox.inside import tree
 
 MAX_NAME = 200
 """Longest path an agent may write, in characters."""
@@ -30,6 +33,8 @@ class AgentFiles:
     data: Path | None = None
     read_only: tuple[str, ...] = ()
     """Globs of workspace paths that are not the agent's to change."""
+    shadows: tuple[str, ...] = ()
+    """Globs of workspace paths that Python would import in place of a read-only module: see `shadows_of`."""
 
     def resolve(self, name: str) -> tuple[str, Path]:
         """The path inside the workspace that `name` leads to, and where it lies on this host.
@@ -57,14 +62,7 @@ class AgentFiles:
 
     def is_read_only(self, inside: str) -> bool:
         """Whether the workspace path (as `resolve` gives it) or a folder on the way to it is not the agent's."""
-        parts = inside.split(os.sep)
-        if parts[0] == "data":
-            return True
-        return any(
-            fnmatch.fnmatchcase("/".join(parts[: count + 1]), pattern)
-            for count in range(len(parts))
-            for pattern in self.read_only
-        )
+        return inside.split(os.sep)[0] == "data" or _matches(inside, self.read_only)
 
     def list(self, name: str) -> list[str]:
         """Names in a folder, sorted; hidden ones are left out, as `ls` does."""
@@ -111,6 +109,10 @@ class AgentFiles:
         inside, real = self.resolve(name)
         if self.is_read_only(inside):
             raise ActionError(f"cannot write file {name} because it is a read-only file.")
+        if _matches(inside, self.shadows):
+            raise ActionError(f"cannot write file {name}: Python would import it in place of a read-only module.")
+        if why := tree.unfit(inside):
+            raise ActionError(f"cannot write file {name}: it would lie {why}.")
         if os.path.lexists(real) and not self.exists(name):
             raise ActionError(f"cannot write file {name}: it is not a regular file.")
         return inside
@@ -136,3 +138,35 @@ class AgentFiles:
         """Delete a file that `check_writable` allows."""
         self.check_writable(name)
         self.resolve(name)[1].unlink(missing_ok=True)
+
+
+@functools.cache
+def shadows_of(read_only: tuple[str, ...], env: Path) -> tuple[str, ...]:
+    """Globs of the paths that Python would import in place of read-only modules, less those that the task itself has.
+
+    A package and an extension module stand before `helper.py`; so does its byte code, where it is marked as unchecked.
+    A folder without `__init__.py` that holds read-only modules gives way to any module of its name.
+
+    Args:
+      read_only: paths of the task's read-only files.
+      env: the task's starting workspace.
+    """
+    found = {"__pycache__", "*/__pycache__"}
+    for path in map(PurePosixPath, read_only):
+        if path.suffix == ".py":
+            found |= {f"{glob.escape(str(path.with_suffix('')))}{end}" for end in ("", ".so", ".*.so")}
+            for folder in path.parents[:-1]:
+                if not (env / folder / "__init__.py").exists():
+                    ends = (".py", ".so", ".*.so", "/__init__.py", "/__init__.so", "/__init__.*.so")
+                    found |= {f"{glob.escape(str(folder))}{end}" for end in ends}
+    return tuple(sorted(pattern for pattern in found if not any(env.glob(pattern))))
+
+
+def _matches(inside: str, patterns: tuple[str, ...]) -> bool:
+    """Whether a glob matches the path or a folder on the way to it."""
+    parts = inside.split(os.sep)
+    return any(
+        fnmatch.fnmatchcase("/".join(parts[: count + 1]), pattern)
+        for count in range(len(parts))
+        for pattern in patterns
+    )

@@ -23,8 +23,9 @@ import docker.errors
 
 from environments.protocol import Limits
 from environments.sandbox.base import Ending, Execution, SandboxError
-from environments.sandbox.container import Waiting
+from environments.sandbox.docker.container import Waiting
 from environments.sandbox.inside import transfer
+from environments.sandbox.inside.capsule import STARTED
 from environments.sandbox.verdict import judge
 
 _GRACE_SECONDS = 10.0
@@ -99,11 +100,12 @@ class Exchange:
         """Bring the workspace back and judge.
 
         Without an answer that makes sense, the engine says how the container ended, and the workspace stays as it was.
+        That is the script's doing once it has started, whatever it did to the capsule.
 
         Raises:
           SandboxError: the container or the capsule failed.
         """
-        stream = io.BytesIO(bytes(self._answer))
+        stream = io.BytesIO(bytes(self._answer[len(STARTED) :]))
         try:
             result = _read_result(stream)
             result["refused"] = transfer.unpack(stream, str(workspace), self._room, keep=skip)
@@ -116,7 +118,7 @@ class Exchange:
         code = self._container.wait(timeout=60)["StatusCode"]
         self._container.reload()
         state = self._container.attrs["State"]
-        if state.get("Error") or code in (125, 126, 127) or self._errors:
+        if state.get("Error") or not (self._answer or state.get("OOMKilled")):
             reason = state.get("Error") or self._errors.decode(errors="replace")[-1000:] or f"exit status {code}"
             raise SandboxError(f"the container did not work: {reason}")
         result = {

@@ -7,7 +7,7 @@ from typing import Any
 
 from environments.protocol import Limits
 from environments.sandbox.base import Ending, Execution
-from environments.sandbox.inside import transfer
+from environments.sandbox.inside import tree
 
 
 def judge(result: dict[str, Any], stdout: str, stderr: str, limits: Limits) -> Execution:
@@ -22,8 +22,8 @@ def judge(result: dict[str, Any], stdout: str, stderr: str, limits: Limits) -> E
       limits: of the execution.
     """
     exit_code = None if result["status"] is None else os.waitstatus_to_exitcode(result["status"])
-    refused = [f"{path[:80]!r}: {why[:80]}" for path, why in result["refused"]]
-    over = [why for _, why in result["refused"] if why in transfer.LIMITS]
+    refused = [tree.Refused(path[:80], why[:80], count) for path, why, count in result["refused"]]
+    over = [each.why for each in refused if each.why in tree.LIMITS]
     ending, detail = Ending.EXITED, ""
     if result["killed"] == "memory" or result.get("out_of_memory"):
         ending, detail = Ending.MEMORY_LIMIT, f"memory: {limits.memory_mb} MiB"
@@ -34,7 +34,7 @@ def judge(result: dict[str, Any], stdout: str, stderr: str, limits: Limits) -> E
     elif over or (exit_code != 0 and result["full"]):
         ending, detail = Ending.OTHER_LIMIT, f"files: {over[0] if over else result['full'] + ' full'}"
     if refused:
-        detail = "; ".join(part for part in (detail, f"not kept: {', '.join(refused[:5])}") if part)
+        detail = "; ".join(part for part in (detail, f"not kept: {', '.join(map(str, refused))}") if part)
     return Execution(
         ending=ending,
         exit_code=exit_code if ending in (Ending.EXITED, Ending.OTHER_LIMIT) else None,

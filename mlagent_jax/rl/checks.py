@@ -8,12 +8,12 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from mlagent_jax.agent.rollouts import Taken
-from mlagent_jax.config import Config
-from mlagent_jax.errors import DivergedError
-from mlagent_jax.learning.ppo import Batch
+from mlagent_jax.rl.in_flight import Taken
+from mlagent_jax.rl.ppo import Batch
 from mlagent_jax.rl.replay import write_batch
-from mlagent_jax.run import Run
+from mlagent_jax.runs.run import Run
+from mlagent_jax.runtime.errors import DivergedError
+from mlagent_jax.settings.schema import Config
 
 MIN_EFFECTIVE_SAMPLES = 0.5
 """Share of a batch's tokens that its importance weights leave, below which a user is warned."""

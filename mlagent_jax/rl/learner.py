@@ -11,22 +11,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mlagent_jax.agent.rollouts import Taken
 from mlagent_jax.algorithms.corrections import effective_sample_share
 from mlagent_jax.algorithms.estimators import ESTIMATORS
 from mlagent_jax.algorithms.kl import KL_CONTROLLERS
 from mlagent_jax.algorithms.means import Mean
 from mlagent_jax.algorithms.values import explained_variance
-from mlagent_jax.config import Config, RLConfig
-from mlagent_jax.learning import ppo
-from mlagent_jax.learning.checkpoints import Checkpointer
-from mlagent_jax.learning.optimizer import init_state
-from mlagent_jax.parallelism import processes
-from mlagent_jax.policy import Policy, Training, abstract
+from mlagent_jax.checkpoints.orbax import Checkpointer
+from mlagent_jax.optim.optimizer import init_state
+from mlagent_jax.rl import ppo
 from mlagent_jax.rl.checks import check_divergence, check_ratio, check_sampler, warn_of_mismatch
+from mlagent_jax.rl.in_flight import Taken
 from mlagent_jax.rl.scalars import silent_groups
 from mlagent_jax.rl.tracker import ValueTracker
-from mlagent_jax.run import Run
+from mlagent_jax.runs.policies import Policy, Training, abstract
+from mlagent_jax.runs.run import Run
+from mlagent_jax.runtime import processes
+from mlagent_jax.settings.schema import Config, RLConfig
 
 
 def batch_of(

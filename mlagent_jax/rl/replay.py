@@ -14,10 +14,10 @@ from typing import Any, Self
 from etils import epath
 
 from environments.protocol import Job, Outcome, State
-from mlagent_jax.agent.actor import SampledAction
-from mlagent_jax.agent.rollouts import Taken
-from mlagent_jax.data import jsonl
-from mlagent_jax.errors import ConfigError
+from mlagent_jax.agents.actor import SampledAction
+from mlagent_jax.rl.in_flight import Taken
+from mlagent_jax.runtime import jsonl
+from mlagent_jax.runtime.errors import ConfigError
 
 
 def write_batch(path: epath.Path, taken: Sequence[Taken]) -> None:

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from environments.protocol import Outcome, OutcomeKind
-from mlagent_jax.agent.collector import is_masked
-from mlagent_jax.agent.rollouts import Taken
+from environments.rewards import changes_the_score
+from mlagent_jax.agents.job_client import is_masked
+from mlagent_jax.rl.in_flight import Taken
+
+ENDED_WELL = (OutcomeKind.NO_EDIT, OutcomeKind.SCORED)
 
 
 def task_scalars(taken: Sequence[Taken]) -> dict[str, float]:
@@ -33,7 +36,10 @@ def group_scalars(taken: Sequence[Taken]) -> dict[str, float]:
 
 
 def outcome_scalars(outcomes: Sequence[Outcome]) -> dict[str, float]:
-    """Mean reward, over all and by outcome, and the share of each outcome, over what is not masked."""
+    """Mean reward, over all and by outcome, and the share of each outcome, over what is not masked.
+
+    `unchanged` is the share of steps that ended well and left the score as it was: looks, comments, edits of no effect.
+    """
     counted = [outcome for outcome in outcomes if not is_masked(outcome)]
     size = max(1, len(counted))
     shares = {f"share_{kind}": sum(o.kind is kind for o in counted) / size for kind in OutcomeKind}
@@ -45,6 +51,7 @@ def outcome_scalars(outcomes: Sequence[Outcome]) -> dict[str, float]:
         | {name: sum(values) / len(values) for name, values in rewards.items()}
         | {
             "reward": sum(o.reward for o in counted) / size,
+            "unchanged": sum(o.kind in ENDED_WELL and not changes_the_score(o) for o in counted) / size,
             "valid": 1.0 - shares[f"share_{OutcomeKind.INVALID_ACTION}"],
             "masked": len(outcomes) - len(counted),
         }

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mlagent_jax.agent.rollouts import Taken
+from mlagent_jax.rl.in_flight import Taken
 
 
 class ValueTracker:

@@ -6,7 +6,7 @@ trainer. Below both, a `Batch` of slots takes `Request`s at any time; the server
 
 from mlagent_jax.sampling.batch import Batch
 from mlagent_jax.sampling.checkpoint import Model, load
-from mlagent_jax.sampling.config import Completion, Distribution, Progress, Request, SamplerConfig
+from mlagent_jax.sampling.config import Completion, Distribution, Progress, Request, SamplerConfig, SamplingError
 from mlagent_jax.sampling.sampler import Delta, Generation, Sampler
 from mlagent_jax.sampling.token_sampler import TokenSampler
 from mlagent_jax.sampling.weights import Weights
@@ -22,6 +22,7 @@ __all__ = [
     "Request",
     "Sampler",
     "SamplerConfig",
+    "SamplingError",
     "TokenSampler",
     "Weights",
     "load",

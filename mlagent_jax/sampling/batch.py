@@ -27,6 +27,11 @@ from mlagent_jax.sampling.distribution import Distributions
 from mlagent_jax.sampling.stops import Spellings, StopSets
 from mlagent_jax.sampling.weights import Preparation, Weights
 
+NOT_A_NUMBER = (
+    "the model's output is NaN or infinite, so that no token can be drawn: its weights are damaged, or their dtype too "
+    "narrow for them"
+)
+
 
 class FirstRuns:
     """Runs programs, and logs each one's first run with a shape, which compiles it. Shared by the batches of a sampler.
@@ -188,7 +193,25 @@ class Batch:
             *(engine.decode, self._graph, self._config, self._params, self._state),
             *(self._stops.table, np.bool_(bool(self._waiting)), taken),
         )
-        return list(self._read(jax.device_get(look)))
+        heard, spoiled = [], []
+        for slot, progress in self._read(jax.device_get(look)):
+            heard.append(progress)
+            if progress.error:
+                spoiled.append(slot)
+        self._clear(spoiled)
+        return heard
+
+    def _clear(self, spoiled: list[int]) -> None:
+        """Free slots whose contents are not numbers."""
+        if not spoiled:
+            return
+        clearing = np.zeros((self._config.slots,), bool)
+        clearing[spoiled] = True
+        self._state = self._run(("clear", self._length), engine.clear_slots, self._state, clearing)
+        for slot in spoiled:
+            self._running.pop(slot, None)
+            self._taken.pop(slot, None)
+            self._resident.pop(slot, None)
 
     def _fill(self) -> None:
         taken = {*self._running, *(slot for coming in self._coming for slot in (coming.slot, *coming.placed))}
@@ -347,8 +370,8 @@ class Batch:
             copy_count=np.int32(len(copies)),
         )
 
-    def _read(self, look: engine.Look) -> Iterator[Progress]:
-        """What each running request got; those that have finished leave."""
+    def _read(self, look: engine.Look) -> Iterator[tuple[int, Progress]]:
+        """Yield (slot, what its request got); those that have finished leave."""
         for slot, request in list(self._running.items()):
             new = slice(0, int(look.counts[slot]) - self._taken[slot])
             self._taken[slot] = int(look.counts[slot])
@@ -356,7 +379,11 @@ class Batch:
             if not look.active[slot]:
                 reason = "stop" if look.stopped[slot] else "length"
                 del self._running[slot], self._taken[slot]
-            yield Progress(request.id, look.tokens[slot, new].tolist(), look.log_probs[slot, new].copy(), reason)
+            tokens, log_probs = look.tokens[slot, new].tolist(), look.log_probs[slot, new].copy()
+            if np.isfinite(log_probs).all():
+                yield slot, Progress(request.id, tokens, log_probs, reason)
+            else:
+                yield slot, Progress(request.id, [], log_probs[:0], None, NOT_A_NUMBER)
 
 
 def _place(

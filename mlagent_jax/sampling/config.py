@@ -8,6 +8,10 @@ from typing import Literal
 import numpy as np
 
 FinishReason = Literal["stop", "length"]
+MOST_TEMPERATURE = 1e30
+"""Its reciprocal, which compilers multiply by, is still a normal 32-bit number."""
+MOST_TOP_K = 2**31 - 1
+"""Programs take `top_k` as int32."""
 
 BUCKETS = (64, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048)
 
@@ -17,24 +21,33 @@ class Distribution:
     """What tokens are drawn from."""
 
     temperature: float = 1.0
-    """Divides the logits; 0 takes the most probable token (and returns its log-probability at temperature 1)."""
+    """Divides the logits; 0 takes the most probable token (and returns its log-probability at temperature 1). A
+    positive one below the smallest normal 32-bit number is 0."""
     top_k: int = 0
-    """Only the k most probable tokens (and what ties with the last); 0: all."""
+    """Only the k most probable tokens (and what ties with the last); 0: all. At most `MOST_TOP_K`."""
     top_p: float = 1.0
-    """Only the most probable tokens that together reach this probability; 1: all."""
+    """Only the most probable tokens that together reach this probability (and what ties with the last), at least one;
+    1: all."""
     min_p: float = 0.0
     """Only tokens at least this times as probable as the most probable one; 0: all."""
 
     def __post_init__(self) -> None:
+        if 0 < self.temperature < float(np.finfo(np.float32).tiny):  # devices flush such a number to 0
+            object.__setattr__(self, "temperature", 0.0)
         # Written so that NaN is refused, too.
-        if not 0 <= self.temperature < float("inf"):
-            raise ValueError(f"temperature={self.temperature} must be 0 (greedy) or above")
-        if self.top_k < 0:
-            raise ValueError(f"top_k={self.top_k} must be 0 (all) or above")
+        if not 0 <= self.temperature <= MOST_TEMPERATURE:
+            raise ValueError(f"temperature={self.temperature} must be between 0 (greedy) and {MOST_TEMPERATURE:g}")
+        if not 0 <= self.top_k <= MOST_TOP_K:
+            raise ValueError(f"top_k={self.top_k} must be between 0 (all) and {MOST_TOP_K}")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p={self.top_p} must be above 0 and at most 1")
         if not 0 <= self.min_p <= 1:
             raise ValueError(f"min_p={self.min_p} must be between 0 and 1")
+
+
+class SamplingError(RuntimeError):
+    """A completion that cannot be made, because the model's output for it is NaN or infinite. It costs that completion
+    alone."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,6 +144,8 @@ class Progress:
     """fp32 [len(token_ids)]"""
     finish_reason: FinishReason | None
     """None: there is more to come."""
+    error: str = ""
+    """Reason why the request ended without a result; then nothing more comes."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -41,44 +41,70 @@ class Distributions:
 
 
 def log_distribution(settings: Distribution | Distributions, logits: jax.Array) -> jax.Array:
-    """Log-probabilities, -inf where cut off: temperature, then top-k, top-p and min-p, each on what the last left over.
+    """Compute the log-probabilities, -inf where cut off: temperature, then top-k, top-p and min-p, each on what the
+    last left over.
 
-    The order is that of transformers' logits processors. At temperature 0 this is the distribution at temperature 1.
-    A row that cuts nothing has the same bits whatever the others do, and where no row cuts, nothing is sorted.
+    The order is that of transformers' logits processors. Tokens that tie with the last one kept are kept too, and the
+    most probable token always is. At temperature 0 this is the distribution at temperature 1. A row that cuts nothing
+    has the same bits whatever the others do, and where no row cuts, nothing is sorted.
 
     Args:
         settings: Of all rows (compiled in) or of each.
-        logits: fp32 [rows, vocab].
+        logits: fp32 [rows, vocab]. A row with a NaN or +inf, or of -inf alone, has no distribution.
 
     Returns:
-        fp32 [rows, vocab], normalised.
+        fp32 [rows, vocab], normalised; NaN throughout in a row that has no distribution.
     """
     if isinstance(settings, Distribution):
-        whole = jax.nn.log_softmax(logits / (settings.temperature or 1.0), axis=-1)
+        rows = Distributions.same(settings, len(logits))
+        whole = _normalised(rows, logits)
         cuts = settings.temperature > 0 and (settings.top_k > 0 or settings.top_p < 1 or settings.min_p > 0)
-        return _cut(Distributions.same(settings, len(logits)), whole) if cuts else whole
-    divisor = jnp.where(settings.temperature > 0, settings.temperature, 1.0)
-    whole = jax.nn.log_softmax(logits / divisor[:, None], axis=-1)
+        return _cut(rows, logits, whole) if cuts else whole
+    whole = _normalised(settings, logits)
     cuts = (settings.top_k > 0) | (settings.top_p < 1) | (settings.min_p > 0)
     cuts &= settings.temperature > 0
-    return jax.lax.cond(jnp.any(cuts), lambda: jnp.where(cuts[:, None], _cut(settings, whole), whole), lambda: whole)
+    return jax.lax.cond(
+        jnp.any(cuts), lambda: jnp.where(cuts[:, None], _cut(settings, logits, whole), whole), lambda: whole
+    )
 
 
-def _cut(settings: Distributions, kept: jax.Array) -> jax.Array:
-    vocab = kept.shape[-1]
-    top_p, min_p = settings.top_p[:, None], settings.min_p[:, None]
-    ordered = jnp.sort(kept, axis=-1, descending=True)
+def _divisor(settings: Distributions) -> jax.Array:
+    """fp32 [rows, 1]"""
+    return jnp.where(settings.temperature > 0, settings.temperature, 1.0)[:, None]
+
+
+def _normalised(settings: Distributions, logits: jax.Array) -> jax.Array:
+    # The largest logit is taken away before the division: a small temperature makes an infinity of it otherwise.
+    below = logits - jnp.max(logits, axis=-1, keepdims=True)
+    return jax.nn.log_softmax(below / _divisor(settings), axis=-1)
+
+
+def _cut(settings: Distributions, logits: jax.Array, whole: jax.Array) -> jax.Array:
+    """`whole`, the distribution of `logits` before any cut, of the tokens that stay.
+
+    Each cut becomes the least logit that stays. The logits themselves are compared, in the order of the vocabulary and
+    sorted: they are the same bits in both. Anything computed twice (a normalised row, say) may differ by an ulp, and a
+    token would fall short of its own value.
+    """
+    logits = jax.lax.optimization_barrier(logits)
+    vocab = logits.shape[-1]
+    ordered = jnp.sort(logits, axis=-1, descending=True)
+    largest = ordered[:, :1]
     last = jnp.where((settings.top_k > 0) & (settings.top_k < vocab), settings.top_k, vocab)[:, None] - 1
-    smallest = jnp.take_along_axis(ordered, last, axis=-1)
-    kept, ordered = (_keep(array, array >= smallest) for array in (kept, ordered))
-    before = jnp.cumsum(jnp.exp(ordered), axis=-1) - jnp.exp(ordered)
-    smallest = jnp.min(jnp.where(before < top_p, ordered, jnp.inf), axis=-1, keepdims=True)
-    kept = _keep(kept, (kept >= smallest) | (top_p >= 1))
-    return _keep(kept, kept >= jnp.max(kept, axis=-1, keepdims=True) + jnp.log(min_p))
+    least = jnp.take_along_axis(ordered, last, axis=-1)
 
+    divisor = _divisor(settings)
+    weights = jnp.where(ordered >= least, jnp.exp((ordered - largest) / divisor), 0.0)
+    reached = jnp.cumsum(weights, axis=-1)
+    before = jnp.pad(reached, ((0, 0), (1, 0)))[:, :-1]
+    top_p = settings.top_p[:, None]
+    # More than the first is kept only by what stands before: it stays however small top_p is.
+    inside = (before < top_p * reached[:, -1:]).at[:, 0].set(True)
+    nucleus = jnp.min(jnp.where(inside, ordered, jnp.inf), axis=-1, keepdims=True)
+    least = jnp.maximum(least, jnp.where(top_p < 1, nucleus, -jnp.inf))
 
-def _keep(log_probs: jax.Array, mask: jax.Array) -> jax.Array:
-    return jax.nn.log_softmax(jnp.where(mask, log_probs, -jnp.inf), axis=-1)
+    least = jnp.maximum(least, largest + divisor * jnp.log(settings.min_p[:, None]))
+    return jax.nn.log_softmax(jnp.where(logits >= least, whole, -jnp.inf), axis=-1)
 
 
 def request_keys(low: jax.Array, high: jax.Array, sample: jax.Array) -> jax.Array:

@@ -206,6 +206,20 @@ def end_requests(state: SlotState, ending: jax.Array) -> SlotState:
     return dataclasses.replace(state, active=state.active & ~ending)
 
 
+@functools.partial(jax.jit, donate_argnums=0)
+def clear_slots(state: SlotState, clearing: jax.Array) -> SlotState:
+    """End the completions of the `clearing` slots, bool [slots], and zero what they hold.
+
+    A masked position has weight 0 in attention, and 0 * NaN is NaN: a NaN in a cache would reach the next request.
+    """
+
+    def zeroed(rows: jax.Array) -> jax.Array:
+        return jnp.where(clearing.reshape(-1, *(1,) * (rows.ndim - 1)), jnp.zeros((), rows.dtype), rows)
+
+    held = jax.tree.map(zeroed, (state.cache, state.prompt_hidden))
+    return dataclasses.replace(state, cache=held[0], prompt_hidden=held[1], active=state.active & ~clearing)
+
+
 @functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=3)
 def decode(
     graph: Graph,

@@ -11,11 +11,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Sequence
 
-from mlagent_jax.data.tokenizer import Tokenizer
+from mlagent_jax.models.tokenizer import Tokenizer
 from mlagent_jax.parallelism import parts
 from mlagent_jax.sampling.batch import Batch, FirstRuns
 from mlagent_jax.sampling.checkpoint import Model
-from mlagent_jax.sampling.config import BUCKETS, Distribution, FinishReason, Request, SamplerConfig
+from mlagent_jax.sampling.config import BUCKETS, Distribution, FinishReason, Request, SamplerConfig, SamplingError
 from mlagent_jax.sampling.plan import plan_slots
 from mlagent_jax.sampling.stops import Spellings
 from mlagent_jax.sampling.text import TextStream
@@ -203,6 +203,7 @@ class Sampler:
 
         Raises:
             ValueError: As `generate`, before anything is sampled.
+            SamplingError: The model's output for a prompt is not a number; the message names the prompt.
         """
         if isinstance(prompts, str):
             raise ValueError("prompts is one string: give a list of them")
@@ -239,6 +240,8 @@ class Sampler:
         texts = {request.id: self.text_stream(stop) for request in requests}
         while batch.busy:
             for progress in batch.step():
+                if progress.error:
+                    raise SamplingError(f"prompt {progress.id // n}, sample {progress.id % n}: {progress.error}")
                 ended = progress.finish_reason is not None
                 text = texts[progress.id].feed(self.spoken(progress.token_ids), last=ended)
                 place, sample = divmod(progress.id, n)

@@ -14,7 +14,7 @@ import numpy as np
 
 from mlagent_jax.models import Graph, Params
 from mlagent_jax.sampling.batch import Batch, FirstRuns
-from mlagent_jax.sampling.config import Completion, Progress, Request, SamplerConfig
+from mlagent_jax.sampling.config import Completion, Progress, Request, SamplerConfig, SamplingError
 from mlagent_jax.sampling.weights import Preparation, Weights
 
 
@@ -94,7 +94,11 @@ class TokenSampler:
         params: Params | Weights,
         max_new_tokens: int | None = None,
     ) -> Iterator[tuple[int, Completion]]:
-        """As `sample`, yielding (place in its list, completion) as each is finished."""
+        """As `sample`, yielding (place in its list, completion) as each is finished.
+
+        Raises:
+            SamplingError: The model's output for a prompt is not a number; the message names the prompt.
+        """
         requests = self._requests(prompts, seeds, n, max_new_tokens)
         if not requests:
             return
@@ -103,6 +107,8 @@ class TokenSampler:
         parts: dict[int, list[Progress]] = {}
         while batch.busy:
             for progress in batch.step():
+                if progress.error:
+                    raise SamplingError(f"prompt {progress.id // n}, sample {progress.id % n}: {progress.error}")
                 parts.setdefault(progress.id, []).append(progress)
                 if progress.finish_reason:
                     yield progress.id, _joined(parts.pop(progress.id))

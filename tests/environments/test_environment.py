@@ -8,10 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 import fakes
 import pytest
 
-from environments.environment import Environment
+from environments.files.blobs import blob_id, open_store
 from environments.protocol import Job, Limits, Outcome, OutcomeKind, State
 from environments.sandbox.base import Ending, Execution, SandboxError
-from environments.store import open_store
+from environments.step import Environment
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def sandbox():
 
 @pytest.fixture
 def environment(tmp_path, monkeypatch, task, sandbox):
-    monkeypatch.setattr("environments.environment.open_task", lambda root, key: task)
+    monkeypatch.setattr("environments.step.open_task", lambda root, key: task)
     environment = Environment(tmp_path / "tasks", sandbox, open_store(tmp_path / "store"))
     yield environment
     environment.close()
@@ -194,11 +194,26 @@ def test_a_step_that_changes_nothing_is_no_edit(environment, sandbox, action):
     state = environment.initial_state("guess@0")
     outcome = take(environment, action, state)
     assert outcome.kind is OutcomeKind.NO_EDIT
-    assert outcome.reward == 0.15
+    assert outcome.reward == 0.1
     assert outcome.snapshot == state.snapshot
     assert outcome.metric_after is None
     assert sandbox.runs == []
     assert outcome.final == ("Final Answer" in action)
+
+
+@pytest.mark.parametrize("cell", ["guess = 1.0  # a comment", "guess = 1.0\nunused = 2", "guess = 2.0 / 2"])
+def test_an_edit_that_changes_no_result_is_worth_as_much_as_a_look(environment, cell):
+    outcome = take(environment, edit(cell))
+    assert outcome.kind is OutcomeKind.SCORED
+    assert outcome.reward == take(environment, reply("List Files", dir_path=".")).reward
+
+
+def test_an_edit_of_a_file_that_nothing_reads_is_worth_as_much_as_a_look(environment):
+    write = job(environment.initial_state("guess@0"), reply("Write File", file_name="notes.txt", content="x"))
+    first = environment.take(write)
+    second = take(environment, reply("Append File", file_name="notes.txt", content="y"), first.next_state(write))
+    look = take(environment, reply("List Files", dir_path="."))
+    assert first.reward == second.reward == look.reward
 
 
 def test_executing_an_unchanged_script_shows_its_output_and_is_no_edit(environment, sandbox):
@@ -335,3 +350,16 @@ def test_no_temporary_files_stay(environment, sandbox, tmp_path):
     take(environment, edit("guess = 3.5"))
     environment.close()
     assert os.listdir(folder) == []
+
+
+def test_a_known_execution_whose_files_are_gone_is_made_again(environment, sandbox):
+    first = take(environment, edit("guess = 3.0\nopen('new.txt', 'w').write('new')"))
+    assert take(environment, edit("guess = 3.0\nopen('new.txt', 'w').write('new')")).cached
+    for identity in (blob_id(b"new"), first.submission, first.snapshot):
+        environment.store.delete(identity)
+        again = take(environment, edit("guess = 3.0\nopen('new.txt', 'w').write('new')"))
+        assert dataclasses.replace(again, seconds=0, cpu_seconds=0) == dataclasses.replace(
+            first, seconds=0, cpu_seconds=0
+        )
+        assert environment.store.has(identity)
+    assert len(sandbox.runs) == 4

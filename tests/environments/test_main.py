@@ -9,10 +9,10 @@ import pytest
 
 import environments
 from environments import tasks
-from environments.__main__ import main
 from environments.actions import ACTIONS, Action
+from environments.files.blobs import open_store
+from environments.interfaces.command_line import main
 from environments.protocol import Outcome, OutcomeKind
-from environments.store import open_store
 
 TASK = "wine"
 RUN = Action("Execute Script", {"script_name": "train.py"}).render()
@@ -158,14 +158,14 @@ def test_play_reads_replies_ended_by_a_dot(capsys, monkeypatch, cache_dir):
     printed = capsys.readouterr().out
     assert "Research Problem:" in printed
     assert printed.count("Observation:\n") == 2
-    assert "no_edit: reward 0.150" in printed
+    assert "no_edit: reward 0.100" in printed
     assert printed.endswith("The episode is over.\n")
 
 
 def test_play_takes_the_last_reply_of_a_pipe_without_a_dot(capsys, monkeypatch, cache_dir):
     monkeypatch.setattr("sys.stdin", io.StringIO(f"{RUN}\n"))
     assert main(["play", TASK, "--cache-dir", str(cache_dir)]) == 0
-    assert "no_edit: reward 0.150" in capsys.readouterr().out
+    assert "no_edit: reward 0.100" in capsys.readouterr().out
 
 
 def test_make_gives_the_gymnasium_interface(sandbox, cache_dir):

@@ -53,7 +53,7 @@ def test_published_rewards_of_scored_steps(delta, higher):
 
 def test_a_huge_loss_does_not_overflow():
     assert compute("paper_v1", scored(-1e9)) == 0.0
-    assert compute("improvement", scored(-1e9)) == 0.0
+    assert compute("improvement", scored(-1e9)) == 0.1
 
 
 def test_ours_tells_small_gains_from_large_ones_where_v1_does_not():
@@ -62,26 +62,53 @@ def test_ours_tells_small_gains_from_large_ones_where_v1_does_not():
     assert compute("improvement", large) - compute("improvement", small) > 0.3
 
 
-def test_ours_is_monotone_bounded_and_neutral_at_no_change():
-    rewards = [compute("improvement", scored(delta)) for delta in np.linspace(-2, 2, 81)]
-    assert all(left < right for left, right in itertools.pairwise(rewards))
+OURS = ["improvement", "improvement:neutral=0", "improvement:unchanged=0.3,neutral=0.3", "improvement:unchanged=0"]
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_ours_rises_with_delta_and_is_bounded(name):
+    changes = [delta for delta in np.linspace(-2, 2, 82) if abs(delta) > 0.01 * 0.4]
+    rewards = [compute(name, scored(delta)) for delta in changes]
+    assert all(left <= right for left, right in itertools.pairwise(rewards))
+    assert all(left < right for left, right in itertools.pairwise(rewards[41:]))
     assert 0.0 <= min(rewards) <= max(rewards) <= 1.0
-    assert compute("improvement", scored(0.0)) == pytest.approx(0.5)
 
 
-def test_ours_pays_no_limit_more_than_an_error_and_doing_nothing_less_than_trying():
-    error = compute("improvement", ended(OutcomeKind.SCRIPT_ERROR))
-    assert all(compute("improvement", ended(kind)) <= error for kind in LIMITS)
-    assert compute("improvement", ended(OutcomeKind.INVALID_ACTION)) < error
-    assert error < compute("improvement", ended(OutcomeKind.NO_EDIT)) < compute("improvement", scored(0.0))
+@pytest.mark.parametrize("name", OURS)
+def test_ours_pays_no_limit_more_than_an_error_and_doing_nothing_no_more_than_any_attempt_that_runs(name):
+    error, nothing = (compute(name, ended(kind)) for kind in (OutcomeKind.SCRIPT_ERROR, OutcomeKind.NO_EDIT))
+    assert all(compute(name, ended(kind)) <= error for kind in LIMITS)
+    assert compute(name, ended(OutcomeKind.INVALID_ACTION)) <= error <= nothing
+    assert all(nothing <= compute(name, scored(delta)) for delta in np.linspace(-2, 2, 82))
 
 
-@pytest.mark.parametrize("name", sorted(REWARDS))
+@pytest.mark.parametrize("delta", [0.0, 0.003, -0.003])
+def test_an_edit_that_leaves_the_score_is_worth_as_much_as_a_look(delta):
+    look = compute("improvement", ended(OutcomeKind.NO_EDIT))
+    assert compute("improvement", scored(delta)) == look
+    assert compute("improvement", scored(0.005)) > 0.5 > compute("improvement", scored(-0.005)) > 0.45
+
+
+def test_a_gain_within_the_noise_of_running_again_is_none():
+    noisy = dataclasses.replace(BASE.scale, noise=0.02)
+    look = compute("improvement", ended(OutcomeKind.NO_EDIT))
+    assert [compute("improvement", scored(delta, noisy)) for delta in (-0.019, 0.019)] == [look] * 2
+    assert compute("improvement", scored(0.021, noisy)) > 0.5
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), None, "1", True])
+def test_a_reward_that_gives_no_number_is_named(monkeypatch, value):
+    monkeypatch.setitem(REWARDS._functions, "odd", lambda outcome: value)
+    with pytest.raises(ValueError, match=r"reward odd gave .* for an outcome scored; it must give a finite number"):
+        compute("odd", BASE)
+
+
+@pytest.mark.parametrize("name", REWARDS.names())
 def test_an_infrastructure_error_has_no_reward(name):
     assert compute(name, ended(OutcomeKind.INFRASTRUCTURE_ERROR)) is None
 
 
-@pytest.mark.parametrize("name", sorted(REWARDS))
+@pytest.mark.parametrize("name", REWARDS.names())
 def test_the_same_outcome_has_the_same_reward(name):
     assert compute(name, scored(0.1)) == compute(name, Outcome.from_dict(scored(0.1).to_dict()))
 
@@ -95,7 +122,7 @@ def test_noise_is_uniform_and_blind_to_the_metric():
 
 
 def test_an_unknown_reward_is_refused_with_the_names():
-    with pytest.raises(ValueError, match="'profit'; choose one of improvement, noise, paper_v1, paper_v2"):
+    with pytest.raises(ValueError, match=r"'profit'; choose one of improvement, noise, paper_v1, paper_v2\b"):
         compute("profit", BASE)
 
 

@@ -10,12 +10,13 @@ TESTS = Path(__file__).parent
 FILES = {
     "abuse": TESTS / "sandbox/test_abuse.py",
     "steps": TESTS / "sandbox/test_abuse_steps.py",
+    "files": TESTS / "sandbox/test_abuse_files.py",
     "transfer": TESTS / "sandbox/test_transfer.py",
     "actions": TESTS / "test_abuse_actions.py",
     "grading": TESTS / "tasks/test_grading.py",
     "catalogue": TESTS / "tasks/test_catalogue.py",
 }
-IN_BOTH = {"abuse", "steps"}
+IN_BOTH = {"abuse", "steps", "files"}
 """Their tests take the fixture `sandbox` of sandbox/conftest.py, which has both."""
 
 
@@ -32,7 +33,7 @@ def functions(path):
 
 
 def test_every_case_is_there_once_with_a_test_in_both_sandboxes(cases):
-    assert [number for number, _ in cases] == list(range(1, 33))
+    assert [number for number, _ in cases] == list(range(1, len(cases) + 1))
     for number, tests in cases:
         assert IN_BOTH & {file for file, _ in tests}, f"case {number}"
 
@@ -48,7 +49,7 @@ def test_every_test_that_has_the_number_of_a_case_is_in_its_row(cases):
     for number, tests in cases:
         for _, name in tests:
             named[name].add(number)
-    for file in ("steps", "actions"):
+    for file in ("steps", "files", "actions"):
         for name in functions(FILES[file]):
             if match := re.match(r"test_((?:\d+_)+)", name):
                 assert named.get(name) == set(map(int, match[1].strip("_").split("_"))), name

@@ -15,8 +15,8 @@ import needs
 import numpy as np
 import pytest
 
-from mlagent_jax.data import jsonl
-from mlagent_jax.data.trajectory_store import TrajectoryStore
+from mlagent_jax.runtime import jsonl
+from mlagent_jax.trajectories.store import TrajectoryStore
 
 pytestmark = pytest.mark.slow
 
@@ -176,8 +176,8 @@ def test_the_export_is_the_same_policy_in_transformers(run):
     import jax.numpy as jnp
 
     from mlagent_jax import models
-    from mlagent_jax.data.tokenizer import Tokenizer
-    from mlagent_jax.models import hugging_face
+    from mlagent_jax.checkpoints import hugging_face
+    from mlagent_jax.models.tokenizer import Tokenizer
 
     theirs = transformers.AutoModelForCausalLM.from_pretrained(run / "export", dtype=torch.float32).eval()
     their_tokenizer = transformers.AutoTokenizer.from_pretrained(run / "export")
@@ -200,7 +200,7 @@ def test_a_workdir_of_another_config_is_refused(run):
     process = subprocess.run(
         [
             *(sys.executable, "-m", "mlagent_jax.train", "--config=configs/smoke.py", f"--workdir={run}", *SMALL),
-            "--config.rl.clip=0.3",
+            "--config.rl.value_clip=0.3",
         ],
         capture_output=True,
         text=True,
@@ -208,7 +208,7 @@ def test_a_workdir_of_another_config_is_refused(run):
         check=False,
     )
     assert process.returncode != 0
-    assert "rl.clip: 0.2 -> 0.3" in process.stderr
+    assert "rl.value_clip: 0.2 -> 0.3" in process.stderr
 
 
 def forget_rl(workdir):

@@ -5,7 +5,7 @@ processes may not look into it, and orphans are its children. Limits here are th
 ones from outside.
 
     standard input    8 bytes length, JSON request, the packed workspace (see `transfer`)
-    standard output   8 bytes length, JSON result, the packed workspace
+    standard output   `STARTED` before the script starts; then 8 bytes length, JSON result, the packed workspace
 """
 
 from __future__ import annotations
@@ -24,14 +24,19 @@ from .capture import Capture
 
 _INTERVAL_SECONDS = 0.05
 _READ_BYTES = 1 << 16
+STARTED = b"s"
+"""From here on, a capsule that ends without an answer was ended by the script."""
 
 
 def main() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # which the kernel keeps from the first process
     kernel.set_dumpable(False)  # the script may not look into this process, nor write to its descriptors
     incoming, outgoing = sys.stdin.buffer, sys.stdout.buffer
     request = json.loads(_read_exactly(incoming, int.from_bytes(_read_exactly(incoming, 8), "big")))
     skip = frozenset({"data"} if request["data"] else ())
     transfer.unpack(incoming, script.WORKSPACE, request["room"], keep=skip)
+    outgoing.write(STARTED)
+    outgoing.flush()
     result = _run(request)
     _end_everything_else()
     result["full"] = next(filter(None, map(usage.full, (script.WORKSPACE, "/tmp", "/dev/shm"))), None)  # noqa: S108
@@ -81,6 +86,7 @@ def _run(request: dict[str, Any]) -> dict[str, Any]:
 def _become_script(request: dict[str, Any], writers: list[int]) -> NoReturn:
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     os.setsid()
     nothing = os.open(os.devnull, os.O_RDONLY)
     for source, target in zip((nothing, *writers), (0, 1, 2), strict=True):

@@ -52,7 +52,8 @@ def run_script(script: str, seed: int) -> NoReturn:
     with contextlib.suppress(ImportError):
         importlib.import_module("numpy").random.seed(seed % 2**32)
     sys.argv = [script]
-    sys.path.insert(0, os.path.dirname(os.path.abspath(script)))
+    # Last, unlike the interpreter: no file of the workspace stands for an installed module that read-only files import.
+    sys.path.append(os.path.dirname(os.path.abspath(script)))
     # As the interpreter itself would open them; by line, so that a script that is killed leaves what it printed.
     sys.stdin = io.open(0, encoding="utf-8", closefd=False)  # noqa: SIM115, UP020
     sys.stdout = io.open(1, "w", encoding="utf-8", errors="replace", buffering=1, closefd=False)  # noqa: SIM115, UP020

@@ -25,7 +25,7 @@ import socket
 import time
 from typing import Any, NoReturn
 
-from . import kernel, script, transfer, usage
+from . import kernel, script, transfer, tree, usage
 
 UID = 1000
 """Of the script, inside."""
@@ -80,7 +80,7 @@ def _execute(
         result = _watch(init, channel, start_writer, end_reader, limits, request["watch_memory"])
     result["full"] = usage.full(script.WORKSPACE)
     with os.fdopen(outgoing, "wb") as stream:
-        result["refused"] = transfer.pack(script.WORKSPACE, stream, room, skip=skip)
+        result["refused"] = transfer.pack(script.WORKSPACE, stream, room, skip=skip).refused
     return result
 
 
@@ -93,7 +93,7 @@ def _enter_namespaces(room: int, data: str | None) -> None:
     safe = kernel.MS_NOSUID | kernel.MS_NODEV
     kernel.mount(None, "/", None, kernel.MS_REC | kernel.MS_PRIVATE)
     # One file system for all that can be written, so that one size and one inode count bound it.
-    kernel.mount("scratch", _SCRATCH, "tmpfs", safe, f"size={room},nr_inodes={transfer.MAX_FILES},mode=0755")
+    kernel.mount("scratch", _SCRATCH, "tmpfs", safe, f"size={room},nr_inodes={tree.MAX_INODES},mode=0755")
     for name, place in (("workspace", script.WORKSPACE), ("tmp", "/tmp"), ("shm", "/dev/shm")):  # noqa: S108
         source = f"{_SCRATCH}/{name}"
         os.mkdir(source)

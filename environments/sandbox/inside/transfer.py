@@ -4,11 +4,10 @@ What comes out of a sandbox is hostile, so this is not tar: an index that is che
 written, then the contents in its order.
 
     8 bytes    length of the index, big-endian
-    index      JSON: {"entries": [[path, kind, mode, size or target], ...], "refused": [[path, why], ...]}
+    index      JSON: {"entries": [[path, kind, mode, size or target], ...], "refused": [[path, why, count], ...]}
     contents   of the files, in the order of the index
 
-Kinds are `f` (file), `d` (directory) and `l` (symbolic link). A link that could lead out of the workspace, a FIFO, a
-socket and a device are refused by the packer and again by the unpacker.
+Kinds are those of `tree`, which says what travels; what it refuses is refused by the unpacker too.
 """
 
 from __future__ import annotations
@@ -18,28 +17,36 @@ import json
 import os
 import shutil
 import stat
-from typing import BinaryIO
+import tempfile
+from typing import BinaryIO, NamedTuple
 
-MAX_FILES = 4096
-"""Files and directories in a workspace; also the number of inodes a script may use."""
-MAX_DEPTH = 32
+from . import tree
+from .tree import Entry, Refused
+
 MAX_INDEX_BYTES = 32 << 20
-TOO_LARGE, TOO_MANY, TOO_DEEP = "too many bytes", "too many files", "too many directories deep"
-LIMITS = frozenset({TOO_LARGE, TOO_MANY, TOO_DEEP})
-"""Why something was refused, where a limit is the reason; other reasons are about its kind."""
+"""More than the index of any tree within the limits, however its names are written in JSON."""
+MAX_ENTERING_BYTES = 1 << 30
+"""Of the files that an execution starts with, task data apart."""
 _CHUNK = 1 << 20
+_MOST_REFUSED = 16
+"""Reasons; a packer knows fewer."""
 
 
 class TransferError(ValueError):
     """A stream that does not keep to the format or its bounds."""
 
 
-def safe_link(target: str) -> bool:
-    """Whether a symbolic link can only lead to a place beneath its own directory."""
-    return bool(target) and not target.startswith("/") and ".." not in target.split("/")
+class Packed(NamedTuple):
+    """What a packer did."""
+
+    refused: list[Refused]
+    room: int
+    """Bytes that the tree takes where it is unpacked, in memory."""
 
 
-def pack(root: str, stream: BinaryIO, max_bytes: int, skip: frozenset[str] = frozenset()) -> list[tuple[str, str]]:
+def pack(
+    root: str, stream: BinaryIO, max_bytes: int = MAX_ENTERING_BYTES, skip: frozenset[str] = frozenset()
+) -> Packed:
     """Write the tree under `root` to `stream`, following no link and opening nothing but regular files.
 
     Args:
@@ -47,60 +54,15 @@ def pack(root: str, stream: BinaryIO, max_bytes: int, skip: frozenset[str] = fro
       stream: where to.
       max_bytes: bound on the sum of apparent file sizes; a file beyond it is refused (sparse files).
       skip: names at the top level that do not travel.
-
-    Returns:
-      (path, why) of what was refused.
     """
-    entries: list[tuple[str, str, int, int | str]] = []
-    refused: list[tuple[str, str]] = []
-    total = 0
-    pending = [("", 0)]
-    while pending:
-        folder, depth = pending.pop()
-        try:
-            with os.scandir(os.path.join(root, folder)) as listing:
-                found = sorted(listing, key=lambda entry: entry.name)
-        except OSError as error:
-            refused.append((folder, f"unreadable directory: {error.strerror}"))
-            continue
-        for entry in found:
-            path = f"{folder}/{entry.name}" if folder else entry.name
-            if path in skip:
-                continue
-            if len(entries) >= MAX_FILES:
-                refused.append((path, TOO_MANY))
-                pending.clear()
-                break
-            info = entry.stat(follow_symlinks=False)
-            mode = stat.S_IMODE(info.st_mode) & 0o777
-            if stat.S_ISREG(info.st_mode):
-                if total + info.st_size > max_bytes:
-                    refused.append((path, TOO_LARGE))
-                elif not os.access(entry.path, os.R_OK):
-                    refused.append((path, "unreadable file"))
-                else:
-                    total += info.st_size
-                    entries.append((path, "f", mode, info.st_size))
-            elif stat.S_ISDIR(info.st_mode):
-                if depth + 1 >= MAX_DEPTH:
-                    refused.append((path, TOO_DEEP))
-                else:
-                    entries.append((path, "d", mode, 0))
-                    pending.append((path, depth + 1))
-            elif stat.S_ISLNK(info.st_mode):
-                target = os.readlink(entry.path)
-                if safe_link(target):
-                    entries.append((path, "l", mode, target))
-                else:
-                    refused.append((path, "symbolic link that leads out of its directory"))
-            else:
-                refused.append((path, "neither file, directory nor link"))
-    index = json.dumps({"entries": entries, "refused": refused}).encode()
+    entries, refused = tree.walk(root, skip.__contains__, tree.MAX_INODES, max_bytes, max_bytes)
+    lines = [(path, kind, mode, target if kind == "l" else size) for path, kind, mode, size, target in entries]
+    index = json.dumps({"entries": lines, "refused": refused}).encode()
     stream.write(len(index).to_bytes(8, "big") + index)
-    for path, kind, _, size in entries:
-        if kind == "f":
-            _copy_out(os.path.join(root, path), int(size), stream)
-    return refused
+    for entry in entries:
+        if entry.kind == "f":
+            _copy_out(os.path.join(root, entry.path), entry.size, stream)
+    return Packed(refused, tree.room(entries))
 
 
 def _copy_out(path: str, size: int, stream: BinaryIO) -> None:
@@ -123,10 +85,10 @@ def _copy_out(path: str, size: int, stream: BinaryIO) -> None:
         remaining -= len(padding)
 
 
-def unpack(stream: BinaryIO, root: str, max_bytes: int, keep: frozenset[str] = frozenset()) -> list[tuple[str, str]]:
+def unpack(stream: BinaryIO, root: str, max_bytes: int, keep: frozenset[str] = frozenset()) -> list[Refused]:
     """Make the tree under `root` what `stream` says, deleting whatever else is there.
 
-    The whole index is checked first: after an error the tree is as it was.
+    The stream is checked and read as a whole before anything is deleted: after an error the tree is as it was.
 
     Args:
       stream: what `pack` wrote, or anything hostile that claims to be.
@@ -135,24 +97,27 @@ def unpack(stream: BinaryIO, root: str, max_bytes: int, keep: frozenset[str] = f
       keep: names at the top level that are neither deleted nor written.
 
     Returns:
-      (path, why) of what the packer refused.
+      What the packer refused.
 
     Raises:
       TransferError: the stream does not keep to the format or its bounds.
     """
     entries, refused = _read_index(stream, max_bytes, keep)
-    _clear(root, keep)
-    links: list[tuple[str, str]] = []
-    for path, kind, mode, detail in entries:
-        target = os.path.join(root, path)
-        if kind == "d":
-            os.mkdir(target, 0o700 | mode)
-        elif kind == "l":
-            links.append((target, detail))  # last, so that no file is ever written through one
-        else:
-            _copy_in(stream, target, mode, detail)
-    for target, detail in links:
-        os.symlink(detail, target)
+    draft = tempfile.mkdtemp(prefix=".unpack-", dir=root)
+    try:
+        for entry in entries:
+            if entry.kind == "d":
+                os.mkdir(os.path.join(draft, entry.path), 0o700 | entry.mode)
+            elif entry.kind == "f":
+                _copy_in(stream, os.path.join(draft, entry.path), entry.mode, entry.size)
+        for entry in entries:
+            if entry.kind == "l":  # last, so that no file is ever written through one
+                os.symlink(entry.target, os.path.join(draft, entry.path))
+        _clear(root, keep | {os.path.basename(draft)})
+        for name in os.listdir(draft):
+            os.rename(os.path.join(draft, name), os.path.join(root, name))
+    finally:
+        shutil.rmtree(draft)
     return refused
 
 
@@ -167,42 +132,41 @@ def _read_exactly(stream: BinaryIO, size: int) -> bytes:
     return b"".join(chunks)
 
 
-def _read_index(
-    stream: BinaryIO, max_bytes: int, keep: frozenset[str]
-) -> tuple[list[tuple[str, str, int, int | str]], list[tuple[str, str]]]:
+def _read_index(stream: BinaryIO, max_bytes: int, keep: frozenset[str]) -> tuple[list[Entry], list[Refused]]:
     length = int.from_bytes(_read_exactly(stream, 8), "big")
     if length > MAX_INDEX_BYTES:
         raise TransferError(f"index of {length} bytes")
     try:
         index = json.loads(_read_exactly(stream, length))
-        entries = [(str(path), str(kind), int(mode), detail) for path, kind, mode, detail in index["entries"]]
-        refused = [(str(path), str(why)) for path, why in index["refused"]]
+        entries = [_entry(*fields) for fields in index["entries"]]
+        refused = [Refused(str(path), str(why), int(count)) for path, why, count in index["refused"]]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise TransferError(f"index: {error}") from error
-    if len(entries) > MAX_FILES:
-        raise TransferError(f"{len(entries)} files")
-    directories, seen, total = {""}, set(), 0
-    for path, kind, _, detail in entries:
+    if len(entries) > tree.MAX_INODES or len(refused) > _MOST_REFUSED:
+        raise TransferError(f"{len(entries)} files, {len(refused)} reasons")
+    folders, seen = {""}, set()
+    for path, kind, _, _, _ in entries:
         folder, _, name = path.rpartition("/")
-        if name in ("", ".", "..") or "\0" in path or folder not in directories or path in seen or path in keep:
+        if name in ("", ".", "..") or "\0" in path or folder not in folders or path in seen or path in keep:
             raise TransferError(f"path {path!r}")
         seen.add(path)
         if kind == "d":
-            if path.count("/") >= MAX_DEPTH:
-                raise TransferError(f"path {path!r} is too deep")
-            directories.add(path)
-        elif kind == "l":
-            if not isinstance(detail, str) or "\0" in detail or not safe_link(detail):
-                raise TransferError(f"link {path!r} to {detail!r}")
-        elif kind == "f":
-            if not isinstance(detail, int) or detail < 0:
-                raise TransferError(f"size of {path!r}: {detail!r}")
-            total += detail
-        else:
-            raise TransferError(f"kind {kind!r} of {path!r}")
-    if total > max_bytes:
+            folders.add(path)
+    if (total := sum(entry.size for entry in entries)) > max_bytes:
         raise TransferError(f"{total} bytes where {max_bytes} are allowed")
     return entries, refused
+
+
+def _entry(path: object, kind: object, mode: object, detail: object) -> Entry:
+    """One line of an index, if `tree.walk` could have made it."""
+    if not isinstance(path, str) or type(mode) is not int or kind not in ("f", "d", "l"):
+        raise ValueError(f"entry {path!r} of kind {kind!r}")
+    entry = Entry(path, kind, mode & 0o777, *((0, detail) if kind == "l" else (detail,)))
+    if type(entry.size) is not int or entry.size < 0 or not isinstance(entry.target, str):
+        raise ValueError(f"size or target of {path!r}: {detail!r}")
+    if why := tree.unfit(path, kind == "d") or (kind == "l" and tree.unfit_link(entry.target)):
+        raise ValueError(f"{path[:100]!r}: {why}")
+    return entry
 
 
 def _clear(root: str, keep: frozenset[str]) -> None:

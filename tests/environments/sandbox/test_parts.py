@@ -8,9 +8,9 @@ import psutil
 import pytest
 
 from environments.protocol import Limits
-from environments.sandbox import SandboxError, SandboxUnavailableError, bubblewrap, open_sandbox, warm
-from environments.sandbox.bubblewrap import BubblewrapSandbox
-from environments.sandbox.data_store import DataStore
+from environments.sandbox import SandboxError, SandboxUnavailableError, bubblewrap, open_sandbox
+from environments.sandbox.bubblewrap import BubblewrapSandbox, warm
+from environments.sandbox.data import DataStore
 from environments.sandbox.inside.capture import Capture
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from environments.sandbox.inside import transfer
+from environments.sandbox.inside import transfer, tree
 
 ROOM = 1 << 20
 
@@ -20,9 +20,9 @@ def stream(entries, contents=b"", refused=()):
 
 def packed(folder, **options):
     out = io.BytesIO()
-    refused = transfer.pack(str(folder), out, options.pop("max_bytes", ROOM), **options)
+    done = transfer.pack(str(folder), out, options.pop("max_bytes", ROOM), **options)
     out.seek(0)
-    return out, refused
+    return out, done.refused
 
 
 @pytest.mark.parametrize(
@@ -44,8 +44,14 @@ def packed(folder, **options):
         [["x", "f", 0o644, "1"]],
         [["x", "p", 0o644, 0]],
         [["data", "d", 0o755, 0]],
-        [[f"{n}", "f", 0o644, 0] for n in range(transfer.MAX_FILES + 1)],
-        [["/".join("d" * (n + 1)), "d", 0o755, 0] for n in range(transfer.MAX_DEPTH + 1)],
+        [["link", "l", 0o777, "a\0b"]],
+        [["x\ud800", "f", 0o644, 1]],
+        [["link", "l", 0o777, "\ud800"]],
+        [["x", "f", "0o644", 1]],
+        [["x", "f", 0o644, True]],
+        [["x" * (tree.MAX_PATH_BYTES + 1), "f", 0o644, 1]],
+        [[f"{n}", "f", 0o644, 0] for n in range(tree.MAX_INODES + 1)],
+        [["/".join("d" * (n + 1)), "d", 0o755, 0] for n in range(tree.MAX_DEPTH + 1)],
         [["x"]],
         "entries",
         None,
@@ -56,6 +62,43 @@ def test_a_hostile_index_is_refused_and_nothing_is_touched(tmp_path, entries):
     with pytest.raises(transfer.TransferError):
         transfer.unpack(stream(entries, b"x"), str(tmp_path), ROOM, keep=frozenset({"data"}))
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+@pytest.mark.parametrize("missing", [1, 5, 8])
+def test_a_cut_stream_leaves_what_was_there(tmp_path, missing):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "mine").write_text("mine")
+    whole = stream([["a", "f", 0o644, 4], ["b", "f", 0o644, 4]], b"aaaabbbb").getvalue()
+    with pytest.raises(transfer.TransferError, match="ends early"):
+        transfer.unpack(io.BytesIO(whole[:-missing]), str(tmp_path), ROOM)
+    assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")] == ["folder", "folder/mine"]
+
+
+def test_the_index_of_any_tree_within_the_limits_fits():
+    line = json.dumps(["\x01" * tree.MAX_PATH_BYTES, "l", 0o777, "\x01" * tree.MAX_PATH_BYTES])
+    assert tree.MAX_INODES * (len(line) + 2) < transfer.MAX_INDEX_BYTES
+
+
+def test_refusals_are_counted_by_reason_so_that_a_report_stays_small(tmp_path):
+    for number in range(1500):
+        os.mkfifo(tmp_path / f"{number:04d}{'f' * 200}")
+    _, refused = packed(tmp_path)
+    assert [(each.why, each.count) for each in refused] == [(tree.ODD, 1500)]
+    assert len(json.dumps(refused)) < 200 and str(refused[0]).startswith("'0000ff")
+
+
+def test_paths_beyond_the_limits_are_refused_before_the_kernel_is_asked(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for _ in range(20):  # 5,000 bytes: more than a path may have anywhere
+        os.mkdir("d" * 250)
+        os.chdir("d" * 250)
+    os.chdir(tmp_path)
+    os.makedirs("e/" * tree.MAX_DEPTH + "e")
+    (tmp_path / "link").symlink_to("x" * 1000)
+    out, refused = packed(tmp_path)
+    assert {(each.why, each.count) for each in refused} == {(tree.TOO_LONG, 2), (tree.TOO_DEEP, 1)}
+    (tmp_path / "target").mkdir()
+    transfer.unpack(out, str(tmp_path / "target"), ROOM)
 
 
 @pytest.mark.parametrize("raw", [b"", b"\0" * 7, (1 << 40).to_bytes(8, "big"), b"\0" * 7 + b"\2[[", b"\xff" * 100])
@@ -99,8 +142,9 @@ def test_the_packer_opens_and_follows_nothing_special(tmp_path):
     os.truncate(tmp_path / "sparse", 1 << 40)
     (tmp_path / "good").write_text("good")
     out, refused = packed(tmp_path)
-    assert {path: why for path, why in refused}.keys() == {"fifo", "out", "sparse"}
-    assert ("sparse", transfer.TOO_LARGE) in refused
+    assert {each.path: each.why for each in refused} == {
+        "fifo": tree.ODD, "out": tree.LEADS_OUT, "sparse": tree.TOO_LARGE
+    }  # fmt: skip
     target = tmp_path / "good-only"
     target.mkdir()
     assert transfer.unpack(out, str(target), ROOM) == refused

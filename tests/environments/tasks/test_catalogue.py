@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import json
 import pydoc_data.topics
 import re
 import unicodedata
@@ -14,12 +15,13 @@ import pytest
 from sklearn import datasets
 
 from environments import tasks
-from environments.metrics import METRICS
-from environments.tasks import TaskError, micro
-from environments.tasks.dataset import Dataset
-from environments.tasks.embedded import texts
-from environments.tasks.scripts import CELLS, Script, read_cells, replace_cell, with_imports
-from environments.tasks.traits import describe
+from environments.tasks import TaskError
+from environments.tasks.generated import micro
+from environments.tasks.generated.dataset import Dataset
+from environments.tasks.generated.embedded import texts
+from environments.tasks.generated.scripts import CELLS, Script, read_cells, replace_cell, with_imports
+from environments.tasks.generated.traits import describe
+from environments.tasks.grading.metrics import METRICS
 
 FAMILIES = [*micro.family_names("train"), *micro.family_names("held_out")]
 MICRO = [f"micro-{family}-0" for family in FAMILIES]
@@ -79,6 +81,24 @@ def test_a_build_is_complete_and_deterministic(name, tmp_path):
     assert {path.name for path in (tmp_path / "first/env").iterdir()} == {"train.py", *first.read_only}
     assert first.traits.startswith(first.kind.replace("_", " ")) and len(first.traits.split(", ")) <= 8
     assert first.description and first.source
+
+
+@pytest.mark.parametrize("name", [name for name in tasks.names() if tasks.get(name).spec.kind == "time_series"])
+def test_a_forecast_lies_after_all_that_is_public(name, tmp_path):
+    """Every public number is of the origin or before, every hidden one later, and no row is another's past."""
+    tasks.get(name).build(tmp_path / "built", 0)
+    public = tmp_path / "built" / "public"
+    train, test = (np.loadtxt(public / f"{part}.csv", delimiter=",", skiprows=1) for part in ("train", "test"))
+    (origin,) = set(test[:, 0] - test[:, 1])  # the last known time of every hidden row
+    assert train[:, 0].max() <= origin < test[:, 0].min()
+    horizon = json.loads((public / "about.json").read_text())["horizon"]
+    assert set(train[:, 1]) == set(test[:, 1]) == set(range(1, horizon + 1))
+    windows = {
+        tuple(row)
+        for part in (train[:, 2:], test[:, 2:])
+        for row in np.lib.stride_tricks.sliding_window_view(part, 6, axis=1).reshape(-1, 6)
+    }
+    assert len(windows) == (len(train) + len(test)) * (train.shape[1] - 2 - 5), "histories share no six values in a row"
 
 
 def originals(name):

@@ -12,16 +12,16 @@ import pytest
 
 from environments.protocol import Job, Requirements
 from environments.queue import open_queue
-from mlagent_jax.config import default_config, freeze
-from mlagent_jax.data import jsonl
-from mlagent_jax.errors import DivergedError
-from mlagent_jax.learning.controllers import AdaptiveKL
+from mlagent_jax.algorithms.kl import KL_CONTROLLERS
 from mlagent_jax.rl.batches import Batches
+from mlagent_jax.runtime import jsonl
+from mlagent_jax.runtime.errors import DivergedError
 from mlagent_jax.sampling import load
+from mlagent_jax.settings.schema import default_config, freeze
 from mlagent_jax.studies.sleeping import made_up_states, sleeping_run
 
 pytestmark = pytest.mark.slow
-stage = importlib.import_module("mlagent_jax.stages.rl")  # the package has a function of this name
+stage = importlib.import_module("mlagent_jax.rl.stage")  # the package has a function of this name
 
 
 def make_config(speaker, staleness=1, **fields):
@@ -34,7 +34,7 @@ def make_config(speaker, staleness=1, **fields):
     config.sampling.slots = 4
     config.rl.iterations, config.rl.states, config.rl.samples = 3, 2, 2
     config.rl.epochs, config.rl.minibatches, config.rl.learning_rate = 1, 2, 1e-3
-    config.rl.max_staleness, config.rl.kl_target = staleness, 1e-3
+    config.rl.max_staleness, config.rl.kl_controller = staleness, "adaptive:target=1e-3"
     config.pool.refresh_fraction, config.pool.sampling = 0.5, "learnability"
     for name, value in fields.items():
         config.rl[name] = value
@@ -168,7 +168,7 @@ def test_states_that_the_policy_reached_are_drawn_at_the_set_share(synchronous):
 
 def test_the_kl_coefficient_follows_the_kl(synchronous):
     _, _, metrics, _ = synchronous
-    controller = AdaptiveKL(default_config().rl.kl_coefficient, 1e-3)
+    controller, coefficient = KL_CONTROLLERS.choose("adaptive:target=1e-3"), default_config().rl.kl_coefficient
     for values in metrics:
-        assert values["kl_coefficient"] == controller.coefficient
-        controller = controller.update(values["kl"])
+        assert values["kl_coefficient"] == coefficient
+        coefficient = controller(coefficient, values["kl"])
