@@ -26,6 +26,7 @@ from mlagent_jax.rl.tracker import ValueTracker
 from mlagent_jax.runs.policies import Policy, Training, abstract
 from mlagent_jax.runs.run import Run
 from mlagent_jax.runtime import processes
+from mlagent_jax.runtime.errors import ConfigError
 from mlagent_jax.settings.schema import Config, RLConfig
 
 
@@ -42,6 +43,11 @@ def batch_of(
     rewards = [None if row.group in silent else row.reward for row in taken]
     size = rl.states * rl.samples * (rl.episode_steps if rl.rollout == "episode" else 1)
     missing = size - len(taken)
+    if missing < 0:
+        raise ConfigError(
+            f"the batch has {len(taken)} rows, and config.rl.states * samples is {size}: replay it with the "
+            "settings that it was saved with"
+        )
     seconds = [None if r is None else row.outcome.seconds for r, row in zip(rewards, taken, strict=True)]
     return ppo.make_batch(
         [*(row.action.prompt for row in taken), *[(pad_id,)] * missing],
@@ -125,7 +131,8 @@ class Learner:
             proximal = ppo.score(self._model, whole, params["critic"], placed, whole_batch)
             reference = self._reference_scores(placed, whole_batch)
             targets = ppo.make_targets(placed, proximal, reference, config, coefficient)
-        check_sampler(self._run, iteration, batch, processes.fetch(proximal.log_probs), taken)
+        if not config.replay:  # whose versions are those of another run
+            check_sampler(self._run, iteration, batch, processes.fetch(proximal.log_probs), taken)
         totals: dict[str, Mean] = {}
         first: dict[str, Mean] = {}
         rng = np.random.default_rng([self._run.config.seed, iteration, 1])

@@ -20,6 +20,11 @@ from mlagent_jax.runtime import jsonl
 from mlagent_jax.runtime.errors import ConfigError
 
 
+def batch_path(folder: epath.Path, iteration: int) -> epath.Path:
+    """The file of the batch that the iteration of this index trains on; files count from 1."""
+    return folder / f"{iteration + 1:05d}.jsonl"
+
+
 def write_batch(path: epath.Path, taken: Sequence[Taken]) -> None:
     """Write a batch, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -66,13 +71,22 @@ def _row(data: dict[str, Any]) -> Taken:
 
 
 class ReplayedBatches:
-    """Takes the place of `Batches`: every iteration is given the batch of one file."""
+    """Takes the place of `Batches`: every iteration is given the batch of one file, or its own from a folder.
+
+    Args:
+      path: a file, or the `batches` of a workdir.
+
+    Raises:
+      ConfigError: the file cannot be read.
+    """
 
     turn: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
     states = 0
+    replaced: Sequence[Taken] = ()
 
     def __init__(self, path: epath.Path) -> None:
-        self._taken = read_batch(path)
+        self._path, self._is_folder = path, path.is_dir()
+        self._taken = [] if self._is_folder else read_batch(path)
 
     def __enter__(self) -> Self:
         return self
@@ -82,10 +96,11 @@ class ReplayedBatches:
 
     def take(self, version: int, params: Any, show: Callable[[Outcome], None]) -> tuple[list[Taken], float]:
         """The batch, sampled in 0 seconds."""
-        del version, params
-        for row in self._taken:
+        del params
+        taken = read_batch(batch_path(self._path, version)) if self._is_folder else list(self._taken)
+        for row in taken:
             show(row.outcome)
-        return list(self._taken), 0.0
+        return taken, 0.0
 
     def make_room(self) -> None:
         """There is nothing to let go."""

@@ -138,7 +138,7 @@ class Run:
         try:
             if set(config.stages) != {"export"}:
                 run._prepare_tasks()
-            if EXECUTING & set(config.stages):
+            if _executing(config):
                 run._connect()
             if run.is_first:
                 _write_json(path / "config.json", dataclasses.asdict(config))
@@ -383,6 +383,11 @@ def _take(batch: Any, rows: jax.Array, sharding: NamedSharding) -> Any:
     return jax.tree.map(lambda array: jax.lax.with_sharding_constraint(array[rows], sharding), batch)
 
 
+def _executing(config: Config) -> set[str]:
+    """The stages of a run that hand out jobs: an rl that replays batches hands out none."""
+    return EXECUTING & set(config.stages) - ({"rl"} if config.rl.replay else set())
+
+
 def editor_required(config: Config) -> tuple[str, ...]:
     """Id of the second model that jobs require of their workers, if prompts offer its actions."""
     return (editor_id(config.prompt.editor),) if config.prompt.editor else ()
@@ -471,7 +476,7 @@ def _check_remote(config: Config, workdir: str) -> None:
         )
     for field, value, is_used, remedy in (
         ("tasks.folder", config.tasks.folder, stages != {"export"}, "a folder on this host"),
-        ("workers.queue", config.workers.queue, EXECUTING & stages, "a postgresql:// one"),
+        ("workers.queue", config.workers.queue, _executing(config), "a postgresql:// one"),
     ):
         if is_used and not value:
             raise ConfigError(

@@ -60,6 +60,12 @@ def check_algorithms(config: Config) -> None:
             f"config.rl.critic_warmup is {rl.critic_warmup}, critic_pretraining {rl.critic_pretraining} and estimator "
             f"{estimator!r}, which reads no critic: set them to 0, or estimator to 'gae'"
         )
+    if rl.critic_pretraining and rl.best_of > 1 and rl.best_of_weight:
+        raise ConfigError(
+            f"config.rl.critic_pretraining is {rl.critic_pretraining} and best_of {rl.best_of}: what one of the "
+            "expert's steps adds to the best of several is not known. Set critic_pretraining to 0 (critic_warmup learns "
+            "from actions of the policy), or best_of to 1"
+        )
 
 
 def _chosen(field: str, registry: Registry, choice: str) -> str:
