@@ -63,8 +63,8 @@ def check_algorithms(config: Config) -> None:
     if rl.critic_pretraining and rl.best_of > 1 and rl.best_of_weight:
         raise ConfigError(
             f"config.rl.critic_pretraining is {rl.critic_pretraining} and best_of {rl.best_of}: what one of the "
-            "expert's steps adds to the best of several is not known. Set critic_pretraining to 0 (critic_warmup learns "
-            "from actions of the policy), or best_of to 1"
+            "expert's steps adds to the best of several is not known. Set best_of to 1, or critic_pretraining to 0 "
+            "(critic_warmup learns from actions of the policy)"
         )
 
 
