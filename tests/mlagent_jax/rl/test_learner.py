@@ -51,5 +51,5 @@ def test_groups_that_say_nothing_are_told_and_left_out_where_that_is_set():
 
 
 def test_a_batch_of_another_size_is_refused():
-    with pytest.raises(ConfigError, match="has 3 rows, and config.rl.states . samples is 2"):
+    with pytest.raises(ConfigError, match=r"has 3 rows, and config\.rl\.states \* samples is 2"):
         batch_of(Config(rl=RLConfig(states=2, samples=1)), 0, ROWS)
