@@ -18,6 +18,8 @@ from mlagent_jax.runtime.errors import ConfigError
 from mlagent_jax.settings.schema import default_config, freeze
 from mlagent_jax.studies import sleeping, timing
 from mlagent_jax.studies.plan import DEFAULT, Arm, Sleep, Study, load_study, runs
+from mlagent_jax.studies.report import cost_table
+from mlagent_jax.studies.results import cost
 
 ROOT = Path(__file__).parents[3]
 STUDIES = sorted(path for path in (ROOT / "configs" / "studies").glob("*.py") if path.name != "settings.py")
@@ -300,3 +302,13 @@ def test_diversity_counts_edits_and_leaves_out_what_we_could_not_execute(tmp_pat
     assert found["distinct_edits"] == {("t", "s"): 2 / 4, ("t", "r"): 1.0}
     p = np.array([3, 1]) / 4
     assert found["kind_entropy"]["t"] == pytest.approx(-(p * np.log(p)).sum())
+
+
+def test_a_study_tells_where_a_policy_ended(tmp_path):
+    """Entropy and KL over the last quarter of the iterations; what a run does not tell is left out."""
+    parts = {"seconds_sample": 1, "seconds_wait": 1, "seconds_update": 1}
+    rows = [{"stage": "rl", "step": i, "kl": 0.1 * i, **parts} for i in range(1, 9)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    taken = cost(tmp_path)
+    assert taken["kl"] == pytest.approx(0.75) and "entropy" not in taken
+    assert "| a | 0 | 8 | 0 | 24 | - | 0.750 | - |" in cost_table({"cost": {"a": {"0": taken}}})
