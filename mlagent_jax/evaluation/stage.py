@@ -12,8 +12,8 @@ from typing import Any
 from mlagent_jax.agents.factory import PolicyAgent
 from mlagent_jax.evaluation.agents import open_agent
 from mlagent_jax.evaluation.episodes import execute, job_version, play_episodes
-from mlagent_jax.evaluation.fixed_states import fixed_states
 from mlagent_jax.reporting.benchmark import write_benchmark
+from mlagent_jax.runs.fixed_states import fixed_states
 from mlagent_jax.runs.run import Run
 from mlagent_jax.runtime import jsonl, processes
 from mlagent_jax.settings.agent_names import OF_THE_RUN, AgentSpec, parse_agent

@@ -6,8 +6,8 @@ import time
 from typing import Any
 
 from mlagent_jax.agents.actor import Actor
-from mlagent_jax.evaluation.fixed_states import fixed_states
 from mlagent_jax.rl.scalars import outcome_scalars
+from mlagent_jax.runs.fixed_states import fixed_states
 from mlagent_jax.runs.run import Run
 from mlagent_jax.runtime.errors import ConfigError
 
