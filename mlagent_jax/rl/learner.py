@@ -174,7 +174,7 @@ class Learner:
         explained: list[dict[str, Mean]] = []
         for batch in batches:
             config = self._with_micro_rows(len(batch.rewards), batch)
-            placed = self._run.place(batch)
+            placed = self._run.devices.place(batch)
             whole = self._trained.whole(self.params["policy"])
             scores = ppo.score(self._model, whole, self.params["critic"], placed, config.micro_batch)
             # The expert's log-probs are not known: its actions count as the policy's own, and only values are read.
