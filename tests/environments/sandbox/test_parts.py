@@ -1,8 +1,11 @@
 """Capture, data store, cgroups' view, and what becomes of a warm sandbox that dies."""
 
 import os
+import shutil
 import signal
 import socket
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import psutil
 import pytest
@@ -55,6 +58,52 @@ def test_the_store_evicts_what_nobody_uses(tmp_path):
                 assert (store.root / name / "x").exists()
         assert (store.root / kept / "x").exists()
         assert len(list(store.root.iterdir())) == 2
+
+
+def test_while_data_is_copied_other_data_is_to_be_had_and_those_who_wait_share_the_copy(tmp_path, monkeypatch):
+    store = DataStore(_folder(tmp_path / "store"))
+    large, small = _folder(tmp_path / "large"), _folder(tmp_path / "small")
+    for folder in (large, small):
+        (folder / "x").write_text(folder.name)
+    copy, copying, go_on = shutil.copyfile, threading.Event(), threading.Event()
+    copied = []
+
+    def slow_copy(source, target):
+        copied.append(source.parent.name)
+        if source.parent == large:
+            copying.set()
+            assert go_on.wait(60)
+        return copy(source, target)
+
+    monkeypatch.setattr(shutil, "copyfile", slow_copy)
+    with ThreadPoolExecutor(2) as pool:
+        waiting = [pool.submit(lambda: _read_leased(store, large)) for _ in range(2)]
+        assert copying.wait(60)
+        assert _read_leased(store, small) == "small"
+        go_on.set()
+        assert [each.result(60) for each in waiting] == ["large", "large"]
+    assert sorted(copied) == ["large", "small"]
+
+
+def test_a_copy_that_fails_is_an_error_for_all_who_wait_and_is_tried_again(tmp_path, monkeypatch):
+    store = DataStore(_folder(tmp_path / "store"))
+    data = _folder(tmp_path / "data")
+    (data / "x").write_text("one")
+
+    def full(source, target):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "copyfile", full)
+        with pytest.raises(OSError, match="No space left"), store.lease(data):
+            pass
+    assert list(store.root.iterdir()) == []
+    assert _read_leased(store, data) == "one"
+
+
+def _read_leased(store, data):
+    with store.lease(data) as name:
+        return (store.root / name / "x").read_text()
 
 
 def _folder(path):
