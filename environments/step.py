@@ -319,11 +319,6 @@ class Environment:
             raise failure from error
         return dataclasses.replace(found, metric=float(metric))
 
-    def _is_kept(self, known: Measurement, start: str) -> bool:
-        """Whether the store still holds all that a measurement refers to: a collection may have taken a part of it."""
-        submission = known.submission is None or self.store.has(known.submission)
-        return submission and Snapshots(self.store).complete(known.snapshot, beside=start)
-
     def _snapshot(self, task: PreparedTask, root: Path) -> str:
         return Snapshots(self.store).snapshot(root, exclude=_excluded(task))
 

@@ -220,7 +220,7 @@ def _serve(options: argparse.Namespace) -> int:
 def _clean(options: argparse.Namespace) -> None:
     """Snapshots of episodes that are over are nobody's: the starting workspaces are stored again on the next reset."""
     store = open_store(options.cache_dir / "store")
-    done = Snapshots(store).collect(roots=(), max_bytes=int(options.max_gb * 1e9))
+    done = Snapshots(store).collect((), max_bytes=int(options.max_gb * 1e9))
     print(f"{done.deleted} files deleted, {done.freed_bytes / 1e6:.1f} MB; {done.kept_bytes / 1e6:.1f} MB kept")
 
 
