@@ -50,9 +50,9 @@ from environments.protocol import Job, Outcome, OutcomeKind, State
 from environments.sandbox.base import Ending, Execution, Sandbox, SandboxError
 from environments.tasks.grading.isolated import tell
 from environments.tasks.prepared import open_task
+from environments.tasks.running import Run, run_in
 from environments.tasks.task import GraderError, GraderLimitError, InvalidSubmissionError, PreparedTask
 
-MAX_SUBMISSION_BYTES = 16 << 20
 MAX_SCRIPT_BYTES = 256 << 10
 MAX_KEPT_TEXT = 20_000
 """Characters of a script's standard output, of its standard error and of a diff that are kept, head and tail."""
@@ -190,7 +190,7 @@ class Environment:
                 effect = action.apply(files, ask=self._editor and self._editor.ask)
                 runs = effect.measured or effect.execute is not None
                 if runs:
-                    remove(root / task.spec.submission)  # That of an earlier step is never graded again.
+                    remove(root / task.spec.submission)  # Not in the snapshot that the execution starts from.
                 start, script = before.snapshot, before.script
                 if runs or effect.changed:
                     start, script = self._snapshot(task, root), _script(root / task.spec.entry)
@@ -263,14 +263,8 @@ class Environment:
             if known is not None and self._is_kept(known, applied.snapshot):
                 return known, True
         gpus = job.requirements.gpus
-        execution = self.sandbox.run(root, script, job.limits, data=task.public, seed=job.seed, gpus=gpus)
-        execution = dataclasses.replace(
-            execution,
-            stdout=observation.cut(observation.sanitise(execution.stdout), MAX_KEPT_TEXT),
-            stderr=observation.cut(observation.sanitise(execution.stderr), MAX_KEPT_TEXT),
-        )
-        before = Measurement(execution, snapshot=applied.snapshot, script=applied.script)
-        measurement = self._inspect(task, script, before, root)
+        run = run_in(root, script, task.spec, self.sandbox, job.limits, data=task.public, seed=job.seed, gpus=gpus)
+        measurement = self._inspect(task, run, applied, root)
         if self._cache is not None:
             self._cache.put(key, measurement)
         return measurement, False
@@ -280,13 +274,16 @@ class Environment:
         submission = [measurement.submission] if measurement.submission else []
         return Snapshots(self.store).is_whole(measurement.snapshot, submission, known=before)
 
-    def _inspect(self, task: PreparedTask, script: str, found: Measurement, root: Path) -> Measurement:
-        """Add what an execution left in `root`: everything there is hostile."""
-        submission = root / task.spec.submission
-        if script == task.spec.entry:
-            found = dataclasses.replace(found, written=os.path.lexists(submission))
-            if found.ended_well:
-                found = self._grade(task, submission, found)
+    def _inspect(self, task: PreparedTask, run: Run, applied: Outcome, root: Path) -> Measurement:
+        """What an execution in `root` gave; everything that it left there is hostile."""
+        execution = dataclasses.replace(
+            run.execution,
+            stdout=observation.cut(observation.sanitise(run.execution.stdout), MAX_KEPT_TEXT),
+            stderr=observation.cut(observation.sanitise(run.execution.stderr), MAX_KEPT_TEXT),
+        )
+        found = Measurement(execution, applied.snapshot, applied.script, written=run.written, problem=run.problem)
+        if run.submission is not None:
+            found = self._grade(task, run.submission, found)
         try:
             return dataclasses.replace(
                 found, snapshot=self._snapshot(task, root), script=_script(root / task.spec.entry)
@@ -295,14 +292,8 @@ class Environment:
             problem = f"the script left a workspace that cannot be kept: {error}."
             return dataclasses.replace(found, metric=None, problem=problem)
 
-    def _grade(self, task: PreparedTask, path: Path, found: Measurement) -> Measurement:
+    def _grade(self, task: PreparedTask, data: bytes, found: Measurement) -> Measurement:
         """Grade the submission: from bytes read once, so that nothing can change them any more."""
-        if not found.written:
-            return dataclasses.replace(found, problem=f"the script ended without writing {task.spec.submission}.")
-        try:
-            data = read_regular(path, MAX_SUBMISSION_BYTES)
-        except HostileFileError as error:
-            return dataclasses.replace(found, problem=f"invalid submission: {error}.")
         found = dataclasses.replace(found, submission=self.store.put(data))
         try:
             metric = task.grade(data)
