@@ -28,7 +28,7 @@ MAX_FAILED_STARTS = 3
 """So many in a row, and it is not started again."""
 LONG_LIFE_SECONDS = 60.0
 """A worker that lives longer is started again without a pause."""
-LONGEST_PAUSE_SECONDS = 30.0
+LONGEST_PAUSE_SECONDS = 5.0
 _POLL_SECONDS = 0.2
 _log = logging.getLogger("mlagent.supervision")
 
