@@ -117,8 +117,6 @@ def test_a_host_that_forbids_namespaces_is_told_the_remedy(monkeypatch, tmp_path
     fake.write_text("#!/bin/sh\necho 'bwrap: No permissions to create new namespace' >&2\nexit 1\n")
     fake.chmod(0o755)
     tmp_path.chmod(0o755)
-    monkeypatch.setattr(warm, "unprivileged_user", lambda: None)
-    monkeypatch.setattr("environments.sandbox.bubblewrap.unprivileged_user", lambda: None)
     monkeypatch.setattr(warm.shutil, "which", lambda name: str(fake))
     with pytest.raises(SandboxUnavailableError, match=r"No permissions.*sysctl") as caught:
         open_sandbox("bubblewrap")
