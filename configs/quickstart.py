@@ -3,7 +3,7 @@
 from ml_collections import ConfigDict
 
 from environments import tasks
-from mlagent_jax.config import default_config
+from mlagent_jax.settings.schema import default_config
 
 
 def get_config() -> ConfigDict:

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any, Self
 
 from environments.actions import ACTIONS, ASSISTED_ACTIONS, PROFILES, describe_actions, describe_format
-from environments.editor import Endpoint
-from environments.environment import Environment
+from environments.actions.second_model import Endpoint
+from environments.files.blobs import open_store
 from environments.protocol import Job, Outcome, OutcomeKind, Requirements, State
 from environments.rewards import REWARDS
 from environments.sandbox.base import Sandbox, SandboxError
-from environments.store import open_store
-from environments.tasks.base import TaskSpec
+from environments.step import Environment
+from environments.tasks.task import TaskSpec
 
 
 def default_cache_dir() -> Path:

@@ -13,7 +13,7 @@
 
 # shellcheck disable=SC2034 # of those who source this
 PREEMPTED=75
-# The trainer's exit status after SIGTERM: it has saved, and the same command goes on (mlagent_jax/interruption.py).
+# The trainer's exit status after SIGTERM: it has saved, and the same command goes on (mlagent_jax/runtime/interruption.py).
 
 declare -a settings=()
 declare -A config=()

@@ -52,7 +52,7 @@ say "fetching wheels into ${option[wheels]}"
 perform mkdir -p "${option[wheels]}"
 perform "$python" -m pip wheel --quiet --disable-pip-version-check -c constraints.txt -w "${option[wheels]}" ".[${option[extras]}]"
 perform "$python" -m pip download --quiet --disable-pip-version-check --no-deps --only-binary :all: -d "${option[wheels]}" \
-  -r environments/images/requirements.lock pip
+  -r environments/sandbox/rootfs/requirements.lock pip
 perform mkdir "$context/source"
 perform_piped git ls-files -z '|' xargs -0 cp --parents -t "$context/source"
 perform ln -s "$(realpath -m "${option[wheels]}")" "$context/wheels"

@@ -17,9 +17,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from absl import app
 
 from mlagent_jax import train
-from mlagent_jax.arguments import parse_flags
-from mlagent_jax.config import freeze
-from mlagent_jax.errors import ConfigError
+from mlagent_jax.runtime.errors import ConfigError
+from mlagent_jax.settings.flags import parse_flags
+from mlagent_jax.settings.schema import freeze
 
 
 def main(argv: list[str]) -> None:

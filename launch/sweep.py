@@ -41,10 +41,10 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from mlagent_jax.arguments import read_config
-from mlagent_jax.config import check_field
-from mlagent_jax.errors import ConfigError
-from mlagent_jax.interruption import INTERRUPTED, PREEMPTED
+from mlagent_jax.runtime.errors import ConfigError
+from mlagent_jax.runtime.interruption import INTERRUPTED, PREEMPTED
+from mlagent_jax.settings.flags import read_config
+from mlagent_jax.settings.schema import check_field
 
 ROOT = Path(__file__).resolve().parents[1]
 OBJECTIVE = "policies.rl.step_reward.held_out.mean"

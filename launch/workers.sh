@@ -67,7 +67,7 @@ if dry; then
 else
   make_environment postgres,gcs
 fi
-build=("$venv/bin/python" -m environments.images.build)
+build=("$venv/bin/python" -m environments.sandbox.rootfs.build)
 [ "$sandbox" != docker ] || build+=(--docker)
 perform "${build[@]}"
 

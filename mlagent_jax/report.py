@@ -18,11 +18,11 @@ from collections.abc import Sequence
 from absl import app, flags, logging
 from etils import epath
 
-from mlagent_jax.data.jsonl import RecordError
 from mlagent_jax.reporting import table
 from mlagent_jax.reporting.html import write_comparison, write_report
 from mlagent_jax.reporting.records import read_run
 from mlagent_jax.reporting.summary import pool_summaries
+from mlagent_jax.runtime.jsonl import RecordError
 
 _JSON = flags.DEFINE_boolean("json", False, "Print the summary (pooled, where there are several runs) as JSON instead.")
 _SERVE = flags.DEFINE_boolean("serve", False, "Serve a page that refreshes itself, instead of writing one.")

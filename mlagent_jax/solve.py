@@ -24,17 +24,17 @@ from rich.syntax import Syntax
 from rich.text import Text
 
 from environments.episode import Episode, make
+from environments.files.blobs import StoreError
 from environments.protocol import Outcome
 from environments.sandbox import PROVIDERS
 from environments.sandbox.base import SandboxError
-from environments.store import StoreError
-from environments.tasks.base import TaskError
-from mlagent_jax.config import PromptConfig
-from mlagent_jax.data import jsonl
+from environments.tasks.task import TaskError
 from mlagent_jax.reporting.table import printable
+from mlagent_jax.runtime import jsonl
+from mlagent_jax.settings.schema import PromptConfig
 
 if TYPE_CHECKING:
-    from mlagent_jax.agent.player import Agent
+    from mlagent_jax.agents.episodes import Agent
 
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Hugging Face folder, or a run's workdir, stage or step.")
 TASK = flags.DEFINE_string("task", None, "Folder of a task, or the name of an embedded one.")
@@ -79,7 +79,7 @@ def solve(episode: Episode, agent: Agent, attempts: int, console: Console) -> So
     Raises:
       SandboxError: a script could not be executed for reasons of this host.
     """
-    from mlagent_jax.agent.player import Trajectory, best_submission, play
+    from mlagent_jax.agents.episodes import Trajectory, best_submission, play
 
     start, outcomes, steps = episode.state, [], []
     for attempt in range(attempts):
@@ -171,9 +171,9 @@ def _agent(
     """The prompts' settings, and what makes the agent of a task once its spec is known."""
     import jax
 
-    from mlagent_jax.agent.actor import Actor
-    from mlagent_jax.agent.agents import PolicyAgent
-    from mlagent_jax.agent.prompts import Renderer
+    from mlagent_jax.agents.actor import Actor
+    from mlagent_jax.agents.factory import PolicyAgent
+    from mlagent_jax.agents.prompts import Renderer
     from mlagent_jax.parallelism import make_mesh
     from mlagent_jax.sampling import Distribution, SamplerConfig, TokenSampler
     from mlagent_jax.sampling.checkpoint import load

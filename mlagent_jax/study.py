@@ -18,8 +18,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from mlagent_jax.config import check_field
-from mlagent_jax.errors import ConfigError
+from mlagent_jax.runtime.errors import ConfigError
+from mlagent_jax.settings.schema import check_field
 from mlagent_jax.studies.plan import PlannedRun, Study, load_study, runs
 from mlagent_jax.studies.report import write_study
 

@@ -12,19 +12,24 @@ import logging
 import os
 import sys
 import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from absl import app, flags
 from ml_collections import config_flags
 
-from environments.openai_http import EndpointError
+from environments.actions.openai_http import EndpointError
+from environments.files.blobs import StoreError
 from environments.queue.base import QueueError
 from environments.sandbox.base import SandboxError
-from environments.store import StoreError
-from environments.tasks.base import TaskError
-from mlagent_jax.arguments import parse_flags
-from mlagent_jax.config import freeze
-from mlagent_jax.errors import BudgetError, ConfigError, DivergedError, PeerError
-from mlagent_jax.interruption import Interruption, Stopped, leave
+from environments.tasks.task import TaskError
+from mlagent_jax.runtime.errors import BudgetError, ConfigError, DivergedError, PeerError
+from mlagent_jax.runtime.interruption import Interruption, Stopped, leave
+from mlagent_jax.settings.flags import parse_flags
+from mlagent_jax.settings.schema import freeze
+
+if TYPE_CHECKING:
+    from mlagent_jax.runs.run import Run
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, for example configs/quickstart.py.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder or URL of everything that the run writes.")
@@ -63,11 +68,11 @@ def run_stages(config_dict: object, workdir: str, interruption: Interruption, di
     config = freeze(config_dict)
     log.info("stages %s in %s", ", ".join(config.stages), workdir)
     # The accelerator half is imported only when the settings are known to be right: JAX takes seconds.
-    from mlagent_jax.parallelism import processes
     from mlagent_jax.reporting.html import write_report
-    from mlagent_jax.run import Run
-    from mlagent_jax.stages import STAGES
+    from mlagent_jax.runs.run import Run
+    from mlagent_jax.runtime import processes
 
+    stages = _stages()
     started = time.monotonic()
     processes.join(distributed)
     if processes.count() > 1:
@@ -81,7 +86,7 @@ def run_stages(config_dict: object, workdir: str, interruption: Interruption, di
             with run.stage(name, config.stages[:index].count(name)) as needed:
                 # An export that is asked for alone is written anew: it may name another policy by now.
                 if needed or config.stages == ("export",):
-                    STAGES[name](run)
+                    stages[name](run)
     finally:
         run.close()
         if run.is_first:
@@ -89,6 +94,17 @@ def run_stages(config_dict: object, workdir: str, interruption: Interruption, di
     log.info(
         "done in %.0f s; the report is %s", time.monotonic() - started, os.path.join(workdir, "report", "index.html")
     )
+
+
+def _stages() -> dict[str, Callable[[Run], None]]:
+    """Return the stages by the name that the config lists them under."""
+    from mlagent_jax.collection.stage import collect
+    from mlagent_jax.evaluation.stage import evaluate
+    from mlagent_jax.rl.stage import rl
+    from mlagent_jax.runs.export import export
+    from mlagent_jax.sft.stage import sft
+
+    return {"collect": collect, "sft": sft, "evaluate": evaluate, "rl": rl, "export": export}
 
 
 def main(argv: list[str]) -> None:
@@ -123,7 +139,7 @@ def _program() -> None:
         if isinstance(end.code, str):
             print(end.code, file=sys.stderr)
         if "jax" in sys.modules:
-            from mlagent_jax.parallelism import processes
+            from mlagent_jax.runtime import processes
 
             processes.part()
         leave(end.code if isinstance(end.code, int) else int(end.code is not None))

@@ -232,8 +232,8 @@ SNIPPETS: dict[str, Run | Elsewhere] = {
     "import gymnasium": Run(),
     "def prepare(raw, public, private, seed): ...": Run(),
     "def grade(submission, answers):": Run(),
-    "from environments.tasks import archives": Run(),
-    "from environments.tasks import tfds_source": Elsewhere(
+    "from environments.tasks.folders import archives": Run(),
+    "from environments.tasks.folders import tfds_source": Elsewhere(
         "tests/environments/tasks/test_tfds_source.py::test_a_folder_makes_its_task_of_such_data"
     ),
     "from typing import Annotated": Elsewhere("tests/environments/test_own_reward.py::test_a_worker_process_pays_it"),

@@ -23,8 +23,8 @@ from docs_commands import COMMANDS, IN_THE_TEXT, ROOT, SNIPPETS, Elsewhere, Like
 
 from launch import sweep
 from mlagent_jax import study
-from mlagent_jax.arguments import read_config
-from mlagent_jax.config import check_field
+from mlagent_jax.settings.flags import read_config
+from mlagent_jax.settings.schema import check_field
 
 OTHERS_PROGRAMS = (
     "docker push",
@@ -155,8 +155,10 @@ def _take_arguments(path, arguments, monkeypatch):
 
     monkeypatch.setattr(argparse.ArgumentParser, "parse_args", stop)
     monkeypatch.setattr(sys, "argv", [str(path), *arguments])
+    # A package that is run by name has its flags in a module of its own.
+    package = next((name for name, module in PROGRAMS.items() if path == _source(module, None)), None)
     with pytest.raises(Taken):
-        runpy.run_path(str(path), run_name="__main__")
+        runpy.run_module(package, run_name="__main__") if package else runpy.run_path(str(path), run_name="__main__")
 
 
 def _take_flags(tree, arguments):
@@ -179,10 +181,15 @@ def _take_flags(tree, arguments):
         read_config(settings)
 
 
+PROGRAMS = {"environments": "environments.interfaces.command_line", "environments.worker": "environments.worker.worker"}
+"""Packages that are run by name, and the module whose flags they take."""
+
+
 def _source(module, tool):
     if tool:
         return ROOT / tool
-    path = ROOT / module.replace(".", "/")
+    name = PROGRAMS.get(module, module)
+    path = ROOT / name.replace(".", "/")
     return path / "__main__.py" if path.is_dir() else path.with_suffix(".py")
 
 

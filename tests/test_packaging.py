@@ -45,7 +45,7 @@ def test_no_room_of_the_accelerator_half_imports_another_in_a_circle():
     for path in (ROOT / "mlagent_jax").rglob("*.py"):
         room = path.relative_to(ROOT / "mlagent_jax").parts[0].removesuffix(".py")
         rooms.setdefault(room, set()).update(set(rooms_of(path)) - {room})
-    assert {"agent", "config", "sampling"} <= rooms["policy"] | rooms["run"]
+    assert {"agents", "settings", "sampling"} <= rooms["checkpoints"] | rooms["runs"]
     graphlib.TopologicalSorter(rooms).prepare()
 
 
@@ -68,12 +68,12 @@ import importlib.util, json, pathlib, sys
 for name in ("jax", "flax", "optax", "transformers"):
     assert importlib.util.find_spec(name) is None, name
 from environments import tasks
-from environments.environment import initial_state
+from environments.step import initial_state
 from environments.protocol import Job
 from environments.queue import open_queue
 from environments.sandbox import open_sandbox
-from environments.store import open_store
-from environments.supervision import start_workers
+from environments.files.blobs import open_store
+from environments.worker.supervision import start_workers
 
 root = pathlib.Path(sys.argv[1])
 sandbox = open_sandbox("bubblewrap")

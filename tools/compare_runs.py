@@ -15,9 +15,9 @@ import sys
 import numpy as np
 from scipy import stats
 
-from mlagent_jax.data.jsonl import RecordError
 from mlagent_jax.reporting import records, statistics
 from mlagent_jax.reporting.table import markdown
+from mlagent_jax.runtime.jsonl import RecordError
 
 
 def gains(workdir: str, agent: str) -> dict[str, list[float]]:

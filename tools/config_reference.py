@@ -1,4 +1,4 @@
-"""Writes docs/config_reference.md from mlagent_jax/config.py.
+"""Writes docs/config_reference.md from mlagent_jax/settings/schema.py.
 
 python tools/config_reference.py            # write it
 python tools/config_reference.py --check    # exit status 1 where it is not current
@@ -14,15 +14,15 @@ import sys
 from pathlib import Path
 from typing import get_type_hints
 
-from mlagent_jax import config
+from mlagent_jax.settings import schema
 
 PAGE = Path(__file__).parents[1] / "docs" / "config_reference.md"
 HEAD = """# Config reference
 
-Made from `mlagent_jax/config.py` by `python tools/config_reference.py`; do not edit. A config file under `configs/`
-changes what it needs, and a flag overrides any field: `--config.rl.clip=0.1`. Several names are written
-`--config.tasks.train=a,b`, all in one flag; of another field that is given twice the last flag counts.
-A workdir belongs to its settings; another start may change only
+Made from `mlagent_jax/settings/schema.py` by `python tools/config_reference.py`; do not edit. A config file under
+`configs/` changes what it needs, and a flag overrides any field: `--config.rl.clip=0.1`. Several names are written
+`--config.tasks.train=a,b`, all in one flag; of another field that is given twice the last flag counts. A workdir
+belongs to its settings; another start may change only
 """
 
 
@@ -55,10 +55,10 @@ def section(cls: type, path: str) -> str:
 
 def page() -> str:
     """The whole page."""
-    types = get_type_hints(config.Config)
-    sections = [section(config.Config, "")]
+    types = get_type_hints(schema.Config)
+    sections = [section(schema.Config, "")]
     sections += [section(kind, f"{name}.") for name, kind in types.items() if dataclasses.is_dataclass(kind)]
-    may = ", ".join(f"`{name}`" for name in config.MAY_CHANGE)
+    may = ", ".join(f"`{name}`" for name in schema.MAY_CHANGE)
     return f"{HEAD.rstrip()} {may}.\n\n" + "\n\n".join(sections) + "\n"
 
 

@@ -22,14 +22,14 @@ from pathlib import Path
 
 from environments import tasks
 from environments.actions import Action
-from environments.environment import Environment
+from environments.files.blobs import open_store
 from environments.protocol import Job, Outcome, OutcomeKind, State
 from environments.registry import RegistryError
 from environments.rewards import REWARDS, changes_the_score, compute
 from environments.sandbox import open_sandbox
-from environments.store import open_store
+from environments.step import Environment
 from environments.tasks import FolderTask
-from environments.tasks.ideas import ideas_for
+from environments.tasks.generated.ideas import ideas_for
 
 TASKS = ("iris", "wine", "diabetes")
 REWARD = ("improvement", "paper_v1", "paper_v2")

@@ -29,9 +29,9 @@ def export(checkpoint: epath.Path, output: str, step: int | None, dtype: str | N
       FileNotFoundError, ValueError: no such checkpoint, or none that says which model it is.
     """
     from mlagent_jax import models
-    from mlagent_jax.data.tokenizer import Tokenizer
-    from mlagent_jax.learning.checkpoints import Checkpointer
-    from mlagent_jax.models import hugging_face
+    from mlagent_jax.checkpoints import hugging_face
+    from mlagent_jax.checkpoints.orbax import Checkpointer
+    from mlagent_jax.models.tokenizer import Tokenizer
 
     config = hugging_face.read_config(checkpoint / "model")
     tokenizer = Tokenizer.load(checkpoint / "model")

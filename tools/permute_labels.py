@@ -23,7 +23,7 @@ from environments.protocol import Scale
 from environments.sandbox import open_sandbox
 from environments.sandbox.base import Sandbox
 from environments.tasks import FolderTask
-from environments.tasks.grading import Answers
+from environments.tasks.grading.submissions import Answers
 from environments.tasks.prepared import open_task, run_script
 
 

@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from absl import app, flags
 from ml_collections import config_flags
 
-from mlagent_jax.arguments import parse_flags
+from mlagent_jax.settings.flags import parse_flags
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, for example configs/rl_7b_v5e_16.py.")
 SLICE = flags.DEFINE_string("slice", None, "Devices by name, for example v5e-16; default config.plan.slice.")
@@ -36,9 +36,10 @@ OUTPUT = flags.DEFINE_string("output", None, "Write the plan to this file (Markd
 
 def plan() -> int:
     """Print the plan; returns the exit status."""
-    from mlagent_jax.config import freeze
-    from mlagent_jax.errors import ConfigError
-    from mlagent_jax.planning import report, slices
+    from mlagent_jax.parallelism import slices
+    from mlagent_jax.runtime.errors import ConfigError
+    from mlagent_jax.settings.schema import freeze
+    from tools.planning import report
 
     try:
         config = freeze(CONFIG.value)

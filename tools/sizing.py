@@ -18,7 +18,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from mlagent_jax.planning import slices
+from mlagent_jax.parallelism import slices
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,16 +21,16 @@ from etils import epath
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from environments.store import StoreError, open_store
-from mlagent_jax.config import default_config, freeze
-from mlagent_jax.data import exchange
-from mlagent_jax.data.dataset_card import write_card
-from mlagent_jax.data.filters import imitated
-from mlagent_jax.data.jsonl import RecordError
-from mlagent_jax.data.trajectories import Record
-from mlagent_jax.data.trajectory_schema import SchemaError
-from mlagent_jax.data.trajectory_store import TrajectoryStore, Writer
-from mlagent_jax.errors import ConfigError
+from environments.files.blobs import StoreError, open_store
+from mlagent_jax.runtime.errors import ConfigError
+from mlagent_jax.runtime.jsonl import RecordError
+from mlagent_jax.settings.schema import default_config, freeze
+from mlagent_jax.sft.filters import imitated
+from mlagent_jax.trajectories import exchange
+from mlagent_jax.trajectories.card import write_card
+from mlagent_jax.trajectories.record import Record
+from mlagent_jax.trajectories.schema import SchemaError
+from mlagent_jax.trajectories.store import TrajectoryStore, Writer
 
 
 def add(store: str, sources: Sequence[str]) -> str:
@@ -56,7 +56,7 @@ def export(chosen: Iterable[Record], folder: str, kind: str) -> str:
 
 def export_tfds(store: str, folder: str) -> str:
     """Write a whole store as a data set of tensorflow-datasets."""
-    from mlagent_jax.data import tfds_dataset
+    from mlagent_jax.trajectories import tfds_dataset
 
     builder = tfds_dataset.prepare(store, folder)
     counts = ", ".join(f"{name} {split.num_examples}" for name, split in builder.info.splits.items())

@@ -43,8 +43,8 @@ def compare(checkpoint: str, text: str, tokens: int, dtype: str) -> Comparison:
     import transformers
 
     from mlagent_jax import models
-    from mlagent_jax.data.tokenizer import Tokenizer
-    from mlagent_jax.models import hub, hugging_face
+    from mlagent_jax.checkpoints import hub, hugging_face
+    from mlagent_jax.models.tokenizer import Tokenizer
 
     folder = hub.fetch(checkpoint)
     ids = np.array([Tokenizer.load(folder).encode(text)[:tokens]])

@@ -16,7 +16,7 @@ import stat
 from pathlib import Path, PurePosixPath
 
 from environments.actions.errors import ActionError
-from environments.hostile import HostileFileError, path_errors, read_regular
+from environments.files.hostile import HostileFileError, path_errors, read_regular
 from environments.sandbox.inside import tree
 
 MAX_NAME = 200

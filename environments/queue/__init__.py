@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from environments.files.blobs import Store
 from environments.queue.base import QueueError, RewardQueue
 from environments.queue.engine import parse_url
 from environments.queue.leases import RetryPolicy
 from environments.queue.sql import SqlQueue
-from environments.store import Store
 
 __all__ = ["QueueError", "RetryPolicy", "RewardQueue", "open_queue"]
 

@@ -20,7 +20,7 @@ from typing import Any
 
 from environments.queue import QueueError, RewardQueue, open_queue
 from environments.queue.engine import parse_url
-from environments.supervision import QUEUE_VARIABLE
+from environments.worker.supervision import QUEUE_VARIABLE
 
 _SECONDS_A_DAY = 86400.0
 

@@ -20,7 +20,7 @@ from sqlalchemy import URL, Column, ColumnElement, Connection, Double, Select, b
 from sqlalchemy.exc import ArgumentError, DBAPIError
 
 from environments.queue.base import Changes, QueueError
-from environments.supervision import QUEUE_VARIABLE
+from environments.worker.supervision import QUEUE_VARIABLE
 
 T = TypeVar("T")
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from environments.files.blobs import Store, StoreError
 from environments.protocol import canonical_json
-from environments.store import Store, StoreError
 
 INLINE_BYTES = 4096
 """Longest JSON kept in the row."""

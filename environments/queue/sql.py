@@ -16,6 +16,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, Select, Update, delete, func, select, true, update
 
+from environments.files.blobs import Store, StoreError
 from environments.protocol import (
     Job,
     Outcome,
@@ -32,7 +33,6 @@ from environments.queue.engine import Engine, safe_url
 from environments.queue.leases import START, LeaseStatements, RetryPolicy
 from environments.queue.payloads import Payloads
 from environments.queue.schema import CANCELLED, DEAD, DONE, QUEUED, jobs
-from environments.store import Store, StoreError
 
 EXECUTION_OVERHEAD_SECONDS = 300.0
 """Restoring, starting the sandbox and grading: what an execution may take beyond its wall limit."""

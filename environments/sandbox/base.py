@@ -1,7 +1,7 @@
 """The sandbox protocol: run one untrusted script, once, under limits, and say how it ended.
 
 Providers: `environments.sandbox.bubblewrap` and `environments.sandbox.docker`. Both run the same locked Python
-environment (`environments.images`) and pass one conformance suite.
+environment (`environments.sandbox.rootfs`) and pass one conformance suite.
 """
 
 from __future__ import annotations

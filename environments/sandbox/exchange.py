@@ -23,7 +23,7 @@ import docker.errors
 
 from environments.protocol import Limits
 from environments.sandbox.base import Ending, Execution, SandboxError
-from environments.sandbox.container import Waiting
+from environments.sandbox.docker.container import Waiting
 from environments.sandbox.inside import transfer
 from environments.sandbox.inside.capsule import STARTED
 from environments.sandbox.verdict import judge

@@ -1,10 +1,11 @@
 """Tasks: what to solve and how it is graded. `get` finds a recipe by name, `prepare` makes it a folder for a seed.
 
-Embedded tasks (`environments.tasks.embedded`) are named in words; micro-tasks (`environments.tasks.micro`) are named
-`micro-<family>-<seed>`, and there are as many as one likes. The ML-Agent paper's (`environments.tasks.paper`) are named
-as Kaggle names them, those of MLE-bench (`environments.tasks.mlebench`) `mlebench-<competition>`. A task of one's own
-(`environments.tasks.folder`), or a folder of MLAgentBench (`environments.tasks.mlagentbench`), is named by its path, or
-by the entry point of the package that brings it.
+Embedded tasks (`environments.tasks.generated.embedded`) are named in words; micro-tasks
+(`environments.tasks.generated.micro`) are named `micro-<family>-<seed>`, and there are as many as one likes. The
+ML-Agent paper's (`environments.tasks.paper`) are named as Kaggle names them, those of MLE-bench
+(`environments.tasks.adapters.mlebench`) `mlebench-<competition>`. A task of one's own
+(`environments.tasks.folders.folder`), or a folder of MLAgentBench (`environments.tasks.adapters.mlagentbench`), is
+named by its path, or by the entry point of the package that brings it.
 """
 
 from __future__ import annotations
@@ -16,9 +17,12 @@ import functools
 from pathlib import Path
 
 from environments.sandbox.base import Sandbox
-from environments.tasks import embedded, folder, micro, mlagentbench, mlebench, paper
-from environments.tasks.base import InvalidSubmissionError, NoHeadroomError, PreparedTask, Task, TaskError, TaskSpec
+from environments.tasks import paper
+from environments.tasks.adapters import mlagentbench, mlebench
+from environments.tasks.folders import folder
+from environments.tasks.generated import embedded, micro
 from environments.tasks.prepared import FolderTask, open_task, prepare_task
+from environments.tasks.task import InvalidSubmissionError, NoHeadroomError, PreparedTask, Task, TaskError, TaskSpec
 
 __all__ = [
     "FolderTask",

@@ -17,12 +17,12 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from environments.hostile import HostileFileError, read_regular
+from environments.files.hostile import HostileFileError, read_regular
 from environments.protocol import Scale, digest
 from environments.sandbox.base import Ending, Execution, Sandbox
-from environments.tasks.base import M_BEST, M_INIT, InvalidSubmissionError, NoHeadroomError, Task, TaskError, TaskSpec
-from environments.tasks.graders import Grader, load_grader
-from environments.tasks.grading import HALVES
+from environments.tasks.grading.graders import Grader, load_grader
+from environments.tasks.grading.submissions import HALVES
+from environments.tasks.task import M_BEST, M_INIT, InvalidSubmissionError, NoHeadroomError, Task, TaskError, TaskSpec
 
 _DIGEST_LETTERS = 16
 _SUBMISSION_BYTES = 16 * 2**20
@@ -32,7 +32,7 @@ _LEAST_AGREEMENT = 0.25
 
 @dataclasses.dataclass(frozen=True)
 class FolderTask:
-    """A prepared folder (`environments.tasks.base.PreparedTask`). Labels are read when first graded, and kept."""
+    """A prepared folder (`environments.tasks.task.PreparedTask`). Labels are read when first graded, and kept."""
 
     key: str
     spec: TaskSpec

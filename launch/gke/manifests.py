@@ -21,9 +21,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import yaml
 
-from mlagent_jax.errors import ConfigError
-from mlagent_jax.interruption import PREEMPTED
-from mlagent_jax.planning import slices
+from mlagent_jax.parallelism import slices
+from mlagent_jax.runtime.errors import ConfigError
+from mlagent_jax.runtime.interruption import PREEMPTED
 
 Object = dict[str, Any]
 

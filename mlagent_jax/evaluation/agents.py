@@ -10,14 +10,14 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from mlagent_jax.agent.agents import EndpointAgent, NothingAgent, PolicyAgent, ScriptedAgent
-from mlagent_jax.agent.endpoint import EndpointClient
-from mlagent_jax.agent.expert import ScriptedExpert
-from mlagent_jax.agent.player import Agent, Trajectory
-from mlagent_jax.agent_names import AgentSpec
-from mlagent_jax.parallelism import processes
-from mlagent_jax.policy import checkpoint_policy, make_actor, trained_policy
-from mlagent_jax.run import Run
+from mlagent_jax.agents.endpoint import EndpointClient
+from mlagent_jax.agents.episodes import Agent, Trajectory
+from mlagent_jax.agents.factory import EndpointAgent, NothingAgent, PolicyAgent, ScriptedAgent
+from mlagent_jax.agents.scripted import ScriptedExpert
+from mlagent_jax.runs.policies import checkpoint_policy, make_actor, trained_policy
+from mlagent_jax.runs.run import Run
+from mlagent_jax.runtime import processes
+from mlagent_jax.settings.agent_names import AgentSpec
 
 
 @contextlib.contextmanager

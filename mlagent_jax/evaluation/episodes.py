@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from environments.protocol import Job, Outcome
-from mlagent_jax.agent.player import Agent, Trajectory, best_submission, play
-from mlagent_jax.run import Run
+from mlagent_jax.agents.episodes import Agent, Trajectory, best_submission, play
+from mlagent_jax.runs.run import Run
 
 POLICY_VERSIONS = {"base": -4, "sft": -3, "rl": -2}
 """Policy versions of the evaluations' jobs, apart from those of training."""

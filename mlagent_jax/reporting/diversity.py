@@ -19,7 +19,7 @@ from typing import Any
 from etils import epath
 
 from environments.protocol import OutcomeKind
-from mlagent_jax.data import jsonl
+from mlagent_jax.runtime import jsonl
 
 MEASURES = {"distinct_edits": "distinct edits a state, share", "kind_entropy": "entropy over edit kinds, nats"}
 

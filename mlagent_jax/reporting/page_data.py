@@ -17,14 +17,14 @@ from typing import Any
 
 from etils import epath
 
-from mlagent_jax.data import jsonl
-from mlagent_jax.data.trajectory_store import StoreTail
-from mlagent_jax.reporting import metrics, progress, records
+from mlagent_jax.reporting import records
 from mlagent_jax.reporting import summary as summaries
 from mlagent_jax.reporting.fleet import fleet
 from mlagent_jax.reporting.sample import Sample
 from mlagent_jax.reporting.states import StateTable
 from mlagent_jax.reporting.statistics import relative_gain
+from mlagent_jax.runtime import jsonl, metrics, progress
+from mlagent_jax.trajectories.store import StoreTail
 
 _PASSWORD = re.compile(r"(?<=://)([^\s/@:]*):[^\s/@]+@")
 

@@ -10,14 +10,14 @@ from typing import Any
 from etils import epath
 
 from environments.protocol import State
-from mlagent_jax.data import jsonl
-from mlagent_jax.data.state_pool import expert_states
-from mlagent_jax.data.trajectories import Record
-from mlagent_jax.data.trajectory_store import TrajectoryStore
-from mlagent_jax.learning.checkpoints import Checkpointer
+from mlagent_jax.checkpoints.orbax import Checkpointer
 from mlagent_jax.reporting import records
 from mlagent_jax.reporting.states import Drawn, StateTable
 from mlagent_jax.reporting.table import markdown, printable
+from mlagent_jax.rl.state_pool import expert_states
+from mlagent_jax.runtime import jsonl
+from mlagent_jax.trajectories.record import Record
+from mlagent_jax.trajectories.store import TrajectoryStore
 
 _SHORT = 10
 """Characters of an id, in lists here and on the page."""

@@ -14,7 +14,7 @@ from typing import Any
 from etils import epath
 
 from environments.protocol import OutcomeKind
-from mlagent_jax.data import jsonl
+from mlagent_jax.runtime import jsonl
 
 POLICIES = ("base", "sft", "rl")
 """In the order in which a run makes them."""

@@ -27,10 +27,10 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
-from mlagent_jax.data.jsonl import RecordError
 from mlagent_jax.reporting.html import render
 from mlagent_jax.reporting.page_data import DEFAULT_LIMITS, RunReader, page_data
 from mlagent_jax.reporting.summary import pool_summaries
+from mlagent_jax.runtime.jsonl import RecordError
 
 HEADERS = {
     "cache-control": "no-store",

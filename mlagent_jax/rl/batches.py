@@ -23,16 +23,16 @@ import numpy as np
 
 from environments.protocol import Job, Outcome, State
 from environments.queue.base import QueueError
-from mlagent_jax.agent.actor import Actor, SampledAction
-from mlagent_jax.agent.agents import PolicyAgent
-from mlagent_jax.agent.beside import Beside
-from mlagent_jax.agent.collector import is_masked
-from mlagent_jax.agent.player import Trajectory, play
-from mlagent_jax.agent.rollouts import Group, Taken, UnderWay, rows_of
-from mlagent_jax.data.state_pool import StatePool, expert_states
-from mlagent_jax.parallelism import processes
-from mlagent_jax.policy import Policy, Training, make_actor
-from mlagent_jax.run import Run
+from mlagent_jax.agents.actor import Actor, SampledAction
+from mlagent_jax.agents.episodes import Trajectory, play
+from mlagent_jax.agents.factory import PolicyAgent
+from mlagent_jax.agents.job_client import is_masked
+from mlagent_jax.rl.background import Beside
+from mlagent_jax.rl.in_flight import Group, Taken, UnderWay, rows_of
+from mlagent_jax.rl.state_pool import StatePool, expert_states
+from mlagent_jax.runs.policies import Policy, Training, make_actor
+from mlagent_jax.runs.run import Run
+from mlagent_jax.runtime import processes
 
 
 class Batches:

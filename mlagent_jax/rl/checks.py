@@ -8,12 +8,12 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from mlagent_jax.agent.rollouts import Taken
-from mlagent_jax.config import Config
-from mlagent_jax.data import jsonl
-from mlagent_jax.errors import DivergedError
-from mlagent_jax.learning.ppo import Batch
-from mlagent_jax.run import Run
+from mlagent_jax.rl.in_flight import Taken
+from mlagent_jax.rl.ppo import Batch
+from mlagent_jax.runs.run import Run
+from mlagent_jax.runtime import jsonl
+from mlagent_jax.runtime.errors import DivergedError
+from mlagent_jax.settings.schema import Config
 
 
 def check_divergence(run: Run, iteration: int, values: Mapping[str, float], taken: Sequence[Taken]) -> None:

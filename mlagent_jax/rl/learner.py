@@ -11,15 +11,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mlagent_jax.agent.rollouts import Taken
-from mlagent_jax.config import Config, RLConfig
-from mlagent_jax.learning import controllers, losses, ppo
-from mlagent_jax.learning.checkpoints import Checkpointer
-from mlagent_jax.learning.optimizer import init_state
-from mlagent_jax.parallelism import processes
-from mlagent_jax.policy import Policy, Training, abstract
+from mlagent_jax.checkpoints.orbax import Checkpointer
+from mlagent_jax.optim.optimizer import init_state
+from mlagent_jax.rl import kl as controllers
+from mlagent_jax.rl import losses, ppo
 from mlagent_jax.rl.checks import check_divergence, check_ratio, check_sampler
-from mlagent_jax.run import Run
+from mlagent_jax.rl.in_flight import Taken
+from mlagent_jax.runs.policies import Policy, Training, abstract
+from mlagent_jax.runs.run import Run
+from mlagent_jax.runtime import processes
+from mlagent_jax.settings.schema import Config, RLConfig
 
 
 def batch_of(config: Config, pad_id: int, taken: Sequence[Taken]) -> ppo.Batch:

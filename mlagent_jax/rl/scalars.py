@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from environments.protocol import Outcome, OutcomeKind
 from environments.rewards import changes_the_score
-from mlagent_jax.agent.collector import is_masked
-from mlagent_jax.agent.rollouts import Taken
+from mlagent_jax.agents.job_client import is_masked
+from mlagent_jax.rl.in_flight import Taken
 
 ENDED_WELL = (OutcomeKind.NO_EDIT, OutcomeKind.SCORED)
 

@@ -12,9 +12,10 @@ from etils import epath
 from jax.sharding import Mesh
 
 from mlagent_jax import models
-from mlagent_jax.data.tokenizer import Tokenizer
-from mlagent_jax.learning.checkpoints import Checkpointer
-from mlagent_jax.models import Graph, Params, hub, hugging_face
+from mlagent_jax.checkpoints import hub, hugging_face
+from mlagent_jax.checkpoints.orbax import Checkpointer
+from mlagent_jax.models import Graph, Params
+from mlagent_jax.models.tokenizer import Tokenizer
 from mlagent_jax.sampling.weights import apart
 
 _STAGES = ("rl", "sft")  # the furthest first

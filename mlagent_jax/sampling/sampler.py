@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Sequence
 
-from mlagent_jax.data.tokenizer import Tokenizer
+from mlagent_jax.models.tokenizer import Tokenizer
 from mlagent_jax.parallelism import parts
 from mlagent_jax.sampling.batch import Batch, FirstRuns
 from mlagent_jax.sampling.checkpoint import Model

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mlagent_jax.parallelism.processes import everywhere
+from mlagent_jax.runtime.processes import everywhere
 
 StopSet = tuple[bytes, ...]
 _CAPACITY = 64  # nodes of the first table that is made for a stop string; each growth is a compilation

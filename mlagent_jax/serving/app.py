@@ -15,7 +15,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from mlagent_jax.data.tokenizer import Tokenizer
+from mlagent_jax.models.tokenizer import Tokenizer
 from mlagent_jax.sampling.config import Progress, Request
 from mlagent_jax.sampling.text import TextStream
 from mlagent_jax.serving.access import check_key

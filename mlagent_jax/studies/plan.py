@@ -16,8 +16,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-from mlagent_jax.config import check_field
-from mlagent_jax.errors import ConfigError
+from mlagent_jax.runtime.errors import ConfigError
+from mlagent_jax.settings.schema import check_field
 
 Settings = Mapping[str, Any]
 """Config fields by their dotted name, for example {"rl.clip": 0.1}."""

@@ -14,8 +14,8 @@ from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mlagent_jax.data import jsonl
-from mlagent_jax.reporting import diversity, metrics, records, statistics, summary
+from mlagent_jax.reporting import diversity, records, statistics, summary
+from mlagent_jax.runtime import jsonl, metrics
 from mlagent_jax.studies.plan import Arm, Study, arm_run, start_run
 
 START = "sft"

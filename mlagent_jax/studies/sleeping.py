@@ -25,16 +25,16 @@ from ml_collections import config_flags
 from environments.protocol import Job, Outcome, OutcomeKind, Scale, State
 from environments.queue import open_queue
 from environments.queue.base import Capabilities
-from environments.tasks.base import TaskSpec
-from mlagent_jax.agent.collector import Collector
-from mlagent_jax.agent.player import Reply
-from mlagent_jax.arguments import parse_flags
-from mlagent_jax.config import Config, freeze
-from mlagent_jax.data.trajectories import Record
-from mlagent_jax.errors import ConfigError
-from mlagent_jax.interruption import Interruption, Stopped, leave
-from mlagent_jax.run import Run
+from environments.tasks.task import TaskSpec
+from mlagent_jax.agents.episodes import Reply
+from mlagent_jax.agents.job_client import Collector
+from mlagent_jax.runs.run import Run
+from mlagent_jax.runtime.errors import ConfigError
+from mlagent_jax.runtime.interruption import Interruption, Stopped, leave
+from mlagent_jax.settings.flags import parse_flags
+from mlagent_jax.settings.schema import Config, freeze
 from mlagent_jax.train import EXPECTED_ERRORS, log_plainly
+from mlagent_jax.trajectories.record import Record
 
 SPEC = TaskSpec("sleep", "tabular", "train", "accuracy", "Sleep.", "tabular, 100 rows", "made up")
 _POLL_SECONDS = 0.02
@@ -59,10 +59,10 @@ def make_policy(config: Config, folder: Path, states: Sequence[State]) -> None:
     import jax
 
     from mlagent_jax import models
-    from mlagent_jax.agent.prompts import COMPACT_WORDS
-    from mlagent_jax.data.tokenizer import train_tokenizer
-    from mlagent_jax.models import hugging_face
-    from mlagent_jax.policy import shape_from_scratch
+    from mlagent_jax.agents.prompts import COMPACT_WORDS
+    from mlagent_jax.checkpoints import hugging_face
+    from mlagent_jax.models.tokenizer import train_tokenizer
+    from mlagent_jax.runs.policies import shape_from_scratch
 
     corpus = [*(state.script for state in states), "Task: tabular; accuracy up\nAction: Edit Script (Cell)\n"]
     partial = folder.with_name(f"{folder.name}.tokenizer")
@@ -193,7 +193,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _train(config_dict: Any, workdir: Path, seconds: float, workers: int, interruption: Interruption) -> None:
-    from mlagent_jax.stages.rl import rl
+    from mlagent_jax.rl.stage import rl
 
     states = made_up_states(4 * config_dict.rl.states)
     folder = workdir / "policy"

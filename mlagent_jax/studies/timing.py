@@ -19,8 +19,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mlagent_jax.reporting import metrics
 from mlagent_jax.reporting.table import markdown
+from mlagent_jax.runtime import metrics
 from mlagent_jax.studies.plan import Study, arm_run
 from mlagent_jax.studies.results import cost, plain
 

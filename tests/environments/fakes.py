@@ -11,11 +11,11 @@ import time
 from pathlib import Path
 
 from environments.actions import Action
-from environments.environment import Environment
+from environments.files.blobs import open_store
 from environments.protocol import Job, Limits, Scale
 from environments.sandbox.base import Ending, Execution
-from environments.store import open_store
-from environments.tasks.base import InvalidSubmissionError, TaskSpec
+from environments.step import Environment
+from environments.tasks.task import InvalidSubmissionError, TaskSpec
 
 TRAIN = """\
 import helper

@@ -12,8 +12,8 @@ import fakes
 import pytest
 
 from environments.actions import PROFILES, Action, ActionError, AgentFiles, parse
+from environments.files.snapshots import Snapshots
 from environments.protocol import Job, OutcomeKind
-from environments.workspace import Snapshots
 
 SECRET = "the answer is 3.25"
 PATH_ARGUMENTS = [
@@ -196,7 +196,7 @@ def player(tmp_path):
 
 
 def test_many_files_written_by_actions_end_in_an_invalid_action(player, monkeypatch):
-    monkeypatch.setattr("environments.environment.Snapshots", functools.partial(Snapshots, max_files=3))
+    monkeypatch.setattr("environments.step.Snapshots", functools.partial(Snapshots, max_files=3))
     before = player.state.snapshot
     for number in range(3):
         outcome = player.play("Write File", file_name=f"new{number}", content="x")

@@ -13,11 +13,11 @@ import pytest
 
 from environments.actions import ACTIONS, ASSISTED_ACTIONS, PROFILES, AgentFiles, describe_actions, parse
 from environments.actions.assisted import MAX_SEGMENTS, SEGMENT
-from environments.editor import Editor, EditorError, Endpoint, configured_endpoint, editor_id
-from environments.environment import Environment
+from environments.actions.second_model import Editor, EditorError, Endpoint, configured_endpoint, editor_id
+from environments.files.blobs import open_store
 from environments.protocol import Job, OutcomeKind, Requirements
 from environments.sandbox.base import SandboxError
-from environments.store import open_store
+from environments.step import Environment
 
 KEY = "sk-secret-1234567890"
 ALL = ACTIONS | ASSISTED_ACTIONS
@@ -87,7 +87,7 @@ def editor(endpoint, tmp_path):
 @pytest.fixture
 def environment(tmp_path, monkeypatch, endpoint):
     task = fakes.fake_task(tmp_path / "task")
-    monkeypatch.setattr("environments.environment.open_task", lambda root, key: task)
+    monkeypatch.setattr("environments.step.open_task", lambda root, key: task)
     store = open_store(tmp_path / "store")
     environment = Environment(tmp_path / "tasks", fakes.FakeSandbox(), store, editor=endpoint)
     yield environment

@@ -8,10 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 import fakes
 import pytest
 
-from environments.environment import Environment
+from environments.files.blobs import blob_id, open_store
 from environments.protocol import Job, Limits, Outcome, OutcomeKind, State
 from environments.sandbox.base import Ending, Execution, SandboxError
-from environments.store import blob_id, open_store
+from environments.step import Environment
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def sandbox():
 
 @pytest.fixture
 def environment(tmp_path, monkeypatch, task, sandbox):
-    monkeypatch.setattr("environments.environment.open_task", lambda root, key: task)
+    monkeypatch.setattr("environments.step.open_task", lambda root, key: task)
     environment = Environment(tmp_path / "tasks", sandbox, open_store(tmp_path / "store"))
     yield environment
     environment.close()

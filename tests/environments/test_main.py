@@ -9,10 +9,10 @@ import pytest
 
 import environments
 from environments import tasks
-from environments.__main__ import main
 from environments.actions import ACTIONS, Action
+from environments.files.blobs import open_store
+from environments.interfaces.command_line import main
 from environments.protocol import Outcome, OutcomeKind
-from environments.store import open_store
 
 TASK = "wine"
 RUN = Action("Execute Script", {"script_name": "train.py"}).render()

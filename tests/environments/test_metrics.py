@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from sklearn import metrics as sk
 
-from environments import metrics
-from environments.metrics import METRICS
+from environments.tasks.grading import metrics
+from environments.tasks.grading.metrics import METRICS
 
 ROWS = 200
 

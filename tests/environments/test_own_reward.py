@@ -11,13 +11,13 @@ import needs
 import pytest
 
 from environments import registry, tasks
-from environments.environment import initial_state
+from environments.files.blobs import open_store
 from environments.protocol import Job, OutcomeKind
 from environments.queue import open_queue
 from environments.registry import PLUGINS_VARIABLE, RegistryError
 from environments.rewards import REWARDS, compute
-from environments.store import open_store
-from environments.supervision import start_workers
+from environments.step import initial_state
+from environments.worker.supervision import start_workers
 
 PAGE = Path(__file__).parents[2] / "docs" / "add_a_reward.md"
 SNIPPET = re.search(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)[1]

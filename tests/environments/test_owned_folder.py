@@ -8,14 +8,14 @@ from pathlib import Path
 import fakes
 import pytest
 
-from environments.environment import Environment
-from environments.owned_folder import OwnedFolder, remove_abandoned
-from environments.store import open_store
+from environments.files.blobs import open_store
+from environments.files.owned import OwnedFolder, remove_abandoned
+from environments.step import Environment
 
 ROOT = Path(__file__).resolve().parents[2]
 OWNER = """
 import pathlib, sys
-from environments.owned_folder import OwnedFolder
+from environments.files.owned import OwnedFolder
 folder = OwnedFolder("mlagent-step-", pathlib.Path(sys.argv[1]))
 (folder.path / "workspace" / "closed").mkdir(parents=True)
 (folder.path / "workspace" / "closed" / "file").write_text("x")

@@ -13,11 +13,11 @@ import pytest
 
 from environments import tasks
 from environments.actions import Action
-from environments.environment import Environment
 from environments.episode import Episode
+from environments.files.blobs import open_store
+from environments.interfaces.json_lines import MAX_REQUEST_BYTES, serve
 from environments.sandbox import SandboxError
-from environments.serving import MAX_REQUEST_BYTES, serve
-from environments.store import open_store
+from environments.step import Environment
 
 ROOT = Path(__file__).parents[2]
 TASK = "micro-rings-0"
@@ -38,7 +38,7 @@ def sandbox():
 @pytest.fixture
 def episode(tmp_path, sandbox, monkeypatch):
     task = fakes.fake_task(tmp_path / "task")
-    monkeypatch.setattr("environments.environment.open_task", lambda root, key: task)
+    monkeypatch.setattr("environments.step.open_task", lambda root, key: task)
     (tmp_path / "tasks").mkdir()
     environment = Environment(tmp_path / "tasks", sandbox, open_store(tmp_path / "store"))
     with Episode(environment, task.key, max_steps=2) as episode:
@@ -178,7 +178,8 @@ def test_gymnasium_makes_and_checks_the_environment(cache_dir):
     gymnasium = needs.package("gymnasium")
     from gymnasium.utils.env_checker import check_env
 
-    env = gymnasium.make("environments.gymnasium_env:mlagent/Task-v0", task=TASK, cache_dir=cache_dir, max_steps=2)
+    name = "environments.interfaces.gymnasium_env:mlagent/Task-v0"
+    env = gymnasium.make(name, task=TASK, cache_dir=cache_dir, max_steps=2)
     try:
         check_env(env.unwrapped)
         observation, _ = env.reset(seed=1)

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from environments.store import CorruptBlobError, MissingBlobError, StoreError, open_store
+from environments.files.blobs import CorruptBlobError, MissingBlobError, StoreError, open_store
 
 
 @pytest.fixture(params=["folder", "file_url", "memory"])

@@ -13,13 +13,13 @@ from pathlib import Path
 import psutil
 import pytest
 
-from environments import supervision
 from environments.protocol import Job, Outcome, OutcomeKind, Requirements, Scale, State
 from environments.queue import QueueError, RetryPolicy, open_queue
 from environments.queue.base import Capabilities
 from environments.queue.engine import take_credentials
-from environments.supervision import QUEUE_VARIABLE, WorkerHandle, start_workers
-from environments.worker import Worker
+from environments.worker import supervision
+from environments.worker.supervision import QUEUE_VARIABLE, WorkerHandle, start_workers
+from environments.worker.worker import Worker
 
 PROGRAM = Path(__file__).with_name("worker_program.py")
 ROOT = Path(__file__).resolve().parents[2]
@@ -190,7 +190,7 @@ def test_a_queue_that_is_away_for_a_while_is_survived(queue):
 
 @pytest.mark.slow
 def test_neither_worker_nor_environment_imports_jax():
-    program = "import sys, environments.worker, environments.environment; sys.exit('jax' in sys.modules)"
+    program = "import sys, environments.worker, environments.step; sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], cwd=ROOT).returncode == 0
 
 

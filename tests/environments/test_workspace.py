@@ -8,11 +8,11 @@ import time
 
 import pytest
 
-from environments.hostile import HostileFileError, place, read_regular, remove, remove_folder
+from environments.files.blobs import StoreError, open_store
+from environments.files.hostile import HostileFileError, place, read_regular, remove, remove_folder
+from environments.files.snapshots import Snapshots
 from environments.protocol import canonical_json
 from environments.sandbox.inside import transfer, tree
-from environments.store import StoreError, open_store
-from environments.workspace import Snapshots
 
 
 @pytest.fixture

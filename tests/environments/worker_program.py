@@ -9,9 +9,9 @@ import sys
 import threading
 import types
 
-from environments import worker
 from environments.protocol import Outcome, OutcomeKind, Scale
 from environments.sandbox.base import SandboxError
+from environments.worker import worker
 
 
 class SleepingSandbox:
@@ -51,7 +51,7 @@ class SleepingEnvironment:
 
 if __name__ == "__main__":
     # In place of the real ones, which import half of scientific Python.
-    sandbox, environment = types.ModuleType("environments.sandbox"), types.ModuleType("environments.environment")
+    sandbox, environment = types.ModuleType("environments.sandbox"), types.ModuleType("environments.step")
     sandbox.open_sandbox, environment.Environment = SleepingSandbox, SleepingEnvironment
     sandbox.base = sys.modules["environments.sandbox.base"]
     sys.modules |= {sandbox.__name__: sandbox, environment.__name__: environment}

@@ -16,10 +16,10 @@ import needs
 import pytest
 from tiny_run import SETTINGS
 
-from environments.images import ensure_rootfs
-from environments.images.rootfs import cache_directory
 from environments.protocol import OutcomeKind
-from mlagent_jax.data.trajectory_store import TrajectoryStore
+from environments.sandbox.rootfs import ensure_rootfs
+from environments.sandbox.rootfs.assemble import cache_directory
+from mlagent_jax.trajectories.store import TrajectoryStore
 
 ROOT = Path(__file__).parents[2]
 PROGRAMS = ("debootstrap", "docker", "python")

@@ -16,8 +16,8 @@ from hosts import Network, can_be_made
 from postgres_server import PostgresServer, need_binaries
 from tiny_run import SETTINGS
 
-from mlagent_jax.data import jsonl
-from mlagent_jax.interruption import PREEMPTED
+from mlagent_jax.runtime import jsonl
+from mlagent_jax.runtime.interruption import PREEMPTED
 
 pytestmark = [pytest.mark.slow, pytest.mark.postgres]
 

@@ -8,7 +8,7 @@ import xml.etree.ElementTree as ElementTree
 import pytest
 
 from launch import sweep
-from mlagent_jax.errors import ConfigError
+from mlagent_jax.runtime.errors import ConfigError
 
 # In place of the trainer: writes a summary, and does as its clip says; leaves how many members were at work with it.
 MEMBER = """

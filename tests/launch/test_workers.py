@@ -29,7 +29,7 @@ def test_a_dry_run_shows_the_commands_and_a_unit_that_systemd_takes(launch, prog
     )
     assert result.returncode == 0, result.stderr
     assert "secret" not in result.stdout + result.stderr
-    assert "environments.images.build --docker" in result.stdout
+    assert "environments.sandbox.rootfs.build --docker" in result.stdout
     assert "--store=gs://bucket/store" in result.stdout
     assert "systemctl restart mlagent-worker.service" in result.stdout
     assert not (tmp_path / "calls").exists()

@@ -9,7 +9,7 @@ import buckets
 import pytest
 from etils import epath
 
-from mlagent_jax.data.tokenizer import train_tokenizer
+from mlagent_jax.models.tokenizer import train_tokenizer
 
 LLAMA3 = {
     "rope_type": "llama3",

@@ -3,8 +3,8 @@
 import sys
 import time
 
-from environments import worker
-from environments.environment import Environment
+from environments.step import Environment
+from environments.worker import worker
 
 take = Environment.take
 

@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 from etils import epath
 
-from mlagent_jax.config import Config, EvaluateConfig, TasksConfig, WorkersConfig
-from mlagent_jax.data import jsonl
-from mlagent_jax.data.tokenizer import Tokenizer
-from mlagent_jax.errors import ConfigError
-from mlagent_jax.models import hugging_face
-from mlagent_jax.run import Run
+from mlagent_jax.checkpoints import hugging_face
+from mlagent_jax.models.tokenizer import Tokenizer
+from mlagent_jax.runs.run import Run
+from mlagent_jax.runtime import jsonl
+from mlagent_jax.runtime.errors import ConfigError
 from mlagent_jax.sampling import load
+from mlagent_jax.settings.schema import Config, EvaluateConfig, TasksConfig, WorkersConfig
 
 FLAGS = "--xla_backend_optimization_level=0"
 SMALL = (

@@ -8,8 +8,8 @@ import pytest
 
 from environments.registry import PLUGINS_VARIABLE
 from environments.rewards import REWARDS
-from mlagent_jax.config import default_config, differences, freeze
-from mlagent_jax.errors import ConfigError
+from mlagent_jax.runtime.errors import ConfigError
+from mlagent_jax.settings.schema import default_config, differences, freeze
 
 CONFIGS = sorted(path.stem for path in Path("configs").glob("*.py") if path.stem != "__init__")
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from mlagent_jax.interruption import INTERRUPTED, PREEMPTED, Interruption, Stopped
-from mlagent_jax.parallelism import processes
+from mlagent_jax.runtime import processes
+from mlagent_jax.runtime.interruption import INTERRUPTED, PREEMPTED, Interruption, Stopped
 
 TERM, INT = signal.SIGTERM, signal.SIGINT
 
@@ -87,7 +87,7 @@ def test_handlers_are_as_before_afterwards():
 def test_the_second_signal_kills_what_does_not_stop(first, second):
     program = (
         "import sys, time\n"
-        "from mlagent_jax.interruption import Interruption\n"
+        "from mlagent_jax.runtime.interruption import Interruption\n"
         "with Interruption() as interruption, interruption.held():\n"
         "    print('held', flush=True)\n"
         "    while not interruption.requested: time.sleep(0.01)\n"

@@ -15,8 +15,8 @@ import needs
 import numpy as np
 import pytest
 
-from mlagent_jax.data import jsonl
-from mlagent_jax.data.trajectory_store import TrajectoryStore
+from mlagent_jax.runtime import jsonl
+from mlagent_jax.trajectories.store import TrajectoryStore
 
 pytestmark = pytest.mark.slow
 
@@ -176,8 +176,8 @@ def test_the_export_is_the_same_policy_in_transformers(run):
     import jax.numpy as jnp
 
     from mlagent_jax import models
-    from mlagent_jax.data.tokenizer import Tokenizer
-    from mlagent_jax.models import hugging_face
+    from mlagent_jax.checkpoints import hugging_face
+    from mlagent_jax.models.tokenizer import Tokenizer
 
     theirs = transformers.AutoModelForCausalLM.from_pretrained(run / "export", dtype=torch.float32).eval()
     their_tokenizer = transformers.AutoTokenizer.from_pretrained(run / "export")

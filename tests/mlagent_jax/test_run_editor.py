@@ -4,10 +4,10 @@ import dataclasses
 
 import pytest
 
-from environments.editor import Endpoint
-from mlagent_jax.config import Config, PromptConfig
-from mlagent_jax.errors import ConfigError
-from mlagent_jax.run import check_editor, editor_required
+from environments.actions.second_model import Endpoint
+from mlagent_jax.runs.run import check_editor, editor_required
+from mlagent_jax.runtime.errors import ConfigError
+from mlagent_jax.settings.schema import Config, PromptConfig
 
 NONE = Config()
 WITH = dataclasses.replace(NONE, prompt=PromptConfig(profile="full", editor="m"))

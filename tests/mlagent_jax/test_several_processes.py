@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 from postgres_server import PostgresServer, need_binaries
 
-from environments.supervision import QUEUE_VARIABLE
-from mlagent_jax.data import jsonl
+from environments.worker.supervision import QUEUE_VARIABLE
+from mlagent_jax.runtime import jsonl
 
 pytestmark = pytest.mark.slow
 

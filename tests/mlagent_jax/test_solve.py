@@ -11,7 +11,7 @@ from rich.console import Console
 
 import environments
 from mlagent_jax import solve
-from mlagent_jax.agent.player import Agent, Reply
+from mlagent_jax.agents.episodes import Agent, Reply
 
 ROOT = Path(__file__).parents[2]
 RENTS = ROOT / "docs" / "examples" / "rents"

@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from mlagent_jax.arguments import check_arguments, read_config
-from mlagent_jax.errors import ConfigError
+from mlagent_jax.runtime.errors import ConfigError
+from mlagent_jax.settings.flags import check_arguments, read_config
 
 
 def train(*arguments, **environment):

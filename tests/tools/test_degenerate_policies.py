@@ -7,9 +7,9 @@ import needs
 import pytest
 
 from environments import tasks
-from environments.environment import Environment
+from environments.files.blobs import open_store
 from environments.rewards import compute
-from environments.store import open_store
+from environments.step import Environment
 from tools import degenerate_policies as tool
 
 

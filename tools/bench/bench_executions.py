@@ -31,12 +31,12 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from environments import tasks
-from environments.environment import Environment
-from environments.images import ensure_rootfs
+from environments.files.blobs import open_store
 from environments.protocol import Job
 from environments.sandbox import PROVIDERS, Sandbox, SandboxUnavailableError, open_sandbox
 from environments.sandbox.inside.script import environment as script_environment
-from environments.store import open_store
+from environments.sandbox.rootfs import ensure_rootfs
+from environments.step import Environment
 from environments.tasks import FolderTask
 
 ENTRY = "bench_entry.py"

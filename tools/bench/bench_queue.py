@@ -40,7 +40,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from environments.protocol import Job, Outcome, OutcomeKind, Scale, State, canonical_json
 from environments.queue import RewardQueue, open_queue
 from environments.queue.base import Capabilities
-from environments.worker import Worker
+from environments.worker.worker import Worker
 
 OUTCOME = Outcome(
     kind=OutcomeKind.SCORED,

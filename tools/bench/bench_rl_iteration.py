@@ -53,7 +53,7 @@ _KL = 0.01
 
 
 def config_of(checkpoint: str, staleness: int, ahead: bool) -> Any:
-    from mlagent_jax.config import default_config, freeze
+    from mlagent_jax.settings.schema import default_config, freeze
 
     config = default_config()
     config.stages = ("rl",)
@@ -76,7 +76,7 @@ def config_of(checkpoint: str, staleness: int, ahead: bool) -> Any:
 
 def iterate(config: Any, folder: Path, seconds: float) -> dict[str, float]:
     """Means of an iteration of a run: its seconds, and where they went."""
-    from mlagent_jax.stages.rl import rl
+    from mlagent_jax.rl.stage import rl
     from mlagent_jax.studies.sleeping import made_up_states, sleeping_run
 
     ends: list[float] = []
@@ -114,7 +114,7 @@ def measure_loop(checkpoint: str, folder: Path) -> None:
 
 def make_rows(vocab_size: int) -> Any:
     """A batch with prompts and actions of different lengths."""
-    from mlagent_jax.learning import ppo
+    from mlagent_jax.rl import ppo
 
     rng = np.random.default_rng(0)
     count = STATES.value * SAMPLES.value
@@ -129,10 +129,10 @@ def make_rows(vocab_size: int) -> Any:
 def our_step(checkpoint: str, batch: Any) -> Callable[[], None]:
     import jax
 
-    from mlagent_jax.config import RLConfig
-    from mlagent_jax.learning import ppo
-    from mlagent_jax.learning.optimizer import init_state
-    from mlagent_jax.models import hugging_face
+    from mlagent_jax.checkpoints import hugging_face
+    from mlagent_jax.optim.optimizer import init_state
+    from mlagent_jax.rl import ppo
+    from mlagent_jax.settings.schema import RLConfig
 
     shape, graph, policy = hugging_face.load(checkpoint, dtype=np.float32)
     config = RLConfig(learning_rate=_LEARNING_RATE, kl_coefficient=_KL)
@@ -218,7 +218,7 @@ def their_step(checkpoint: str, batch: Any, folder: Path) -> Callable[[], None]:
 
 
 def measure_update(checkpoint: str, folder: Path) -> None:
-    from mlagent_jax.models import hugging_face
+    from mlagent_jax.checkpoints import hugging_face
 
     batch = make_rows(hugging_face.read_config(Path(checkpoint)).vocab_size)
     tokens = int((np.asarray(batch.prompt_lengths) + np.asarray(batch.mask).sum(axis=1)).sum())

@@ -60,7 +60,7 @@ def recorded_lengths(workdir: str, tokenizer: Any) -> tuple[np.ndarray, np.ndarr
     Raises:
         FileNotFoundError: It has recorded none.
     """
-    from mlagent_jax.data.trajectory_store import TrajectoryStore
+    from mlagent_jax.trajectories.store import TrajectoryStore
 
     folder = Path(workdir, "trajectories")
     rows = [{"prompt": record.prompt, "action": record.action} for record in TrajectoryStore(folder / "collect")]
@@ -240,7 +240,7 @@ def _reference(model: Any) -> Any:
     import torch
     import transformers
 
-    from mlagent_jax.models import hugging_face
+    from mlagent_jax.checkpoints import hugging_face
 
     with tempfile.TemporaryDirectory() as folder:
         hugging_face.save(Path(folder) / "export", model.graph.config, model.params)

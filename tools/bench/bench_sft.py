@@ -28,7 +28,7 @@ import numpy as np
 from absl import flags
 from ml_collections import config_flags
 
-from mlagent_jax.arguments import run_program
+from mlagent_jax.settings.flags import run_program
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, for example configs/quickstart.py.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Run whose collected steps and vocabulary are taken.")
@@ -59,12 +59,12 @@ def prepare(config: Any, workdir: str) -> Work:
     Raises:
       ConfigError: it has collected none.
     """
-    from mlagent_jax.data.filters import imitated
-    from mlagent_jax.data.packing import Sample, first_fit
-    from mlagent_jax.data.tokenizer import Tokenizer
-    from mlagent_jax.data.trajectory_store import TrajectoryStore
-    from mlagent_jax.models import hub
-    from mlagent_jax.planning.blueprint import read_model
+    from mlagent_jax.checkpoints import hub
+    from mlagent_jax.models.tokenizer import Tokenizer
+    from mlagent_jax.sft.filters import imitated
+    from mlagent_jax.sft.packing import Sample, first_fit
+    from mlagent_jax.trajectories.store import TrajectoryStore
+    from tools.planning.blueprint import read_model
 
     folder = hub.fetch(config.policy.checkpoint or Path(workdir) / "tokenizer")
     tokenizer = Tokenizer.load(folder)
@@ -82,7 +82,7 @@ def prepare(config: Any, workdir: str) -> Work:
 
 def batches(work: Work, packing: bool) -> Iterator[Any]:
     """Rows of one step after the other, without end."""
-    from mlagent_jax.data.packing import bucket, fill, first_fit
+    from mlagent_jax.sft.packing import bucket, fill, first_fit
 
     length, lengths = work.config.sft.row_tokens, [len(sample) for sample in work.samples]
     size = ROWS.value if packing else work.samples_a_step
@@ -99,8 +99,8 @@ def in_jax(work: Work, packing: bool) -> list[tuple[float, float, int]]:
     import jax
 
     from mlagent_jax import models
-    from mlagent_jax.learning.optimizer import init_state, make_optimizer, with_learning_rate
-    from mlagent_jax.learning.sft import sft_step
+    from mlagent_jax.optim.optimizer import init_state, make_optimizer, with_learning_rate
+    from mlagent_jax.sft.step import sft_step
 
     policy = work.config.policy
     graph, params = models.create(
@@ -194,7 +194,7 @@ def measure() -> None:
     """
     import jax
 
-    from mlagent_jax.config import freeze
+    from mlagent_jax.settings.schema import freeze
 
     config = freeze(CONFIG.value)
     work = prepare(config, WORKDIR.value)

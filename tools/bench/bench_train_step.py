@@ -29,7 +29,7 @@ import numpy as np
 from absl import flags
 from ml_collections import config_flags
 
-from mlagent_jax.arguments import run_program
+from mlagent_jax.settings.flags import run_program
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, for example configs/quickstart.py.")
 STEPS = flags.DEFINE_integer("steps", 5, "Steps that are timed.", lower_bound=1)
@@ -58,11 +58,11 @@ def in_jax(work: Work) -> tuple[Callable[[], float], int]:
     import jax
 
     from mlagent_jax import models
-    from mlagent_jax.learning.optimizer import init_state, with_learning_rate
-    from mlagent_jax.learning.sft import sft_step
     from mlagent_jax.models import lora
+    from mlagent_jax.optim.optimizer import init_state, with_learning_rate
     from mlagent_jax.parallelism import make_mesh
-    from mlagent_jax.planning import blueprint, flops, programs
+    from mlagent_jax.sft.step import sft_step
+    from tools.planning import blueprint, flops, programs
 
     mesh = make_mesh(work.config.mesh.shape)
     jax.set_mesh(mesh)
@@ -177,8 +177,8 @@ def measure() -> None:
     """
     import jax
 
-    from mlagent_jax.config import freeze
-    from mlagent_jax.planning.blueprint import read_model
+    from mlagent_jax.settings.schema import freeze
+    from tools.planning.blueprint import read_model
 
     config = freeze(CONFIG.value)
     config = dataclasses.replace(config, sft=dataclasses.replace(config.sft, optimizer="adamw"))  # what both have

@@ -20,10 +20,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from environments.environment import default_scratch
-from environments.sandbox.data_store import DataStore
-from environments.store import open_store
-from environments.workspace import Snapshots
+from environments.files.blobs import open_store
+from environments.files.snapshots import Snapshots
+from environments.sandbox.data import DataStore
+from environments.step import default_scratch
 
 
 def timed(action: Callable[[], object]) -> tuple[float, float]:

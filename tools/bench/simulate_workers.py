@@ -39,7 +39,7 @@ from bench_queue import ANY, LEASE_SECONDS, OUTCOME, emptied, jobs
 from environments.queue import RewardQueue, open_queue, sql
 from environments.queue.base import Lease, WorkerReport
 from environments.queue.postgres import AT_ONCE
-from environments.worker import REPORT_SECONDS
+from environments.worker.worker import REPORT_SECONDS
 
 T = TypeVar("T")
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from environments.tasks.folder import FolderRecipe, read_folder
+from environments.tasks.folders.folder import FolderRecipe, read_folder
 
 ROOT = Path(__file__).parent
 

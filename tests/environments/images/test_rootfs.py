@@ -12,7 +12,7 @@ import threading
 import needs
 import pytest
 
-from environments.images import RootFsError, build, closure, ensure_rootfs, rootfs
+from environments.sandbox.rootfs import RootFsError, assemble, build, closure, ensure_rootfs
 
 
 @pytest.fixture
@@ -34,22 +34,22 @@ def quick_builder(monkeypatch):
         built.append(root)
         (root / "marker").write_text("complete")
 
-    monkeypatch.setattr(rootfs, "_build", build_nothing)
+    monkeypatch.setattr(assemble, "_build", build_nothing)
     return built
 
 
 def test_the_lock_pins_every_package_exactly_and_the_digest_follows_it(tmp_path, monkeypatch):
-    lines = [line for line in rootfs.LOCK_FILE.read_text().splitlines() if line and not line.startswith("#")]
+    lines = [line for line in assemble.LOCK_FILE.read_text().splitlines() if line and not line.startswith("#")]
     assert all(re.fullmatch(r"[a-z0-9-]+==[0-9.]+", line) for line in lines)
     assert {line.partition("==")[0] for line in lines} >= {"numpy", "scipy", "pandas", "scikit-learn", "networkx"}
-    before = rootfs.environment_digest()
+    before = assemble.environment_digest()
     changed = tmp_path / "lock"
-    changed.write_text(rootfs.LOCK_FILE.read_text() + "six==1.17.0\n")
-    monkeypatch.setattr(rootfs, "LOCK_FILE", changed)
-    assert rootfs.environment_digest() != before
+    changed.write_text(assemble.LOCK_FILE.read_text() + "six==1.17.0\n")
+    monkeypatch.setattr(assemble, "LOCK_FILE", changed)
+    assert assemble.environment_digest() != before
     monkeypatch.undo()
-    monkeypatch.setattr(rootfs.platform, "python_version", lambda: "3.99.0")
-    assert rootfs.environment_digest() != before
+    monkeypatch.setattr(assemble.platform, "python_version", lambda: "3.99.0")
+    assert assemble.environment_digest() != before
 
 
 def test_it_is_built_once_also_for_those_who_ask_at_once(empty_cache, quick_builder):
@@ -70,14 +70,14 @@ def test_a_build_that_fails_leaves_nothing_and_says_why(empty_cache, monkeypatch
         (root / "half").write_text("")
         raise closure.ClosureError("the dynamic loader does not find libx.so")
 
-    monkeypatch.setattr(rootfs, "_build", fail)
+    monkeypatch.setattr(assemble, "_build", fail)
     with pytest.raises(RootFsError, match="libx"):
         ensure_rootfs(lambda text: None)
     assert [path.suffix for path in (empty_cache / "rootfs").iterdir()] == [".lock"]
 
 
 def test_what_a_builder_that_died_left_is_removed(empty_cache, quick_builder):
-    leftover = empty_cache / "rootfs" / f"{rootfs.environment_digest()}.building-x"
+    leftover = empty_cache / "rootfs" / f"{assemble.environment_digest()}.building-x"
     leftover.mkdir(parents=True)
     ensure_rootfs(lambda text: None)
     assert not leftover.exists()
@@ -93,10 +93,10 @@ def test_a_cache_that_the_sandbox_cannot_reach_is_refused_with_the_remedy(empty_
 def test_pip_errors_are_shown(monkeypatch, tmp_path):
     lock = tmp_path / "requirements.lock"
     lock.write_text("numpy==0.0.0.1\n")
-    monkeypatch.setattr(rootfs, "LOCK_FILE", lock)
+    monkeypatch.setattr(assemble, "LOCK_FILE", lock)
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     with pytest.raises(RootFsError, match=r"numpy==0\.0\.0\.1"):
-        rootfs._install_packages(tmp_path / "site-packages")
+        assemble._install_packages(tmp_path / "site-packages")
 
 
 def test_a_library_that_is_nowhere_is_named(monkeypatch):
@@ -109,13 +109,13 @@ def test_a_library_that_is_nowhere_is_named(monkeypatch):
 @pytest.mark.slow
 def test_the_built_root_is_self_contained_closed_to_writers_and_free_of_originals():
     root = ensure_rootfs().path
-    packages = root / rootfs.SITE_PACKAGES
-    for name in rootfs.BUNDLED_DATA:
+    packages = root / assemble.SITE_PACKAGES
+    for name in assemble.BUNDLED_DATA:
         path = packages / name
         assert not path.exists() or path.read_text() == "__all__ = []\n"
     assert (
         not (packages / "statsmodels").exists()
-        and not (root / rootfs.PREFIX / "lib" / rootfs.PYTHON / "pydoc_data").exists()
+        and not (root / assemble.PREFIX / "lib" / assemble.PYTHON / "pydoc_data").exists()
     )
     assert not [path for path in packages.rglob("tests") if path.is_dir()]
     for path in root.rglob("*"):
@@ -131,7 +131,7 @@ def test_the_built_root_is_self_contained_closed_to_writers_and_free_of_original
 
 def test_byte_code_is_never_checked_against_times():
     root = ensure_rootfs().path
-    code = next((root / rootfs.SITE_PACKAGES / "numpy" / "__pycache__").glob("__init__.*.pyc")).read_bytes()
+    code = next((root / assemble.SITE_PACKAGES / "numpy" / "__pycache__").glob("__init__.*.pyc")).read_bytes()
     assert int.from_bytes(code[4:8], "little") == 0b01  # PEP 552: hash-based, unchecked
 
 
@@ -139,7 +139,7 @@ def test_the_image_is_the_very_same_tree_without_an_owner(tmp_path):
     (tmp_path / "etc").mkdir()
     (tmp_path / "etc" / "hosts").write_text("x")
     reader, writer = os.pipe()
-    build._write_tar(rootfs.RootFs(tmp_path, "0"), writer)
+    build._write_tar(assemble.RootFs(tmp_path, "0"), writer)
     with os.fdopen(reader, "rb") as stream, tarfile.open(fileobj=io.BytesIO(stream.read())) as archive:
         members = {member.name: (member.uid, member.gid, member.mtime) for member in archive}
     assert members == {".": (0, 0, 0), "./etc": (0, 0, 0), "./etc/hosts": (0, 0, 0)}
@@ -147,7 +147,7 @@ def test_the_image_is_the_very_same_tree_without_an_owner(tmp_path):
 
 def test_the_command_prints_where_it_is():
     done = subprocess.run(
-        ["environments/images/build.sh"],
+        ["environments/sandbox/rootfs/build.sh"],
         env={**os.environ, "PYTHON": sys.executable},
         capture_output=True,
         text=True,
@@ -165,28 +165,28 @@ def test_it_builds_from_nothing_and_the_interpreter_in_it_runs_alone(empty_cache
     root = built.path
     loader = next(root.glob("lib64/ld-linux*")) if (root / "lib64").exists() else next(root.glob("lib/ld-linux*"))
     libraries = next(path.parent for path in root.glob("usr/lib*/**/libc.so.6"))
-    python = root / rootfs.PREFIX / "bin" / rootfs.PYTHON
+    python = root / assemble.PREFIX / "bin" / assemble.PYTHON
     done = subprocess.run(
         [loader, "--library-path", libraries, python, "-s", "-c", "import sklearn.svm, ssl, sys; print(sys.prefix)"],
-        env={"PYTHONHOME": str(root / rootfs.PREFIX)},
+        env={"PYTHONHOME": str(root / assemble.PREFIX)},
         capture_output=True,
         text=True,
         check=False,
     )
-    assert done.stdout.strip() == str(root / rootfs.PREFIX), done.stderr
+    assert done.stdout.strip() == str(root / assemble.PREFIX), done.stderr
 
 
 def test_a_root_that_is_chosen_but_not_built_is_an_error_with_the_command(empty_cache, monkeypatch):
-    monkeypatch.setenv(rootfs.CHOICE, "0123456789abcdef")
+    monkeypatch.setenv(assemble.CHOICE, "0123456789abcdef")
     with pytest.raises(RootFsError, match=r"0123456789abcdef.*build\.sh --base"):
         ensure_rootfs(lambda text: None)
     (empty_cache / "rootfs" / "0123456789abcdef").mkdir()
     assert ensure_rootfs(lambda text: None).digest == "0123456789abcdef"
-    monkeypatch.setenv(rootfs.CHOICE, "../elsewhere")
+    monkeypatch.setenv(assemble.CHOICE, "../elsewhere")
     with pytest.raises(RootFsError, match="no digest"):
         ensure_rootfs(lambda text: None)
 
 
 def test_another_base_is_another_environment():
-    digests = {rootfs.environment_digest(origin=origin) for origin in ("", "debian bookworm", "python:3.11-slim")}
-    assert len(digests) == 3 and rootfs.environment_digest() in digests
+    digests = {assemble.environment_digest(origin=origin) for origin in ("", "debian bookworm", "python:3.11-slim")}
+    assert len(digests) == 3 and assemble.environment_digest() in digests

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from queue_cases import job, outcome
 
-from environments import worker
 from environments.queue import RetryPolicy, __main__
 from environments.queue.__main__ import main
 from environments.queue.base import Capabilities, WorkerReport
+from environments.worker import worker
 
 ANY = Capabilities()
 

@@ -5,11 +5,11 @@ import dataclasses
 import pytest
 from queue_cases import job, outcome
 
+from environments.files.blobs import open_store
 from environments.protocol import Limits, OutcomeKind, Requirements
 from environments.queue import QueueError, RetryPolicy
 from environments.queue.base import Capabilities
 from environments.queue.sql import EXECUTION_OVERHEAD_SECONDS
-from environments.store import open_store
 
 ANY = Capabilities()
 

@@ -12,12 +12,12 @@ import needs
 import pytest
 from queue_cases import fill
 
-from environments.environment import Environment
+from environments.files.blobs import open_store
 from environments.protocol import Job, OutcomeKind
 from environments.queue import RetryPolicy
 from environments.queue.base import Capabilities
-from environments.store import open_store
-from environments.worker import Worker
+from environments.step import Environment
+from environments.worker.worker import Worker
 
 PATIENCE_SECONDS = 300.0
 ATTEMPTS = 2
@@ -42,7 +42,7 @@ def working(queue, take):
 
 def environment_of(tmp_path, monkeypatch, sandbox, scratch=None):
     task = fakes.fake_task(tmp_path / "task")
-    monkeypatch.setattr("environments.environment.open_task", lambda root, key: task)
+    monkeypatch.setattr("environments.step.open_task", lambda root, key: task)
     return Environment(tmp_path / "tasks", sandbox, open_store(tmp_path / "store"), scratch=scratch)
 
 

@@ -15,9 +15,9 @@ from sklearn import datasets
 
 from environments import tasks
 from environments.actions import PROFILES
-from environments.environment import Environment
+from environments.files.blobs import open_store
 from environments.protocol import OutcomeKind
-from environments.store import open_store
+from environments.step import Environment
 
 LIMITS = dataclasses.replace(fakes.Limits(), cpu_seconds=20.0, wall_seconds=60.0, memory_mb=512, disk_mb=32)
 HONEST = 1.25

@@ -3,14 +3,16 @@
 import os
 import signal
 import socket
+import tempfile
+from pathlib import Path
 
 import psutil
 import pytest
 
 from environments.protocol import Limits
-from environments.sandbox import SandboxError, SandboxUnavailableError, bubblewrap, open_sandbox, warm
-from environments.sandbox.bubblewrap import BubblewrapSandbox
-from environments.sandbox.data_store import DataStore
+from environments.sandbox import SandboxError, SandboxUnavailableError, bubblewrap, open_sandbox
+from environments.sandbox.bubblewrap import BubblewrapSandbox, warm
+from environments.sandbox.data import DataStore
 from environments.sandbox.inside.capture import Capture
 
 
@@ -112,14 +114,15 @@ def test_a_host_without_bubblewrap_is_told_what_to_install(monkeypatch):
         open_sandbox("bubblewrap")
 
 
-def test_a_host_that_forbids_namespaces_is_told_the_remedy(monkeypatch, tmp_path):
-    fake = tmp_path / "bwrap"
-    fake.write_text("#!/bin/sh\necho 'bwrap: No permissions to create new namespace' >&2\nexit 1\n")
-    fake.chmod(0o755)
-    tmp_path.chmod(0o755)
-    monkeypatch.setattr(warm.shutil, "which", lambda name: str(fake))
-    with pytest.raises(SandboxUnavailableError, match=r"No permissions.*sysctl") as caught:
-        open_sandbox("bubblewrap")
+def test_a_host_that_forbids_namespaces_is_told_the_remedy(monkeypatch):
+    with tempfile.TemporaryDirectory() as folder:
+        fake = Path(folder, "bwrap")
+        fake.write_text("#!/bin/sh\necho 'bwrap: No permissions to create new namespace' >&2\nexit 1\n")
+        fake.chmod(0o755)
+        fake.parent.chmod(0o755)  # it is started as somebody else
+        monkeypatch.setattr(warm.shutil, "which", lambda name: str(fake))
+        with pytest.raises(SandboxUnavailableError, match=r"No permissions.*sysctl") as caught:
+            open_sandbox("bubblewrap")
     assert "unprivileged" in str(caught.value)
 
 

@@ -14,12 +14,13 @@ import pytest
 from sklearn import datasets
 
 from environments import tasks
-from environments.metrics import METRICS
-from environments.tasks import TaskError, micro
-from environments.tasks.dataset import Dataset
-from environments.tasks.embedded import texts
-from environments.tasks.scripts import CELLS, Script, read_cells, replace_cell, with_imports
-from environments.tasks.traits import describe
+from environments.tasks import TaskError
+from environments.tasks.generated import micro
+from environments.tasks.generated.dataset import Dataset
+from environments.tasks.generated.embedded import texts
+from environments.tasks.generated.scripts import CELLS, Script, read_cells, replace_cell, with_imports
+from environments.tasks.generated.traits import describe
+from environments.tasks.grading.metrics import METRICS
 
 FAMILIES = [*micro.family_names("train"), *micro.family_names("held_out")]
 MICRO = [f"micro-{family}-0" for family in FAMILIES]

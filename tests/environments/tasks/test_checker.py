@@ -8,9 +8,10 @@ import json
 import needs
 import pytest
 
-from environments.__main__ import main
-from environments.tasks import checker, own_grading
-from environments.tasks.checker import check
+from environments.interfaces.command_line import main
+from environments.tasks.check import checker
+from environments.tasks.check.checker import check
+from environments.tasks.grading import own
 
 
 def failed(folder, sandbox):
@@ -107,7 +108,7 @@ def test_an_idea_that_does_not_run_is_found(rents, bubblewrap):
 
 
 def test_a_grader_that_accepts_what_it_should_refuse_is_found(rents, bubblewrap, monkeypatch):
-    monkeypatch.setattr(own_grading, "_check_cell", lambda *arguments: None)
+    monkeypatch.setattr(own, "_check_cell", lambda *arguments: None)
     wrong = failed(rents, bubblewrap)
     assert {"submission: a cell of 'nan'", "submission: a cell of 'abc'"} <= set(wrong)
     assert "submission: a row missing" not in wrong

@@ -13,12 +13,12 @@ import yaml
 
 import environments
 from environments import tasks
-from environments.__main__ import main
 from environments.actions import Action
+from environments.interfaces.command_line import main
 from environments.protocol import OutcomeKind
 from environments.tasks import InvalidSubmissionError, TaskError, TaskSpec
-from environments.tasks.ideas import ideas_for
-from environments.tasks.scripts import Script, replace_cell
+from environments.tasks.generated.ideas import ideas_for
+from environments.tasks.generated.scripts import Script, replace_cell
 
 
 def change(folder, **fields):
@@ -140,7 +140,7 @@ def test_raw_data_are_in_the_folder_or_where_archives_lie(rents, monkeypatch, tm
     folder.mkdir(parents=True)
     (folder / "rents.zip").write_bytes(b"")
     (rents / "prepare.py").write_text(
-        "from environments.tasks import archives\n"
+        "from environments.tasks.folders import archives\n"
         "def prepare(raw, public, private, seed):\n"
         "    with archives.open_archive(raw, 'rents.zip'): pass\n"
     )

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from environments.metrics import METRICS
-from environments.tasks.base import InvalidSubmissionError
-from environments.tasks.grading import Answers
+from environments.tasks.grading.metrics import METRICS
+from environments.tasks.grading.submissions import Answers
+from environments.tasks.task import InvalidSubmissionError
 
 TRUTH = np.array([10.0, 20.0, 30.0, 40.0])
 REPORT = np.array([False, True, False, True])

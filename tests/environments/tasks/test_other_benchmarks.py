@@ -12,8 +12,8 @@ from benchmark_fixtures import write_benchmark, write_mlebench
 
 import environments
 from environments import tasks
-from environments.__main__ import main
 from environments.actions import Action
+from environments.interfaces.command_line import main
 from environments.protocol import OutcomeKind
 from environments.tasks import InvalidSubmissionError, TaskError
 

@@ -16,9 +16,10 @@ import pytest
 from sklearn import metrics as sk
 
 from environments import tasks
-from environments.__main__ import main
+from environments.interfaces.command_line import main
 from environments.sandbox.base import Ending
-from environments.tasks import InvalidSubmissionError, TaskError, archives, paper, splits
+from environments.tasks import InvalidSubmissionError, TaskError, paper
+from environments.tasks.folders import archives, splits
 from environments.tasks.prepared import run_script
 
 needs.package("PIL.Image")

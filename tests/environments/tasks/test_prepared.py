@@ -13,9 +13,9 @@ from environments import tasks
 from environments.protocol import Limits
 from environments.sandbox.base import Ending, Execution
 from environments.tasks import NoHeadroomError, TaskError, open_task, prepare_task
-from environments.tasks.dataset import Dataset
-from environments.tasks.recipe import Recipe, embedded
-from environments.tasks.scripts import Script
+from environments.tasks.generated.dataset import Dataset
+from environments.tasks.generated.recipe import Recipe, embedded
+from environments.tasks.generated.scripts import Script
 
 
 def recipe(name: str = "toy") -> Recipe:

@@ -10,10 +10,10 @@ import pytest
 
 from environments import tasks
 from environments.sandbox import Sandbox
-from environments.tasks import micro
-from environments.tasks.ideas import ideas_for
+from environments.tasks.generated import micro
+from environments.tasks.generated.ideas import ideas_for
+from environments.tasks.generated.scripts import replace_cell
 from environments.tasks.prepared import run_script
-from environments.tasks.scripts import replace_cell
 from tools.headroom import stability
 
 FAMILIES = [*micro.family_names("train"), *micro.family_names("held_out")]

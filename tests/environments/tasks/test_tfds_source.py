@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from environments import tasks
-from environments.tasks import TaskError, tfds_source
+from environments.tasks import TaskError
+from environments.tasks.folders import tfds_source
 
 tfds = pytest.importorskip("tensorflow_datasets")
 image = needs.package("PIL.Image")
@@ -95,7 +96,7 @@ def test_data_in_a_format_for_tensorflow_are_refused_with_the_remedy(data_dir, t
 
 def test_a_folder_makes_its_task_of_such_data(rents, data_dir, tmp_path):
     (rents / "prepare.py").write_text(
-        "import pandas as pd\nfrom environments.tasks import tfds_source\n"
+        "import pandas as pd\nfrom environments.tasks.folders import tfds_source\n"
         "def prepare(raw, public, private, seed):\n"
         f"    train, test = (tfds_source.read('tiles', split, {str(data_dir)!r}) for split in ('train', 'test'))\n"
         "    pd.DataFrame(train['image'].reshape(20, -1)).to_csv(public / 'train.csv')\n"

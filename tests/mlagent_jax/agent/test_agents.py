@@ -13,18 +13,18 @@ import pytest
 import uvicorn
 
 from environments import tasks
-from environments.openai_http import Completion, EndpointError
+from environments.actions.openai_http import Completion, EndpointError
 from environments.protocol import State
-from environments.tasks.scripts import Script
-from mlagent_jax.agent.actor import Actor, seed_of
-from mlagent_jax.agent.agents import EndpointAgent, PolicyAgent
-from mlagent_jax.agent.endpoint import EndpointClient
-from mlagent_jax.agent.player import Trajectory
-from mlagent_jax.agent.prompts import Renderer
-from mlagent_jax.config import EndpointConfig, PromptConfig
+from environments.tasks.generated.scripts import Script
+from mlagent_jax.agents.actor import Actor, seed_of
+from mlagent_jax.agents.endpoint import EndpointClient
+from mlagent_jax.agents.episodes import Trajectory
+from mlagent_jax.agents.factory import EndpointAgent, PolicyAgent
+from mlagent_jax.agents.prompts import Renderer
 from mlagent_jax.sampling import Distribution, Sampler, SamplerConfig, TokenSampler, load
 from mlagent_jax.serving.app import make_app
 from mlagent_jax.serving.service import Limits, Service
+from mlagent_jax.settings.schema import EndpointConfig, PromptConfig
 
 SPEC = tasks.get("micro-rings-0").spec
 STATE = State("micro-rings-0@1", (), "snapshot", Script("LogisticRegression(C=0.01)").text(), 0.5)

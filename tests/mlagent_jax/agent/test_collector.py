@@ -8,8 +8,8 @@ import pytest
 from environments.protocol import Job, Outcome, OutcomeKind, Scale, State
 from environments.queue import open_queue
 from environments.queue.base import Capabilities, QueueError
-from mlagent_jax.agent import collector as module
-from mlagent_jax.agent.collector import Collector
+from mlagent_jax.agents import job_client as module
+from mlagent_jax.agents.job_client import Collector
 
 STATE = State("task@1", (), "snapshot", "x = 1", 0.5)
 CAPABILITIES = Capabilities(cores=4, memory_mb=8192)

@@ -7,12 +7,12 @@ import threading
 
 import pytest
 
-from environments.openai_http import EndpointError
-from mlagent_jax.agent import endpoint as endpoint_module
-from mlagent_jax.agent.endpoint import EndpointClient
-from mlagent_jax.config import EndpointConfig
-from mlagent_jax.data import jsonl
-from mlagent_jax.errors import BudgetError, ConfigError
+from environments.actions.openai_http import EndpointError
+from mlagent_jax.agents import endpoint as endpoint_module
+from mlagent_jax.agents.endpoint import EndpointClient
+from mlagent_jax.runtime import jsonl
+from mlagent_jax.runtime.errors import BudgetError, ConfigError
+from mlagent_jax.settings.schema import EndpointConfig
 
 KEY = "sk-secret-123456"
 ASK = [{"role": "user", "content": "why?"}]

@@ -7,10 +7,10 @@ import pytest
 from environments import tasks
 from environments.actions import parse
 from environments.protocol import OutcomeKind, State
-from environments.tasks.ideas import ideas_for
-from environments.tasks.scripts import Script
-from mlagent_jax.agent.expert import ScriptedExpert
-from mlagent_jax.config import CollectConfig
+from environments.tasks.generated.ideas import ideas_for
+from environments.tasks.generated.scripts import Script
+from mlagent_jax.agents.scripted import ScriptedExpert
+from mlagent_jax.settings.schema import CollectConfig
 
 SPEC = tasks.get("micro-rings-0").spec
 SCRIPT = Script("LogisticRegression(C=0.01)").text()

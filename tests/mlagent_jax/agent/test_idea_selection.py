@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from environments import tasks
-from environments.openai_http import Completion
-from mlagent_jax.agent.ideas import distinct, endpoint_ideas, farthest_points, library_ideas, parse_ideas
-from mlagent_jax.config import EndpointConfig, IdeasConfig
-from mlagent_jax.errors import ConfigError
+from environments.actions.openai_http import Completion
+from mlagent_jax.collection.ideas import distinct, endpoint_ideas, farthest_points, library_ideas, parse_ideas
+from mlagent_jax.runtime.errors import ConfigError
+from mlagent_jax.settings.schema import EndpointConfig, IdeasConfig
 
 
 def radius(vectors, centres):

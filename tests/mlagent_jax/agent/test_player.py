@@ -3,7 +3,7 @@
 import dataclasses
 
 from environments.protocol import Job, Outcome, OutcomeKind, Scale, State
-from mlagent_jax.agent.player import Agent, Reply, Trajectory, best_submission, play
+from mlagent_jax.agents.episodes import Agent, Reply, Trajectory, best_submission, play
 
 START = State("task@1", (), "s", "x = 1", 0.5)
 

@@ -7,10 +7,10 @@ import pytest
 from environments import tasks
 from environments.actions import ASSISTED_ACTIONS
 from environments.protocol import State, Step
-from environments.tasks.scripts import Script
-from mlagent_jax.agent.expert import cell_edit
-from mlagent_jax.agent.prompts import PromptTooLongError, Renderer, prompt_text, step_label
-from mlagent_jax.config import PromptConfig
+from environments.tasks.generated.scripts import Script
+from mlagent_jax.agents.prompts import PromptTooLongError, Renderer, prompt_text, step_label
+from mlagent_jax.agents.scripted import cell_edit
+from mlagent_jax.settings.schema import PromptConfig
 
 SPEC = tasks.get("micro-rings-0").spec
 SCRIPT = Script("LogisticRegression(C=0.01)").text()

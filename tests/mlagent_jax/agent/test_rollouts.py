@@ -9,10 +9,10 @@ import pytest
 from environments.protocol import Job, Outcome, OutcomeKind, Scale, State
 from environments.queue import open_queue
 from environments.queue.base import Capabilities
-from mlagent_jax.agent.actor import SampledAction
-from mlagent_jax.agent.collector import Collector
-from mlagent_jax.agent.player import Step, Trajectory
-from mlagent_jax.agent.rollouts import Group, UnderWay, episode_reward, rows_of
+from mlagent_jax.agents.actor import SampledAction
+from mlagent_jax.agents.episodes import Step, Trajectory
+from mlagent_jax.agents.job_client import Collector
+from mlagent_jax.rl.in_flight import Group, UnderWay, episode_reward, rows_of
 
 
 def state(number):

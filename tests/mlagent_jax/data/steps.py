@@ -1,7 +1,7 @@
 """Recorded steps, made up, with everything in them that a step may have."""
 
 from environments.protocol import Outcome, OutcomeKind, Scale, State, Step
-from mlagent_jax.data.trajectories import Record
+from mlagent_jax.trajectories.record import Record
 
 SCALE = Scale(m_init=0.5, m_best=0.9, higher_is_better=True)
 

@@ -9,12 +9,12 @@ import needs
 import numpy as np
 import pytest
 
-from environments.store import open_store
-from environments.workspace import Snapshots
-from mlagent_jax.data import exchange
-from mlagent_jax.data.dataset_card import write_card
-from mlagent_jax.data.trajectory_schema import SchemaError
-from mlagent_jax.data.trajectory_store import TrajectoryStore, Writer
+from environments.files.blobs import open_store
+from environments.files.snapshots import Snapshots
+from mlagent_jax.trajectories import exchange
+from mlagent_jax.trajectories.card import write_card
+from mlagent_jax.trajectories.schema import SchemaError
+from mlagent_jax.trajectories.store import TrajectoryStore, Writer
 from tools import trajectories
 
 from .steps import make_record, make_records
@@ -68,7 +68,7 @@ def test_sharegpt_is_what_llama_factory_reads(tmp_path, records):
 
 def test_tensorflow_datasets_reads_it_by_index_without_tensorflow(tmp_path, store, records):
     tfds = pytest.importorskip("tensorflow_datasets")
-    from mlagent_jax.data import tfds_dataset
+    from mlagent_jax.trajectories import tfds_dataset
 
     prepared = tfds_dataset.prepare(store.folder, tmp_path / "tfds")
     steps = tfds.builder_from_directory(str(prepared.data_path)).as_data_source(split="train")

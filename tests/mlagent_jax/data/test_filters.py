@@ -5,11 +5,11 @@ import dataclasses
 import pytest
 
 from environments.protocol import Outcome, OutcomeKind, Scale, State
-from mlagent_jax.agent.expert_steps import split_trajectories
-from mlagent_jax.config import FilterConfig
-from mlagent_jax.data.filters import gain, imitated
-from mlagent_jax.data.trajectories import Record
-from mlagent_jax.errors import ConfigError
+from mlagent_jax.runtime.errors import ConfigError
+from mlagent_jax.settings.schema import FilterConfig
+from mlagent_jax.sft.examples import split_trajectories
+from mlagent_jax.sft.filters import gain, imitated
+from mlagent_jax.trajectories.record import Record
 
 SCALE = Scale(m_init=0.5, m_best=0.9, higher_is_better=True)
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mlagent_jax.data.packing import Sample, pack
+from mlagent_jax.sft.packing import Sample, pack
 
 
 def random_samples(count, seed=0):

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from environments.protocol import State, Step
-from mlagent_jax.config import PoolConfig
-from mlagent_jax.data.state_pool import StatePool
+from mlagent_jax.rl.state_pool import StatePool
+from mlagent_jax.settings.schema import PoolConfig
 
 
 def state(task, number, depth=0):

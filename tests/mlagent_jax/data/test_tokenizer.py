@@ -15,7 +15,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import models, pre_tokenizers
 
-from mlagent_jax.data.tokenizer import EOS, PAD, Tokenizer, train_tokenizer
+from mlagent_jax.models.tokenizer import EOS, PAD, Tokenizer, train_tokenizer
 
 WORDS = ("Action:", "Action Input:", "Final Answer", "Next:\n", "\n```", "# %% ", '"}\n```python\n', "a", "Note: é")
 CORPUS = [path.read_text() for path in sorted(Path(__file__).parents[3].glob("environments/*.py"))]

@@ -6,11 +6,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from environments.protocol import OutcomeKind
-from mlagent_jax.data.dataset_card import write_card
-from mlagent_jax.data.jsonl import RecordError
-from mlagent_jax.data.trajectory_schema import SchemaError
-from mlagent_jax.data.trajectory_store import StoreTail, TrajectoryStore, Writer
-from mlagent_jax.errors import ConfigError
+from mlagent_jax.runtime.errors import ConfigError
+from mlagent_jax.runtime.jsonl import RecordError
+from mlagent_jax.trajectories.card import write_card
+from mlagent_jax.trajectories.schema import SchemaError
+from mlagent_jax.trajectories.store import StoreTail, TrajectoryStore, Writer
 
 from .steps import make_record, make_records
 

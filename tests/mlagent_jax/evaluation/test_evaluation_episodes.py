@@ -8,13 +8,13 @@ from types import SimpleNamespace
 import pytest
 
 from environments.protocol import Job, Outcome, OutcomeKind, Scale, State
-from mlagent_jax.agent.expert import cell_edit
-from mlagent_jax.agent.player import Reply, Step, Trajectory
-from mlagent_jax.agent_names import AgentSpec, parse_agent
-from mlagent_jax.config import default_config, freeze
-from mlagent_jax.errors import ConfigError
+from mlagent_jax.agents.episodes import Reply, Step, Trajectory
+from mlagent_jax.agents.scripted import cell_edit
 from mlagent_jax.evaluation import episodes
-from mlagent_jax.interruption import Interruption
+from mlagent_jax.runtime.errors import ConfigError
+from mlagent_jax.runtime.interruption import Interruption
+from mlagent_jax.settings.agent_names import AgentSpec, parse_agent
+from mlagent_jax.settings.schema import default_config, freeze
 from mlagent_jax.train import run_stages
 
 

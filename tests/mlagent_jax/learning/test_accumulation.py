@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mlagent_jax.learning.accumulation import mapped, summed_gradients
+from mlagent_jax.optim.accumulation import mapped, summed_gradients
 
 
 def masked_loss(params, rows):

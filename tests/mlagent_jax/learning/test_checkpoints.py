@@ -13,7 +13,7 @@ import optax
 import pytest
 from etils import epath
 
-from mlagent_jax.learning.checkpoints import Checkpointer, CheckpointError
+from mlagent_jax.checkpoints.orbax import Checkpointer, CheckpointError
 
 
 @pytest.fixture(params=["local", pytest.param("bucket", marks=pytest.mark.slow)])
@@ -109,7 +109,7 @@ def test_what_was_saved_on_one_mesh_restores_onto_another(tmp_path):
     script = """
 import sys, jax, jax.numpy as jnp, numpy as np
 from jax.sharding import NamedSharding, PartitionSpec as P
-from mlagent_jax.learning.checkpoints import Checkpointer
+from mlagent_jax.checkpoints.orbax import Checkpointer
 def on(shape, spec):
     mesh = jax.make_mesh(shape, ("a", "b"), devices=jax.devices()[:shape[0] * shape[1]])
     return NamedSharding(mesh, P(*spec))
@@ -137,7 +137,7 @@ print("whole")
 
 SAVE_FOR_EVER = """
 import sys, itertools, jax.numpy as jnp
-from mlagent_jax.learning.checkpoints import Checkpointer
+from mlagent_jax.checkpoints.orbax import Checkpointer
 checkpointer = Checkpointer(sys.argv[1], keep=2)
 first = (checkpointer.latest() or 0) + 1
 for step in itertools.count(first):
@@ -180,7 +180,7 @@ def test_kill_9_during_a_save_leaves_the_step_before_it_whole(directory, kills):
 DIE_REMOVING = """
 import os, sys, jax.numpy as jnp
 from etils import epath
-from mlagent_jax.learning.checkpoints import Checkpointer
+from mlagent_jax.checkpoints.orbax import Checkpointer
 
 def cut_short(path, **_):
     (path / "arrays" / "_METADATA").unlink()

@@ -3,11 +3,11 @@ import math
 
 import pytest
 
-from mlagent_jax.learning import controllers
+from mlagent_jax.rl import kl
 
 
 def test_a_fixed_coefficient_stays():
-    controller = controllers.FixedKL(0.05)
+    controller = kl.FixedKL(0.05)
     assert controller.update(10.0) is controller
 
 
@@ -16,12 +16,12 @@ def test_a_fixed_coefficient_stays():
     [(0.06, 0.2), (0.022, 0.1), (0.02, 0.0), (0.019, -0.05), (0.0, -0.2), (-1.0, -0.2)],
 )
 def test_an_adaptive_coefficient_follows_the_clipped_relative_error(observed, error):
-    controller = controllers.AdaptiveKL(coefficient=0.5, target=0.02)
+    controller = kl.AdaptiveKL(coefficient=0.5, target=0.02)
     assert controller.update(observed).coefficient == pytest.approx(0.5 * (1 + 0.1 * error), rel=1e-12)
 
 
 def test_feedback_brings_the_kl_to_its_target():
-    controller = controllers.AdaptiveKL(coefficient=1.0, target=0.1)
+    controller = kl.AdaptiveKL(coefficient=1.0, target=0.1)
     for _ in range(500):
         controller = controller.update(0.02 / controller.coefficient)  # a policy that yields to the penalty
     assert 0.02 / controller.coefficient == pytest.approx(0.1, rel=1e-3)
@@ -29,16 +29,16 @@ def test_feedback_brings_the_kl_to_its_target():
 
 @pytest.mark.parametrize(
     "controller",
-    [controllers.FixedKL(0.0), controllers.AdaptiveKL(coefficient=1 / 3, target=0.1).update(0.7)],
+    [kl.FixedKL(0.0), kl.AdaptiveKL(coefficient=1 / 3, target=0.1).update(0.7)],
 )
 def test_controllers_survive_json_bit_by_bit(controller):
-    assert controllers.from_dict(json.loads(json.dumps(controllers.to_dict(controller)))) == controller
+    assert kl.from_dict(json.loads(json.dumps(kl.to_dict(controller)))) == controller
 
 
 @pytest.mark.parametrize("observed", [math.nan, math.inf])
 def test_a_kl_that_is_not_finite_is_refused(observed):
     with pytest.raises(ValueError, match="observed KL"):
-        controllers.AdaptiveKL(coefficient=0.1, target=0.1).update(observed)
+        kl.AdaptiveKL(coefficient=0.1, target=0.1).update(observed)
 
 
 @pytest.mark.parametrize(
@@ -54,4 +54,4 @@ def test_a_kl_that_is_not_finite_is_refused(observed):
 )
 def test_bad_settings_are_refused_by_name(data, message):
     with pytest.raises(ValueError, match=message):
-        controllers.from_dict(data)
+        kl.from_dict(data)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mlagent_jax.learning import estimators
+from mlagent_jax.rl import advantages as estimators
 
 BATCH, TIME = 5, 9
 

@@ -12,9 +12,9 @@ import optax
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from mlagent_jax.config import OptimizerConfig
-from mlagent_jax.learning.optimizer import apply, init_state, make_optimizer, with_learning_rate
+from mlagent_jax.optim.optimizer import apply, init_state, make_optimizer, with_learning_rate
 from mlagent_jax.parallelism import make_mesh
+from mlagent_jax.settings.schema import OptimizerConfig
 
 KERNEL = jnp.linspace(-1.0, 1.0, 2 * 128 * 256).reshape(2, 128, 256)
 PARAMS = {"layers": {"up": {"kernel": KERNEL}}, "scale": jnp.ones(9)}
@@ -58,13 +58,13 @@ PROGRAM = """
 import functools, sys
 import jax, jax.numpy as jnp, numpy as np
 from mlagent_jax import models
-from mlagent_jax.config import RLConfig
-from mlagent_jax.learning import ppo
-from mlagent_jax.learning.checkpoints import Checkpointer
-from mlagent_jax.learning.optimizer import init_state, make_optimizer, with_learning_rate
-from mlagent_jax.learning.sft import sft_step
+from mlagent_jax.settings.schema import RLConfig
+from mlagent_jax.rl import ppo
+from mlagent_jax.checkpoints.orbax import Checkpointer
+from mlagent_jax.optim.optimizer import init_state, make_optimizer, with_learning_rate
+from mlagent_jax.sft.step import sft_step
 from mlagent_jax.parallelism import DEFAULT_RULES, make_mesh
-from mlagent_jax.policy import abstract
+from mlagent_jax.runs.policies import abstract
 
 mesh = make_mesh({"fsdp": 2, "tensor": 2})
 jax.set_mesh(mesh)

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from mlagent_jax import models
-from mlagent_jax.config import RLConfig
-from mlagent_jax.learning import ppo
+from mlagent_jax.rl import ppo
+from mlagent_jax.settings.schema import RLConfig
 
 from .conftest import SHAPE as TINY
 

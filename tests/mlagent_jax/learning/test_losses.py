@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mlagent_jax.learning import losses
+from mlagent_jax.rl import losses
 
 SHAPE = (6, 7)
 

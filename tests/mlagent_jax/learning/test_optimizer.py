@@ -7,9 +7,9 @@ import optax
 import pytest
 from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
-from mlagent_jax.config import OptimizerConfig, RLConfig
-from mlagent_jax.learning import ppo
-from mlagent_jax.learning.optimizer import abstract_state, init_state, make_optimizer, stochastic_rounding
+from mlagent_jax.optim.optimizer import abstract_state, init_state, make_optimizer, stochastic_rounding
+from mlagent_jax.rl import ppo
+from mlagent_jax.settings.schema import OptimizerConfig, RLConfig
 
 PARAMS = {"layers": {"mlp": {"up": {"kernel": jnp.ones((2, 128, 256))}}}, "final_norm": {"scale": jnp.ones((128,))}}
 

@@ -7,8 +7,8 @@ import optax
 import pytest
 
 from mlagent_jax import models
-from mlagent_jax.data.packing import Sample, fill, first_fit
-from mlagent_jax.learning.sft import sft_loss, sft_step
+from mlagent_jax.sft.packing import Sample, fill, first_fit
+from mlagent_jax.sft.step import sft_loss, sft_step
 
 OPTIMIZER = optax.sgd(1.0)
 pytestmark = pytest.mark.slow

@@ -12,9 +12,9 @@ import pytest
 import transformers
 
 from mlagent_jax import models
-from mlagent_jax.data.tokenizer import train_tokenizer
-from mlagent_jax.learning.checkpoints import Checkpointer
-from mlagent_jax.models import hugging_face
+from mlagent_jax.checkpoints import hugging_face
+from mlagent_jax.checkpoints.orbax import Checkpointer
+from mlagent_jax.models.tokenizer import train_tokenizer
 
 ROOT = Path(__file__).parents[3]
 

@@ -20,11 +20,11 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from mlagent_jax.config import Config
-from mlagent_jax.errors import ConfigError
-from mlagent_jax.models import hub, hugging_face
-from mlagent_jax.policy import checkpoint_policy
+from mlagent_jax.checkpoints import hub, hugging_face
+from mlagent_jax.runs.policies import checkpoint_policy
+from mlagent_jax.runtime.errors import ConfigError
 from mlagent_jax.sampling import checkpoint
+from mlagent_jax.settings.schema import Config
 
 ERRORS = {"RepoNotFound": 404, "RevisionNotFound": 404, "GatedRepo": 403}
 

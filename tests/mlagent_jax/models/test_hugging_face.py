@@ -15,9 +15,9 @@ import torch
 import transformers
 
 from mlagent_jax import models
-from mlagent_jax.data.tokenizer import Tokenizer, train_tokenizer
-from mlagent_jax.models import hugging_face
-from mlagent_jax.models.tensor_files import TensorFileError
+from mlagent_jax.checkpoints import hugging_face
+from mlagent_jax.checkpoints.safetensors import TensorFileError
+from mlagent_jax.models.tokenizer import Tokenizer, train_tokenizer
 
 MATRIX = {  # model_type, tied embeddings, further fields
     "qwen2": ("qwen2", False, {}),
@@ -136,7 +136,8 @@ def test_parts_go_straight_to_the_devices_that_own_them(tmp_path):
     make_checkpoint(tmp_path / "theirs", "qwen2", max_shard_size="40KB")
     script = """
 import sys, jax, numpy as np
-from mlagent_jax.models import abstract, hugging_face
+from mlagent_jax.models import abstract
+from mlagent_jax.checkpoints import hugging_face
 from mlagent_jax.parallelism import make_mesh
 mesh = make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
 config, _, sharded = hugging_face.load(sys.argv[1], mesh=mesh)
@@ -173,7 +174,7 @@ def test_an_import_takes_little_more_of_the_host_than_the_parameters(tmp_path):
     script = """
 import re, sys, threading, jax
 from pathlib import Path
-from mlagent_jax.models import hugging_face
+from mlagent_jax.checkpoints import hugging_face
 
 
 def held():
@@ -325,7 +326,8 @@ def test_a_process_killed_while_it_writes_leaves_nothing_under_the_name(tmp_path
     script = """
 import os, sys, signal, jax, jax.numpy as jnp
 from mlagent_jax import models
-from mlagent_jax.models import hugging_face, tensor_files
+from mlagent_jax.checkpoints import hugging_face
+from mlagent_jax.checkpoints import safetensors as tensor_files
 config = models.ModelConfig(50, 32, 2, 4, 2, 8, 48, model_type="llama")
 params = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, leaf.dtype), models.abstract(config)[1])
 write, written = tensor_files.write, []

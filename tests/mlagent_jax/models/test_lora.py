@@ -11,9 +11,11 @@ import optax
 import pytest
 
 from mlagent_jax import models
-from mlagent_jax.learning.optimizer import init_state, make_optimizer, with_learning_rate
-from mlagent_jax.learning.sft import sft_step
-from mlagent_jax.models import hugging_face, lora, peft, tensor_files
+from mlagent_jax.checkpoints import hugging_face, peft
+from mlagent_jax.checkpoints import safetensors as tensor_files
+from mlagent_jax.models import lora
+from mlagent_jax.optim.optimizer import init_state, make_optimizer, with_learning_rate
+from mlagent_jax.sft.step import sft_step
 
 ALL = ("query", "key", "value", "output", "gate", "up", "down", "head")
 SETTINGS = models.LoRA(rank=3, alpha=6.0, targets=ALL)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from mlagent_jax import models
-from mlagent_jax.models import hugging_face
+from mlagent_jax.checkpoints import hugging_face
 
 NAMES = (
     *("qwen2", "qwen2-untied-mha-linear", "qwen2-yarn", "qwen3", "qwen3-bias-yarn"),

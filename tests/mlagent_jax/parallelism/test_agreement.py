@@ -13,15 +13,15 @@ import pytest
 from environments.protocol import Job, Outcome, OutcomeKind, Scale, State
 from environments.queue import open_queue
 from environments.queue.base import Capabilities, QueueError
-from mlagent_jax.agent import collector as collecting
-from mlagent_jax.agent import rollouts
-from mlagent_jax.agent.collector import Collector
-from mlagent_jax.agent.rollouts import Group, UnderWay
-from mlagent_jax.config import CollectConfig, Config
-from mlagent_jax.errors import ConfigError, PeerError
-from mlagent_jax.interruption import Interruption, Stopped
-from mlagent_jax.parallelism import processes
-from mlagent_jax.run import _check_inputs
+from mlagent_jax.agents import job_client as collecting
+from mlagent_jax.agents.job_client import Collector
+from mlagent_jax.rl import in_flight
+from mlagent_jax.rl.in_flight import Group, UnderWay
+from mlagent_jax.runs.run import _check_inputs
+from mlagent_jax.runtime import processes
+from mlagent_jax.runtime.errors import ConfigError, PeerError
+from mlagent_jax.runtime.interruption import Interruption, Stopped
+from mlagent_jax.settings.schema import CollectConfig, Config
 
 SECONDS = 60  # for one to wait for another
 
@@ -116,7 +116,7 @@ def test_a_straggler_in_the_share_of_one_is_left_out_by_both_and_trained_on_late
     def monotonic():
         return time.monotonic() * (1e4 if together.index() == hurried else 0.0)
 
-    for module in (collecting, rollouts):
+    for module in (collecting, in_flight):
         monkeypatch.setattr(module, "time", types.SimpleNamespace(monotonic=monotonic))
     ways = [UnderWay(Collector(queue, "run", 1e9), batch=2, max_staleness=2, patience_seconds=100.0) for _ in range(2)]
     trained, held, sampled = [], [], 0

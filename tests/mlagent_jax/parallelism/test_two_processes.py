@@ -65,7 +65,7 @@ LOSS = """
 import os, signal, sys
 
 os.environ |= {"JAX_COORDINATOR_ADDRESS": sys.argv[1], "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": sys.argv[2]}
-from mlagent_jax.parallelism import processes
+from mlagent_jax.runtime import processes
 
 processes.join()
 processes.meet()

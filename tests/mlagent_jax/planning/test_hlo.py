@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from mlagent_jax.planning import flops, hlo
+from tools.planning import flops, hlo
 
 TEXT = """HloModule jit_step, entry_computation_layout={(f32[4]{0})->f32[4]{0}}
 

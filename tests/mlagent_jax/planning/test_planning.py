@@ -10,11 +10,12 @@ from pathlib import Path
 import jax
 import pytest
 
-from mlagent_jax.config import default_config, freeze
-from mlagent_jax.errors import ConfigError
-from mlagent_jax.planning import compiled, memory, programs, report, slices
-from mlagent_jax.planning.blueprint import read_model
-from mlagent_jax.planning.slices import GIB, Slice
+from mlagent_jax.parallelism import slices
+from mlagent_jax.parallelism.slices import GIB, Slice
+from mlagent_jax.runtime.errors import ConfigError
+from mlagent_jax.settings.schema import default_config, freeze
+from tools.planning import compiled, memory, programs, report
+from tools.planning.blueprint import read_model
 
 SEVEN_BILLION = "configs/models/qwen2.5-7b.json"
 BY_SLICE = sorted(path.stem for path in Path("configs").glob("rl_7b_*.py"))
@@ -118,9 +119,9 @@ def test_full_fine_tuning_at_these_lengths_is_refused_where_it_does_not_fit():
 
 PROGRAM = """
 import sys
-from mlagent_jax.config import default_config, freeze
-from mlagent_jax.planning import report
-from mlagent_jax.planning.slices import Slice
+from mlagent_jax.settings.schema import default_config, freeze
+from tools.planning import report
+from mlagent_jax.parallelism.slices import Slice
 
 config = default_config()
 config.policy.num_layers, config.policy.num_heads, config.policy.num_kv_heads = 10, 8, 4

@@ -12,8 +12,8 @@ import pytest
 
 from environments.protocol import Outcome, OutcomeKind, Scale
 from environments.rewards import compute
-from mlagent_jax.data.trajectories import Record
-from mlagent_jax.data.trajectory_store import Writer
+from mlagent_jax.trajectories.record import Record
+from mlagent_jax.trajectories.store import Writer
 
 TASKS = {
     "held_in": ("moons", "trend", "wine", "reviews"),

@@ -11,8 +11,8 @@ from pathlib import Path
 import uvicorn
 
 from environments.protocol import OutcomeKind
-from mlagent_jax.data import jsonl
 from mlagent_jax.reporting.server import Report, make_app
+from mlagent_jax.runtime import jsonl
 
 from .conftest import make_outcome
 

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from environments.protocol import OutcomeKind
-from mlagent_jax.data import jsonl
 from mlagent_jax.reporting import published, statistics
 from mlagent_jax.reporting.benchmark import as_csv, write_benchmark
+from mlagent_jax.runtime import jsonl
 
 from .conftest import make_outcome
 

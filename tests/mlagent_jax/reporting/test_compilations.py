@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from mlagent_jax.reporting.compilations import Compilations
+from mlagent_jax.runtime.compilations import Compilations
 
 
 def test_a_shape_is_compiled_once_and_a_new_shape_is_counted():

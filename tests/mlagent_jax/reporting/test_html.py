@@ -13,9 +13,9 @@ import pytest
 
 from environments.protocol import OutcomeKind
 from mlagent_jax import report
-from mlagent_jax.data import jsonl
 from mlagent_jax.reporting import html, page_data
 from mlagent_jax.reporting.page_data import Limits
+from mlagent_jax.runtime import jsonl
 
 HOSTILE = (
     "</script><script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">"

@@ -11,9 +11,8 @@ import pytest
 from etils import epath
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-from mlagent_jax.data import jsonl
-from mlagent_jax.reporting import metrics
-from mlagent_jax.reporting.metrics import MetricsLog
+from mlagent_jax.runtime import jsonl, metrics
+from mlagent_jax.runtime.metrics import MetricsLog
 
 
 class Clock:
@@ -109,7 +108,7 @@ def test_rewind_forgets_the_steps_after_the_checkpoint_of_that_stage_only(workdi
 def test_a_process_that_is_killed_loses_no_record(tmp_path):
     program = (
         "import os, signal, sys\n"
-        "from mlagent_jax.reporting.metrics import MetricsLog\n"
+        "from mlagent_jax.runtime.metrics import MetricsLog\n"
         "log = MetricsLog(sys.argv[1])\n"
         "for step in range(5):\n"
         "    log.write('rl', step, {'reward': step})\n"

@@ -3,8 +3,8 @@
 import needs
 import pytest
 
-from mlagent_jax.data import jsonl
 from mlagent_jax.reporting import html, summary
+from mlagent_jax.runtime import jsonl
 
 from .chromium import PROGRAM, Browser
 from .serving import add_step, served, waiting_for

@@ -10,14 +10,14 @@ import jax.numpy as jnp
 import pytest
 
 from environments.protocol import Outcome, OutcomeKind, Scale, State
-from mlagent_jax.config import Config, PoolConfig
-from mlagent_jax.data import jsonl
-from mlagent_jax.data.state_pool import StatePool
-from mlagent_jax.data.trajectories import Record
-from mlagent_jax.data.trajectory_store import Writer
-from mlagent_jax.errors import ConfigError
-from mlagent_jax.learning.checkpoints import Checkpointer
+from mlagent_jax.checkpoints.orbax import Checkpointer
 from mlagent_jax.reporting.pool import pool_text, read_pool, state_text
+from mlagent_jax.rl.state_pool import StatePool
+from mlagent_jax.runtime import jsonl
+from mlagent_jax.runtime.errors import ConfigError
+from mlagent_jax.settings.schema import Config, PoolConfig
+from mlagent_jax.trajectories.record import Record
+from mlagent_jax.trajectories.store import Writer
 
 
 def start(name):

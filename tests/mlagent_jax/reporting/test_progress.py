@@ -8,7 +8,7 @@ import threading
 import pytest
 from rich.console import Console
 
-from mlagent_jax.reporting.progress import Progress, duration
+from mlagent_jax.runtime.progress import Progress, duration
 
 
 class Clock:

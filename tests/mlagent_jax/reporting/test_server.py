@@ -6,9 +6,9 @@ import pytest
 from starlette.testclient import TestClient
 
 from mlagent_jax import report
-from mlagent_jax.data import jsonl
 from mlagent_jax.reporting.page_data import RunReader
 from mlagent_jax.reporting.server import HEADERS, Report, make_app
+from mlagent_jax.runtime import jsonl
 
 from .serving import add_step
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from environments.protocol import OutcomeKind
-from mlagent_jax.data import jsonl
 from mlagent_jax.reporting import summary, table
+from mlagent_jax.runtime import jsonl
 
 
 def read(path):

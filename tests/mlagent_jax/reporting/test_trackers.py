@@ -8,10 +8,10 @@ from pathlib import Path
 import needs
 import pytest
 
-from mlagent_jax.errors import ConfigError
-from mlagent_jax.reporting import trackers
-from mlagent_jax.reporting.metrics import MetricsLog
-from mlagent_jax.reporting.trackers import Follower
+from mlagent_jax.runtime import trackers
+from mlagent_jax.runtime.errors import ConfigError
+from mlagent_jax.runtime.metrics import MetricsLog
+from mlagent_jax.runtime.trackers import Follower
 
 
 class Service:
@@ -65,8 +65,8 @@ def test_one_that_never_answers_holds_nothing_up(caplog):
 def test_a_run_that_crashed_sends_the_rest_when_it_is_opened_again(tmp_path):
     program = (
         "import os, sys, time\n"
-        "from mlagent_jax.reporting.metrics import MetricsLog\n"
-        "from mlagent_jax.reporting.trackers import Follower\n"
+        "from mlagent_jax.runtime.metrics import MetricsLog\n"
+        "from mlagent_jax.runtime.trackers import Follower\n"
         "def never(): raise ConnectionError\n"
         "log = MetricsLog(sys.argv[1])\n"
         "log.tell([Follower('service', never, [])])\n"

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 from environments.protocol import Job, Outcome, OutcomeKind, Scale, State
-from mlagent_jax.agent.actor import SampledAction
-from mlagent_jax.agent.rollouts import Taken
-from mlagent_jax.config import Config, PolicyConfig, RLConfig
-from mlagent_jax.errors import DivergedError
+from mlagent_jax.agents.actor import SampledAction
 from mlagent_jax.rl.checks import check_divergence, check_ratio, check_sampler
+from mlagent_jax.rl.in_flight import Taken
 from mlagent_jax.rl.scalars import task_scalars
+from mlagent_jax.runtime.errors import DivergedError
+from mlagent_jax.settings.schema import Config, PolicyConfig, RLConfig
 
 FINE = {"kl": 0.1, "policy_loss": -0.2, "value_loss": 0.3, "grad_norm": 1.0}
 

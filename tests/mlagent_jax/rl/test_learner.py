@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from environments.protocol import Job, Outcome, OutcomeKind, Scale, State
-from mlagent_jax.agent.actor import SampledAction
-from mlagent_jax.agent.rollouts import Taken
-from mlagent_jax.config import Config, RLConfig
+from mlagent_jax.agents.actor import SampledAction
+from mlagent_jax.rl.in_flight import Taken
 from mlagent_jax.rl.learner import batch_of
+from mlagent_jax.settings.schema import Config, RLConfig
 
 STATE = State("task@1", (), "s", "x = 1", 0.5)
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mlagent_jax.models import hugging_face
+from mlagent_jax.checkpoints import hugging_face
 from mlagent_jax.sampling import Batch, Distribution, Request, Sampler, SamplerConfig, SamplingError, TokenSampler, load
 from mlagent_jax.sampling.distribution import Distributions, draw, log_distribution, request_keys
 

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mlagent_jax.models import hugging_face
+from mlagent_jax.checkpoints import hugging_face
 from mlagent_jax.sampling import Batch, Distribution, Request, SamplerConfig
 from mlagent_jax.sampling.batch import FirstRuns
 

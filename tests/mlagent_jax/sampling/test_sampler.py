@@ -6,9 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mlagent_jax.data.tokenizer import PROBE, Tokenizer
-from mlagent_jax.learning.checkpoints import Checkpointer
-from mlagent_jax.models import hugging_face
+from mlagent_jax.checkpoints import hugging_face
+from mlagent_jax.checkpoints.orbax import Checkpointer
+from mlagent_jax.models.tokenizer import PROBE, Tokenizer
 from mlagent_jax.sampling import Distribution, Request, Sampler, load
 
 PROMPTS = ["def f(x):", "Action:", "Next:\n", [70, 71, 72]]

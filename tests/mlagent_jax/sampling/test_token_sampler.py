@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from mlagent_jax import models
+from mlagent_jax.checkpoints import hugging_face
 from mlagent_jax.models import cache as cache_module
-from mlagent_jax.models import hugging_face
-from mlagent_jax.reporting.compilations import EVENT
+from mlagent_jax.runtime.compilations import EVENT
 from mlagent_jax.sampling import Batch, Distribution, Request, SamplerConfig, TokenSampler
 from mlagent_jax.sampling.batch import _place
 from mlagent_jax.sampling.engine import SlotState

@@ -12,16 +12,16 @@ import pytest
 
 from environments.protocol import Job, Requirements
 from environments.queue import open_queue
-from mlagent_jax.config import default_config, freeze
-from mlagent_jax.data import jsonl
-from mlagent_jax.errors import DivergedError
-from mlagent_jax.learning.controllers import AdaptiveKL
 from mlagent_jax.rl.batches import Batches
+from mlagent_jax.rl.kl import AdaptiveKL
+from mlagent_jax.runtime import jsonl
+from mlagent_jax.runtime.errors import DivergedError
 from mlagent_jax.sampling import load
+from mlagent_jax.settings.schema import default_config, freeze
 from mlagent_jax.studies.sleeping import made_up_states, sleeping_run
 
 pytestmark = pytest.mark.slow
-stage = importlib.import_module("mlagent_jax.stages.rl")  # the package has a function of this name
+stage = importlib.import_module("mlagent_jax.rl.stage")  # the package has a function of this name
 
 
 def make_config(speaker, staleness=1, **fields):

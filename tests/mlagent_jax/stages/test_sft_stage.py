@@ -11,19 +11,19 @@ import pytest
 
 from environments import tasks
 from environments.protocol import Outcome, OutcomeKind, Scale, State, Step
-from environments.tasks.scripts import Script
-from mlagent_jax.agent.expert import cell_edit
-from mlagent_jax.agent.expert_steps import HeldOutSteps, split_trajectories
-from mlagent_jax.config import default_config, freeze
-from mlagent_jax.data.trajectories import Record
-from mlagent_jax.errors import ConfigError
-from mlagent_jax.learning.sft import sft_loss
+from environments.tasks.generated.scripts import Script
+from mlagent_jax.agents.scripted import cell_edit
 from mlagent_jax.parallelism import DEFAULT_RULES, make_mesh
-from mlagent_jax.policy import base_policy, checkpointer, renderer, trained_policy
-from mlagent_jax.reporting import metrics
-from mlagent_jax.reporting.metrics import MetricsLog
-from mlagent_jax.stages.export import export
-from mlagent_jax.stages.sft import sft
+from mlagent_jax.runs.export import export
+from mlagent_jax.runs.policies import base_policy, checkpointer, renderer, trained_policy
+from mlagent_jax.runtime import metrics
+from mlagent_jax.runtime.errors import ConfigError
+from mlagent_jax.runtime.metrics import MetricsLog
+from mlagent_jax.settings.schema import default_config, freeze
+from mlagent_jax.sft.examples import HeldOutSteps, split_trajectories
+from mlagent_jax.sft.stage import sft
+from mlagent_jax.sft.step import sft_loss
+from mlagent_jax.trajectories.record import Record
 
 SPEC = tasks.get("micro-rings-0").spec
 SCRIPT = Script("LogisticRegression(C=0.01)").text()

@@ -12,10 +12,10 @@ import pytest
 
 from environments.registry import PLUGINS_VARIABLE
 from mlagent_jax import study as command
-from mlagent_jax.config import default_config, freeze
-from mlagent_jax.errors import ConfigError
 from mlagent_jax.reporting.diversity import edit_kind, measures
-from mlagent_jax.run import Run
+from mlagent_jax.runs.run import Run
+from mlagent_jax.runtime.errors import ConfigError
+from mlagent_jax.settings.schema import default_config, freeze
 from mlagent_jax.studies import sleeping, timing
 from mlagent_jax.studies.plan import DEFAULT, Arm, Sleep, Study, load_study, runs
 
@@ -205,7 +205,7 @@ def get_study():
     return Study("brief", "?", (synchronous,), default=asynchronous)
 """
 BRIEF_SETTINGS = """
-from mlagent_jax.config import default_config
+from mlagent_jax.settings.schema import default_config
 
 def get_config():
     config = default_config()

@@ -1,6 +1,6 @@
 """Area under the ROC curve."""
 
-from environments import metrics
+from environments.tasks.grading import metrics
 
 
 def grade(submission, answers):

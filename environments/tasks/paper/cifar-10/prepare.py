@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from environments.tasks import splits, tfds_source
+from environments.tasks.folders import splits, tfds_source
 
 
 def prepare(raw, public, private, seed):

@@ -1,6 +1,6 @@
 """Root mean squared error."""
 
-from environments import metrics
+from environments.tasks.grading import metrics
 
 
 def grade(submission, answers):

@@ -4,7 +4,7 @@ submission then has 4 MB, and not a row for each of some million pixels."""
 import numpy as np
 import pandas as pd
 
-from environments.tasks import archives, splits
+from environments.tasks.folders import archives, splits
 
 PIXELS = 4000
 

@@ -1,6 +1,6 @@
 """A quarter of the labelled comments is hidden; equal comments are on one side, and in one half."""
 
-from environments.tasks import archives, splits
+from environments.tasks.folders import archives, splits
 
 
 def prepare(raw, public, private, seed):

@@ -1,6 +1,6 @@
 """Root mean squared error, averaged over the grades."""
 
-from environments import metrics
+from environments.tasks.grading import metrics
 
 TARGETS = ["cohesion", "syntax", "vocabulary", "phraseology", "grammar", "conventions"]
 

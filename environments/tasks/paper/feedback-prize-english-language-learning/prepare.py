@@ -1,6 +1,6 @@
 """A fifth of the essays is hidden."""
 
-from environments.tasks import archives, splits
+from environments.tasks.folders import archives, splits
 
 TARGETS = ["cohesion", "syntax", "vocabulary", "phraseology", "grammar", "conventions"]
 

@@ -1,6 +1,6 @@
 """Mean absolute error."""
 
-from environments import metrics
+from environments.tasks.grading import metrics
 
 
 def grade(submission, answers):

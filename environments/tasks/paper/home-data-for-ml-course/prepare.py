@@ -1,6 +1,6 @@
 """Three tenths of the houses with a price are hidden."""
 
-from environments.tasks import archives, splits
+from environments.tasks.folders import archives, splits
 
 COLUMNS = ["Id", "MSSubClass", "MSZoning", "LotArea", "OverallQual", "YearBuilt", "GrLivArea"]
 

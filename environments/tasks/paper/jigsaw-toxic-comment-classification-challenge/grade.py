@@ -1,6 +1,6 @@
 """Area under the ROC curve, averaged over the columns."""
 
-from environments import metrics
+from environments.tasks.grading import metrics
 
 TARGETS = ["toxic", "severe_toxic", "obscene", "threat", "insult", "identity_hate"]
 

@@ -1,6 +1,6 @@
 """A fifth of the labelled comments is hidden, of each number of labels alike."""
 
-from environments.tasks import archives, splits
+from environments.tasks.folders import archives, splits
 
 TARGETS = ["toxic", "severe_toxic", "obscene", "threat", "insult", "identity_hate"]
 

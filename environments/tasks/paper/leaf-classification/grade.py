@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from environments import metrics
+from environments.tasks.grading import metrics
 
 
 def grade(submission, answers):

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from environments.tasks import archives, splits
+from environments.tasks.folders import archives, splits
 
 
 def prepare(raw, public, private, seed):

@@ -1,6 +1,6 @@
 """Cohen's kappa with quadratic weights."""
 
-from environments import metrics
+from environments.tasks.grading import metrics
 
 
 def grade(submission, answers):

@@ -1,6 +1,6 @@
 """Root mean squared logarithmic error, averaged over the two targets."""
 
-from environments import metrics
+from environments.tasks.grading import metrics
 
 TARGETS = ["formation_energy_ev_natom", "bandgap_energy_ev"]
 

@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from environments.tasks import archives, splits
+from environments.tasks.folders import archives, splits
 
 TARGETS = ["formation_energy_ev_natom", "bandgap_energy_ev"]
 

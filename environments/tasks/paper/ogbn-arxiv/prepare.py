@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from environments.tasks import archives, splits
+from environments.tasks.folders import archives, splits
 
 
 def prepare(raw, public, private, seed):

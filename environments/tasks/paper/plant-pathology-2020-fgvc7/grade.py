@@ -1,6 +1,6 @@
 """Area under the ROC curve, averaged over the columns."""
 
-from environments import metrics
+from environments.tasks.grading import metrics
 
 TARGETS = ["healthy", "multiple_diseases", "rust", "scab"]
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from environments.tasks import archives, splits
+from environments.tasks.folders import archives, splits
 
 TARGETS = ["healthy", "multiple_diseases", "rust", "scab"]
 

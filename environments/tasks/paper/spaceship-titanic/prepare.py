@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from environments.tasks import archives, splits
+from environments.tasks.folders import archives, splits
 
 COLUMNS = ["PassengerId", "HomePlanet", "CryoSleep", "Cabin", "Age", "RoomService", "VRDeck", "Transported"]
 

@@ -1,6 +1,6 @@
 """Log loss of three classes; rows are scaled to add up to 1."""
 
-from environments import metrics
+from environments.tasks.grading import metrics
 
 AUTHORS = ["EAP", "HPL", "MWS"]
 

@@ -1,6 +1,6 @@
 """A fifth of the labelled sentences is hidden."""
 
-from environments.tasks import archives, splits
+from environments.tasks.folders import archives, splits
 
 AUTHORS = ["EAP", "HPL", "MWS"]
 

@@ -1,6 +1,6 @@
 """Log loss of two classes."""
 
-from environments import metrics
+from environments.tasks.grading import metrics
 
 
 def grade(submission, answers):

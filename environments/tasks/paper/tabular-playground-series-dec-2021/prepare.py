@@ -1,7 +1,7 @@
 """Of four million labelled rows 250,000 are drawn, and a fifth of these is hidden: more rows than that a script can
 hardly use in its CPU time, and the score of the hidden ones is certain to a thousandth."""
 
-from environments.tasks import archives, splits
+from environments.tasks.folders import archives, splits
 
 ROWS = 250_000
 

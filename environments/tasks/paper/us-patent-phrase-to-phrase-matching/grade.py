@@ -1,6 +1,6 @@
 """Pearson's correlation."""
 
-from environments import metrics
+from environments.tasks.grading import metrics
 
 
 def grade(submission, answers):

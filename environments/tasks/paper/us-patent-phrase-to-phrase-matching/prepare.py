@@ -1,6 +1,6 @@
 """A fifth of the labelled pairs is hidden."""
 
-from environments.tasks import archives, splits
+from environments.tasks.folders import archives, splits
 
 
 def prepare(raw, public, private, seed):

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from environments import metrics
 from environments.tasks import InvalidSubmissionError
+from environments.tasks.grading import metrics
 
 
 def grade(submission, answers):

@@ -1,0 +1,150 @@
+"""The second language model, behind `Edit Script (AI)` and `Understand File`: any OpenAI-compatible endpoint.
+
+It is a part of the transition function, and treated as one:
+
+- pinned: model, sampling and prompts make the id (`Endpoint.id`) that is in the key of every execution it leads to;
+- cached: the same request has the same answer from then on, for all processes of this host (`editor.sqlite`);
+- logged: one line of JSON for every request, with its tokens and seconds (`editor.jsonl`), and never the key.
+
+An endpoint that does not answer is our failure (`EditorError`), never the policy's. What it answers is untrusted text.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from environments.actions.assisted import PROMPT_VERSION
+from environments.actions.openai_http import MAX_PAUSE_SECONDS, Address, EndpointError, PassingError, completion, post
+from environments.files.text_cache import TextCache
+from environments.protocol import canonical_json, digest
+from environments.sandbox.base import SandboxError
+
+URL_VARIABLE, MODEL_VARIABLE, KEY_VARIABLE = "MLAGENT_EDITOR_URL", "MLAGENT_EDITOR_MODEL", "MLAGENT_EDITOR_KEY"
+MAX_TOKENS = 8192
+
+
+class EditorError(SandboxError):
+    """The endpoint did not answer: our failure, as that of a sandbox."""
+
+
+def editor_id(model: str, seed: int = 0, max_tokens: int = MAX_TOKENS) -> str:
+    """Id of the second model called `model` as `configured_endpoint` pins it, wherever it is served."""
+    pinned = digest([PROMPT_VERSION, model, 0, seed, max_tokens])
+    return f"editor:{model}:{pinned[:12]}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Endpoint:
+    """Which model to ask, and how."""
+
+    url: str
+    """Base URL, for example `https://api.openai.com/v1` or `http://localhost:8000/v1`."""
+    model: str
+    key: str = dataclasses.field(default="", repr=False)
+    """Sent as bearer token; empty where the endpoint needs none."""
+    seed: int = 0
+    max_tokens: int = MAX_TOKENS
+    """Of an answer."""
+    timeout_seconds: float = 120.0
+    """Of one attempt."""
+    attempts: int = 5
+    backoff_seconds: float = 1.0
+    """Pause after the first failed attempt; it doubles with each."""
+
+    def __post_init__(self) -> None:
+        _ = self.address
+        if not self.model:
+            raise ValueError(f"{MODEL_VARIABLE} is missing: {URL_VARIABLE} needs the name of a model to ask for")
+
+    @property
+    def address(self) -> Address:
+        return Address(self.url, self.key, URL_VARIABLE, KEY_VARIABLE)
+
+    @property
+    def id(self) -> str:
+        """Identity of what is pinned: two endpoints with one id are the same transition function."""
+        return editor_id(self.model, self.seed, self.max_tokens)
+
+    def request(self, prompt: str) -> dict[str, Any]:
+        """Body of the request that asks `prompt`."""
+        return {
+            "model": self.model,
+            "messages": [{"role": "user", "content": prompt}],
+            "temperature": 0,
+            "seed": self.seed,
+            "max_tokens": self.max_tokens,
+        }
+
+
+def configured_endpoint(variables: Mapping[str, str] = os.environ, url: str = "", model: str = "") -> Endpoint | None:
+    """The endpoint that `url` and `model`, or else the environment variables, name; None where they name none.
+
+    Raises:
+      ValueError: what they say cannot be used; the message does not hold the key.
+    """
+    url = url or variables.get(URL_VARIABLE, "").strip()
+    if not url:
+        return None
+    return Endpoint(url, model or variables.get(MODEL_VARIABLE, "").strip(), variables.get(KEY_VARIABLE, "").strip())
+
+
+class Editor:
+    """Asks an endpoint, through the cache. Thread-safe."""
+
+    def __init__(self, endpoint: Endpoint, folder: Path) -> None:
+        """Open cache and log in `folder`.
+
+        Raises:
+          OSError: they cannot be created.
+        """
+        self.endpoint = endpoint
+        self.id = endpoint.id
+        self._answers = TextCache(folder / "editor.sqlite", "answers")
+        self._log = os.open(folder / "editor.jsonl", os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+    def ask(self, prompt: str) -> str:
+        """The model's answer.
+
+        Raises:
+          EditorError: there is none, after all attempts.
+        """
+        request = self.endpoint.request(prompt)
+        key = digest([self.id, request])
+        facts: dict[str, Any] = {"time": round(time.time(), 3), "editor": self.id, "request": key}
+        known = self._answers.get(key)
+        if known is not None:
+            self._note({**facts, "cached": True})
+            return json.loads(known)["answer"]
+        started, attempt = time.monotonic(), 0
+        while True:
+            attempt += 1
+            try:
+                answer = post(self.endpoint.address, "chat/completions", request, self.endpoint.timeout_seconds)
+                said = completion(answer)
+                break
+            except EndpointError as error:
+                reason = str(error)
+                seconds = round(time.monotonic() - started, 3)
+                self._note({**facts, "cached": False, "attempt": attempt, "seconds": seconds, "error": reason})
+                if not isinstance(error, PassingError) or attempt >= self.endpoint.attempts:
+                    raise EditorError(f"the editor {self.endpoint.url}: {reason} (attempt {attempt})") from None
+                pause = max(self.endpoint.backoff_seconds * 2 ** (attempt - 1), error.pause_seconds)
+                time.sleep(min(pause, MAX_PAUSE_SECONDS))
+        seconds = round(time.monotonic() - started, 3)
+        self._note({**facts, "cached": False, "attempt": attempt, "seconds": seconds, **said.tokens})
+        self._answers.put(key, canonical_json({"request": request, "answer": said.text}))
+        return json.loads(self._answers.get(key) or "")["answer"]  # That of whoever was first.
+
+    def close(self) -> None:
+        self._answers.close()
+        os.close(self._log)
+
+    def _note(self, facts: dict[str, Any]) -> None:
+        """Append a line; one write, so that lines of several processes do not mix."""
+        os.write(self._log, (json.dumps(facts) + "\n").encode())

@@ -1,0 +1,1 @@
+"""Files of untrusted scripts and of states: hostile folders, snapshots, blobs, caches."""

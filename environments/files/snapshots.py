@@ -1,0 +1,182 @@
+"""Workspaces as content-addressed snapshots: what a state of the workspace is, and how it comes back.
+
+A snapshot is a manifest in a blob store: every folder, file and symbolic link with its mode, the files' bytes by their
+hash. Equal workspaces have equal ids, whoever made them. What a script leaves behind is hostile: `sandbox.inside.tree`
+walks it for snapshots as for sandboxes, so a workspace that is kept can always enter a sandbox again.
+
+    restore(id) -> apply the action -> run the script -> snapshot() -> id of the next state
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+import json
+import os
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from environments.files.blobs import CorruptBlobError, FolderStore, MissingBlobError, Store, StoreError
+from environments.files.hostile import HostileFileError, create, read_regular
+from environments.protocol import canonical_json
+from environments.sandbox.inside import tree
+
+VERSION = 1
+_KINDS = {"d": "folder", "f": "file", "l": "link"}
+"""Of a manifest, by those of `tree`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """One line of a manifest."""
+
+    path: str
+    """Relative, with `/`, without `..`."""
+    kind: str
+    """`folder`, `file` or `link`."""
+    mode: int = 0
+    """Permission bits, without set-uid, set-gid and sticky."""
+    blob: str = ""
+    """Id of a file's bytes."""
+    target: str = ""
+    """Text of a symbolic link."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Collection:
+    """What a garbage collection did."""
+
+    deleted: int
+    """Blobs."""
+    freed_bytes: int
+    kept_bytes: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Snapshots:
+    """Snapshots in a blob store. The caps are those of one snapshot."""
+
+    store: Store
+    max_files: int = tree.MAX_FILES
+    max_file_bytes: int = tree.MAX_FILE_BYTES
+    max_bytes: int = tree.MAX_BYTES
+
+    def snapshot(self, directory: Path, exclude: Sequence[str] = ()) -> str:
+        """Store what is in `directory`, less the paths that match a glob of `exclude`, and return the snapshot's id.
+
+        A glob is matched against the relative path; a folder that matches is left out with all it holds.
+
+        Raises:
+          HostileFileError: it holds what `tree.walk` refuses.
+          StoreError: the store cannot take it.
+        """
+
+        def left_out(path: str) -> bool:
+            return any(fnmatch.fnmatchcase(path, pattern) for pattern in exclude)
+
+        bounds = (self.max_files, self.max_bytes, self.max_file_bytes)
+        found, refused = tree.walk(os.fspath(directory), left_out, *bounds)  # Before anything is read.
+        if refused:
+            raise HostileFileError("; ".join(map(str, refused)))
+        entries: list[dict[str, Any]] = []
+        for path, kind, mode, _, target in found:
+            # This host must be able to handle what it restores.
+            mode = {"d": mode | 0o700, "f": mode | 0o600, "l": 0}[kind]
+            entry = Entry(path, _KINDS[kind], mode, target=target)
+            if kind == "f":
+                data = read_regular(directory / path, self.max_file_bytes)
+                entry = dataclasses.replace(entry, blob=self.store.put(data))
+            entries.append({key: value for key, value in dataclasses.asdict(entry).items() if value != ""})
+        entries.sort(key=lambda entry: entry["path"])
+        return self.store.put(canonical_json({"version": VERSION, "entries": entries}).encode())
+
+    def restore(self, identity: str, directory: Path) -> None:
+        """Make the empty or missing folder `directory` hold the snapshot.
+
+        Files are copies: a hard link would let a script write into the store. Symbolic links come last, so that
+        nothing is written through one.
+
+        Raises:
+          StoreError: the snapshot is not in the store, or damaged.
+        """
+        directory.mkdir(parents=True, exist_ok=True)
+        links: list[Entry] = []
+        for entry in self.entries(identity):
+            place = os.path.join(directory, entry.path)
+            if entry.kind == "folder":
+                os.mkdir(place)
+                os.chmod(place, entry.mode)
+            elif entry.kind == "file":
+                create(place, self.store.get(entry.blob), entry.mode)
+            else:
+                links.append(entry)
+        for entry in links:
+            os.symlink(entry.target, os.path.join(directory, entry.path))
+
+    def read(self, identity: str, path: str) -> bytes:
+        """Bytes of one file of a snapshot, without restoring it.
+
+        Raises:
+          FileNotFoundError: the snapshot holds no such file.
+        """
+        for entry in self.entries(identity):
+            if entry.path == path and entry.kind == "file":
+                return self.store.get(entry.blob)
+        raise FileNotFoundError(f"snapshot {identity} holds no file {path!r}")
+
+    def entries(self, identity: str) -> list[Entry]:
+        """The manifest, sorted by path, so that a folder comes before what it holds."""
+        manifest = json.loads(self.store.get(identity))
+        if manifest.get("version") != VERSION:
+            raise CorruptBlobError(
+                f"snapshot {identity} has version {manifest.get('version')!r}, this program reads {VERSION}"
+            )
+        entries = [Entry(**entry) for entry in manifest["entries"]]
+        for entry in entries:
+            if PurePosixPath(entry.path).is_absolute() or ".." in PurePosixPath(entry.path).parts:
+                raise CorruptBlobError(
+                    f"snapshot {identity} holds the path {entry.path!r}, which leads out of a workspace"
+                )
+        return entries
+
+    def complete(self, identity: str, beside: str) -> bool:
+        """Whether all blobs of a snapshot are in the store; those of `beside`, just taken, are not asked for."""
+        try:
+            return all(map(self.store.has, self.reachable(identity) - self.reachable(beside)))
+        except (MissingBlobError, CorruptBlobError):
+            return False
+
+    def reachable(self, identity: str) -> set[str]:
+        """Ids of all blobs that the snapshot needs, its own included."""
+        return {identity, *(entry.blob for entry in self.entries(identity) if entry.kind == "file")}
+
+    def collect(
+        self, roots: Iterable[str], max_bytes: int, blobs: Iterable[str] = (), min_age_seconds: float = 3600.0
+    ) -> Collection:
+        """Delete what nobody needs, the oldest first, until the store holds at most `max_bytes`.
+
+        Args:
+          roots: snapshots to keep, with all they reach.
+          blobs: other blobs to keep (submissions of a run).
+          min_age_seconds: what was put later stays: it may belong to a snapshot that is being taken.
+
+        Raises:
+          StoreError: a root is not in the store (nothing is deleted then), or the store is no folder.
+        """
+        if not isinstance(self.store, FolderStore):
+            raise StoreError(f"{self.store.url} is not a folder: let the bucket's own lifecycle rules delete by age")
+        kept = set(blobs).union(*(self.reachable(root) for root in roots))
+        found = sorted(self.store.blobs(), key=lambda blob: blob.modified)
+        size = sum(blob.size for blob in found)
+        deleted = freed = 0
+        newest = time.time() - min_age_seconds
+        for blob in found:
+            if size - freed <= max_bytes or blob.modified > newest:
+                break
+            if blob.id not in kept:
+                self.store.delete(blob.id)
+                deleted += 1
+                freed += blob.size
+        return Collection(deleted, freed, size - freed)

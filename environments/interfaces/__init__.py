@@ -1,0 +1,1 @@
+"""The ways in: a command line, JSON lines between processes, Gymnasium."""

@@ -1,0 +1,422 @@
+"""Command line of the environments: look at tasks, prepare them, take their steps by hand or from a file.
+
+python -m environments list [--paper] [--json]
+python -m environments show TASK
+python -m environments actions [--profile compact]
+python -m environments check DIR [--sandbox NAME] [--json]
+python -m environments fetch TASK...
+python -m environments prepare TASK... [--sandbox NAME]
+python -m environments grade TASK SUBMISSION [--json]
+python -m environments play TASK
+python -m environments run TASK --actions FILE.jsonl --sandbox NAME --json
+python -m environments serve TASK
+python -m environments clean [--max-gb 4]
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import BinaryIO, TextIO
+
+from environments import rewards, tasks
+from environments.actions import ACTIONS, ASSISTED_ACTIONS, PROFILES, describe_actions, describe_format
+from environments.actions.second_model import Endpoint, configured_endpoint
+from environments.episode import Episode, default_cache_dir, make
+from environments.files.blobs import StoreError, open_store
+from environments.files.snapshots import Snapshots
+from environments.interfaces.json_lines import failure, record, serve
+from environments.protocol import Outcome
+from environments.registry import RegistryError
+from environments.sandbox import PROVIDERS, open_sandbox
+from environments.sandbox.base import SandboxError
+from environments.tasks.check.checker import check
+from environments.tasks.task import InvalidSubmissionError, TaskError, TaskSpec
+
+
+class InputError(ValueError):
+    """What the user gave cannot be used; the message says where and why."""
+
+
+_USER_ERRORS = (InputError, TaskError, SandboxError, StoreError, RegistryError)
+"""What a user can mend: told in one line."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status (1: a task fails its check; 2: an error of the user or of this host)."""
+    options = _parser().parse_args(arguments)
+    try:
+        return options.command(options) or 0
+    except _USER_ERRORS as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # The reader (`head`) has seen enough.
+        sys.stderr.close()
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _list(options: argparse.Namespace) -> None:
+    listed = tasks.paper.names() if options.paper else (*tasks.names(), *tasks.folder.installed())
+    specs = [tasks.get(name).spec for name in listed]
+    if options.json:
+        fields = ("name", "kind", "split", "metric", "higher_is_better", "traits", "source")
+        print(json.dumps([{field: getattr(spec, field) for field in fields} for spec in specs], indent=1))
+        return
+    width = max(len(spec.name) for spec in specs)
+    for spec in specs:
+        problem = spec.description.strip().splitlines()[0]
+        print(f"{spec.name:{width}}  {spec.split:8}  {spec.kind:11}  {spec.metric + _better(spec):10}  {problem}")
+
+
+def _fetch(options: argparse.Namespace) -> None:
+    recipes = {name: tasks.get(name) for name in options.tasks}
+    for name, recipe in recipes.items():
+        if getattr(recipe, "origin", None) is None:
+            raise InputError(f"the data of {name} need not be fetched: its task.yaml has no `archive`")
+    for recipe in recipes.values():
+        print(recipe.origin.fetch(recipe.raw), flush=True)
+
+
+def _show(options: argparse.Namespace) -> None:
+    spec = tasks.get(options.task).spec
+    limits = spec.limits
+    print(f"{spec.name}: {spec.kind}, {spec.split}\n\n{spec.description.strip()}\n")
+    print(f"metric       {spec.metric}{_better(spec)}, of {spec.submission}, which {spec.entry} writes")
+    print(f"read only    {', '.join(spec.read_only)}")
+    print(f"an execution {limits.cpu_seconds:g} s of CPU, {limits.wall_seconds:g} s, {limits.memory_mb} MB of memory")
+    print(f"data         {spec.source}")
+    print(f"\nTake the agent's place: python -m environments play {options.task}")
+
+
+def _better(spec: TaskSpec) -> str:
+    """An arrow to where the metric is better."""
+    return "\N{UPWARDS ARROW}" if spec.higher_is_better else "\N{DOWNWARDS ARROW}"
+
+
+def _actions(options: argparse.Namespace) -> None:
+    offered = ACTIONS if _editor() is None else ACTIONS | ASSISTED_ACTIONS
+    print(f"{describe_actions(options.profile, offered)}\nReply format:\n{describe_format(options.profile)}")
+
+
+def _rewards(options: argparse.Namespace) -> None:
+    print(rewards.REWARDS.describe())
+
+
+def _check(options: argparse.Namespace) -> int:
+    sandbox = open_sandbox(options.sandbox)
+    try:
+        findings = check(options.task, sandbox, options.seed)
+    finally:
+        sandbox.close()
+    wrong = sum(not finding.ok for finding in findings)
+    if options.json:
+        print(json.dumps({"task": options.task, "ok": not wrong, "findings": [vars(f) for f in findings]}, indent=1))
+        return int(wrong > 0)
+    for finding in findings:
+        remedy = "" if finding.ok or not finding.remedy else f"; {finding.remedy}"
+        print(f"{'ok  ' if finding.ok else 'FAIL'}  {finding.check}: {finding.message}{remedy}")
+    print(f"{len(findings) - wrong} of {len(findings)} checks passed")
+    return int(wrong > 0)
+
+
+def _prepare(options: argparse.Namespace) -> None:
+    for name in options.tasks:
+        # A name that is not known, or data that are not there, are said so before anything is built.
+        recipe = tasks.get(name)
+        if getattr(recipe, "origin", None) is not None:
+            recipe.origin.require(recipe.raw)
+    sandbox = open_sandbox(options.sandbox)
+    try:
+        for name in options.tasks:
+            prepared = tasks.prepare(name, options.cache_dir / "tasks", options.seed, sandbox)
+            print(f"{prepared.key}  m_init {prepared.scale.m_init:.4g}  m_best {prepared.scale.m_best:.4g}")
+    finally:
+        sandbox.close()
+
+
+def _grade(options: argparse.Namespace) -> int:
+    sandbox = open_sandbox(options.sandbox)
+    try:
+        task = tasks.prepare(options.task, options.cache_dir / "tasks", options.seed, sandbox)
+    finally:
+        sandbox.close()
+    try:
+        submission = options.submission.read_bytes()
+    except OSError as error:
+        raise InputError(f"{options.submission} cannot be read: {error}") from error
+    record = {"task": task.key, "metric": task.spec.metric, "higher_is_better": task.spec.higher_is_better}
+    try:
+        halves = {"reward": task.grade(submission), "report": task.grade_report(submission)}
+        record |= halves | ({"official": task.official(submission)} if task.has_medals else {})
+    except InvalidSubmissionError as error:
+        record["invalid"] = str(error)
+    if options.json:
+        print(json.dumps(record))
+    elif "invalid" in record:
+        print(f"invalid: {record['invalid']}")
+    else:
+        print(
+            f"{task.spec.metric}{_better(task.spec)}  "
+            f"reward half {halves['reward']:.6g}  report half {halves['report']:.6g}"
+        )
+        if task.has_medals:
+            print("  ".join(f"{name} {value}" for name, value in record["official"].items()))
+    return int("invalid" in record)
+
+
+def _play(options: argparse.Namespace) -> None:
+    with _episode(options, options.max_steps) as episode:
+        print(episode.reset()[0])
+        print("Type a reply, then a line with a single dot. End of file (Ctrl-D) leaves.")
+        for reply in _replies(sys.stdin):
+            observation, _, terminated, truncated, info = episode.step(reply)
+            shown = observation or "(no output)"
+            print(f"Observation:\n```\n{shown}\n```\n{_summary(info['outcome'])}")
+            if terminated or truncated:
+                print("The episode is over.")
+                return
+
+
+def _run(options: argparse.Namespace) -> None:
+    actions = _read_actions(options.actions)
+    with _episode(options, max_steps=len(actions)) as episode:
+        for number, action in enumerate(actions, start=1):
+            observation, _, terminated, _, info = episode.step(action)
+            outcome = info["outcome"]
+            if options.json:
+                print(json.dumps(record(outcome)), flush=True)
+            else:
+                print(f"{number}. {_summary(outcome)}\n{observation}\n", flush=True)
+            if terminated and number < len(actions):
+                print(f"the episode ended at action {number} of {len(actions)}", file=sys.stderr)
+                return
+
+
+def _serve(options: argparse.Namespace) -> int:
+    """One episode after the other for a client at the other end of standard input and output (docs/serve.md)."""
+    with _own_standard_output() as answers:
+        try:
+            episode = _episode(options, options.max_steps)
+        except _USER_ERRORS as error:
+            answers.write(json.dumps(failure("start", str(error), "mend that, and start again")).encode() + b"\n")
+            raise
+        with episode:
+            serve(episode, sys.stdin.buffer, answers)
+    return 0
+
+
+def _clean(options: argparse.Namespace) -> None:
+    """Snapshots of episodes that are over are nobody's: the starting workspaces are stored again on the next reset."""
+    store = open_store(options.cache_dir / "store")
+    done = Snapshots(store).collect(roots=(), max_bytes=int(options.max_gb * 1e9))
+    print(f"{done.deleted} files deleted, {done.freed_bytes / 1e6:.1f} MB; {done.kept_bytes / 1e6:.1f} MB kept")
+
+
+@contextlib.contextmanager
+def _own_standard_output() -> Iterator[BinaryIO]:
+    """Standard output for the protocol alone: whatever else this process prints (a task's own `grade.py`, a library)
+    goes to standard error."""
+    with os.fdopen(os.dup(1), "wb") as answers:
+        os.dup2(2, 1)
+        yield answers
+
+
+def _episode(options: argparse.Namespace, max_steps: int) -> Episode:
+    return make(
+        options.task,
+        sandbox=options.sandbox,
+        profile=options.profile,
+        reward=options.reward,
+        max_steps=max_steps,
+        seed=options.seed,
+        cache_dir=options.cache_dir,
+        cache=not options.no_cache,
+        editor=_editor(),
+    )
+
+
+def _editor() -> Endpoint | None:
+    """The second language model that the environment variables name, if they do."""
+    try:
+        return configured_endpoint()
+    except ValueError as error:
+        raise InputError(str(error)) from error
+
+
+def _summary(outcome: Outcome) -> str:
+    """An outcome in one line, for a person."""
+    metric = (
+        "" if outcome.metric_after is None else f", metric {outcome.metric_before:.4g} -> {outcome.metric_after:.4g}"
+    )
+    return f"{outcome.kind}: reward {outcome.reward:.3f}{metric}, {outcome.seconds:.2f} s"
+
+
+def _read_actions(path: str) -> list[str]:
+    """Reply texts of a JSON Lines file, `-` for standard input."""
+    try:
+        text = sys.stdin.read() if path == "-" else Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"--actions {path} cannot be read: {error}") from error
+    actions = []
+    for number, line in enumerate(text.splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            action = json.loads(line)["action"]
+        except (ValueError, TypeError, KeyError):
+            action = None
+        if not isinstance(action, str):
+            raise InputError(
+                f'{path}, line {number}: a line is {{"action": "<raw reply text>"}}, this is {line[:80]!r}'
+            )
+        actions.append(action)
+    if not actions:
+        raise InputError(f'{path} has no actions: write a line {{"action": "<raw reply text>"}} a step')
+    return actions
+
+
+def _replies(stream: TextIO) -> Iterator[str]:
+    """Replies of several lines, each ended by a line with a single dot, the last also by the end of the stream."""
+    lines: list[str] = []
+    for line in stream:
+        if line.strip() == ".":
+            yield "".join(lines)
+            lines = []
+        else:
+            lines.append(line)
+    if any(line.strip() for line in lines):
+        yield "".join(lines)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m environments", description="Machine-learning tasks for agents.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    command = commands.add_parser("list", help="the embedded tasks, and those of installed packages")
+    command.add_argument("--json", action="store_true", help="as a JSON array")
+    command.add_argument("--paper", action="store_true", help="the ML-Agent paper's instead (docs/paper_tasks.md)")
+    command.set_defaults(command=_list)
+
+    command = commands.add_parser("show", help="a task's description")
+    command.add_argument("task", metavar="TASK")
+    command.set_defaults(command=_show)
+
+    command = commands.add_parser("actions", help="the actions and the reply format")
+    command.add_argument("--profile", choices=tuple(PROFILES), default="compact")
+    command.set_defaults(command=_actions)
+
+    command = commands.add_parser("rewards", help="the rewards with their parameters, those of plugins included")
+    command.set_defaults(command=_rewards)
+
+    command = commands.add_parser("check", help="verify a task: scripts, headroom, hidden labels, broken submissions")
+    command.add_argument("task", metavar="DIR", help="folder of a task, or any task's name")
+    command.add_argument("--json", action="store_true", help="as a JSON object")
+    _add_sandbox(command)
+    command.set_defaults(command=_check)
+
+    command = commands.add_parser("fetch", help="download the archives of tasks, into MLAGENT_DATA_DIR")
+    command.add_argument("tasks", metavar="TASK", nargs="+")
+    command.set_defaults(command=_fetch)
+
+    command = commands.add_parser("prepare", help="build tasks and measure their scripts")
+    command.add_argument("tasks", metavar="TASK", nargs="+")
+    _add_place(command)
+    command.set_defaults(command=_prepare)
+
+    command = commands.add_parser("grade", help="score a submission; where there is a leaderboard, its medal")
+    command.add_argument("task", metavar="TASK")
+    command.add_argument("submission", metavar="FILE", type=Path)
+    command.add_argument("--json", action="store_true", help="as a JSON object")
+    _add_place(command)
+    command.set_defaults(command=_grade)
+
+    command = commands.add_parser("play", help="take the agent's place")
+    _add_episode(command)
+    _add_max_steps(command)
+    command.set_defaults(command=_play)
+
+    command = commands.add_parser("run", help="take the steps of a file")
+    command.add_argument("--actions", metavar="FILE.jsonl", required=True, help='lines {"action": "<raw reply text>"}')
+    command.add_argument("--json", action="store_true", help="one outcome a line as JSON")
+    _add_episode(command)
+    command.set_defaults(command=_run)
+
+    command = commands.add_parser("serve", help="answer requests, a JSON object a line, on standard input and output")
+    _add_episode(command)
+    _add_max_steps(command)
+    command.set_defaults(command=_serve)
+
+    command = commands.add_parser("clean", help="delete the oldest snapshots of episodes, but none of the last hour")
+    _add_cache_dir(command)
+    command.add_argument("--max-gb", type=_gigabytes, default=4.0, metavar="GB", help="what may stay (default 4)")
+    command.set_defaults(command=_clean)
+    return parser
+
+
+def _add_cache_dir(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--cache-dir",
+        type=Path,
+        metavar="DIR",
+        default=default_cache_dir(),
+        help="prepared tasks, snapshots and executions (default %(default)s)",
+    )
+
+
+def _gigabytes(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < 1e9:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from 0")
+    return value
+
+
+def _add_sandbox(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--sandbox", choices=("auto", *PROVIDERS), default="bubblewrap", help="where scripts run")
+    command.add_argument("--seed", type=_seed, default=0, help="of the data and of the executions (default 0)")
+
+
+def _add_place(command: argparse.ArgumentParser) -> None:
+    _add_sandbox(command)
+    _add_cache_dir(command)
+
+
+def _add_max_steps(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--max-steps", type=_positive, default=15, help="of an episode (default %(default)s)")
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from 1")
+    return int(text)
+
+
+def _seed(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 0")
+    return int(text)
+
+
+def _reward(text: str) -> str:
+    try:
+        rewards.REWARDS.choose(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return text
+
+
+def _add_episode(command: argparse.ArgumentParser) -> None:
+    command.add_argument("task", metavar="TASK")
+    _add_place(command)
+    command.add_argument("--profile", choices=tuple(PROFILES), default="compact", help="of the reply format")
+    command.add_argument("--reward", type=_reward, default="improvement", help="`rewards` lists them with parameters")
+    command.add_argument("--no-cache", action="store_true", help="run again what has run before")

@@ -1,0 +1,137 @@
+"""The public data of tasks where a sandbox can mount it: copied once, shown read-only to every execution that needs it.
+
+The warm bubblewrap sandbox sees nothing of the host but this store, so data can come to it while it runs, wherever
+the original lies and whoever may read that.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import os
+import shutil
+import tempfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+from environments.files.owned import OwnedFolder, remove_abandoned
+
+_STATE_PREFIX = "mlagent-sandbox-"
+
+
+@dataclasses.dataclass
+class _Entry:
+    size_bytes: int
+    users: int = 0
+
+
+class DataStore:
+    """Copies of data directories under one folder, the least recently used evicted beyond a size."""
+
+    def __init__(self, root: Path, max_bytes: int = 4 << 30) -> None:
+        self.root = root
+        self._max_bytes = max_bytes
+        self._entries: dict[str, _Entry] = {}
+        """In order of use, the most recent last."""
+        self._lock = threading.Lock()
+
+    @contextlib.contextmanager
+    def lease(self, data: Path) -> Iterator[str]:
+        """The name under `root` of a copy of `data`, which stays there until the context ends.
+
+        Only directories and regular files are copied; the copy is made again when names, sizes or times change.
+
+        Raises:
+          OSError: `data` cannot be read, or the store's disk is full.
+        """
+        name = _fingerprint(data)
+        with self._lock:
+            entry = self._entries.pop(name, None) or self._copy(data, name)
+            self._entries[name] = entry
+            entry.users += 1
+            self._evict()
+        try:
+            yield name
+        finally:
+            with self._lock:
+                entry.users -= 1
+
+    @contextlib.contextmanager
+    def hold(self, name: str) -> Iterator[None]:
+        """Keep the copy called `name` there until the context ends.
+
+        Raises:
+          FileNotFoundError: it was evicted.
+        """
+        with self._lock:
+            if name not in self._entries:
+                raise FileNotFoundError(f"the copy {name} of a task's data was evicted")
+            entry = self._entries[name]
+            entry.users += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                entry.users -= 1
+
+    def _copy(self, data: Path, name: str) -> _Entry:
+        building = Path(tempfile.mkdtemp(prefix=".building-", dir=self.root))
+        size = 0
+        try:
+            for folder, _, files in os.walk(data):
+                target = building / Path(folder).relative_to(data)
+                target.mkdir(exist_ok=True)
+                target.chmod(0o755)
+                for file in files:
+                    source = Path(folder, file)
+                    if source.is_symlink() or not source.is_file():
+                        continue
+                    shutil.copyfile(source, target / file)
+                    (target / file).chmod(0o644)
+                    size += source.stat().st_size
+            building.rename(self.root / name)
+        except BaseException:
+            shutil.rmtree(building, ignore_errors=True)
+            raise
+        return _Entry(size)
+
+    def _evict(self) -> None:
+        total = sum(entry.size_bytes for entry in self._entries.values())
+        for name, entry in list(self._entries.items()):
+            if total <= self._max_bytes:
+                return
+            if not entry.users:
+                shutil.rmtree(self.root / name)
+                del self._entries[name]
+                total -= entry.size_bytes
+
+
+def _fingerprint(data: Path) -> str:
+    """Of place, names, sizes and times: cheap, and different when a file was replaced."""
+    seen = hashlib.sha256(os.fsencode(data.resolve(strict=True)))
+    for folder, folders, files in os.walk(data):
+        folders.sort()
+        for name in sorted(files):
+            info = os.lstat(os.path.join(folder, name))
+            identity = (folder, name, info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns)
+            seen.update(repr(identity).encode("utf-8", errors="surrogateescape"))
+    return seen.hexdigest()[:32]
+
+
+class StateFolder:
+    """The folder of one sandbox' data store; what predecessors that died left is removed on the way."""
+
+    def __init__(self, user: int | None) -> None:
+        base = Path(tempfile.gettempdir())
+        remove_abandoned(_STATE_PREFIX, base)
+        self._folder = OwnedFolder(_STATE_PREFIX, base)
+        self.path = self._folder.path
+        if user is not None:
+            os.chown(self.path, -1, user)
+            self.path.chmod(0o750)
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self._folder.close()

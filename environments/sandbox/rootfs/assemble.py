@@ -1,0 +1,316 @@
+"""The root file system of every sandbox, assembled from this host's interpreter and one lock file.
+
+`ensure_rootfs()` gives a directory that holds a whole small system: the interpreter with its standard library, the
+packages of `requirements.lock`, the shared libraries they load, and mount points. bubblewrap mounts it read-only as
+`/`; `environments.sandbox.rootfs.build` imports the very same directory as a Docker image. Nothing here needs root, an
+image registry or a distribution's tools: pip fetches the wheels, everything else is copied from the running
+interpreter.
+
+The data that scikit-learn, networkx and Python bundle is deleted, because tasks are made from it: a script cannot look
+a hidden label up in the original.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import hashlib
+import importlib.util
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from environments.sandbox.rootfs import closure
+
+LOCK_FILE = Path(__file__).with_name("requirements.lock")
+CHOICE = "MLAGENT_ENVIRONMENT"
+"""Environment variable with the digest of the root that sandboxes run, where it is not that of this host's Python."""
+VERSION = 1
+"""Of this builder: part of the digest, raised whenever it makes another root from the same lock file."""
+
+PYTHON = f"python{sys.version_info.major}.{sys.version_info.minor}"
+PREFIX = Path("usr/local")
+"""Of the interpreter inside the root; it finds its library relative to its own place."""
+SITE_PACKAGES = PREFIX / "lib" / PYTHON / "site-packages"
+
+_NOT_STDLIB = (
+    "__pycache__",
+    "config-*",
+    "dist-packages",
+    "ensurepip",
+    "idlelib",
+    "lib2to3",
+    "pydoc_data",
+    "site-packages",
+    "sitecustomize.py",
+    "test",
+    "tests",
+    "tkinter",
+    "turtle*",
+    "venv",
+    "_test*",
+    "_tkinter*",
+    "_xx*",
+    "xxlimited*",
+)
+"""Never copied: what no script needs, what is the host's own, and `pydoc_data`, from which text tasks are made."""
+
+BUNDLED_DATA = (
+    "sklearn/datasets/data",
+    "sklearn/datasets/descr",
+    "sklearn/datasets/images",
+    "networkx/generators/atlas.dat.gz",
+    "networkx/generators/social.py",
+)
+"""Originals from which tasks are made, relative to site-packages. A Python module among them becomes an empty one."""
+
+_USERS = "root:x:0:0:root:/:/bin/false\nagent:x:1000:1000:agent:/tmp:/bin/false\n"
+_GROUP = "root:x:0:\nagent:x:1000:\n"
+_ETC = {
+    "passwd": _USERS,
+    "group": _GROUP,
+    "nsswitch.conf": "passwd: files\ngroup: files\nhosts: files\n",
+    "hosts": "127.0.0.1 localhost\n::1 localhost\n",
+    "resolv.conf": "",
+    "hostname": "sandbox\n",
+}
+MOUNT_POINTS = ("dev", "proc", "run", "sys", "tmp", "workspace", "workspace/data", "store", "opt/mlagent")
+
+
+class RootFsError(RuntimeError):
+    """The locked environment cannot be built here; the message says what is missing and the remedy."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RootFs:
+    """A built root file system."""
+
+    path: Path
+    digest: str
+    """Identity of the environment: equal digests hold the same interpreter and the same packages."""
+
+    @property
+    def image(self) -> str:
+        """Tag of the Docker image made of it."""
+        return f"mlagent-jax-sandbox:{self.digest}"
+
+
+def environment_digest(
+    implementation: str | None = None, python: str | None = None, machine: str | None = None, origin: str = ""
+) -> str:
+    """SHA-256 (first 16 hex digits) over lock file, interpreter (default: this one), machine type and builder version.
+
+    `origin` names the base image of a root that was not made of a host's own interpreter.
+    """
+    parts = [
+        LOCK_FILE.read_text(encoding="utf-8"),
+        implementation or platform.python_implementation(),
+        python or platform.python_version(),
+        machine or platform.machine(),
+        str(VERSION),
+        *([origin] if origin else []),
+    ]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+
+def cache_directory() -> Path:
+    """Where roots are kept: `$MLAGENT_CACHE`, else /var/cache/mlagent-jax for root, else the user's XDG cache.
+
+    Root's home is closed to others, and a sandbox runs as an unprivileged user also where the worker is root.
+    """
+    if chosen := os.environ.get("MLAGENT_CACHE"):
+        return Path(chosen).absolute()
+    if os.geteuid() == 0:
+        return Path("/var/cache/mlagent-jax")
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").absolute() / "mlagent-jax"
+
+
+def say(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)
+
+
+def ensure_rootfs(progress: Callable[[str], None] = say) -> RootFs:
+    """The root file system that sandboxes run: the one whose digest `MLAGENT_ENVIRONMENT` names, else that of this
+    interpreter and lock file, built on the first call of a machine (under a minute).
+
+    Raises:
+      RootFsError: it cannot be built, was not built, or is not where an unprivileged user can read it.
+    """
+    if not (chosen := os.environ.get(CHOICE)):
+        return build_once(environment_digest(), _build, progress)
+
+    def refuse(root: Path, progress: Callable[[str], None]) -> None:
+        del root, progress
+        raise RootFsError(
+            f"{CHOICE} is {chosen!r}, and {cache_directory() / 'rootfs'} has no such root: build it "
+            "(environments/sandbox/rootfs/build.sh --base=...), or unset the variable to use this host's Python"
+        )
+
+    return build_once(chosen, refuse, progress)
+
+
+def build_once(
+    digest: str, build: Callable[[Path, Callable[[str], None]], None], progress: Callable[[str], None] = say
+) -> RootFs:
+    """The root file system called `digest`, made by `build(folder, progress)` where this machine has none yet.
+
+    Atomic: a directory with this name is complete. Two processes that ask at once build it once.
+
+    Raises:
+      RootFsError: it cannot be built, or not where an unprivileged user can read it.
+    """
+    if not digest.isalnum():
+        raise RootFsError(f"{CHOICE} is {digest!r}, which is no digest of an environment")
+    folder = cache_directory() / "rootfs"
+    path = folder / digest
+    if not path.is_dir():
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RootFsError(
+                f"cannot write the cache {folder}: {error}; set MLAGENT_CACHE to another folder"
+            ) from error
+        with _only_builder(folder / f"{digest}.lock"):
+            if not path.is_dir():
+                _build_atomically(path, build, progress)
+    _require_readable(path)
+    return RootFs(path=path, digest=digest)
+
+
+@contextmanager
+def _only_builder(lock: Path) -> Iterator[None]:
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _require_readable(path: Path) -> None:
+    """A worker that is root runs its sandbox as somebody else, who must reach the root file system."""
+    if os.geteuid() != 0:
+        return
+    for folder in [path, *path.parents]:
+        if folder.stat().st_mode & 0o005 != 0o005:
+            raise RootFsError(
+                f"{folder} is closed to other users, but the sandbox runs as an unprivileged one: "
+                f"set MLAGENT_CACHE to a folder that is open to all, or chmod o+rx {folder}"
+            )
+
+
+def _build_atomically(
+    path: Path, build: Callable[[Path, Callable[[str], None]], None], progress: Callable[[str], None]
+) -> None:
+    for leftover in path.parent.glob(f"{path.name}.building-*"):  # of a builder that died; we hold the lock
+        shutil.rmtree(leftover, ignore_errors=True)
+    building = Path(tempfile.mkdtemp(prefix=f"{path.name}.building-", dir=path.parent))
+    try:
+        build(building, progress)
+        building.chmod(0o755)
+        building.rename(path)
+    except (OSError, closure.ClosureError, subprocess.CalledProcessError) as error:
+        raise RootFsError(f"cannot build the locked Python environment in {path.parent}: {error}") from error
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+    progress(f"locked Python environment: {path}")
+
+
+def _build(root: Path, progress: Callable[[str], None]) -> None:
+    progress("locked Python environment: copying the interpreter (1 of 4)")
+    originals = _copy_interpreter(root)
+    progress(f"locked Python environment: installing {LOCK_FILE.name} (2 of 4)")
+    _install_packages(root / SITE_PACKAGES)
+    progress("locked Python environment: copying shared libraries (3 of 4)")
+    closure.install(root, originals)
+    write_skeleton(root)
+    progress("locked Python environment: compiling to byte code (4 of 4)")
+    _compile(root)
+    _open_to_all(root)
+
+
+def _copy_interpreter(root: Path) -> list[Path]:
+    """Copy the base interpreter (never the virtual environment's), and return its ELF files at their origin."""
+    executable = Path(getattr(sys, "_base_executable", sys.executable)).resolve()
+    stdlib = Path(sysconfig.get_path("stdlib", vars={"base": sys.base_prefix, "installed_base": sys.base_prefix}))
+    target = root / PREFIX / "lib" / PYTHON
+    shutil.copytree(stdlib, target, ignore=shutil.ignore_patterns(*_NOT_STDLIB), symlinks=False)
+    dynload = Path(sysconfig.get_config_var("DESTSHARED") or stdlib / "lib-dynload")
+    if dynload.is_dir() and not (target / "lib-dynload").is_dir():  # Fedora keeps it under lib64
+        shutil.copytree(dynload, target / "lib-dynload", ignore=shutil.ignore_patterns(*_NOT_STDLIB))
+    binaries = root / PREFIX / "bin"
+    binaries.mkdir(parents=True)
+    shutil.copy(executable, binaries / PYTHON)
+    for name in ("python3", "python"):
+        (binaries / name).symlink_to(PYTHON)
+    copied = {path.name for path in (target / "lib-dynload").glob("*.so")}
+    origin = stdlib / "lib-dynload" if (stdlib / "lib-dynload").is_dir() else dynload
+    return [executable, *(path for path in origin.glob("*.so") if path.name in copied)]
+
+
+def _install_packages(site_packages: Path) -> None:
+    """Install the lock file, exactly it, as wheels, and delete tests and bundled data."""
+    common = ["--target", str(site_packages), "--no-deps", "--only-binary", ":all:", "--requirement", str(LOCK_FILE)]
+    if importlib.util.find_spec("pip"):
+        quiet = ["--quiet", "--no-compile", "--no-warn-script-location", "--disable-pip-version-check"]
+        command = [sys.executable, "-m", "pip", "install", *quiet, *common]
+    elif uv := shutil.which("uv"):
+        command = [uv, "pip", "install", "--quiet", "--python", sys.executable, *common]
+    else:
+        raise RootFsError(f"{sys.executable} has no pip: run `{sys.executable} -m ensurepip`, or install uv")
+    environment = {name: value for name, value in os.environ.items() if name not in ("PIP_USER", "PIP_TARGET")}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)  # noqa: S603
+    if done.returncode != 0:
+        raise RootFsError(f"pip could not install {LOCK_FILE}:\n{done.stderr.strip()[-2000:]}")
+    # Debian's site module looks for dist-packages.
+    (site_packages.parent / "dist-packages").symlink_to(site_packages.name)
+    shutil.rmtree(site_packages / "bin", ignore_errors=True)
+    for tests in [path for path in site_packages.rglob("*") if path.name in ("tests", "test") and path.is_dir()]:
+        shutil.rmtree(tests, ignore_errors=True)
+    for name in BUNDLED_DATA:
+        data = site_packages / name
+        if data.is_dir():
+            shutil.rmtree(data)
+        elif data.suffix == ".py":
+            data.write_text("__all__ = []\n", encoding="utf-8")
+        else:
+            data.unlink(missing_ok=True)
+
+
+def write_skeleton(root: Path) -> None:
+    """/etc, and the places where a sandbox mounts."""
+    (root / "etc").mkdir(exist_ok=True)
+    for name, text in _ETC.items():
+        (root / "etc" / name).write_text(text, encoding="utf-8")
+    for name in MOUNT_POINTS:
+        (root / name).mkdir(parents=True, exist_ok=True)
+
+
+def _compile(root: Path) -> None:
+    """Byte-compile ahead, never to be checked again: the root is read-only and its modification times mean nothing."""
+    # Docker's import and a copy of the cache change times: only hash-based, unchecked byte code survives them.
+    command = [sys.executable, "-m", "compileall", "-q", "-j", "0", "--invalidation-mode", "unchecked-hash"]
+    command += ["-s", str(root), "-p", "/", str(root / PREFIX / "lib" / PYTHON)]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPYCACHEPREFIX"}
+    # Its exit status counts templates that are not valid Python; an import that matters fails in the sandbox's probe.
+    subprocess.run(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)  # noqa: S603
+
+
+def _open_to_all(root: Path) -> None:
+    """Readable by everybody, writable by its owner, no setuid bit, whatever the umask or the origin said."""
+    for folder, _, files in os.walk(root):
+        os.chmod(folder, 0o755)  # noqa: S103
+        for name in files:
+            path = os.path.join(folder, name)
+            if not os.path.islink(path):
+                os.chmod(path, 0o755 if os.stat(path).st_mode & 0o100 else 0o644)
+
+
+def main(root: str) -> None:
+    """Assemble a root file system from the interpreter that runs this: in the builder of `Dockerfile`."""
+    Path(root).mkdir()
+    _build(Path(root), say)

@@ -1,0 +1,1 @@
+"""Tasks of other benchmarks: MLE-bench's competitions and MLAgentBench's folders."""

@@ -1,0 +1,241 @@
+"""A benchmark folder in the layout of MLAgentBench (arXiv 2310.03302) as a task, named by its path.
+
+    <folder>/
+      env/                              what the agent sees: train.py, and data beside it
+      scripts/research_problem.txt      the description
+      scripts/eval.py                   get_score(folder with submission.csv) -> float
+      scripts/read_only_files.txt       optional: globs that are not the agent's to change
+      scripts/prepare.py                optional: was run by MLAgentBench, which then leaves scripts/prepared
+      scripts/mlagent.yaml              optional, for us: metric (name, direction), m_init, m_best, limits
+
+What is in env/data is mounted as data/, the rest is the workspace. eval.py is trusted: it runs outside of the sandbox,
+in a process of its own beside a copy of scripts/, and is given nothing but the submission. There are no halves: what
+trains is what is reported.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from environments.protocol import Limits
+from environments.tasks.task import M_BEST, M_INIT, InvalidSubmissionError, TaskError, TaskSpec
+
+MARK = "mlagentbench.json"
+"""In private/ of such a task."""
+SUCCESS = 0.1
+"""What MLAgentBench calls success, and m_best is where none is stated: so much better than the starting script."""
+ENTRY = "train.py"
+DIRECTIONS = {
+    "CLRS": ("score", "higher"),
+    "amp-parkinsons-disease-progression-prediction": ("smape", "lower"),
+    "babylm": ("perplexity", "lower"),
+    "cifar10": ("accuracy", "higher"),
+    "fathomnet": ("map at 20", "higher"),
+    "feedback": ("mcrmse", "lower"),
+    "house-price": ("mae", "lower"),
+    "identify-contrails": ("dice", "higher"),
+    "imdb": ("accuracy", "higher"),
+    "llama-inference": ("seconds", "lower"),
+    "ogbn-arxiv": ("accuracy", "higher"),
+    "spaceship-titanic": ("accuracy", "higher"),
+    "vectorization": ("seconds", "lower"),
+}
+"""Metric and direction of its own benchmarks, which no file of theirs states."""
+_EVAL_SECONDS = 600
+_NOT_FOR_EVAL = ("__pycache__", "research_problem.txt", "read_only_files.txt", "source_code.txt", "prepare*")
+_EVAL_BYTES = 32 << 30
+"""Of address space: a hostile table can be made to take any."""
+_RUNNER = """
+import importlib.util, json, resource, sys
+resource.setrlimit(resource.RLIMIT_AS, (int(sys.argv[4]),) * 2)
+try:
+    spec = importlib.util.spec_from_file_location("benchmark_eval", sys.argv[1])
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    found = {"score": float(module.get_score(sys.argv[2]))}
+except ImportError as error:
+    found = {"missing": str(error)}
+except BaseException as error:
+    found = {"error": type(error).__name__}
+with open(sys.argv[3], "w") as file:
+    json.dump(found, file)
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class BenchmarkRecipe:
+    """An `environments.tasks.task.Task`."""
+
+    spec: TaskSpec
+    m_init: float | None
+    """What the starting script counts as, where it has gaps to be filled in; None: it runs."""
+    m_best: float | None
+    folder: Path
+
+    def build(self, directory: Path, seed: int) -> TaskSpec:
+        """Write env/, public/ and private/ under `directory` (see `environments.tasks.task.Task`)."""
+        env, public, private = (directory / name for name in ("env", "public", "private"))
+        ignore = shutil.ignore_patterns("__pycache__", ".git")
+        shutil.copytree(self.folder / "env", env, ignore=ignore)
+        if (env / "data").is_dir():
+            (env / "data").rename(public)
+        public.mkdir(exist_ok=True)
+        (public / "description.md").write_text(self.spec.description + "\n", encoding="utf-8")
+        private.mkdir(mode=0o700)
+        shutil.copytree(self.folder / "scripts", private / "scripts", ignore=shutil.ignore_patterns(*_NOT_FOR_EVAL))
+        (private / MARK).write_text(json.dumps({"benchmark": self.folder.name}), encoding="utf-8")
+        stated = {"relative_gain": SUCCESS} if self.m_best is None else self.m_best
+        (private / M_BEST).write_text(json.dumps(stated), encoding="utf-8")
+        if self.m_init is not None:
+            (private / M_INIT).write_text(json.dumps(self.m_init), encoding="utf-8")
+        return self.spec
+
+
+class BenchmarkGrader:
+    """A benchmark's own eval.py (`environments.tasks.grading.graders.Grader`)."""
+
+    rows = 1
+    kinds: dict[str, str] = {}  # noqa: RUF012
+
+    def __init__(self, private: Path) -> None:
+        self._private = private
+        self._last: tuple[bytes, float] | None = None
+
+    def labels(self) -> dict[str, list[str]]:
+        """None are known by name; files beside eval.py are searched for as they are."""
+        return {"id": []}
+
+    def grade(self, submission: bytes, half: str) -> float:
+        """What get_score gives; the same for both halves.
+
+        Raises:
+          InvalidSubmissionError: it raises, takes longer than ten minutes, or gives no finite number.
+          TaskError: it cannot be imported.
+        """
+        if self._last is None or self._last[0] != submission:
+            self._last = (submission, self._evaluate(submission))
+        return self._last[1]
+
+    def _evaluate(self, submission: bytes) -> float:
+        with tempfile.TemporaryDirectory(prefix="mlagent-eval-") as temporary:
+            root = Path(temporary)
+            shutil.copytree(self._private / "scripts", root / "scripts")
+            (root / "env").symlink_to((self._private.parent / "env").resolve())  # Some look for ../env.
+            (root / "handed-in").mkdir()
+            (root / "handed-in" / "submission.csv").write_bytes(submission)
+            result = root / "result.json"
+            arguments = [str(root / "scripts" / "eval.py"), str(root / "handed-in"), str(result)]
+            arguments.append(str(_EVAL_BYTES))
+            try:
+                done = subprocess.run(  # noqa: S603
+                    [sys.executable, "-c", _RUNNER, *arguments],
+                    cwd=root / "scripts",
+                    stdin=subprocess.DEVNULL,
+                    capture_output=True,
+                    timeout=_EVAL_SECONDS,
+                    check=False,
+                )
+            except subprocess.TimeoutExpired as error:
+                raise InvalidSubmissionError(f"eval.py cannot score it in {_EVAL_SECONDS} seconds") from error
+            if not result.exists():
+                said = done.stderr.decode(errors="replace")[-300:]
+                raise TaskError(f"scripts/eval.py ended without a result (status {done.returncode}): {said}")
+            found: dict[str, Any] = json.loads(result.read_text(encoding="utf-8"))
+        if "missing" in found:
+            raise TaskError(f"scripts/eval.py cannot be imported here: {found['missing']}; install what it needs")
+        if "error" in found:
+            # Its text may hold answers.
+            raise InvalidSubmissionError(f"the benchmark's eval.py cannot score it ({found['error']})")
+        if not math.isfinite(found["score"]):
+            raise InvalidSubmissionError("its metric is not a finite number")
+        return found["score"]
+
+
+def is_benchmark(folder: Path) -> bool:
+    """Whether `folder` has their layout and not ours."""
+    return (folder / "scripts" / "eval.py").is_file() and not (folder / "task.yaml").exists()
+
+
+def read_benchmark(folder: Path) -> BenchmarkRecipe:
+    """The task in `folder`; nothing in it is executed.
+
+    Raises:
+      TaskError: a file is missing or wrong; the message names it and what it may be.
+    """
+    folder = Path(folder).resolve()
+    scripts = folder / "scripts"
+    for name in (f"env/{ENTRY}", "scripts/research_problem.txt"):
+        if not (folder / name).is_file():
+            raise TaskError(f"{folder} has no {name}: it is not a benchmark in the layout of MLAgentBench")
+    if (scripts / "prepare.py").is_file() and not (scripts / "prepared").exists():
+        raise TaskError(
+            f"{folder} is not prepared: run `python -u -m MLAgentBench.prepare_task {folder.name}`, which downloads "
+            "data and leaves scripts/prepared"
+        )
+    fields = _fields(scripts / "mlagent.yaml")
+    metric = fields.get("metric") or dict(
+        zip(("name", "direction"), DIRECTIONS.get(folder.name, ("score", None)), strict=True)
+    )
+    if not isinstance(metric, dict) or metric.get("direction") not in ("higher", "lower"):
+        raise TaskError(
+            f"{scripts / 'mlagent.yaml'}: nothing says whether a higher score of {folder.name} is better: write "
+            "`metric: {name: accuracy, direction: higher}` (or lower) there"
+        )
+    try:
+        limits = Limits(**{"cpu_seconds": 600, "wall_seconds": 1800, "memory_mb": 4096, **fields.get("limits", {})})
+    except TypeError as error:
+        raise TaskError(f"{scripts / 'mlagent.yaml'}: limits: {error}") from error
+    m_init, m_best = (_number(scripts / "mlagent.yaml", fields, name) for name in ("m_init", "m_best"))
+    spec = TaskSpec(
+        name=re.sub(r"[^\w.-]", "-", folder.name),
+        kind="tabular",
+        split="held_out",
+        metric=str(metric.get("name", "score")),
+        description=(scripts / "research_problem.txt").read_text(encoding="utf-8").strip(),
+        traits=f"MLAgentBench {folder.name}",
+        source=f"MLAgentBench, {folder.name}.",
+        entry=ENTRY,
+        read_only=_read_only(scripts / "read_only_files.txt"),
+        limits=limits,
+        direction=metric["direction"],
+    )
+    return BenchmarkRecipe(spec, m_init, m_best, folder)
+
+
+def _read_only(path: Path) -> tuple[str, ...]:
+    """Their globs as ours; those of data/ are read-only anyway."""
+    lines = path.read_text(encoding="utf-8").split() if path.is_file() else []
+    globs = [line.removeprefix("./") for line in lines]
+    return tuple(glob for glob in globs if glob and glob != "data" and not glob.startswith("data/"))
+
+
+def _number(path: Path, fields: dict[str, Any], name: str) -> float | None:
+    value = fields.get(name)
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+        raise TaskError(f"{path}: {name} is {value!r}, expected a number")
+    return None if value is None else float(value)
+
+
+def _fields(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise TaskError(f"{path} is not YAML: {error}") from error
+    known = ("metric", "m_init", "m_best", "limits")
+    wrong = [name for name in found if name not in known] if isinstance(found, dict) else [found]
+    if wrong:
+        raise TaskError(f"{path} has {wrong[0]!r}; it may have {', '.join(known)}")
+    return found

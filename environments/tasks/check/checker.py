@@ -1,0 +1,245 @@
+"""Verify a task as an agent would meet it: `python -m environments check DIR`.
+
+    read -> prepare (starting script, reference, headroom) -> prepare and run again -> cost -> labels -> submissions
+
+Every check gives a `Finding`. A task that cannot be prepared has only the findings up to there; otherwise all the
+checks are made, so that an author sees at once all that is wrong.
+"""
+
+from __future__ import annotations
+
+import base64
+import csv
+import dataclasses
+import io
+import json
+import shutil
+import tempfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from environments import tasks
+from environments.actions import edits
+from environments.protocol import Limits
+from environments.sandbox.base import Ending, Sandbox
+from environments.tasks.folders.folder import FolderError
+from environments.tasks.grading.submissions import HALVES
+from environments.tasks.prepared import FolderTask, run_script
+from environments.tasks.task import InvalidSubmissionError, TaskError
+
+_PROBE = Path(__file__).with_name("leak_probe.py")
+_PROBE_LIMITS = Limits(cpu_seconds=120.0, wall_seconds=600.0, memory_mb=2048)
+_LEAST_NEEDLE = 24
+"""Bytes. A shorter piece of the labels is found by chance."""
+_NOISE = 0.1
+"""Of the gap: the most by which a second run of the starting script may differ."""
+_HUGE_BYTES = 64 << 20
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """Result of one check, in a line."""
+
+    check: str
+    ok: bool
+    message: str
+    remedy: str = ""
+    """What to do, where it is not ok."""
+
+
+def check(name: str, sandbox: Sandbox, seed: int = 0) -> list[Finding]:
+    """Check the task called `name` (a folder's path, or any other name of a task) in `sandbox`.
+
+    Raises:
+      SandboxError: the sandbox failed, not the task.
+    """
+    with tempfile.TemporaryDirectory(prefix="mlagent-check-") as temporary:
+        root = Path(temporary)
+        try:
+            spec = tasks.get(name).spec
+        except TaskError as error:
+            page = "docs/bring_your_own_task.md"
+            mistakes = error.mistakes if isinstance(error, FolderError) else (str(error),)
+            return [Finding("folder", False, text, "" if page in text else f"see {page}") for text in mistakes]
+        findings = [
+            Finding("folder", True, f"{spec.name}: {spec.kind}, {spec.metric}, {_better(spec.higher_is_better)}")
+        ]
+        try:
+            task = tasks.prepare(name, root, seed, sandbox)
+        except TaskError as error:
+            remedy = "the message names the file; run it by hand on the data that prepare.py writes"
+            return [*findings, Finding("prepare", False, str(error), remedy)]
+        findings.append(Finding("prepare", True, f"{task.key}, {task.grader.rows} hidden rows"))
+        findings += [_headroom(task), _same_again(name, task, root, seed, sandbox)]
+        execution, submission = run_script(task.script, task.folder, task.spec, sandbox)
+        if execution.ending is not Ending.EXITED or execution.exit_code != 0 or submission is None:
+            message = f"a second run of the starting script failed: {execution.detail} {execution.stderr[-300:]}"
+            return [*findings, Finding("starting script", False, message, "make it do the same in every run")]
+        findings += [_stable(task, submission), _cost(task, execution.cpu_seconds), _isolation(sandbox)]
+        findings.append(_labels(task, Path(name), sandbox))
+        if spec.ideas:
+            findings.append(_ideas(task, sandbox))
+        findings += _submissions(task, submission)
+        return findings
+
+
+def _better(higher: bool) -> str:
+    return f"{'higher' if higher else 'lower'} is better"
+
+
+def _headroom(task: FolderTask) -> Finding:
+    """Preparing has refused a task without any; this says how much there is."""
+    scores = ", ".join(
+        f"{half} half m_init {scale.m_init:.4g}, m_best {scale.m_best:.4g}"
+        for half, scale in zip(HALVES, (task.scale, task.report_scale), strict=True)
+    )
+    return Finding("headroom", True, scores)
+
+
+def _same_again(name: str, task: FolderTask, root: Path, seed: int, sandbox: Sandbox) -> Finding:
+    try:
+        again = tasks.prepare(name, root, seed, sandbox)
+        same = again.key == task.key
+    except TaskError:
+        same = False
+    message = "the same seed gives the same data" if same else "the same seed gives other data the second time"
+    return Finding("deterministic", same, message, "draw every random number in prepare.py from its argument `seed`")
+
+
+def _stable(task: FolderTask, submission: bytes) -> Finding:
+    score = task.grade(submission)
+    ok = abs(score - task.scale.m_init) <= _NOISE * task.scale.gap
+    message = f"the starting script scores {score:.4g} again, {task.scale.m_init:.4g} at first"
+    return Finding("starting script", ok, message, "seed what is random in it with the environment's MLAGENT_SEED")
+
+
+def _cost(task: FolderTask, cpu_seconds: float) -> Finding:
+    limit = task.spec.limits.cpu_seconds
+    message = f"the starting script takes {cpu_seconds:.2f} of {limit:g} CPU seconds"
+    return Finding("cost", cpu_seconds <= limit / 2, message, "raise limits.cpu_seconds: a better script takes longer")
+
+
+def _isolation(sandbox: Sandbox) -> Finding:
+    ok = "filesystem" in sandbox.guarantees
+    message = f"the sandbox {sandbox.name} {'keeps' if ok else 'does not keep'} scripts from the host's files"
+    return Finding("isolation", ok, message, "use a sandbox that gives the guarantee `filesystem` on this host")
+
+
+def _labels(task: FolderTask, source: Path, sandbox: Sandbox) -> Finding:
+    """Run the probe in the task's own workspace, with its data, as a script of the agent's would run."""
+    labels = task.grader.labels()
+    private = task.folder / "private"
+    paths = [str(path.resolve()) for path in (private, source) if path.exists()]
+    needles = [base64.b64encode(needle).decode() for needle in _needles(labels, private)]
+    wanted = json.dumps({"labels": labels, "needles": needles, "paths": paths})
+    packed = base64.b64encode(zlib.compress(wanted.encode())).decode()
+    remedy = "take it out of env/ and of what prepare.py writes into public; `hidden` names what is a label"
+    with tempfile.TemporaryDirectory(prefix="mlagent-check-") as temporary:
+        workspace = Path(temporary) / "workspace"
+        shutil.copytree(task.env, workspace)
+        (workspace / "leak_probe.py").write_bytes(_PROBE.read_bytes())
+        (workspace / "wanted.json").write_text(json.dumps({"packed": packed}), encoding="utf-8")
+        execution = sandbox.run(workspace, "leak_probe.py", _PROBE_LIMITS, data=task.public)
+    if execution.exit_code != 0:
+        message = f"the search for labels did not end: {execution.detail} {execution.stderr[-300:]}"
+        return Finding("labels", False, message, "nothing is known: make env/ and the public data smaller")
+    seen = json.loads(execution.stdout.splitlines()[-1])
+    if seen["found"]:
+        return Finding("labels", False, "; ".join(seen["found"][:5]), remedy)
+    return Finding(
+        "labels", True, f"not in any of the {seen['searched']} files that a script can see, nor at host paths"
+    )
+
+
+def _needles(labels: dict[str, list[str]], private: Path) -> Iterator[bytes]:
+    """Byte strings that hold the labels: every column in order, as text and as numbers, and pieces of private files."""
+    for name, values in labels.items():
+        if name == "id" or len(set(values)) < 2:
+            continue
+        yield from (mark.join(values).encode() for mark in ("\n", ",", ", ", " ", "\r\n"))
+        try:
+            numbers = np.array([float(value) for value in values])
+        except ValueError:
+            continue
+        kinds = ["f8", "f4"]
+        if np.all(numbers == np.rint(numbers)) and np.abs(numbers).max() < 2**31:
+            kinds += ["i8", "i4", *(["u1"] if numbers.min() >= 0 and numbers.max() < 256 else [])]
+        yield from (
+            data for data in (numbers.astype(f"<{kind}").tobytes() for kind in kinds) if len(data) > _LEAST_NEEDLE
+        )
+    for path in sorted(private.rglob("*")):
+        if path.is_file() and len(data := path.read_bytes()) > _LEAST_NEEDLE:
+            yield data[:65536]
+
+
+def _ideas(task: FolderTask, sandbox: Sandbox) -> Finding:
+    """Make the edit of each of the task's own ideas in the starting script, and run it."""
+    failed, gains = [], []
+    for idea in task.spec.ideas:
+        edited = edits.replace_cell(task.script, idea.cell, idea.code)
+        execution, submission = run_script(edited, task.folder, task.spec, sandbox)
+        try:
+            gains.append(task.scale.delta(task.scale.m_init, task.grade(submission or b"")))
+        except InvalidSubmissionError as error:
+            failed.append(f"{idea.text!r}: {execution.detail} {execution.stderr.strip()[-200:] or error}")
+    if failed:
+        return Finding("ideas", False, "; ".join(failed[:5]), "an idea's code must run in the starting script")
+    better = sum(gain > 0 for gain in gains)
+    return Finding("ideas", True, f"{len(gains)} run, {better} of them improve the starting script by themselves")
+
+
+def _submissions(task: FolderTask, valid: bytes) -> Iterator[Finding]:
+    """Broken submissions must be refused, and the order of rows must not matter."""
+    for name, broken in _broken(task, valid):
+        problem = _accepted(task, broken)
+        remedy = "grade.py must raise InvalidSubmissionError here, and nothing else"
+        yield Finding(f"submission: {name}", not problem, problem or "refused", remedy)
+    header, *rows = valid.splitlines(keepends=True)
+    try:
+        same = task.grade(header + b"".join(reversed(rows))) == task.grade(valid)
+    except InvalidSubmissionError:
+        same = False
+    message = "scores the same" if same else "scores differently"
+    yield Finding("submission: rows in another order", same, message, "join submission and answers by their ids")
+
+
+def _accepted(task: FolderTask, submission: bytes) -> str:
+    """What is wrong with how `submission` is graded; empty where it is refused as it should."""
+    for grade in (task.grade, task.grade_report):
+        try:
+            return f"accepted, with a score of {grade(submission):.4g}"
+        except InvalidSubmissionError:
+            continue
+        except Exception as error:  # Whatever a task's own grader does is a finding.
+            return f"{type(error).__name__}: {error}"
+    return ""
+
+
+def _broken(task: FolderTask, valid: bytes) -> Iterator[tuple[str, bytes]]:
+    """Submissions by what is wrong with them, each made of the valid one."""
+    table = list(csv.reader(io.StringIO(valid.decode())))
+    header, first, *rest = table
+
+    def write(*rows: list[str]) -> bytes:
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows(rows)
+        return text.getvalue().encode()
+
+    yield "empty file", b""
+    yield "header alone", write(header)
+    yield "no header", write(first, *rest)
+    yield "another header", write([f"{name}_" for name in header], first, *rest)
+    yield "a row missing", write(header, *rest)
+    yield "an id twice", write(header, first, first, *rest[1:])
+    yield "a row too many", write(header, first, *rest, first)
+    yield "an unknown id", write(header, ["-1", *first[1:]], *rest)
+    yield "a column missing", write(*(row[:-1] for row in table))
+    yield "a column too many", write(*([*row, "1"] for row in table))
+    numeric = [place for place, kind in enumerate(task.grader.kinds.values(), start=1) if kind != "text"]
+    for cell in ("nan", "inf", "-inf", "", "abc", "1e999") if numeric else ():
+        yield f"a cell of {cell!r}", write(header, [*first[: numeric[0]], cell, *first[numeric[0] + 1 :]], *rest)
+    yield "not text", valid[:-1] + b"\xff\x00"
+    yield "huge file", valid + b"0" * (_HUGE_BYTES - len(valid))

@@ -1,0 +1,103 @@
+"""Hidden rows out of labelled public data, for a task's prepare.py: everything drawn from the task's seed.
+
+    train, test = splits.split(table, 0.2, seed)
+    splits.write(train, test, ["score"], public, private, id_column="essay_id")
+
+Rows are shuffled and, where they have an id, numbered anew: neither order nor number tells anything of a label.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from environments.tasks.grading.own import HALF
+
+
+def split(
+    table: pd.DataFrame,
+    share: float,
+    seed: int,
+    groups: Sequence[object] | None = None,
+    strata: Sequence[object] | None = None,
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Public and hidden rows of `table`, both in random order.
+
+    Args:
+      share: of the rows that are hidden.
+      groups: `[rows]`; rows that are equal in it stay together.
+      strata: `[rows]`; of the rows that are equal in it `share` are hidden (not with `groups`).
+    """
+    rng = np.random.default_rng([seed, 0x5917])
+    if groups is not None:
+        codes = pd.factorize(pd.Series(list(groups)))[0]
+        drawn = rng.permutation(codes.max() + 1)
+        hidden = np.isin(codes, drawn[: max(1, round(share * len(drawn)))])
+    else:
+        codes = np.zeros(len(table), int) if strata is None else pd.factorize(pd.Series(list(strata)))[0]
+        hidden = np.zeros(len(table), bool)
+        for code in range(codes.max() + 1):
+            rows = rng.permutation(np.flatnonzero(codes == code))
+            hidden[rows[: round(share * len(rows))]] = True
+    order = rng.permutation(len(table))
+    return tuple(table.iloc[order[mask[order]]].reset_index(drop=True) for mask in (~hidden, hidden))
+
+
+def number(train: pd.DataFrame, test: pd.DataFrame, id_column: str) -> None:
+    """Give the rows of both new ids: 0, 1 ... of the public rows, on from there of the hidden ones."""
+    for first, part in ((0, train), (len(train), test)):
+        if id_column in part:
+            part[id_column] = np.arange(first, first + len(part))
+        else:
+            part.insert(0, id_column, np.arange(first, first + len(part)))
+
+
+def halves(groups: Sequence[object], seed: int) -> np.ndarray:
+    """`reward` or `report` a row, so that rows that are equal in `groups` are in one half. [rows]"""
+    codes = pd.factorize(pd.Series(list(groups)))[0]
+    report = np.zeros(codes.max() + 1, bool)
+    report[np.random.default_rng([seed, 0x5EED]).permutation(len(report))[::2]] = True
+    return np.where(report[codes], "report", "reward")
+
+
+def write(
+    train: pd.DataFrame,
+    test: pd.DataFrame,
+    targets: Sequence[str],
+    public: Path,
+    private: Path,
+    id_column: str,
+    half: Sequence[str] | None = None,
+    renumber: bool = True,
+) -> None:
+    """Write train.csv, test.csv (without `targets`), sample_submission.csv and answers.csv.
+
+    Args:
+      half: of the hidden rows, where these belong together (see `halves`).
+      renumber: give new ids; otherwise the column `id_column` is there already and stays.
+    """
+    if renumber:
+        number(train, test, id_column)
+    train.to_csv(public / "train.csv", index=False)
+    test.drop(columns=list(targets)).to_csv(public / "test.csv", index=False)
+    constant = {name: _typical(train[name]) for name in targets}
+    sample(test[id_column], constant, public, id_column)
+    answers = test[[id_column, *targets]]
+    if half is not None:
+        answers = answers.assign(**{HALF: half})
+    answers.to_csv(private / "answers.csv", index=False)
+
+
+def sample(ids: Sequence[object], constant: dict[str, object], public: Path, id_column: str) -> None:
+    """Write sample_submission.csv: the same prediction for every id."""
+    table = pd.DataFrame({id_column: list(ids)}).assign(**constant)
+    table.to_csv(public / "sample_submission.csv", index=False)
+
+
+def _typical(column: pd.Series) -> object:
+    """The commonest value of a class or a grade, the mean of other numbers."""
+    whole = not pd.api.types.is_float_dtype(column)
+    return column.mode().iloc[0] if whole else round(float(column.mean()), 4)

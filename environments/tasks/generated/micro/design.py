@@ -1,0 +1,52 @@
+"""What a family of micro-tasks draws: a design (from the name) and, by the design, the data (from the seed of the run).
+
+A design fixes everything that a practitioner would see before the data: sizes, metric, both scripts. Its starting
+script has a model that does not suit the data, and mostly a second weakness in another cell, so that edits of several
+cells can help.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from environments.tasks.generated.dataset import Dataset
+from environments.tasks.generated.scripts import Script
+
+HIDDEN_ROWS = 600
+
+
+@dataclasses.dataclass(frozen=True)
+class Design:
+    """One micro-task before its data are drawn."""
+
+    metric: str
+    data: Callable[[np.random.Generator], Dataset]
+    start: Script
+    reference: Script
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """Micro-tasks of one character."""
+
+    name: str
+    kind: str
+    split: str
+    description: str
+    """The research problem; also how the data are generated."""
+    design: Callable[[np.random.Generator], Design]
+
+
+def pick(rng: np.random.Generator, options: Sequence):  # noqa: ANN201 - an element of whatever `options` holds
+    """One of `options`, all equally likely."""
+    return options[int(rng.integers(len(options)))]
+
+
+def weaken(
+    rng: np.random.Generator, script: Script, weaknesses: Sequence[dict[str, str]], rate: float = 0.75
+) -> Script:
+    """`script` with, at `rate`, one of `weaknesses` (fields of `Script`) on top."""
+    return dataclasses.replace(script, **pick(rng, weaknesses)) if rng.random() < rate else script

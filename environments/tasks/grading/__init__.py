@@ -1,0 +1,1 @@
+"""Grading: from the bytes of a submission and the hidden labels to a metric, outside of every sandbox."""

@@ -1,0 +1,119 @@
+"""Whoever acts in trajectories: the scripted expert, a policy of ours, a language model served elsewhere, or nobody."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from environments.actions import STOP
+from environments.actions.openai_http import Completion, EndpointError
+from environments.protocol import State
+from mlagent_jax.agents.actor import Actor, SampledAction
+from mlagent_jax.agents.endpoint import EndpointClient
+from mlagent_jax.agents.episodes import Agent, Reply, Trajectory
+from mlagent_jax.agents.scripted import Move, ScriptedExpert, plain_action
+from mlagent_jax.runtime import processes
+
+log = logging.getLogger(__name__)
+
+
+class ScriptedAgent(Agent):
+    """A scripted expert of its own for every trajectory, made by `make` when it takes its first step."""
+
+    def __init__(self, make: Callable[[Trajectory], ScriptedExpert]) -> None:
+        self._make = make
+        self._experts: dict[str, ScriptedExpert] = {}
+
+    def act(self, trajectories: Sequence[Trajectory], depth: int) -> list[Move]:
+        return [self._move(trajectory) for trajectory in trajectories]
+
+    def _move(self, trajectory: Trajectory) -> Move:
+        if trajectory.seed not in self._experts:
+            self._experts[trajectory.seed] = self._make(trajectory)
+        last = trajectory.steps[-1] if trajectory.steps else None
+        return self._experts[trajectory.seed].propose(
+            trajectory.state, last and last.action, last and last.outcome.kind
+        )
+
+
+class NothingAgent(Agent):
+    """Hands in what it was given, in the format of a prompt's `profile`."""
+
+    def __init__(self, profile: str) -> None:
+        thoughts = "Reflection: None.\nResearch Plan and Status: None.\nFact Check: None.\nThought: None.\n"
+        self._text = (thoughts if profile == "full" else "") + plain_action("Final Answer", final_answer="Done.")
+
+    def act(self, trajectories: Sequence[Trajectory], depth: int) -> list[Reply]:
+        return [Reply(self._text)] * len(trajectories)
+
+
+class PolicyAgent(Agent):
+    """Weights of ours or of a Hugging Face folder, sampled here.
+
+    Args:
+      actor: samples.
+      params: the weights.
+      purpose: a trajectory, its depth and its place in its wave to what tells its draw apart: trajectories of one task
+        start in the same state.
+    """
+
+    def __init__(self, actor: Actor, params: Any, purpose: Callable[[Trajectory, int, int], str]) -> None:
+        self.actor, self.params, self._purpose = actor, params, purpose
+
+    def fits(self, state: State) -> bool:
+        return self.actor.renderer.fits(state)
+
+    def act(self, trajectories: Sequence[Trajectory], depth: int) -> list[SampledAction]:
+        purposes = [self._purpose(trajectory, depth, place) for place, trajectory in enumerate(trajectories)]
+        return self.actor.act_each(self.params, [trajectory.state for trajectory in trajectories], purposes)
+
+
+class EndpointAgent(Agent):
+    """A language model served elsewhere, shown the prompt that a policy of ours is shown.
+
+    Of several processes the first one asks, and tells the others; they have no client.
+
+    Args:
+      client: asks.
+      prompt: a state to the prompt.
+      seed: a trajectory and its depth to the request's seed: equal states of two trajectories get replies of their own.
+      must_answer: whether it is an error that no trajectory of a wave gets a reply.
+    """
+
+    def __init__(
+        self,
+        client: EndpointClient | None,
+        prompt: Callable[[State], str],
+        seed: Callable[[Trajectory, int], int],
+        must_answer: bool = False,
+    ) -> None:
+        self._client, self._prompt, self._seed, self._must_answer = client, prompt, seed, must_answer
+
+    def act(self, trajectories: Sequence[Trajectory], depth: int) -> list[Reply | None]:
+        """A reply in each of `trajectories`, None where there is none after all attempts.
+
+        Raises:
+          EndpointError: there is none in any, and `must_answer`.
+          BudgetError: the budget is spent.
+        """
+        told = processes.agree(
+            lambda: [reply and dataclasses.asdict(reply) for reply in self._ask(trajectories, depth)]
+        )
+        return [reply and Reply(**reply) for reply in told]
+
+    def _ask(self, trajectories: Sequence[Trajectory], depth: int) -> list[Reply | None]:
+        conversations = [[{"role": "user", "content": self._prompt(t.state)}] for t in trajectories]
+        answers = self._client.chat_many(conversations, [self._seed(t, depth) for t in trajectories])
+        errors = [answer for answer in answers if isinstance(answer, EndpointError)]
+        if errors and len(errors) == len(answers) and self._must_answer:
+            raise errors[0]
+        if errors:
+            log.warning("%d of %d trajectories end: no answer (%s)", len(errors), len(answers), errors[0])
+        return [None if isinstance(answer, EndpointError) else self._reply(answer) for answer in answers]
+
+    def _reply(self, answer: Completion) -> Reply:
+        prompt, made = (answer.tokens.get(name, 0) for name in ("prompt_tokens", "completion_tokens"))
+        text = answer.text.split(f"\n{STOP}")[0]  # What a model goes on to invent is not its action.
+        return Reply(text, answer.finish_reason == "length", prompt, made, self._client.config.cost(prompt, made))

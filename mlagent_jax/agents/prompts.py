@@ -1,0 +1,134 @@
+"""The one renderer: a state in, prompt tokens out, for SFT, sampling, evaluation and serving alike.
+
+Two profiles. `compact` fits a small policy: the task's traits, the script as it stands, one line a past step. `full` is
+MLAgentBench's: the research problem, the actions, and the last steps as action and observation.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping
+
+from environments.actions import ACTIONS, ASSISTED_ACTIONS, ActionSpec, describe_actions, describe_format
+from environments.protocol import State, Step
+from environments.tasks.task import TaskSpec
+from mlagent_jax.models.tokenizer import Tokenizer
+from mlagent_jax.settings.schema import PromptConfig
+
+COMPACT_WORDS = ("Task: ", "Ideas: ", "Script:\n", "Results:\n", "Next:\n")
+"""Fixed words of the compact prompt: tokens of their own in a vocabulary made for it."""
+
+_CELL = re.compile(r'"cell": "(\w+)"')
+_ACTION = re.compile(r"^Action: *(.+?) *$", re.MULTILINE)
+
+
+class PromptTooLongError(ValueError):
+    """The task and the last observation alone exceed the limit: nothing may be cut from them."""
+
+
+class Renderer:
+    """Renders states of known tasks.
+
+    Args:
+      tokenizer: the policy's.
+      config: profile and limits.
+      specs: what is known of each task, by its key `name@digest`.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, config: PromptConfig, specs: Mapping[str, TaskSpec]) -> None:
+        self.tokenizer, self.config, self.specs = tokenizer, config, specs
+
+    def text(self, state: State) -> str:
+        """The prompt of `state`, before it is cut to `max_prompt_tokens`."""
+        return prompt_text(self.config, self.specs[state.task], state)
+
+    def encode(self, state: State) -> list[int]:
+        """Prompt tokens, at most `max_prompt_tokens`: the oldest steps go first, the task and the last step never.
+
+        Raises:
+          PromptTooLongError: it does not fit even so.
+        """
+        limit = self.config.max_prompt_tokens
+        fewest = min(1, len(state.history))
+        for shown in range(min(self.config.history_steps, len(state.history)), fewest - 1, -1):
+            recent = dataclasses.replace(state, history=state.history[len(state.history) - shown :])
+            tokens = self._tokens(self.text(recent))
+            if len(tokens) <= limit:
+                return tokens
+        raise PromptTooLongError(
+            f"the prompt of a state of {state.task_name} takes {len(tokens)} tokens without any old step; "
+            f"config.prompt.max_prompt_tokens is {limit}: raise it"
+        )
+
+    def fits(self, state: State) -> bool:
+        """Whether `encode` succeeds; a state that does not fit cannot be acted on."""
+        try:
+            self.encode(state)
+        except PromptTooLongError:
+            return False
+        return True
+
+    def encode_action(self, action: str) -> list[int]:
+        """Tokens of an action, its end-of-text token included. Encoded apart from the prompt, as it is sampled."""
+        return [*self.tokenizer.encode(action), self.tokenizer.eos_id]
+
+    def decode_action(self, tokens: list[int]) -> str:
+        """Text of a sampled action, without the end-of-text token."""
+        end = len(tokens) - (bool(tokens) and tokens[-1] == self.tokenizer.eos_id)
+        return self.tokenizer.decode(tokens[:end])
+
+    def _tokens(self, text: str) -> list[int]:
+        if self.tokenizer.has_chat_template:
+            return self.tokenizer.apply_chat_template([{"role": "user", "content": text}])
+        return self.tokenizer.encode(text)
+
+
+def prompt_text(config: PromptConfig, spec: TaskSpec, state: State) -> str:
+    """The prompt of `state` as text, with the last `config.history_steps` steps of its history."""
+    steps = state.history[max(0, len(state.history) - config.history_steps) :]
+    if config.profile == "compact":
+        return _compact(spec, state, steps)
+    return _full(spec, state, steps, ACTIONS | ASSISTED_ACTIONS if config.editor else ACTIONS)
+
+
+def direction(spec: TaskSpec) -> str:
+    """`up` where a higher metric is better, else `down`."""
+    return "up" if spec.higher_is_better else "down"
+
+
+def _compact(spec: TaskSpec, state: State, steps: tuple[Step, ...]) -> str:
+    parts = [f"Task: {spec.traits}; {spec.metric} {direction(spec)}\n"]
+    if state.ideas:
+        parts.append(f"Ideas: {'; '.join(state.ideas)}\n")
+    parts.append(f"Script:\n{state.script.rstrip()}\n")
+    if steps:
+        parts.append("Results:\n" + "".join(f"{step_label(step)}: {step.observation.strip()}\n" for step in steps))
+    parts.append("Next:\n")
+    return "".join(parts)
+
+
+def step_label(step: Step) -> str:
+    """A step in a word or two: the cell that it edited, or the name of its action."""
+    cell = _CELL.search(step.action)
+    if cell:
+        return cell.group(1)
+    action = _ACTION.findall(step.action)
+    return action[-1][:30] if action else "no action"
+
+
+def _full(spec: TaskSpec, state: State, steps: tuple[Step, ...], offered: Mapping[str, ActionSpec]) -> str:
+    parts = [
+        "You are a helpful research assistant. You work on the research problem below, one action at a time.\n\n",
+        f"Research Problem: {spec.description.strip()}\n\n",
+        f"The metric is {spec.metric}; {'higher' if direction(spec) == 'up' else 'lower'} is better. The script that "
+        f"is run and scored is {spec.entry}; it writes {spec.submission}.\n\n",
+        f"You have access to the following tools:\n{describe_actions('full', offered)}\n\n",
+        f"Always respond in this format exactly:\n{describe_format('full')}\n\n",
+    ]
+    if state.ideas:
+        parts.append("Ideas worth trying:\n" + "".join(f"- {idea}\n" for idea in state.ideas) + "\n")
+    for step in steps:
+        parts.append(f"{step.action.strip()}\nObservation:\n```\n{step.observation.strip()}\n```\n\n")
+    parts.append("Your next step:\n")
+    return "".join(parts)

@@ -1,0 +1,67 @@
+"""Checkpoints by name: a folder, here or in a bucket, or a repository of the Hugging Face hub, which is downloaded.
+
+A repository is named OWNER/NAME, or OWNER/NAME@REVISION for one of its branches, tags or commits. Downloads go into the
+hub's usual cache. What is whole there is not downloaded again, and serves where the hub cannot be reached.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from etils import epath
+
+from mlagent_jax.models.tokenizer import FILES
+
+_NAME = re.compile(r"(?P<repository>[\w-][\w.-]*/[\w.-]+)(?:@(?P<revision>[\w.-]+(?:/[\w.-]+)*))?")
+
+
+def is_hub_id(name: str | os.PathLike[str]) -> bool:
+    """Whether it could be a repository's name, which only the hub knows; a path of two parts is one too."""
+    return _NAME.fullmatch(os.fspath(name)) is not None
+
+
+def split(name: str) -> tuple[str, str | None]:
+    """Name and revision, as other libraries ask for them; of a folder its path and None."""
+    found = None if Path(name).is_dir() else _NAME.fullmatch(name)
+    return (found["repository"], found["revision"]) if found else (name, None)
+
+
+def fetch(name: str | os.PathLike[str]) -> epath.Path:
+    """The folder of a checkpoint, here or in a bucket, or downloaded from the hub: configs, weights and tokenizer.
+
+    Raises:
+      FileNotFoundError: it is neither here nor to be had from the hub; the message says what to do.
+    """
+    folder = epath.Path(name)
+    if folder.is_dir():
+        return folder
+    if not (found := _NAME.fullmatch(os.fspath(name))):
+        raise FileNotFoundError(f"{folder} does not exist: name a folder, or a repository of the hub as OWNER/NAME")
+    import huggingface_hub  # only where something is downloaded
+
+    repository, revision = found["repository"], found["revision"]
+    wanted = ["*.json", "*.safetensors", *FILES]
+    try:
+        return epath.Path(huggingface_hub.snapshot_download(repository, revision=revision, allow_patterns=wanted))
+    except (OSError, ValueError, huggingface_hub.errors.HTTPError) as error:
+        raise FileNotFoundError(f"no folder {folder}, and {_why(error, repository, revision)}") from error
+
+
+def _why(error: Exception, repository: str, revision: str | None) -> str:
+    """The hub does not give a repository, and what to do."""
+    from huggingface_hub import constants, errors
+
+    log_in = "log in by `hf auth login` or with a token in HF_TOKEN"
+    hub = constants.ENDPOINT
+    if isinstance(error, errors.GatedRepoError):
+        return f"{hub}/{repository} is gated: ask for access on that page, and {log_in}"
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return f"{hub} has no repository {repository!r} that we may read: check the name, or {log_in}"
+    if isinstance(error, errors.RevisionNotFoundError):
+        return f"{hub}/{repository} has no revision {revision!r}: name one of its branches, tags or commits"
+    return (
+        f"{hub} did not give {repository!r} ({str(error).splitlines()[0]}): try again, or where there is a network "
+        f"`hf download {repository} --local-dir DIR`, and name DIR"
+    )

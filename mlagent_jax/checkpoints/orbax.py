@@ -1,0 +1,259 @@
+"""Checkpoints of a run: every array a resume needs, and beside them JSON for everything else, in one atomic step.
+
+`save` copies the arrays to the host and returns; Orbax writes them in the background while training goes on. A step
+becomes visible only when it is whole, so a process that is killed at any moment leaves the step before it. What was
+saved from one mesh restores onto another: the caller says where each array is to live.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
+
+import fsspec.config
+import jax
+import orbax.checkpoint as ocp
+from etils import epath
+from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, EveryNSteps, LatestN
+
+from mlagent_jax.runtime.interruption import Stopped
+
+ARRAYS, EXTRA = "arrays", "extra"
+_DELETED = "deleted"
+_WHOLE = "commit_success.txt"
+"""What Orbax writes last into a step in a bucket; a step without it does not count."""
+
+# Or gcsfs remembers what a bucket held, and a reader never sees the steps that another process saves.
+fsspec.config.conf.setdefault("gcs", {}).setdefault("use_listings_cache", False)
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be saved or restored as asked; the message names the step or the array."""
+
+
+class _Noted:
+    """A policy of Orbax that preserves everything, and notes which steps the policy that it was made of would not."""
+
+    def __init__(self, policy: Any) -> None:
+        self._policy = policy
+        self.steps: list[int] = []
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
+        kept = self._policy.should_preserve(checkpoints, context=context)
+        self.steps = [info.step for info, keep in zip(checkpoints, kept, strict=True) if not keep]
+        return [True] * len(checkpoints)
+
+
+def keep_beside_steps(folder: epath.Path) -> None:
+    """Make a folder that is no step among the steps of a `Checkpointer`. In a bucket Orbax would take one without this
+    file for a step that was never finished, and delete it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if "://" in os.fspath(folder):
+        (folder / _WHOLE).write_text("")
+
+
+class Checkpointer:
+    """The checkpoints of one directory, one a step. To be closed, or used in a `with`.
+
+    With several processes every one of them calls `save` and `restore`, on the same steps: Orbax lets them meet.
+    """
+
+    def __init__(
+        self,
+        directory: epath.PathLike,
+        keep: int | None = 3,
+        *,
+        keep_best: int = 0,
+        keep_every: int = 0,
+        read_only: bool = False,
+    ) -> None:
+        """
+        Args:
+          directory: local or remote (`gs://`); made if it does not exist.
+          keep: how many of the latest steps stay, at least 1; None for all.
+          keep_best: how many more stay for their metric (highest first); metrics are stored only where it is not 0.
+          keep_every: steps that it divides stay too; 0: none.
+          read_only: for programs that look at a run which may still be saving: nothing is made, deleted or cleaned up.
+        """
+        if keep is not None and keep < 1:
+            raise CheckpointError(f"keep is {keep}: at least the latest checkpoint must stay (None keeps all)")
+        # Orbax wants absolute paths; the remote ones are.
+        path = epath.Path(directory)
+        self.directory = path if "://" in str(directory) else path.absolute()
+        self._read_only = read_only
+        policies = [LatestN(n=keep)]
+        if keep_best:
+            policies.append(BestN(get_metric_fn=_metric, n=keep_best, keep_checkpoints_without_metrics=False))
+        if keep_every:
+            policies.append(EveryNSteps(interval_steps=keep_every))
+        policy = policies[0] if len(policies) == 1 else AnyPreservationPolicy(policies)
+        # In a bucket nothing is renamed, and a removal that is cut short leaves any part of a step: see `_remove`.
+        self._removals = _Noted(policy) if str(directory).startswith("gs://") else None
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=self._removals or policy,
+            best_fn=_metric if keep_best else None,  # Orbax stores no metrics without it; the policy decides
+            # A step is removed by renaming it, then deleted by us: a deletion that is cut short would leave half of it.
+            todelete_subdir=None if read_only else _DELETED,
+            # What an earlier process left half-written when it died; done by the first save.
+            cleanup_tmp_directories=not read_only,
+            create=not read_only,
+            save_interval_steps=0 if read_only else 1,
+            read_only=read_only,
+        )
+        self._manager = ocp.CheckpointManager(
+            self.directory,
+            options=options,
+            item_handlers={ARRAYS: ocp.PyTreeCheckpointHandler(), EXTRA: ocp.JsonCheckpointHandler()},
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        together = kind is None or issubclass(kind, Stopped)  # a signal stops all processes in one place
+        if not together and jax.process_count() > 1:
+            return  # A save would wait for processes that may have ended; cut short, it leaves the step before it.
+        self.close()
+
+    def save(self, step: int, arrays: Any, extra: Mapping[str, Any], metric: float | None = None) -> None:
+        """Saves asynchronously; what is passed may be donated or changed as soon as this returns.
+
+        Waits for the save before it, so that at most one copy of the arrays is held on the host.
+
+        Args:
+          step: larger than every step saved so far.
+          arrays: a pytree of arrays. Random keys as `jax.random.key_data`.
+          extra: JSON-serialisable: positions, controllers, what was consumed.
+          metric: for `keep_best`, higher is better; a step without one is kept by age alone.
+
+        Raises:
+          CheckpointError: the step is not after the latest, or something cannot be saved. The failure of a save in the
+            background is raised by the next `save`, `wait` or `close`.
+        """
+        leaves = _leaves(arrays)
+        if not leaves:
+            raise CheckpointError(f"arrays of step {step} has no array in it")
+        for path, leaf in leaves.items():
+            if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+                raise CheckpointError(f"array {path!r} is a typed random key: save jax.random.key_data of it")
+        if metric is not None and not math.isfinite(metric):
+            raise CheckpointError(f"metric of step {step} is {metric}: give a finite number or None")
+        items = ocp.args.Composite(
+            # By way of text: a copy that the caller cannot change while it is written, refused here and not later.
+            **{ARRAYS: ocp.args.PyTreeSave(arrays), EXTRA: ocp.args.JsonSave(json.loads(json.dumps(dict(extra))))}
+        )
+        self.wait()
+        metrics = None if metric is None else {"metric": float(metric)}
+        if not self._manager.save(step, args=items, metrics=metrics):
+            raise CheckpointError(
+                f"step {step} was not saved in {self.directory}: the latest there is {self.latest()}, and steps must"
+                " grow (a run that goes back to an earlier step needs a directory of its own)"
+            )
+
+    def steps(self) -> list[int]:
+        """Steps that can be restored, in order; one still being written is not among them."""
+        self._manager.reload()
+        return sorted(self._manager.all_steps())
+
+    def latest(self) -> int | None:
+        """The last step that is whole, None if there is none."""
+        return max(self.steps(), default=None)
+
+    def best(self) -> int | None:
+        """The step with the highest metric among those still there, None if no step has one."""
+        metrics = {step: self._manager.metrics(step) for step in self.steps()}
+        measured = {step: _metric(each) for step, each in metrics.items() if each}
+        return max(measured, key=lambda step: (measured[step], step), default=None)
+
+    def extra(self, step: int) -> dict[str, Any]:
+        """The JSON of a step, without its arrays."""
+        self._require(step)
+        return self._manager.restore(step, args=ocp.args.Composite(**{EXTRA: ocp.args.JsonRestore()}))[EXTRA]
+
+    def restore(self, step: int, abstract_arrays: Any, *, partial: bool = False) -> tuple[Any, dict[str, Any]]:
+        """The arrays of `step`, bit by bit, where they are to live, and its JSON.
+
+        Args:
+          step: one of `steps()`.
+          abstract_arrays: a pytree like the one saved, of arrays or `jax.ShapeDtypeStruct`. Each array is read straight
+            onto its `sharding`, whatever it was saved from; without one onto this process's first device.
+          partial: whether `abstract_arrays` may leave out some of what was saved, such as the optimizer's state.
+
+        Raises:
+          CheckpointError: no such step, or an array is missing, left over, or of another shape or dtype; it names it.
+        """
+        self._require(step)
+        wanted = jax.tree.map(_placed, abstract_arrays)
+        self._check(step, wanted, partial)
+        arrays = ocp.args.PyTreeRestore(
+            item=wanted,
+            restore_args=ocp.checkpoint_utils.construct_restore_args(wanted),
+            partial_restore=partial,
+        )
+        restored = self._manager.restore(
+            step, args=ocp.args.Composite(**{ARRAYS: arrays, EXTRA: ocp.args.JsonRestore()})
+        )
+        return restored[ARRAYS], restored[EXTRA]
+
+    def shapes(self, step: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shape and dtype of each array of a step, by its path (`params/layers/mlp/up/kernel`)."""
+        self._require(step)
+        saved = _leaves(self._manager.item_metadata(step)[ARRAYS].tree)
+        return {path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for path, leaf in saved.items()}
+
+    def wait(self) -> None:
+        """Until the save in the background is whole; raises what went wrong in it."""
+        self._manager.wait_until_finished()
+        if self._removals is not None:
+            while self._removals.steps:
+                self._remove(self._removals.steps.pop())
+        elif not self._read_only and jax.process_index() == 0:
+            shutil.rmtree(self.directory / _DELETED, ignore_errors=True)
+
+    def _remove(self, step: int) -> None:
+        """From a bucket: it stops counting first, so that what a death leaves of it is half-written like any other."""
+        if jax.process_index() == 0:
+            (self.directory / str(step) / _WHOLE).unlink(missing_ok=True)
+        self._manager.delete(step)
+
+    def close(self) -> None:
+        """Waits, and ends the threads in the background."""
+        self.wait()
+        self._manager.close()
+
+    def _require(self, step: int) -> None:
+        if step not in (steps := self.steps()):
+            raise CheckpointError(f"no checkpoint of step {step} in {self.directory}: there are {steps or 'none'}")
+
+    def _check(self, step: int, wanted: Any, partial: bool) -> None:
+        saved, asked = self.shapes(step), _leaves(wanted)
+        where = f"checkpoint {self.directory / str(step)}"
+        if missing := sorted(asked.keys() - saved.keys()):
+            raise CheckpointError(f"{where} lacks array {missing[0]!r} (and {len(missing) - 1} more)")
+        if not partial and (left := sorted(saved.keys() - asked.keys())):
+            raise CheckpointError(f"{where} has array {left[0]!r} (and {len(left) - 1} more) that was not asked for")
+        for path, leaf in asked.items():
+            if (saved[path].shape, saved[path].dtype) != (leaf.shape, leaf.dtype):
+                raise CheckpointError(
+                    f"{where}: array {path!r} is {saved[path].dtype}{list(saved[path].shape)}, "
+                    f"asked for is {leaf.dtype}{list(leaf.shape)}: was it saved under another config?"
+                )
+
+
+def _metric(metrics: Mapping[str, float]) -> float:
+    return metrics["metric"]
+
+
+def _leaves(tree: Any) -> dict[str, Any]:
+    """Leaves by path, as Orbax names them."""
+    paths = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in paths}
+
+
+def _placed(leaf: jax.Array | jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    sharding = getattr(leaf, "sharding", None) or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)

@@ -1,0 +1,91 @@
+"""Adapters in the layout of Hugging Face's PEFT: a folder for `PeftModel.from_pretrained(base, folder)`, vLLM and the
+like.
+
+    adapter_config.json           rank, alpha, which modules
+    adapter_model.safetensors     base_model.model.<module>.lora_A.weight [rank, in], .lora_B.weight [out, rank]
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+
+import numpy as np
+
+from mlagent_jax.checkpoints import hub
+from mlagent_jax.checkpoints import safetensors as tensor_files
+from mlagent_jax.checkpoints.hugging_face import LAYER_TENSORS, TOP_TENSORS, whole_or_not_at_all
+from mlagent_jax.models.config import LoRA, ModelConfig
+from mlagent_jax.models.decoder import Params
+from mlagent_jax.models.layers import ADAPTER
+
+WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+
+
+def save(directory: str | os.PathLike[str], config: ModelConfig, adapters: Params, lora: LoRA, base: str) -> None:
+    """Writes the folder; it appears under its name when it is whole.
+
+    Args:
+      directory: to be written, local or remote.
+      config: of the model.
+      adapters: as from `models.lora.create`.
+      lora: what they are.
+      base: folder or hub id of the checkpoint that they belong to, which readers load first.
+
+    Raises:
+      FileExistsError: `directory` is there and is no export.
+    """
+    tensors = dict(_tensors(config, adapters))
+    modules = sorted({name.split(".")[-3] for name in tensors})
+    with whole_or_not_at_all(directory, CONFIG) as folder:
+        shapes = {name: (array.dtype, array.shape) for name, array in tensors.items()}
+        tensor_files.write(folder / WEIGHTS, shapes, tensors.__getitem__)
+        (folder / CONFIG).write_text(json.dumps(_description(lora, modules, base), indent=2) + "\n")
+
+
+def _description(lora: LoRA, modules: list[str], base: str) -> dict[str, Any]:
+    name, revision = hub.split(base)
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": name,
+        "revision": revision,
+        "r": lora.rank,
+        "lora_alpha": lora.alpha,
+        "lora_dropout": 0.0,
+        "target_modules": modules,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+        "use_rslora": False,
+        "use_dora": False,
+    }
+
+
+def _tensors(config: ModelConfig, adapters: Params) -> Any:
+    """(name, float32 array) of each tensor of the file."""
+    for path, (name, _) in LAYER_TENSORS.items():
+        if (adapter := _at(adapters, ("layers", *path.split("/")))) is not None:
+            down, up = np.asarray(adapter["down"]), np.asarray(adapter["up"])
+            for layer in range(config.num_layers):
+                yield from _pair(f"model.layers.{layer}.{name}", down[layer], up[layer])
+    for path, (name, _) in TOP_TENSORS.items():
+        if (adapter := _at(adapters, tuple(path.split("/")))) is not None:
+            yield from _pair(name, np.asarray(adapter["down"]), np.asarray(adapter["up"]))
+
+
+def _pair(name: str, down: np.ndarray, up: np.ndarray) -> Any:
+    module = f"base_model.model.{name.removesuffix('.weight')}"
+    yield f"{module}.lora_A.weight", np.ascontiguousarray(down.reshape(-1, down.shape[-1]).T)
+    yield f"{module}.lora_B.weight", np.ascontiguousarray(up.reshape(up.shape[0], -1).T)
+
+
+def _at(adapters: Params, path: tuple[str, ...]) -> Params | None:
+    """The adapter of the linear map whose kernel has this path."""
+    *parents, leaf = path
+    if leaf != "kernel":
+        return None
+    for name in parents:
+        adapters = adapters.get(name, {})
+    return adapters.get(ADAPTER)

@@ -1,0 +1,93 @@
+"""evaluate: fixed states (several actions each) and whole episodes, on tasks trained on and tasks never seen.
+
+Writes evaluation/<name>.jsonl for every agent of `evaluate.policies` that exists and is not evaluated yet, and
+report/benchmark.* of all. Actions depend on the seed and the state alone, so an interrupted evaluation finds its
+executed results in the queue.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+from environments.protocol import State
+from mlagent_jax.agents.factory import PolicyAgent
+from mlagent_jax.evaluation.agents import open_agent
+from mlagent_jax.evaluation.episodes import execute, job_version, play_episodes
+from mlagent_jax.reporting.benchmark import write_benchmark
+from mlagent_jax.runs.run import Run
+from mlagent_jax.runtime import jsonl, processes
+from mlagent_jax.settings.agent_names import OF_THE_RUN, AgentSpec, parse_agent
+
+
+def evaluate(run: Run) -> None:
+    """Evaluate the agents that the config names, as far as their stages are done."""
+    folder = run.workdir / "evaluation"
+    folder.mkdir(parents=True, exist_ok=True)
+    for spec in map(parse_agent, run.config.evaluate.policies):
+        run.stop_if_told()
+        path = folder / f"{spec.name}.jsonl"
+        if processes.agree(path.exists) or not _exists(run, spec):
+            continue
+        with open_agent(run, spec) as agent:
+            records = _steps(run, spec.name, agent) if isinstance(agent, PolicyAgent) else []
+            records += play_episodes(run, spec.name, agent)
+        if run.is_first:
+            jsonl.replace(path, records)
+    if run.is_first:
+        write_benchmark(run.workdir)
+
+
+def _exists(run: Run, spec: AgentSpec) -> bool:
+    name = spec.kind
+    given = name == "base" or name not in OF_THE_RUN
+    return given or run.is_done(name) or (name == "sft" and "sft" not in run.config.stages)
+
+
+def _steps(run: Run, name: str, agent: PolicyAgent) -> list[dict[str, Any]]:
+    """One action, several times, from each fixed state."""
+    config = run.config.evaluate
+    limits = {"held_in": config.states_held_in, "held_out": config.states_held_out}
+    if not any(limits.values()):
+        return []
+    fixed: dict[str, list[State]] = {"held_in": [], "held_out": []}
+    for record in run.expert_records():
+        state = dataclasses.replace(record.state, ideas=())
+        states = fixed.get(record.split)
+        # Trajectories of one task share their first state; it counts once.
+        if states is not None and state not in states and agent.fits(state):
+            states.append(state)
+    records = []
+    for split, states in fixed.items():
+        states = _spread(states, limits[split])
+        if not states:
+            continue
+        run.check_snapshots(states)
+        actions = agent.actor.act(agent.params, states, config.samples, "evaluate")
+        jobs = [
+            run.job(action.state, action, version=job_version(name), sample=action.sample, reward=config.reward)
+            for action in actions
+        ]
+        for action, outcome in zip(actions, execute(run, f"evaluate {name} {split}", jobs), strict=True):
+            records.append(
+                {
+                    "kind": "step",
+                    "policy": name,
+                    "split": split,
+                    "task": action.state.task_name,
+                    "state": action.state.id,
+                    "sample": action.sample,
+                    "prompt": run.prompt(action.state),
+                    "action": action.text,
+                    "outcome": outcome.to_dict(),
+                }
+            )
+    return records
+
+
+def _spread(states: list[State], count: int) -> list[State]:
+    """`count` of `states`, evenly over their order, so that every task and depth is among them."""
+    if len(states) <= count:
+        return states
+    return [states[math.floor(i * len(states) / count)] for i in range(count)]

@@ -1,0 +1,1 @@
+"""Optimizers and exact accumulation of gradients."""

@@ -1,0 +1,68 @@
+"""Accelerators that a run can be planned for, without having them."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from mlagent_jax.runtime.errors import ConfigError
+
+GIB = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class Slice:
+    """Some accelerators that are used together."""
+
+    name: str
+    platform: str
+    """tpu or gpu."""
+    devices: int
+    devices_a_host: int
+    usable_gib: float
+    """Of a device's memory, for a program: on TPU what its compiler allows, on GPU what CUDA, NCCL and fragmentation
+    leave (8% less than there is; set XLA_PYTHON_CLIENT_MEM_FRACTION=0.92)."""
+    peak_flops: float
+    """A device and second, dense bfloat16, as the vendor states it."""
+    host_gib: float = 0.0
+    """Memory of a host, as the cloud states it (ct5lp, ct5p, ct6e and a3-highgpu machines); 0: it differs."""
+    topology: str = ""
+    """Of a TPU slice, as its compiler names it."""
+
+    @property
+    def usable_bytes(self) -> int:
+        """Of a device's memory."""
+        return int(self.usable_gib * GIB)
+
+
+def _tpu(
+    name: str, topology: str, devices: int, devices_a_host: int, usable_gib: float, peak: float, host_gib: float
+) -> Slice:
+    return Slice(name, "tpu", devices, devices_a_host, usable_gib, peak, host_gib, topology)
+
+
+SLICES = {
+    each.name: each
+    for each in (
+        _tpu("v5e-8", "v5e:2x4", 8, 8, 15.75, 197e12, 384.0),
+        _tpu("v5e-16", "v5e:4x4", 16, 4, 15.75, 197e12, 192.0),
+        _tpu("v5e-32", "v5e:4x8", 32, 4, 15.75, 197e12, 192.0),
+        _tpu("v5p-8", "v5p:2x2x1", 4, 4, 95.74, 459e12, 448.0),
+        _tpu("v5p-16", "v5p:2x2x2", 8, 4, 95.74, 459e12, 448.0),
+        _tpu("v6e-8", "v6e:2x4", 8, 8, 31.25, 918e12, 1440.0),
+        _tpu("v6e-16", "v6e:4x4", 16, 4, 31.25, 918e12, 720.0),
+        Slice("h100-8", "gpu", 8, 8, 0.92 * 79.1, 989e12, 1872.0),
+        Slice("h200-1", "gpu", 1, 1, 0.92 * 139.7, 989e12),
+    )
+}
+"""By name, as clouds name them: v5p counts TensorCores (two a device), the others count devices."""
+
+
+def find(name: str) -> Slice:
+    """The slice with this name.
+
+    Raises:
+      ConfigError: there is none.
+    """
+    if name not in SLICES:
+        raise ConfigError(f"slice {name!r} is unknown; choose one of {', '.join(SLICES)}")
+    return SLICES[name]

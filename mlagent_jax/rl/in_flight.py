@@ -1,0 +1,189 @@
+"""Actions between the sampler and the update: handed out in groups, taken back in batches.
+
+A group is the actions that one policy version sampled from one state: what compares actions of a state needs it whole.
+`UnderWay` holds the groups that are out, gives the next batch when it is there, and leaves stragglers for a later one,
+within the bound of policy versions.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from environments.protocol import Job, Outcome, State
+from environments.rewards import compute
+from mlagent_jax.agents.actor import SampledAction
+from mlagent_jax.agents.episodes import Trajectory, best_submission
+from mlagent_jax.agents.job_client import POLL_SECONDS, Collector, is_masked
+from mlagent_jax.runtime import processes
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """Actions of one policy version from one state."""
+
+    version: int
+    index: int
+    """Its place among all groups of the run: no two jobs of a run are the same."""
+    actions: tuple[SampledAction, ...]
+    jobs: tuple[Job, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Without the jobs, which follow from the rest."""
+        actions = [dataclasses.asdict(action) for action in self.actions]
+        return {"version": self.version, "index": self.index, "actions": actions}
+
+    @staticmethod
+    def actions_of(data: dict[str, Any]) -> tuple[SampledAction, ...]:
+        """The actions in `to_dict`'s result, also after it was JSON."""
+        return tuple(
+            SampledAction(
+                **{**action, "state": State.from_dict(action["state"])}
+                | {name: tuple(action[name]) for name in ("prompt", "tokens", "log_probs")}
+            )
+            for action in data["actions"]
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Taken:
+    """One action with what became of it: a row of a batch."""
+
+    action: SampledAction
+    job: Job
+    outcome: Outcome
+    reward: float | None
+    """What it is trained on; None where the outcome is masked."""
+    group: int
+    version: int
+
+
+def rows_of(episodes: Sequence[Trajectory], reward: str, version: int) -> list[Taken]:
+    """Every action of whole episodes of the policy of `version`, trained on what its episode reached.
+
+    Those of episodes that start alike are a group.
+    """
+    return [
+        Taken(step.action, step.job, step.outcome, worth, episode.index, version)
+        for episode in episodes
+        for worth in [episode_reward(reward, [step.outcome for step in episode.steps])]
+        for step in episode.steps
+    ]
+
+
+def episode_reward(reward: str, outcomes: Sequence[Outcome]) -> float | None:
+    """R(tau): the reward called `reward` of one step from the start to the best submission of an episode.
+
+    That of the last step where nothing was graded; None where a step was masked, for what it would have reached is not
+    known.
+    """
+    if any(map(is_masked, outcomes)) or not outcomes:
+        return None
+    best = best_submission(outcomes)
+    if best is None:
+        return compute(reward, outcomes[-1])
+    return compute(reward, dataclasses.replace(best, metric_before=best.scale.m_init))
+
+
+class UnderWay:
+    """Groups that were handed out and not trained on yet, oldest first. One thread may `add` while another takes.
+
+    It bounds what is out, in policy versions: the trainer samples only while there is `room`, and waits for a group at
+    the bound, so that nothing that was executed is thrown away for its age. Where stragglers are left behind, the last
+    version before the bound is theirs: the trainer samples one batch less ahead, or every oldest batch would be at the
+    bound. Of several processes all take the same batch, chosen by the first one's clock.
+
+    Args:
+      collector: where outcomes come from.
+      batch: groups trained on at once.
+      max_staleness: policy versions between sampling and training, at most.
+      patience_seconds: how long a batch waits for its oldest groups where younger ones are there to take their place;
+        0: as long as it takes. A group at the bound of staleness is always waited for.
+    """
+
+    def __init__(self, collector: Collector, batch: int, max_staleness: int, patience_seconds: float = 0.0) -> None:
+        self._collector = collector
+        self._batch, self._max_staleness, self._patience = batch, max_staleness, patience_seconds
+        self._ahead = max(0, max_staleness - 1) if patience_seconds else max_staleness  # batches
+        self._groups: list[Group] = []
+        self._found: dict[str, Outcome] = {}
+        self._unfinished: set[int] = set()  # indices of the groups of a batch that more groups belong to
+        self._lock = threading.Lock()  # held where `_groups` is replaced
+
+    def __len__(self) -> int:
+        return len(self._groups)
+
+    @property
+    def room(self) -> int:
+        """Batches that may be sampled now: none of them would grow older than the bound."""
+        return max(0, self._ahead + 1 - len(self) // self._batch)
+
+    def add(self, groups: Sequence[Group], more: bool = False) -> None:
+        """Hand out the jobs of `groups`; with `more` others of the same batch will follow."""
+        if groups:
+            self._collector.submit([job for group in groups for job in group.jobs])
+        with self._lock:
+            self._groups = sorted((*self._groups, *groups), key=lambda group: group.index)
+            self._unfinished = {*self._unfinished, *(group.index for group in groups)} if more else set()
+
+    def take(self, version: int, show: Callable[[Outcome], None] | None = None) -> list[Taken]:
+        """The next batch, for the policy of `version`; waits for it, calling `show` with each outcome that comes.
+
+        It stays under way until `trained` is told.
+
+        Raises:
+          QueueError: no worker is alive, or nothing comes back.
+          PeerError: that, in another process.
+        """
+        self._wait(version, show)
+        chosen = [group for group in self._groups if self._is_done(group)][: self._batch]
+        return [
+            Taken(action, job, (outcome := self._found[job.id]), outcome.reward, group.index, group.version)
+            for group in chosen
+            for action, job in zip(group.actions, group.jobs, strict=True)
+        ]
+
+    def trained(self, taken: Sequence[Taken]) -> None:
+        """The batch was trained on: its groups are no longer under way."""
+        done = {row.group for row in taken}
+        with self._lock:
+            self._groups = [group for group in self._groups if group.index not in done]
+        for row in taken:
+            self._found.pop(row.job.id, None)
+
+    def to_list(self) -> list[dict[str, Any]]:
+        """What a resume needs; a batch that is not whole is sampled again, and its jobs are found again."""
+        with self._lock:
+            return [group.to_dict() for group in self._groups if group.index not in self._unfinished]
+
+    def _wait(self, version: int, show: Callable[[Outcome], None] | None) -> None:
+        started = processes.agree(time.monotonic)
+        poll = min(self._patience / 4, POLL_SECONDS) if self._patience else None
+        while True:
+            groups = self._groups
+            waiting = [job for group in groups for job in group.jobs if job.id not in self._found]
+            for arrived, now in self._collector.arrivals(waiting, poll):
+                self._found |= arrived
+                for outcome in arrived.values():
+                    if show is not None:
+                        show(outcome)
+                if self._is_enough(version, now - started):
+                    return
+                if self._groups is not groups:  # others were handed out meanwhile, which may be there before these
+                    break
+
+    def _is_done(self, group: Group) -> bool:
+        return all(job.id in self._found for job in group.jobs)
+
+    def _is_enough(self, version: int, waited: float) -> bool:
+        if all(map(self._is_done, self._groups[: self._batch])):
+            return True
+        urgent = [group for group in self._groups if version - group.version >= self._max_staleness]
+        return (
+            0 < self._patience <= waited
+            and sum(map(self._is_done, self._groups)) >= self._batch
+            and all(map(self._is_done, urgent))
+        )

@@ -1,0 +1,1 @@
+"""One run: its workdir, devices, workers, and the export of its policy."""

@@ -1,0 +1,1 @@
+"""Services of a running program: errors, interruption, processes, metrics, progress."""

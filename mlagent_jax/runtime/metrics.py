@@ -1,0 +1,196 @@
+"""The metrics of a run: `metrics.jsonl` for the report and for scripts, TensorBoard event files for those who watch.
+
+The trainer's process 0 holds one `MetricsLog`, writes one record a training step, and after a crash rewinds it to the
+checkpoint it resumes from. A record is `{"stage", "step", "seconds" since the run's start, <scalar name>: float ...}`.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Self
+
+from etils import epath
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.summary_pb2 import Summary
+from tensorboardX.record_writer import register_writer_factory
+
+from mlagent_jax.runtime import jsonl
+from mlagent_jax.runtime.trackers import Follower
+
+FILE = "metrics.jsonl"
+RESERVED = frozenset({"stage", "step", "seconds"})
+
+
+def _number(value: Any) -> float | str:
+    """`value` as JSON: a finite float as it is, otherwise "nan", "inf" or "-inf", which `float` reads back."""
+    value = float(value)
+    return value if math.isfinite(value) else str(value)
+
+
+def read(workdir: epath.PathLike) -> list[dict[str, Any]]:
+    """Records of the run in `workdir`, in the order they were written; scalars are floats (NaN and inf included).
+
+    Raises:
+      RecordError: a line before the last is broken.
+    """
+    path = epath.Path(workdir) / FILE
+    records = []
+    for record in jsonl.read(path):
+        missing = RESERVED - set(record)
+        if missing:
+            raise jsonl.RecordError(f"{path}: a record lacks {min(missing)!r}: {record}; delete that line")
+        scalars = {name: float(value) for name, value in record.items() if name not in RESERVED}
+        records.append({"stage": record["stage"], "step": record["step"], "seconds": record["seconds"], **scalars})
+    return records
+
+
+class MetricsLog:
+    """Appends the metrics of a run to its workdir (a local path or a URL).
+
+    A record is on its way to the disk when `write` returns: the death of this process loses none. Time goes on from
+    the last record of an earlier process, so that curves over seconds have no gap for the time the run stood still.
+    """
+
+    def __init__(self, workdir: epath.PathLike, clock: Callable[[], float] = time.monotonic) -> None:
+        self._workdir = epath.Path(workdir)
+        self._clock = clock
+        self._boards: dict[str, _Board] = {}
+        self._followers: list[Follower] = []
+        self._file = jsonl.Appender(self._workdir / FILE)
+        self._start = clock() - max((record["seconds"] for record in self.read()), default=0.0)
+
+    def tell(self, followers: Sequence[Follower]) -> None:
+        """From now on hand every record to these too; they are closed with this."""
+        self._followers += followers
+
+    def write(self, stage: str, step: int, scalars: Mapping[str, Any]) -> None:
+        """Record `scalars` (anything `float` takes, device arrays included) of `step` of `stage`.
+
+        Raises:
+          ValueError: a scalar is called `stage`, `step` or `seconds`.
+        """
+        if clash := RESERVED & set(scalars):
+            raise ValueError(f"a scalar is called {min(clash)!r}, which every record has of its own: rename it")
+        values = {name: _number(value) for name, value in scalars.items()}
+        seconds = round(self._clock() - self._start, 3)
+        self._file.append({"stage": stage, "step": int(step), "seconds": seconds, **values})
+        floats = {name: float(value) for name, value in values.items()}
+        self._board(stage).write(int(step), floats)
+        for follower in self._followers:
+            follower.add({"stage": stage, "step": int(step), "seconds": seconds, **floats})
+
+    def read(self) -> list[dict[str, Any]]:
+        """All records so far (see the module's `read`)."""
+        return read(self._workdir)
+
+    def rewind(self, stage: str, step: int) -> int:
+        """Forget the records of `stage` after `step`, the step of the checkpoint that the run resumes from.
+
+        Returns how many were forgotten. Other stages are left as they are. TensorBoard is told to hide them.
+        """
+        records = jsonl.read(self._workdir / FILE)
+        kept = [record for record in records if record["stage"] != stage or record["step"] <= step]
+        if len(kept) < len(records):
+            self._file.close()
+            jsonl.replace(self._workdir / FILE, kept)
+            self._file = jsonl.Appender(self._workdir / FILE)
+            self._board(stage).purge(step + 1)
+        return len(records) - len(kept)
+
+    def close(self) -> None:
+        self._file.close()
+        for board in self._boards.values():
+            board.close()
+        for follower in self._followers:
+            follower.close()
+        self._followers = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _board(self, stage: str) -> _Board:
+        if stage not in self._boards:
+            self._boards[stage] = _Board(self._workdir / "tensorboard" / stage)
+        return self._boards[stage]
+
+
+class NoMetrics:
+    """`MetricsLog` of the processes that write nothing: the first one speaks for all."""
+
+    def write(self, stage: str, step: int, scalars: Mapping[str, Any]) -> None:
+        """Nothing."""
+
+    def rewind(self, stage: str, step: int) -> int:
+        """Nothing to forget."""
+        return 0
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+class _Board:
+    """TensorBoard event files of one stage (stages count their own steps, so each is a TensorBoard run).
+
+    Writes through tensorboardX's event writer rather than its `SummaryWriter`, which queues to a thread and so can lose
+    the last records.
+    """
+
+    def __init__(self, directory: epath.Path) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        # The name ends in process and time: a run killed and restarted within a second must not overwrite the file.
+        suffix = f".{os.getpid()}.{time.time_ns()}"
+        self._writer = EventsWriter(os.fspath(directory / "events"), suffix)
+
+    def write(self, step: int, scalars: Mapping[str, float]) -> None:
+        values = [Summary.Value(tag=name, simple_value=value) for name, value in scalars.items()]
+        self._add(Event(wall_time=time.time(), step=step, summary=Summary(value=values)))
+
+    def purge(self, step: int) -> None:
+        """Hide what was written of `step` and later."""
+        start = SessionLog(status=SessionLog.START)
+        self._add(Event(wall_time=time.time(), step=step, session_log=start))
+
+    def close(self) -> None:
+        self._writer.close()
+
+    def _add(self, event: Event) -> None:
+        self._writer.write_event(event)
+        self._writer.flush()
+
+
+class _ObjectWriter:
+    """An event file in an object store: written anew at every flush, for such a store cannot append."""
+
+    def __init__(self, path: str) -> None:
+        self._path = epath.Path(path)
+        self._data = b""
+
+    def write(self, data: bytes) -> None:
+        self._data += data
+
+    def flush(self) -> None:
+        self._path.write_bytes(self._data)
+
+    def close(self) -> None:
+        self.flush()
+
+
+class _ObjectStore:
+    """tensorboardX's interface to a kind of store; its own ones need client libraries that fsspec does not."""
+
+    def directory_check(self, path: str) -> None:
+        """Object stores have no folders to make."""
+
+    def open(self, path: str) -> _ObjectWriter:
+        return _ObjectWriter(path)
+
+
+for _scheme in ("gs", "s3", "az"):
+    register_writer_factory(_scheme, _ObjectStore())

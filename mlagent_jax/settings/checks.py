@@ -1,0 +1,267 @@
+"""Which values of the settings are possible: checked before any work is done, each refusal with its remedy."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from environments.protocol import OutcomeKind
+from environments.registry import RegistryError, use_plugins
+from environments.rewards import REWARDS
+from mlagent_jax.runtime.errors import ConfigError
+from mlagent_jax.settings.agent_names import parse_agent
+
+if TYPE_CHECKING:
+    from mlagent_jax.settings.schema import Config, EndpointConfig
+
+STAGES = ("collect", "sft", "evaluate", "rl", "export")
+LINEAR_MAPS = ("query", "key", "value", "output", "gate", "up", "down", "head")
+
+
+def check(config: Config) -> None:
+    """Check every value that a run could stumble over later.
+
+    Raises:
+      ConfigError: one is impossible; the message names the field, its value and the remedy.
+    """
+
+    def choose(path: str, value: str, choices: tuple[str, ...]) -> None:
+        if value not in choices:
+            raise ConfigError(f"config.{path} is {value!r}; choose one of {', '.join(choices)}")
+
+    def positive(path: str, value: float) -> None:
+        if value <= 0:
+            raise ConfigError(f"config.{path} is {value!r}; it must be above 0")
+
+    for stage in config.stages:
+        choose("stages", stage, STAGES)
+    choose("policy.compute_dtype", config.policy.compute_dtype, ("float32", "bfloat16"))
+    choose("policy.param_dtype", config.policy.param_dtype, ("float32", "bfloat16"))
+    choose("policy.remat", config.policy.remat, ("none", "dots", "full"))
+    choose("prompt.profile", config.prompt.profile, ("compact", "full"))
+    if config.prompt.editor and config.prompt.profile != "full":
+        raise ConfigError(
+            f"config.prompt.editor is {config.prompt.editor!r}; compact prompts list no actions, so set "
+            "config.prompt.profile to full, or the editor to none"
+        )
+    _check_endpoint(config.endpoint)
+    _check_expert(config)
+    choose("workers.sandbox", config.workers.sandbox, ("auto", "docker", "bubblewrap"))
+    choose("sft.schedule", config.sft.schedule, ("cosine", "constant"))
+    choose("sft.optimizer", config.sft.optimizer, ("adamw", "muon"))
+    choose("optimizer.moments", config.optimizer.moments, ("float32", "bfloat16", "factored"))
+    choose("optimizer.placement", config.optimizer.placement, ("device", "host"))
+    choose("optimizer.rounding", config.optimizer.rounding, ("nearest", "stochastic"))
+    _check_training(config)
+    _check_registered(config)
+    choose("rl.estimator", config.rl.estimator, ("gae", "grpo", "rloo", "reinforce_plus_plus"))
+    choose("rl.rollout", config.rl.rollout, ("step", "episode"))
+    choose("rl.critic", config.rl.critic, ("head", "separate"))
+    choose("rl.kl_in", config.rl.kl_in, ("loss", "reward"))
+    choose("rl.kl_estimator", config.rl.kl_estimator, ("k1", "k2", "k3"))
+    choose("rl.aggregation", config.rl.aggregation, ("token", "sequence"))
+    choose("pool.sampling", config.pool.sampling, ("uniform", "learnability"))
+    agents = [parse_agent(policy) for policy in config.evaluate.policies]
+    if twice := sorted({agent.name for agent in agents if [a.name for a in agents].count(agent.name) > 1}):
+        raise ConfigError(f"config.evaluate.policies has two agents called {twice[0]!r}: write NAME=hf:FOLDER")
+    if any(agent.kind == "endpoint" for agent in agents) and not config.endpoint.url:
+        raise ConfigError(
+            "config.evaluate.policies names an endpoint and config.endpoint.url is empty: set it, and "
+            "config.endpoint.model"
+        )
+    for tracker in config.tracking.trackers:
+        choose("tracking.trackers", tracker, ("mlflow", "wandb"))
+    if config.tracking.trackers and not config.tracking.project:
+        raise ConfigError("config.tracking.project is empty; trackers file a run under one, for example 'mlagent-jax'")
+    choose("export.dtype", config.export.dtype, ("float32", "bfloat16", "float16"))
+    choose("export.layout", config.export.layout, ("merged", "peft"))
+    choose("export.policy", config.export.policy, ("sft", "rl"))
+    for name in ("iterations", "states", "samples", "episode_steps", "epochs", "minibatches", "learning_rate", "clip"):
+        positive(f"rl.{name}", getattr(config.rl, name))
+    for name in ("epochs", "batch_size", "row_tokens", "learning_rate"):
+        positive(f"sft.{name}", getattr(config.sft, name))
+    for name in ("max_prompt_tokens", "max_action_tokens"):
+        positive(f"prompt.{name}", getattr(config.prompt, name))
+    for name in ("trajectories", "steps", "min_ideas"):
+        positive(f"collect.{name}", getattr(config.collect, name))
+    for name in ("samples", "trajectories", "best_of", "steps", "minutes"):
+        positive(f"evaluate.{name}", getattr(config.evaluate, name))
+    for name in ("states_held_in", "states_held_out", "episode_tasks_held_in", "episode_tasks_held_out"):
+        if getattr(config.evaluate, name) < 0:
+            raise ConfigError(f"config.evaluate.{name} is {getattr(config.evaluate, name)}; it is 0 or above")
+    positive("pool.refresh_size", config.pool.refresh_size)
+    positive("sampling.temperature", config.sampling.temperature)
+    positive("sampling.slots", config.sampling.slots)
+    for path, share in (
+        ("collect.error_rate", config.collect.error_rate),
+        ("collect.look_rate", config.collect.look_rate),
+        ("sft.idea_rate", config.sft.idea_rate),
+        ("pool.refresh_fraction", config.pool.refresh_fraction),
+    ):
+        if not 0 <= share <= 1:
+            raise ConfigError(f"config.{path} is {share}; it is a share, from 0 to 1")
+    _check_sft(config)
+    if config.collect.max_ideas < config.collect.min_ideas:
+        raise ConfigError(
+            f"config.collect.max_ideas is {config.collect.max_ideas}; it must be at least min_ideas, "
+            f"{config.collect.min_ideas}"
+        )
+    if (config.rl.states * config.rl.samples) % config.rl.minibatches:
+        raise ConfigError(
+            f"config.rl.minibatches is {config.rl.minibatches}; it must divide states * samples = "
+            f"{config.rl.states * config.rl.samples}"
+        )
+    for path, rows, micro in (
+        ("sft", config.sft.batch_size, config.sft.micro_batch),
+        ("rl", config.rl.states * config.rl.samples // config.rl.minibatches, config.rl.micro_batch),
+    ):
+        if micro < 0 or (micro and rows % micro):
+            raise ConfigError(
+                f"config.{path}.micro_batch is {micro}; it must divide the {rows} rows of a step, or be 0"
+            )
+    if "rl" in config.stages and (config.sampling.top_k or config.sampling.top_p != 1.0):
+        raise ConfigError(
+            f"config.sampling.top_k is {config.sampling.top_k} and top_p {config.sampling.top_p}; rl takes 0 and 1: "
+            "log-probs of a cut distribution are not the policy's. Set them where the stages do not list rl"
+        )
+    if not 1 <= config.rl.best_of <= config.rl.samples:
+        raise ConfigError(
+            f"config.rl.best_of is {config.rl.best_of}; it is from 1 to config.rl.samples, {config.rl.samples}"
+        )
+    if not 0.0 <= config.rl.best_of_weight <= 1.0:
+        raise ConfigError(f"config.rl.best_of_weight is {config.rl.best_of_weight}; it is from 0 to 1")
+    if config.rl.kl_target and not config.rl.kl_coefficient:
+        raise ConfigError("config.rl.kl_coefficient is 0; an adaptive one (config.rl.kl_target) starts above 0")
+    if config.rl.kl_in == "loss" and config.rl.kl_estimator == "k1" and config.rl.kl_coefficient:
+        raise ConfigError(
+            "config.rl.kl_estimator is 'k1' and config.rl.kl_in 'loss': its gradient there is 0 on average; use 'k2' "
+            "or 'k3', or config.rl.kl_in='reward'"
+        )
+    if config.rl.rollout == "episode" and config.rl.max_staleness:
+        raise ConfigError(
+            f"config.rl.max_staleness is {config.rl.max_staleness}; whole episodes (config.rl.rollout) take 0: each "
+            "step needs the outcome of the one before"
+        )
+    if config.rl.straggler_seconds and config.rl.max_staleness < 2:
+        raise ConfigError(
+            f"config.rl.straggler_seconds is {config.rl.straggler_seconds} and config.rl.max_staleness "
+            f"{config.rl.max_staleness}: a batch that is ahead takes one version, and its stragglers another; raise "
+            "that to 2, or set this to 0"
+        )
+    if config.rl.straggler_seconds < 0 or config.rl.micro_tokens < 0:
+        raise ConfigError("config.rl.straggler_seconds and config.rl.micro_tokens are 0 or above")
+    if config.rl.max_staleness < 0:
+        raise ConfigError(f"config.rl.max_staleness is {config.rl.max_staleness}; it is 0 or above")
+    longest = config.prompt.max_prompt_tokens + config.prompt.max_action_tokens
+    if config.sft.row_tokens < longest:
+        raise ConfigError(
+            f"config.sft.row_tokens is {config.sft.row_tokens}; a prompt and its action may take {longest}: raise it"
+        )
+
+
+def _check_sft(config: Config) -> None:
+    """What sft learns from, and when it stops."""
+    sft, chosen = config.sft, config.filter
+    if not 0 <= sft.held_out_fraction < 1:
+        raise ConfigError(f"config.sft.held_out_fraction is {sft.held_out_fraction}; it is a share, from 0 to below 1")
+    if sft.evaluate_every < 0 or sft.patience < 0:
+        raise ConfigError(
+            f"config.sft.evaluate_every is {sft.evaluate_every} and patience {sft.patience}; they are 0 or above"
+        )
+    if sft.patience and not sft.held_out_fraction:
+        raise ConfigError(
+            f"config.sft.patience is {sft.patience} and config.sft.held_out_fraction 0: nothing would be evaluated; "
+            "hold out a share of the trajectories, for example 0.05"
+        )
+    kinds = tuple(kind for kind in OutcomeKind if kind is not OutcomeKind.INFRASTRUCTURE_ERROR)
+    if not chosen.outcomes or (unknown := sorted(set(chosen.outcomes) - set(kinds))):
+        named = f"names {unknown[0]!r}" if chosen.outcomes else "is empty"
+        raise ConfigError(f"config.filter.outcomes {named}; choose among {', '.join(kinds)}")
+    if chosen.max_characters < 0:
+        raise ConfigError(f"config.filter.max_characters is {chosen.max_characters}; it is 0 (any) or above")
+
+
+def _check_registered(config: Config) -> None:
+    """Import the plugins, and find every function that the settings choose by name."""
+    try:
+        use_plugins(config.plugins)
+    except RegistryError as error:
+        raise ConfigError(f"config.plugins: {error}") from error
+    for path, choice in (("rl.reward", config.rl.reward), ("evaluate.reward", config.evaluate.reward)):
+        try:
+            REWARDS.choose(choice)
+        except RegistryError as error:
+            raise ConfigError(f"config.{path}: {error}") from error
+
+
+def _check_endpoint(endpoint: EndpointConfig) -> None:
+    if bool(endpoint.url) != bool(endpoint.model):
+        missing = "model" if endpoint.url else "url"
+        raise ConfigError(f"config.endpoint.{missing} is empty; an endpoint takes both config.endpoint.url and .model")
+    if endpoint.limit_field not in ("max_tokens", "max_completion_tokens"):
+        raise ConfigError(
+            f"config.endpoint.limit_field is {endpoint.limit_field!r}; choose max_tokens or max_completion_tokens"
+        )
+    for name in ("max_tokens", "concurrency", "timeout_seconds", "attempts"):
+        if getattr(endpoint, name) <= 0:
+            raise ConfigError(f"config.endpoint.{name} is {getattr(endpoint, name)!r}; it must be above 0")
+    prices = ("backoff_seconds", "prompt_price", "completion_price", "temperature")
+    for name in (*prices, "requests_per_minute", "tokens_per_minute", "budget_tokens", "budget_cost"):
+        if getattr(endpoint, name) < 0:
+            raise ConfigError(f"config.endpoint.{name} is {getattr(endpoint, name)!r}; it is 0 or above")
+    if endpoint.budget_cost and not (endpoint.prompt_price or endpoint.completion_price):
+        raise ConfigError(
+            f"config.endpoint.budget_cost is {endpoint.budget_cost} and the prices are 0: set "
+            "config.endpoint.prompt_price and .completion_price, a million tokens"
+        )
+
+
+def _check_expert(config: Config) -> None:
+    """Who the expert is, and where its ideas come from."""
+    for path, value, choices in (
+        ("collect.expert", config.collect.expert, ("scripted", "endpoint", "policy")),
+        ("ideas.source", config.ideas.source, ("library", "endpoint")),
+        ("ideas.embedder", config.ideas.embedder, ("tfidf", "endpoint")),
+    ):
+        if value not in choices:
+            raise ConfigError(f"config.{path} is {value!r}; choose one of {', '.join(choices)}")
+        if value == "endpoint" and not config.endpoint.url:
+            raise ConfigError(f"config.{path} is 'endpoint', and config.endpoint names none: set its url and model")
+    if config.ideas.embedder == "endpoint" and not config.ideas.embedding_model:
+        raise ConfigError("config.ideas.embedding_model is empty; config.ideas.embedder 'endpoint' needs its name")
+    if config.ideas.keep < 0 or config.ideas.candidates <= 0:
+        raise ConfigError(
+            f"config.ideas.keep is {config.ideas.keep} and candidates {config.ideas.candidates}; they are numbers of "
+            "ideas: keep is 0 or above, candidates above 0"
+        )
+    if config.ideas.source == "endpoint" and config.collect.expert == "scripted":
+        raise ConfigError(
+            "config.ideas.source is 'endpoint' and config.collect.expert 'scripted', which has code for the ideas of "
+            "the library alone: set config.ideas.source to 'library', or another expert"
+        )
+    if config.ideas.source == "endpoint" and not config.ideas.keep:
+        raise ConfigError("config.ideas.keep is 0; say how many of a language model's ideas are kept, for example 10")
+    if config.collect.expert == "policy" and "collect" in config.stages and not config.policy.checkpoint:
+        raise ConfigError("config.collect.expert is 'policy'; name it in config.policy.checkpoint")
+
+
+def _check_training(config: Config) -> None:
+    """What is trained, and what the optimizer keeps of it."""
+    lora, optimizer = config.lora, config.optimizer
+    if lora.rank < 0:
+        raise ConfigError(f"config.lora.rank is {lora.rank}; it is 0 (no adapters) or above")
+    if lora.rank and lora.alpha <= 0:
+        raise ConfigError(f"config.lora.alpha is {lora.alpha}; it must be above 0")
+    if lora.rank and not lora.targets:
+        raise ConfigError(f"config.lora.targets is empty; name some of {', '.join(LINEAR_MAPS)}")
+    if unknown := sorted(set(lora.targets) - set(LINEAR_MAPS)):
+        raise ConfigError(f"config.lora.targets names {unknown[0]!r}; choose among {', '.join(LINEAR_MAPS)}")
+    if optimizer.rounding == "stochastic" and (config.policy.param_dtype != "bfloat16" or lora.rank):
+        raise ConfigError(
+            "config.optimizer.rounding is 'stochastic' and what is trained is float32; it takes "
+            "config.policy.param_dtype='bfloat16' and config.lora.rank=0"
+        )
+    if config.sft.optimizer == "muon" and (optimizer.moments == "factored" or lora.rank):
+        raise ConfigError(
+            f"config.sft.optimizer is 'muon', which takes neither factored moments (config.optimizer.moments is "
+            f"{optimizer.moments!r}) nor adapters (config.lora.rank is {lora.rank}); choose 'adamw'"
+        )

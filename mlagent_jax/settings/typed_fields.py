@@ -1,0 +1,73 @@
+"""Plain data as a frozen dataclass of dataclasses: names and types are checked, and an error says where it is."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+from typing import Any, get_type_hints
+
+from mlagent_jax.runtime.errors import ConfigError
+
+
+def read(cls: type, data: Any, path: str) -> Any:
+    """`data`, as JSON or flags hold it, as a `cls`; what it does not hold is at its default.
+
+    Args:
+      path: what `data` is called, for messages.
+
+    Raises:
+      ConfigError: an unknown field (the nearest is named) or a wrong type.
+    """
+    if not isinstance(data, dict):
+        names = ", ".join(field.name for field in dataclasses.fields(cls))
+        raise ConfigError(f"{path} is {data!r}; it is a section with the fields {names}")
+    types = _types(cls)
+    values = {}
+    for name, value in data.items():
+        kind, place = _kind(name, types, path), f"{path}.{name}"
+        values[name] = read(kind, value, place) if dataclasses.is_dataclass(kind) else _typed(kind, value, place)
+    return cls(**values)
+
+
+def find(cls: type, field: str, path: str) -> Any:
+    """The type of `field` of a `cls` that is called `path`, for example `rl.clip`.
+
+    Raises:
+      ConfigError: there is none; the message names the nearest.
+    """
+    kind: Any = cls
+    above = path
+    for name in field.split("."):
+        if not dataclasses.is_dataclass(kind):
+            raise ConfigError(f"{above} is a field, not a section: {path}.{field} is none")
+        kind, above = _kind(name, _types(kind), above), f"{above}.{name}"
+    return kind
+
+
+_types = functools.cache(get_type_hints)
+"""Working them out takes most of the time of reading a config."""
+
+
+def _kind(name: str, types: dict[str, Any], path: str) -> Any:
+    if name not in types:
+        near = difflib.get_close_matches(name, types, n=1, cutoff=0.0)
+        raise ConfigError(f"{path}.{name} is no field; did you mean {path}.{near[0]}?")
+    return types[name]
+
+
+def _typed(kind: Any, value: Any, path: str) -> Any:
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if kind is int and isinstance(value, bool):
+        raise ConfigError(f"{path} is {value!r}; it takes an int")
+    if kind in (int, float, str, bool):
+        if not isinstance(value, kind):
+            raise ConfigError(f"{path} is {value!r} ({type(value).__name__}); it takes a {kind.__name__}")
+        return value
+    # The only other kind of field: tuple[str, ...]. One flag value may hold several names, `a,b`.
+    if isinstance(value, str):
+        value = value.split(",") if value else ()
+    if not isinstance(value, (tuple, list)) or not all(isinstance(item, str) for item in value):
+        raise ConfigError(f"{path} is {value!r}; it takes a tuple of names, for example ('a', 'b')")
+    return tuple(part for item in value for part in item.split(",") if part)

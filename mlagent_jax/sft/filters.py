@@ -1,0 +1,39 @@
+"""Which recorded steps are worth imitating, by the settings of `config.filter`."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator
+
+from environments.protocol import Outcome, OutcomeKind, digest
+from mlagent_jax.settings.schema import FilterConfig
+from mlagent_jax.trajectories.record import Record
+
+
+def gain(outcome: Outcome) -> float | None:
+    """Improvement of the metric by a step as a share of the task's gap, positive is better; None where it was not
+    scored."""
+    if outcome.kind is not OutcomeKind.SCORED or outcome.delta is None or not outcome.scale.gap:
+        return None
+    return outcome.delta / outcome.scale.gap
+
+
+def imitated(records: Iterable[Record], config: FilterConfig) -> Iterator[Record]:
+    """Those of `records` that sft learns from, in order: steps of training tasks that are no slips and pass every
+    setting."""
+    seen: set[str] = set()
+    for record in records:
+        improved = gain(record.outcome)
+        if record.split != "train" or not record.target or record.outcome.kind not in config.outcomes:
+            continue
+        if improved is not None and improved < config.min_gain:
+            continue
+        if config.max_characters and len(record.prompt) + len(record.action) > config.max_characters:
+            continue
+        if not config.duplicates:
+            state = dataclasses.replace(record.state, ideas=())
+            key = digest([state.id, record.action])
+            if key in seen:
+                continue
+            seen.add(key)
+        yield record

@@ -1,0 +1,142 @@
+"""sft: supervised fine-tuning on the expert's steps; from scratch, it makes the vocabulary first.
+
+A checkpoint holds parameters, the optimizer's state, the position in the data and the evaluations so far: a run that is
+stopped and started again takes the same steps, to the last bit, as one that was not.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from mlagent_jax.agents.prompts import prompt_text
+from mlagent_jax.optim.optimizer import init_state, make_optimizer, schedule, with_learning_rate
+from mlagent_jax.runs.policies import (
+    Training,
+    abstract,
+    base_policy,
+    checkpointer,
+    describe,
+    make_vocabulary,
+    renderer,
+    training,
+)
+from mlagent_jax.runs.run import Run
+from mlagent_jax.runtime import processes
+from mlagent_jax.runtime.errors import ConfigError
+from mlagent_jax.sft.examples import ExpertSteps, HeldOutSteps, split_trajectories
+from mlagent_jax.sft.filters import imitated
+from mlagent_jax.sft.packing import Rows
+from mlagent_jax.sft.step import sft_loss, sft_step
+
+
+def sft(run: Run) -> None:
+    """Train on the collected steps into checkpoints/sft."""
+    config = run.config.sft
+    records = list(imitated(run.expert_records(), run.config.filter))
+    if not records:
+        raise ConfigError(
+            "no collected step to imitate: none of a training task passes config.filter "
+            f"({', '.join(run.config.filter.outcomes)} among its settings)"
+        )
+    records, held_out = split_trajectories(records, config.held_out_fraction, run.config.seed)
+    if not run.config.policy.checkpoint:
+        texts = {prompt_text(run.config.prompt, run.specs[r.state.task], r.state) for r in records}
+        make_vocabulary(run, sorted(texts | {r.action for r in records}))
+    policy = base_policy(run)
+    steps = ExpertSteps(records, renderer(run, policy), config, run.config.seed)
+    evaluated = HeldOutSteps(held_out, renderer(run, policy), config) if held_out else ()
+    total = config.epochs * steps.batches
+    every = config.evaluate_every or steps.batches
+
+    optimizer = make_optimizer(
+        config.optimizer,
+        weight_decay=config.weight_decay,
+        max_grad_norm=config.max_grad_norm,
+        keeps=run.config.optimizer,
+    )
+    trained = training(run, policy)
+    state = init_state(optimizer, trained.params, run.config.optimizer.placement)
+    arrays = {"policy": trained.params, "optimizer": state}
+    describe(run, "sft", policy)
+    with checkpointer(run, "sft") as saved:
+        done, evaluations = processes.agree(saved.latest) or 0, []
+        if done:
+            wanted, arrays = abstract(arrays), None  # freed first: both would not fit
+            arrays, extra = saved.restore(done, wanted)
+            _check_position(extra, steps.position(done))
+            evaluations = extra.get("evaluations", [])
+        run.metrics.rewind("sft", done)
+        saved_at = time.monotonic()
+        with run.progress("sft", total, done=done) as progress:
+            for step in range(done, total):
+                if _has_converged(evaluations, config.patience):
+                    break
+                with run.interruption.held():
+                    rate = schedule(config.schedule, config.learning_rate, step / total, config.warmup_fraction)
+                    arrays["policy"], arrays["optimizer"], metrics = sft_step(
+                        arrays["policy"],
+                        with_learning_rate(arrays["optimizer"], rate),
+                        run.place(steps.batch(step).arrays()),
+                        graph=trained.graph,
+                        optimizer=optimizer,
+                        remat=run.config.policy.remat,
+                        compute_dtype=run.config.policy.compute_dtype,
+                        micro_rows=config.micro_batch,
+                        base=trained.base,
+                    )
+                    values = {name: float(value) for name, value in metrics.items()}
+                    due = evaluated and ((step + 1) % every == 0 or step + 1 == total)
+                    if due:
+                        values["held_out_loss"] = _held_out_loss(run, trained, arrays["policy"], evaluated)
+                        evaluations.append(values["held_out_loss"])
+                    run.metrics.write("sft", step + 1, values | {"learning_rate": rate})
+                    shown = ("loss", "held_out_loss") if due else ("loss",)
+                    progress.update(1, **{name: values[name] for name in shown})
+                    late = processes.agree(lambda: time.monotonic() - saved_at > config.checkpoint_seconds)  # noqa: B023
+                    judged = due and config.patience > 0
+                    stopping = run.is_stopping()
+                    if step + 1 == total or judged or late or stopping:
+                        position = steps.position(step + 1) | {"evaluations": evaluations}
+                        saved.save(step + 1, arrays, position, -evaluations[-1] if judged else None)
+                        saved_at = time.monotonic()
+                    if stopping:
+                        run.interruption.check()
+
+
+def _held_out_loss(run: Run, trained: Training, params: Any, batches: Iterable[Rows]) -> float:
+    """Nats an action token over all held-out steps."""
+    total, count = 0.0, 0
+    for rows in batches:
+        loss, tokens = sft_loss(
+            trained.whole(params),
+            run.place(rows.arrays()),
+            graph=trained.graph,
+            compute_dtype=run.config.policy.compute_dtype,
+        )
+        total, count = total + float(loss), count + int(tokens)
+    return total / count
+
+
+def _has_converged(evaluations: Sequence[float], patience: int) -> bool:
+    """Whether the last `patience` evaluations all failed to go below the lowest before them; never with 0."""
+    return (
+        bool(patience)
+        and len(evaluations) > patience
+        and (min(evaluations[-patience:]) >= min(evaluations[:-patience]))
+    )
+
+
+def _check_position(extra: dict[str, Any], position: dict[str, Any]) -> None:
+    """See that the checkpoint was made on the same data.
+
+    Raises:
+      ConfigError: it was not.
+    """
+    known = {name: value for name, value in extra.items() if name in position}
+    if any(position[name] != value for name, value in known.items()):
+        raise ConfigError(
+            "the collected steps are not those that the checkpoints/sft of this workdir were trained on: bring them "
+            "back, or choose another --workdir"
+        )

@@ -1,0 +1,82 @@
+"""Supervised fine-tuning: one optimizer step on rows of samples, loss on the action tokens alone.
+
+L(theta) = -1/N * sum over action tokens of log pi_theta(token | prompt, tokens before)      N: action tokens
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from mlagent_jax import models
+from mlagent_jax.models import lora
+from mlagent_jax.optim.accumulation import summed_gradients
+from mlagent_jax.optim.optimizer import apply
+
+Params = Any
+
+
+@functools.partial(
+    jax.jit, static_argnames=("graph", "optimizer", "remat", "compute_dtype", "micro_rows"), donate_argnums=(0, 1)
+)
+def sft_step(
+    params: Params,
+    opt_state: optax.OptState,
+    rows: Mapping[str, jax.Array],
+    *,
+    graph: Any,
+    optimizer: optax.GradientTransformation,
+    remat: str,
+    compute_dtype: str,
+    micro_rows: int = 0,
+    base: Params | None = None,
+) -> tuple[Params, optax.OptState, dict[str, jax.Array]]:
+    """One step over `rows` (arrays of `data.packing.Rows`, [batch, time]), `micro_rows` of them at a time (0: all at
+    once; the result is the same). Parameters and state are donated. Where there is a `base`, which is not trained,
+    `params` are its adapters, and `graph` is theirs (`models.lora.adapted`). Rows without action tokens count for
+    nothing; a batch of such rows alone has the loss 0 and the gradient 0.
+
+    Returns metrics: `loss` (nats an action token), `grad_norm`, `tokens` (not padding) and `action_tokens`.
+    """
+
+    def loss(params: Params, rows: Mapping[str, jax.Array]) -> tuple[jax.Array, dict[str, jax.Array]]:
+        whole = params if base is None else lora.join(base, params)
+        total, count = _negative_log_likelihood(graph, whole, rows, remat, compute_dtype)
+        sums = {"loss": total, "action_tokens": count, "tokens": jnp.sum(rows["segment_ids"] > 0)}
+        return total, jax.lax.stop_gradient(sums)
+
+    grads, metrics = summed_gradients(loss, params, rows, micro_rows)
+    count = jnp.maximum(metrics["action_tokens"], 1)
+    grads = jax.tree.map(lambda grad: grad / count, grads)
+    metrics |= {"loss": metrics["loss"] / count, "grad_norm": optax.tree.norm(grads)}
+    params, opt_state = apply(optimizer, grads, opt_state, params)
+    return params, opt_state, metrics
+
+
+@functools.partial(jax.jit, static_argnames=("graph", "compute_dtype"))
+def sft_loss(
+    params: Params, rows: Mapping[str, jax.Array], *, graph: Any, compute_dtype: str
+) -> tuple[jax.Array, jax.Array]:
+    """(total negative log-likelihood in nats, number) of the action tokens of `rows`: pairs add exactly."""
+    return _negative_log_likelihood(graph, params, rows, "none", compute_dtype)
+
+
+def _negative_log_likelihood(
+    graph: Any, params: Params, rows: Mapping[str, jax.Array], remat: str, compute_dtype: str
+) -> tuple[jax.Array, jax.Array]:
+    hidden = models.hidden_states(
+        graph,
+        params,
+        rows["tokens"],
+        positions=rows["positions"],
+        segment_ids=rows["segment_ids"],
+        remat=remat,
+        compute_dtype=jnp.dtype(compute_dtype),
+    )
+    log_probs, _ = models.token_log_probs(graph, params, hidden, rows["targets"])
+    return -jnp.sum(jnp.where(rows["mask"], log_probs, 0.0)), jnp.sum(rows["mask"])

@@ -1,0 +1,1 @@
+"""Recorded steps: record, schema, store, exchange with other formats."""

@@ -1,0 +1,80 @@
+"""The card of a store or an export: what is in it, as a README.md that Hugging Face reads too."""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Mapping, Sequence
+
+import pyarrow as pa
+from etils import epath
+
+from mlagent_jax.trajectories.schema import VERSION
+from mlagent_jax.trajectories.store import TrajectoryStore
+
+FILE = "README.md"
+COUNTED = (
+    "run",
+    "stage",
+    "split",
+    "task",
+    "trajectory",
+    "target",
+    "outcome.kind",
+    "outcome.action_name",
+    "outcome.reward",
+)
+
+
+def write_card(store: TrajectoryStore, files: Mapping[str, str] | None = None) -> epath.Path:
+    """Write the card of what is in `store` beside it; returns its path.
+
+    Args:
+      store: what is counted.
+      files: of an export, the files of each split as a glob; default: all shards as one.
+    """
+    path = store.folder / FILE
+    partial = path.parent / f"{FILE}.partial"
+    partial.write_text(card(store.columns(*COUNTED), files or {"train": "*.parquet"}))
+    partial.replace(path)
+    return path
+
+
+def card(steps: pa.Table, files: Mapping[str, str]) -> str:
+    """The card of `steps`, a table with the columns `COUNTED`."""
+    rows = steps.to_pylist()
+    trajectories = {(row["run"], row["stage"], row["split"], row["task"], row["trajectory"]) for row in rows}
+    rewards = [row["outcome.reward"] for row in rows if row["outcome.reward"] is not None]
+    lines = ["---", "configs:", "- config_name: default", "  data_files:"]
+    for split, glob in files.items():
+        lines += [f"  - split: {split}", f'    path: "{glob}"']
+    mean = f"; mean reward {sum(rewards) / len(rewards):.3f}" if rewards else ""
+    lines += [
+        "---",
+        "",
+        "# Recorded steps of machine-learning engineering",
+        "",
+        f"{len(rows)} steps of {len(trajectories)} trajectories in {len({row['task'] for row in rows})} tasks, schema "
+        f"{VERSION}{mean}. One row a step: the state it was taken in, the action as text, and what came of it when it "
+        "was executed.",
+    ]
+    for title, names in (
+        ("By split and outcome", ("split", "outcome.kind")),
+        ("By action and outcome", ("outcome.action_name", "outcome.kind")),
+        ("By task and outcome", ("task", "outcome.kind")),
+    ):
+        lines += ["", f"## {title}", "", *_table(rows, *names)]
+    slips = sum(not row["target"] for row in rows)
+    return "\n".join(
+        [*lines, "", f"{slips} of the steps are deliberate slips, not to be imitated (`target` is false).", ""]
+    )
+
+
+def _table(rows: Sequence[Mapping[str, object]], first: str, second: str) -> list[str]:
+    """Counts of `first` by `second`, as Markdown."""
+    counts = collections.Counter((str(row[first] or "none"), str(row[second])) for row in rows)
+    columns = sorted({column for _, column in counts})
+    found = [f"| {first.rpartition('.')[2]} | {' | '.join(columns)} | all |", "|---" * (len(columns) + 2) + "|"]
+    for name in sorted({name for name, _ in counts}):
+        cells = [counts[name, column] for column in columns]
+        found.append(f"| {name} | {' | '.join(map(str, cells))} | {sum(cells)} |")
+    return found
