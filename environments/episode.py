@@ -17,6 +17,7 @@ from environments.files.blobs import open_store
 from environments.protocol import Job, Outcome, OutcomeKind, Requirements, State
 from environments.rewards import REWARDS
 from environments.sandbox.base import Sandbox, SandboxError
+from environments.seeds import execution_seed
 from environments.step import Environment
 from environments.tasks.task import TaskSpec
 
@@ -68,7 +69,7 @@ class Episode:
     def reset(self, *, seed: int | None = None) -> tuple[str, dict[str, Any]]:
         """Start over. The observation is the prompt: tools, research problem, reply format and starting script.
 
-        `seed` is that of the executions from here on; the task's data stay the same.
+        The executions' seed follows from `seed` from here on; the task's data stay the same.
         """
         if seed is not None:
             self._seed = seed
@@ -103,7 +104,7 @@ class Episode:
             profile=self.profile,
             limits=self.spec.limits,
             requirements=Requirements(gpus=self.spec.gpus, guarantees=(self._editor,) if self._editor else ()),
-            seed=self._seed,
+            seed=execution_seed(self._seed),
         )
 
     def take(self, job: Job) -> Outcome:
@@ -171,7 +172,7 @@ def make(
       profile: `full` or `compact`.
       reward: one of `environments.rewards`, with parameters where wanted: `improvement:neutral=0.2`.
       max_steps: after so many steps the episode is truncated.
-      seed: of the task's data, and of the executions.
+      seed: of the task's data. The executions' seed follows from it one way (`environments.seeds`).
       cache_dir: folder of prepared tasks and snapshots; default `default_cache_dir()`.
       cache: keep executions, so that the same script on the same data runs once.
       editor: second language model; with one, `Edit Script (AI)` and `Understand File` are offered.

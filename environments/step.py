@@ -33,6 +33,7 @@ from environments.actions import (
     AgentFiles,
     Effect,
     Profile,
+    edits,
     observation,
     parse,
 )
@@ -356,8 +357,8 @@ def _read_only_files(task: PreparedTask) -> list[str]:
 
 
 def _script(path: Path) -> str:
-    """Text of an entry script."""
-    return read_regular(path, MAX_SCRIPT_BYTES).decode(errors="replace")
+    """Text of an entry script, as edits see it."""
+    return edits.plain(read_regular(path, MAX_SCRIPT_BYTES).decode(errors="replace"))
 
 
 def _invalid(before: Outcome, error: ActionError, profile: Profile) -> Outcome:

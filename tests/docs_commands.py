@@ -185,7 +185,7 @@ COMMANDS: dict[str, Run | Like | Elsewhere | Needs] = {
         "tests/mlagent_jax/data/test_exchange.py::test_tensorflow_datasets_reads_it_by_index_without_tensorflow"
     ),
     "MLAGENT_TEST_EXECUTIONS=1000 python -m pytest": Elsewhere(
-        "tests/environments/sandbox/test_abuse.py::test_many_executions_a_third_of_them_killed_leave_nothing"
+        "tests/environments/sandbox/test_left_behind.py::test_many_executions_a_third_of_them_hostile_leave_nothing"
     ),
     # Those that need more than a test has.
     "MLAGENT_ENDPOINT_KEY=... python -m mlagent_jax.train": Needs("a language model served elsewhere, and money"),

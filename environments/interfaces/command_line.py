@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import json
 import os
 import sys
@@ -32,6 +33,7 @@ from environments.episode import Episode, default_cache_dir, make
 from environments.files.blobs import StoreError, open_store
 from environments.files.snapshots import Snapshots
 from environments.interfaces.json_lines import failure, record, serve
+from environments.interfaces.terminal import printable
 from environments.protocol import Outcome
 from environments.registry import RegistryError
 from environments.sandbox import SANDBOXES, open_sandbox, self_check
@@ -54,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return options.command(options) or 0
     except _USER_ERRORS as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(printable(f"error: {error}"), file=sys.stderr)
         return 2
     except BrokenPipeError:  # The reader (`head`) has seen enough.
         sys.stderr.close()
@@ -73,7 +75,8 @@ def _list(options: argparse.Namespace) -> None:
     width = max(len(spec.name) for spec in specs)
     for spec in specs:
         problem = spec.description.strip().splitlines()[0]
-        print(f"{spec.name:{width}}  {spec.split:8}  {spec.kind:11}  {spec.metric + _better(spec):10}  {problem}")
+        row = f"{spec.name:{width}}  {spec.split:8}  {spec.kind:11}  {spec.metric + _better(spec):10}  {problem}"
+        print(printable(row))
 
 
 def _fetch(options: argparse.Namespace) -> None:
@@ -88,7 +91,7 @@ def _fetch(options: argparse.Namespace) -> None:
 def _show(options: argparse.Namespace) -> None:
     spec = tasks.get(options.task).spec
     limits = spec.limits
-    print(f"{spec.name}: {spec.kind}, {spec.split}\n\n{spec.description.strip()}\n")
+    print(printable(f"{spec.name}: {spec.kind}, {spec.split}\n\n{spec.description.strip()}\n"))
     print(f"metric       {spec.metric}{_better(spec)}, of {spec.submission}, which {spec.entry} writes")
     print(f"read only    {', '.join(spec.read_only)}")
     print(f"an execution {limits.cpu_seconds:g} s of CPU, {limits.wall_seconds:g} s, {limits.memory_mb} MB of memory")
@@ -122,7 +125,7 @@ def _check(options: argparse.Namespace) -> int:
         return int(wrong > 0)
     for finding in findings:
         remedy = "" if finding.ok or not finding.remedy else f"; {finding.remedy}"
-        print(f"{'ok  ' if finding.ok else 'FAIL'}  {finding.check}: {finding.message}{remedy}")
+        print(printable(f"{'ok  ' if finding.ok else 'FAIL'}  {finding.check}: {finding.message}{remedy}"))
     print(f"{len(findings) - wrong} of {len(findings)} checks passed")
     return int(wrong > 0)
 
@@ -161,7 +164,7 @@ def _grade(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(record))
     elif "invalid" in record:
-        print(f"invalid: {record['invalid']}")
+        print(printable(f"invalid: {record['invalid']}"))
     else:
         print(
             f"{task.spec.metric}{_better(task.spec)}  "
@@ -174,12 +177,12 @@ def _grade(options: argparse.Namespace) -> int:
 
 def _play(options: argparse.Namespace) -> None:
     with _episode(options, options.max_steps) as episode:
-        print(episode.reset()[0])
+        print(printable(episode.reset()[0]))
         print("Type a reply, then a line with a single dot. End of file (Ctrl-D) leaves.")
         for reply in _replies(sys.stdin):
             observation, _, terminated, truncated, info = episode.step(reply)
             shown = observation or "(no output)"
-            print(f"Observation:\n```\n{shown}\n```\n{_summary(info['outcome'])}")
+            print(f"Observation:\n```\n{printable(shown)}\n```\n{_summary(info['outcome'])}")
             if terminated or truncated:
                 print("The episode is over.")
                 return
@@ -194,7 +197,7 @@ def _run(options: argparse.Namespace) -> None:
             if options.json:
                 print(json.dumps(record(outcome)), flush=True)
             else:
-                print(f"{number}. {_summary(outcome)}\n{observation}\n", flush=True)
+                print(f"{number}. {_summary(outcome)}\n{printable(observation)}\n", flush=True)
             if terminated and number < len(actions):
                 print(f"the episode ended at action {number} of {len(actions)}", file=sys.stderr)
                 return
@@ -262,11 +265,12 @@ def _summary(outcome: Outcome) -> str:
 def _read_actions(path: str) -> list[str]:
     """Reply texts of a JSON Lines file, `-` for standard input."""
     try:
-        text = sys.stdin.read() if path == "-" else Path(path).read_text(encoding="utf-8")
+        text = sys.stdin.read() if path == "-" else Path(path).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"--actions {path} cannot be read: {error}") from error
     actions = []
-    for number, line in enumerate(text.splitlines(), start=1):
+    # A newline ends a line, and nothing else does: U+2028 may stand in a JSON string as it is.
+    for number, line in enumerate(io.StringIO(text.removeprefix("\ufeff")), start=1):
         if not line.strip():
             continue
         try:
@@ -393,7 +397,7 @@ def _add_sandbox_name(command: argparse.ArgumentParser) -> None:
 
 def _add_sandbox(command: argparse.ArgumentParser) -> None:
     _add_sandbox_name(command)
-    command.add_argument("--seed", type=_seed, default=0, help="of the data and of the executions (default 0)")
+    command.add_argument("--seed", type=_seed, default=0, help="of the data; the executions' follows (default 0)")
 
 
 def _add_place(command: argparse.ArgumentParser) -> None:

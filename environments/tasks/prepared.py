@@ -20,6 +20,7 @@ from typing import Any
 from environments.files.hostile import HostileFileError, read_regular
 from environments.protocol import Scale, digest
 from environments.sandbox.base import Ending, Execution, Sandbox
+from environments.seeds import execution_seed
 from environments.tasks.grading.graders import Grader, load_grader
 from environments.tasks.grading.submissions import HALVES
 from environments.tasks.task import M_BEST, M_INIT, InvalidSubmissionError, NoHeadroomError, Task, TaskError, TaskSpec
@@ -237,7 +238,8 @@ def run_script(script: str, folder: Path, spec: TaskSpec, sandbox: Sandbox) -> t
         workspace = Path(temporary) / "workspace"
         shutil.copytree(folder / "env", workspace)
         (workspace / spec.entry).write_text(script, encoding="utf-8")
-        execution = sandbox.run(workspace, spec.entry, spec.limits, data=folder / "public", gpus=spec.gpus)
+        seed = execution_seed(0)  # As in a run or an episode with the default seed.
+        execution = sandbox.run(workspace, spec.entry, spec.limits, data=folder / "public", seed=seed, gpus=spec.gpus)
         try:
             return execution, read_regular(workspace / spec.submission, _SUBMISSION_BYTES)
         except HostileFileError:

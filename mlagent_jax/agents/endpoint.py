@@ -110,10 +110,12 @@ class EndpointClient:
         body: dict[str, Any] = {
             "model": config.model,
             "messages": [dict(message) for message in messages],
-            "temperature": config.temperature,
-            "top_p": config.top_p,
             config.limit_field: config.max_tokens,
         }
+        if config.send_temperature:
+            body["temperature"] = config.temperature
+        if config.send_top_p:
+            body["top_p"] = config.top_p
         if config.send_seed:
             body["seed"] = seed
         found = self._ask("chat/completions", body, seed, lambda answer: dataclasses.asdict(completion(answer)))

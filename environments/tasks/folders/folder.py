@@ -29,10 +29,10 @@ from typing import Any
 import numpy as np
 import yaml
 
+from environments.actions.edits import read_cells
 from environments.protocol import Limits
 from environments.tasks.folders.archives import ORIGINS, ArchiveError, Origin, data_dir
 from environments.tasks.generated.dataset import report_half
-from environments.tasks.generated.scripts import read_cells
 from environments.tasks.grading.own import (
     CELLS,
     HALF,

@@ -33,7 +33,9 @@ class Dataset:
     edges: np.ndarray | None = None
     """`[edges, 2]` rows of `inputs` that are connected, for a graph."""
     period: int = 1
-    """Rows after which a series repeats itself; its first input column is the time, in rows."""
+    """Steps after which a series repeats itself. Its first input columns are the time and how far ahead it lies."""
+    horizon: int = 1
+    """Steps after a row's last known value for which a series is forecast, at most."""
     digits: int = 4
     """Significant digits of the inputs as written."""
 
@@ -74,6 +76,7 @@ def _write_public(public: Path, spec: TaskSpec, data: Dataset, answers: Answers)
         "columns": list(answers.columns),
         "ordered": spec.kind == "time_series",
         "period": data.period,
+        "horizon": data.horizon,
     }
     _write(public / "about.json", json.dumps(about, indent=1) + "\n")
     _write(public / "description.md", f"# {spec.name}\n\n{spec.description}\n\n{spec.source}\n")

@@ -27,10 +27,12 @@ def describe(kind: str, metric_name: str, data: Dataset) -> str:
         f"{_nearest(data.train_rows)} rows",
     ]
     if data.inputs.ndim == 2:
-        words += [f"{_nearest(data.inputs.shape[1])} columns", *_of_inputs(data.inputs[: data.train_rows])]
+        # Of a series the history alone is measured: time and steps ahead come before it.
+        measured = data.inputs[: data.train_rows, 2 if kind == "time_series" else 0 :]
+        words += [f"{_nearest(data.inputs.shape[1])} columns", *_of_inputs(measured)]
     words += _of_classes(targets) if metric.classification else _of_numbers(targets)
     if kind == "time_series":
-        words.append(f"period {data.period}")
+        words += [f"period {data.period}", f"up to {data.horizon} ahead"]
     return ", ".join(words)
 
 

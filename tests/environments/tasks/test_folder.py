@@ -14,11 +14,12 @@ import yaml
 import environments
 from environments import tasks
 from environments.actions import Action
+from environments.actions.edits import replace_cell
 from environments.interfaces.command_line import main
 from environments.protocol import OutcomeKind
 from environments.tasks import InvalidSubmissionError, TaskError, TaskSpec
 from environments.tasks.generated.ideas import ideas_for
-from environments.tasks.generated.scripts import Script, replace_cell
+from environments.tasks.generated.scripts import Script
 
 
 def change(folder, **fields):

@@ -27,7 +27,9 @@ _CLASSIFIERS = (
 
 
 def _seasonal(rng: np.random.Generator) -> Design:
-    series = Series(pick(rng, (200, 300)), HIDDEN_ROWS, period=pick(rng, (7, 12)), season=pick(rng, (0.7, 1.2)))
+    period = pick(rng, (7, 12))
+    series = Series(pick(rng, (200, 300)), HIDDEN_ROWS, horizon=pick(rng, (3, period)), period=period,
+                    season=pick(rng, (0.7, 1.2)))  # fmt: skip
     model = pick(rng, (*_TREES, "LinearRegression()", "SVR()", "KNeighborsRegressor(n_neighbors=30)"))
     start = Script(model, load=pick(rng, ("lags=2", "lags=4")))
     reference = Script("Ridge(alpha=1)", load="lags=12, season=True", steps="StandardScaler()")
@@ -35,27 +37,30 @@ def _seasonal(rng: np.random.Generator) -> Design:
 
 
 def _walk(rng: np.random.Generator) -> Design:
-    series = Series(pick(rng, (200, 300)), HIDDEN_ROWS, season=pick(rng, (0.3, 0.6)), walk=0.08,
-                    trend=pick(rng, (-0.4, 0.4)), noise=0.15)  # fmt: skip
+    series = Series(pick(rng, (200, 300)), HIDDEN_ROWS, horizon=pick(rng, (2, 4)), season=pick(rng, (0.3, 0.6)),
+                    walk=0.08, trend=pick(rng, (-0.4, 0.4)), noise=0.15)  # fmt: skip
     start = Script(pick(rng, (*_TREES, "KNeighborsRegressor()", "SVR()")), load="lags=2")
     reference = Script("Ridge(alpha=1)", load="lags=12, season=True", steps="StandardScaler()", target='"change"')
     return Design(pick(rng, ("mae", "rmse")), series.data, start, reference)
 
 
 def _amounts(rng: np.random.Generator) -> Design:
-    series = Series(pick(rng, (200, 300)), HIDDEN_ROWS, period=pick(rng, (7, 12)), season=0.8, noise=0.3, amounts=True)
+    period = pick(rng, (7, 12))
+    series = Series(pick(rng, (200, 300)), HIDDEN_ROWS, horizon=pick(rng, (3, period)), period=period, season=0.8,
+                    noise=0.3, amounts=True)  # fmt: skip
     start = Script(pick(rng, (*_TREES[:2], "LinearRegression()", "SVR()")), load="lags=2")
     reference = Script("Ridge(alpha=1)", load="lags=12, season=True", steps="PowerTransformer()", target='"log"')
     return Design(pick(rng, ("rmsle", "mae")), series.data, start, reference)
 
 
 def _figures(rng: np.random.Generator) -> Design:
-    figures = Figures(pick(rng, (200, 300)), HIDDEN_ROWS, classes=pick(rng, (2, 3)), noise=pick(rng, (2.5, 3.5)))
+    figures = Figures(pick(rng, (200, 300)), HIDDEN_ROWS, classes=pick(rng, (2, 3)), noise=pick(rng, (3.5, 4.5)))
     metrics = ("accuracy", "auc") if figures.classes == 2 else ("accuracy",)
     start = weaken(
         rng, Script(pick(rng, (*_CLASSIFIERS[:2], *_CLASSIFIERS[3:]))), ({"load": "size=2"}, {"steps": "PCA(2)"}), 0.5
     )
-    reference = Script("SVC(C=10)", load="edges=True, blur=True", steps="StandardScaler()")
+    model = 'KNeighborsClassifier(10, weights="distance")'
+    reference = Script(model, load="blur=True", steps="StandardScaler(), Normalizer()")
     return Design(pick(rng, metrics), figures.data, start, reference)
 
 
@@ -112,13 +117,13 @@ def _influence(rng: np.random.Generator) -> Design:
 def families() -> tuple[Family, ...]:
     """All of these kinds."""
     rows = (
-        ("seasons", "time_series", "train", "Predict the next value of a series with a season.", _seasonal),
-        ("walk", "time_series", "train", "Predict the next value of a series that drifts.", _walk),
+        ("seasons", "time_series", "train", "Forecast units whose values have a season.", _seasonal),
+        ("walk", "time_series", "train", "Forecast units whose values drift.", _walk),
         ("figures", "image", "train", "Tell figures in noisy images apart.", _figures),
         ("patches", "image", "train", "Restore the middle pixel of noisy patches with edges.", _patches),
         ("topics", "text", "train", "Tell the topic of a text.", _topics),
         ("communities", "graph", "train", "Tell a node's community.", _communities),
-        ("amounts", "time_series", "held_out", "Predict the next of seasonal amounts with a long tail.", _amounts),
+        ("amounts", "time_series", "held_out", "Forecast seasonal amounts with a long tail.", _amounts),
         ("waves", "image", "held_out", "Restore the middle pixel of noisy patches of waves.", _waves),
         ("essays", "text", "held_out", "Grade texts by the words they use.", _essays),
         ("influence", "graph", "held_out", "Predict a number that spreads along links.", _influence),

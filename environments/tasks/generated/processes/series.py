@@ -1,6 +1,11 @@
-"""Time series: level + season + trend + autoregressive noise, cut into windows of history before the value to predict.
+"""Time series of many units (meters, gauges, shops) to forecast: level + season + trend + autoregressive noise.
 
-Hidden rows are later than public ones, as they are in practice.
+    time   ...  -24 .. -1  origin | +1 .. +horizon
+    public   histories and targets | nothing
+    hidden   histories             | targets, `ahead` steps after the origin
+
+The forecast origin is one moment for the whole task. Every public number was measured at the origin or before; every
+hidden value comes after. Each row is a unit of its own, so no row holds the past or the future of another one.
 """
 
 from __future__ import annotations
@@ -12,7 +17,11 @@ import numpy as np
 from environments.tasks.generated.dataset import Dataset
 
 HISTORY = 24
-"""Values before the one to predict that a row holds."""
+"""Values up to the origin that a row holds."""
+ORIGIN = 240
+"""Time of the forecast origin, in steps. Public targets are spread over the time before it."""
+_BURN_IN = 40
+"""Steps after which the autoregressive noise has forgotten its start."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,12 +30,16 @@ class Series:
 
     rows: int
     hidden: int
+    horizon: int
+    """Steps after its last known value for which a row is forecast, at most."""
     period: int = 12
     season: float = 1.0
     trend: float = 0.0
-    """Growth over the public rows."""
+    """Growth from time 0 to the origin."""
+    spread: float = 0.3
+    """Standard deviation of the units' levels, and of the logarithm of their seasons' amplitudes."""
     walk: float = 0.0
-    """Step of a random walk under it all."""
+    """Step of each unit's random walk, which began at time 0."""
     memory: float = 0.5
     """Autoregression of the noise."""
     noise: float = 0.3
@@ -36,19 +49,28 @@ class Series:
     """The exponential of it: positive, with a long tail."""
 
     def data(self, rng: np.random.Generator) -> Dataset:
-        """Draw the data: column 0 is the time, then the history, oldest first."""
-        length = HISTORY + self.rows + self.hidden
-        time = np.arange(length)
+        """Draw the data: the target's time, how many steps it lies ahead, then the history, oldest first."""
+        units = self.rows + self.hidden
+        ahead = rng.integers(1, self.horizon + 1, units)
+        target_time = np.full(units, ORIGIN) + ahead
+        target_time[: self.rows] = np.sort(rng.integers(HISTORY + self.horizon, ORIGIN + 1, self.rows))
+        time = (target_time - ahead - HISTORY + 1)[:, None] + np.arange(HISTORY + self.horizon)  # [units, steps]
         angle = 2 * np.pi * time / self.period
         phase, second = rng.uniform(0, 2 * np.pi, 2)
-        base = self.season * (np.sin(angle + phase) + 0.6 * np.sin(2 * angle + second))
-        base = base + self.trend * time / self.rows + np.cumsum(self.walk * rng.normal(size=length))
-        shocks, state = self.noise * rng.normal(size=length), 0.0
-        values = np.empty(length)
-        for index in range(length):
-            state = self.memory * state + shocks[index] - self.bend * np.tanh(3 * state)
-            values[index] = base[index] + state
+        amplitude = self.season * np.exp(self.spread * rng.normal(size=(units, 1)))
+        level = rng.normal(size=(units, 1)) * np.sqrt(self.spread**2 + self.walk**2 * time[:, :1])
+        values = level + amplitude * (np.sin(angle + phase) + 0.6 * np.sin(2 * angle + second))
+        values += self.trend * time / ORIGIN + np.cumsum(self.walk * rng.normal(size=time.shape), axis=1)
+        values += self._noise(time.shape, rng)
         values = np.exp(values + 2.0) if self.amounts else 10.0 * values + 50.0
-        windows = np.lib.stride_tricks.sliding_window_view(values[:-1], HISTORY)
-        inputs = np.column_stack([time[HISTORY:], windows])
-        return Dataset(inputs, values[HISTORY:], self.rows, period=self.period)
+        targets = values[np.arange(units), HISTORY - 1 + ahead]
+        inputs = np.column_stack([target_time, ahead, values[:, :HISTORY]])
+        return Dataset(inputs, targets, self.rows, period=self.period, horizon=self.horizon)
+
+    def _noise(self, shape: tuple[int, int], rng: np.random.Generator) -> np.ndarray:  # [units, steps]
+        units, steps = shape
+        state, found = np.zeros(units), np.empty((units, _BURN_IN + steps))
+        for step in range(_BURN_IN + steps):
+            state = self.memory * state + self.noise * rng.normal(size=units) - self.bend * np.tanh(3 * state)
+            found[:, step] = state
+        return found[:, _BURN_IN:]

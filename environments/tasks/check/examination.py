@@ -1,0 +1,74 @@
+"""What a cheat would find in a prepared task: labels in public files, twins, and shortcuts that beat the reference.
+
+    public/, env/ -> tables -> search: labels in columns          -> Examination
+                            -> pairs of hidden and public rows -> twins, shortcuts (graded)
+
+Everything here runs on the host, beside the labels. `environments.tasks.check.leak_probe` looks from inside a sandbox.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from environments.tasks.check.duplicates import twins
+from environments.tasks.check.search import find, hidden_labels
+from environments.tasks.check.shortcuts import Guess, Rows, guesses, pair_rows, submission
+from environments.tasks.check.tables import folder_table, read_tables
+from environments.tasks.task import InvalidSubmissionError
+
+if TYPE_CHECKING:
+    from environments.tasks.prepared import FolderTask
+
+
+@dataclasses.dataclass(frozen=True)
+class Examination:
+    """What was found, a line each."""
+
+    leaks: tuple[str, ...]
+    """Labels in public files: file, column and row."""
+    shortcuts: tuple[str, ...]
+    """Guesses without any learning that score better than the reference on both halves."""
+    tables: int
+    """Number of tables that were searched."""
+    tried: tuple[str, ...]
+    """Shortcuts that were graded."""
+
+
+def examine(task: FolderTask) -> Examination:
+    """Search a prepared task as a cheat would; nothing of it is executed but its grader."""
+    labels = task.grader.labels()
+    if len(labels["id"]) < 2:  # A benchmark whose answers are known to its own grader alone.
+        return Examination((), (), 0, ())
+    tables = [*read_tables(task.env, ""), *read_tables(task.public, "data"), folder_table(task.public, "data")]
+    pairs = pair_rows(tables, labels)
+    public: Mapping[str, np.ndarray] = next((rows.targets for rows in pairs if rows.targets), {})
+    leaks = [str(leak) for leak in find(tables, hidden_labels(labels, public))]
+    leaks += [str(leak) for rows in pairs for leak in twins(rows, labels)]
+    tried, better = [], []
+    for rows in pairs:
+        for guess, scores in _graded(task, rows, labels):
+            tried.append(f"{rows.path}: {guess.name}")
+            if all(score is not None and score > 0 for score in scores.values()):
+                better.append(f"{rows.path}: {guess.name} beats the reference")
+    return Examination(tuple(leaks), tuple(better), len(tables), tuple(tried))
+
+
+def _graded(
+    task: FolderTask, rows: Rows, labels: Mapping[str, Sequence[str]]
+) -> Iterator[tuple[Guess, dict[str, float]]]:
+    """How far each shortcut is above the reference, on both halves."""
+    id_column = getattr(getattr(task.grader, "form", None), "id_column", "id")
+    for guess in guesses(rows, labels):
+        handed_in = submission(guess, id_column, task.grader.kinds, labels["id"])
+        if handed_in is None:
+            continue
+        try:
+            scores = {"reward": task.grade(handed_in), "report": task.grade_report(handed_in)}
+        except InvalidSubmissionError:
+            continue
+        scales = {"reward": task.scale, "report": task.report_scale}
+        yield guess, {half: scales[half].delta(scales[half].m_best, score) for half, score in scores.items()}

@@ -1,0 +1,278 @@
+"""The search for hidden labels in tables that scripts can read, as a cheat would search.
+
+A column tells the labels if its cells agree with them far beyond chance in one of these orders:
+
+    the hidden rows' own, also shifted by some rows, also from the bottom up
+    that of the hidden rows' ids, where they stand in another column
+
+or if the hidden values stand anywhere in it, in whatever order. Cells agree at the precision with which they are
+printed, so rounded labels count. Empty cells are left out, so labels of a part of the rows count.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping
+
+import numpy as np
+
+from environments.tasks.check.tables import Column, Table, decimals, numbers
+
+_AGREEMENT = 0.9
+"""Share of agreement above chance from which any column counts as the labels."""
+_RARE_AGREEMENT = 0.2
+"""The same where labels are rare values, which hardly agree by chance."""
+_EXCESS = 0.1
+"""Share of the hidden values that are found in a file above chance, in whatever order."""
+_UNLIKELY = 1e-9
+"""Probability of so much agreement by chance, from which it is none."""
+_SIX = 5e-6
+"""Relative error of six digits, with which graders print labels."""
+_RECODED = 0.99
+_CODES = 50
+"""Values of a column at most that may be a code of classes."""
+_SHIFTS = range(-3, 4)
+_SAMPLE = 20_000
+"""Rows that are compared at most."""
+_LOOKED = 1000
+"""Cells that tell whether a column has ids at all."""
+_DRAWS = 20
+_SEED = 0x1EA4
+
+
+@dataclasses.dataclass(frozen=True)
+class Labels:
+    """One hidden column."""
+
+    name: str
+    ids: np.ndarray
+    """`[rows]` str."""
+    cells: np.ndarray
+    """`[rows]` str."""
+    public: np.ndarray
+    """`[public rows]` str: the same column of the public rows, empty where it is not known."""
+
+    def __post_init__(self) -> None:
+        cells, values = self.cells, numbers(self.cells)
+        distinct = len(set(cells.tolist()))
+        object.__setattr__(self, "distinct", distinct)
+        object.__setattr__(self, "values", values)
+        object.__setattr__(self, "decimals", decimals(cells))
+        object.__setattr__(self, "numeric", bool(len(cells)) and not np.isnan(values).any())
+        # Of rare values a match is no chance: most differ, and not because they are a count from 0.
+        object.__setattr__(self, "rare", distinct > max(20, len(cells) // 2))
+
+    def agree(self, rows: np.ndarray, column: Column, places: np.ndarray) -> np.ndarray:  # [rows] bool
+        """Whether the labels of `rows` are the column's cells at `places`, at the coarser of the two precisions."""
+        if not self.numeric:
+            return self.cells[rows] == column.cells[places]
+        mine, theirs, values = self.decimals[rows], column.decimals[places], self.values[rows]
+        # A whole number is no rounded fraction: finer cells must have its very value.
+        digits = np.where((mine == 0) & (theirs > 0), 9, np.minimum(mine, theirs))
+        with np.errstate(invalid="ignore"):
+            return np.abs(values - column.numbers[places]) <= np.maximum(0.501 * 10.0**-digits, _SIX * np.abs(values))
+
+
+@dataclasses.dataclass(frozen=True)
+class Leak:
+    """Where labels are found."""
+
+    file: str
+    column: str
+    row: int
+    """Number in the file of the first row that tells a label."""
+    what: str
+
+    def __str__(self) -> str:
+        return f"{self.file}: column {self.column[:40]!r}, row {self.row}: {self.what}"
+
+
+def hidden_labels(labels: Mapping[str, list[str]], public: Mapping[str, np.ndarray]) -> list[Labels]:
+    """The columns of a grader's `labels` that are worth a search: those of more than one value."""
+    ids = np.array([name.strip() for name in labels["id"]], dtype=object)
+    unknown = np.array([], dtype=object)
+    return [
+        Labels(name, ids, np.array([cell.strip() for cell in cells], dtype=object), public.get(name, unknown))
+        for name, cells in labels.items()
+        if name != "id" and len(set(cells)) > 1
+    ]
+
+
+def find(tables: Iterable[Table], hidden: Iterable[Labels]) -> Iterator[Leak]:
+    """Leaks of every hidden column in every table; one a table and hidden column."""
+    hidden = list(hidden)
+    for table in tables:
+        for labels in hidden:
+            leak = next(_in_table(table, labels), None)
+            if leak is not None:
+                yield leak
+
+
+def _in_table(table: Table, labels: Labels) -> Iterator[Leak]:
+    orders = list(_by_id(table, labels))
+    for column in table.columns:
+        for how, rows, places in (*orders, *_by_place(column, labels)):
+            if column.name != how and (leak := _judge(table, column, labels, how, rows, places)) is not None:
+                yield leak
+    if labels.rare:
+        yield from _anywhere(table, labels)
+
+
+def _by_id(table: Table, labels: Labels) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    """Hidden rows and the table's rows of the same id, for every column that has ids; with the column's name."""
+    place_of = {_key(name): row for row, name in enumerate(labels.ids.tolist())}
+    rng = np.random.default_rng(_SEED)
+    for column in table.columns:
+        looked = rng.choice(column.cells, min(len(table), _LOOKED), replace=False)
+        if not any(_key(cell) in place_of for cell in looked):
+            continue
+        rows = np.array([place_of.get(_key(cell), -1) for cell in column.cells.tolist()])
+        places = np.flatnonzero(rows >= 0)
+        enough = max(5, min(len(labels.ids) // 50, len(table) // 2))
+        if len(set(rows[places].tolist())) == len(places) >= enough:
+            yield column.name, rows[places], places
+
+
+def _key(cell: str) -> str:
+    """An id as it is compared: `7` and `7.0` are one."""
+    return cell.removesuffix(".0")
+
+
+def _by_place(column: Column, labels: Labels) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    """Hidden rows and the cells beside them, from the top and from the bottom, shifted by a few or by the best fit."""
+    length, rows = len(column.cells), np.arange(len(labels.cells))
+    offsets = {first + shift for first in (0, length - len(rows)) for shift in _SHIFTS}
+    offsets |= set(_voted(column, labels))
+    for offset in sorted(offsets, key=abs):
+        inside = (rows + offset >= 0) & (rows + offset < length)
+        if inside.sum() >= min(8, len(rows)):
+            yield f"shift {offset}", rows[inside], rows[inside] + offset
+    if len(rows) <= length <= len(rows) + 1:
+        yield "upwards", rows, length - 1 - rows
+
+
+def _voted(column: Column, labels: Labels) -> Iterator[int]:
+    """The shift at which most rare values match."""
+    if not (labels.rare and labels.numeric):
+        return
+    values, places = column.numbers, np.flatnonzero(~np.isnan(column.numbers))
+    votes: dict[int, int] = {}
+    for digits in np.unique(column.decimals[places]):
+        chosen = places[column.decimals[places] == digits]
+        keys = np.rint(values[chosen] * 10.0**digits)
+        order = np.argsort(keys, kind="stable")
+        wanted = np.rint(labels.values * 10.0**digits)
+        left, right = (np.searchsorted(keys[order], wanted, side) for side in ("left", "right"))
+        for row in np.flatnonzero((right > left) & (right - left <= 20)):
+            for place in chosen[order[left[row] : right[row]]]:
+                votes[place - row] = votes.get(place - row, 0) + 1
+    if votes:
+        yield int(max(votes, key=votes.get))
+
+
+def _judge(table: Table, column: Column, labels: Labels, how: str, rows: np.ndarray, places: np.ndarray) -> Leak | None:
+    """A leak if the column's cells at `places` are the labels of `rows` beyond chance."""
+    filled = column.cells[places] != ""
+    rows, places = rows[filled][:_SAMPLE], places[filled][:_SAMPLE]
+    if len(rows) < 8:
+        return None
+    agree = labels.agree(rows, column, places)
+    share = agree.mean()
+    if share >= _RARE_AGREEMENT:
+        rng = np.random.default_rng(_SEED)
+        chance = np.mean([labels.agree(rng.permutation(rows), column, places).mean() for _ in range(_DRAWS)])
+        least = _RARE_AGREEMENT if labels.rare else _AGREEMENT
+        if share - chance >= least * (1 - chance) and _unlikely(share, chance, len(rows)):
+            first = places[agree][0]
+            by = "" if how.startswith(("shift", "upwards")) else f", by the ids in {how[:40]!r}"
+            row = rows[agree][0]
+            text = f"is {labels.name} of hidden row {row + 1}{by} ({agree.sum()} of {len(rows)}; chance {chance:.0%})"
+            return Leak(table.path, column.name, int(table.rows[first]), text)
+    at_its_place = not how.startswith("shift") or places[0] - rows[0] in (0, 1)
+    return _recoded(table, column, labels, rows, places) if at_its_place else None
+
+
+def _recoded(table: Table, column: Column, labels: Labels, rows: np.ndarray, places: np.ndarray) -> Leak | None:
+    """A leak if the column is a code of the labels: every value of one stands for a value of the other."""
+    cells, truth = column.cells[places], labels.cells[rows]
+    if not (labels.distinct <= _CODES and 2 <= len(set(cells[:500].tolist())) <= _CODES and len(set(truth)) > 1):
+        return None
+    (codes, code), (classes, label) = (np.unique(part.astype(str), return_inverse=True) for part in (cells, truth))
+    if len(rows) < 10 * len(codes):
+        return None
+    counts = np.zeros((len(codes), len(classes)))
+    np.add.at(counts, (code, label), 1)
+    chance = counts.sum(axis=0).max() / len(rows)
+    share = counts.max(axis=1).sum() / len(rows)
+    if share - chance < _RECODED * (1 - chance) or not _unlikely(share, chance, len(rows)):
+        return None
+    text = f"is a code of {labels.name} ({share:.0%} of {len(rows)} rows; the commonest value is {chance:.0%})"
+    return Leak(table.path, column.name, int(table.rows[places[0]]), text)
+
+
+def _anywhere(table: Table, labels: Labels) -> Iterator[Leak]:
+    """Rare values that stand in the table in whatever order, far beyond what made-up and public values do."""
+    hits = np.zeros(len(labels.cells), bool)
+    made_up = _made_up(labels)
+    by_chance = np.zeros(len(made_up), bool)
+    others = np.zeros(len(labels.public), bool)
+    where: list[tuple[int, Column, np.ndarray]] = []
+    for column in table.columns:
+        found = _contained(column, labels.cells, 1)
+        hits |= found
+        by_chance |= _contained(column, made_up, 1)
+        own = 2 if labels.public.size and _contained(column, labels.public, 1).mean() > 0.9 else 1
+        others |= _contained(column, labels.public, own)
+        where.append((int(found.sum()), column, found))
+    share = hits.mean()
+    chance = max((part.mean() for part in (by_chance, others) if part.size), default=0.0)
+    if share - chance >= _EXCESS * (1 - chance) and _unlikely(share, chance, len(hits)):
+        count, column, found = max(where, key=lambda item: item[0])
+        row = int(np.flatnonzero(found)[0])
+        place = int(np.flatnonzero(_same_cell(column, labels.cells[row]))[0])
+        text = f"is {labels.name} of hidden row {row + 1} ({hits.sum()} of {len(hits)} hidden values are in the file, "
+        text += f"{count} of them in this column; chance {chance:.0%})"
+        yield Leak(table.path, column.name, int(table.rows[place]), text)
+
+
+def _made_up(labels: Labels) -> np.ndarray:  # [rows] str
+    """Values between the hidden ones, printed as they are: what any value of this kind finds by chance."""
+    if not labels.numeric:
+        return np.array([], object)
+    rng = np.random.default_rng(_SEED)
+    order = np.sort(labels.values)
+    between = order[:-1] + rng.uniform(0.2, 0.8, len(order) - 1) * np.diff(order)
+    digits = np.sort(labels.decimals)[len(labels.decimals) // 2]
+    return np.array([f"{value:.{digits}f}" for value in between], dtype=object)
+
+
+def _contained(column: Column, cells: np.ndarray, times: int) -> np.ndarray:  # [cells] bool
+    """Whether each of `cells` stands in the column at least so many times, at the column's precision."""
+    if not len(cells):
+        return np.zeros(0, bool)
+    values = numbers(cells)
+    if np.isnan(values).any():
+        counts = dict(zip(*np.unique(column.cells.astype(str), return_counts=True), strict=True))
+        return np.array([counts.get(cell, 0) >= times for cell in cells.tolist()])
+    found = np.zeros(len(cells), int)
+    places = np.flatnonzero(~np.isnan(column.numbers))
+    for digits in np.unique(column.decimals[places]):
+        keys = np.sort(np.rint(column.numbers[places[column.decimals[places] == digits]] * 10.0**digits))
+        wanted = np.rint(values * 10.0**digits)
+        found += np.searchsorted(keys, wanted, "right") - np.searchsorted(keys, wanted, "left")
+    return found >= times
+
+
+def _same_cell(column: Column, cell: str) -> np.ndarray:  # [rows] bool
+    value = numbers(np.array([cell], dtype=object))[0]
+    if np.isnan(value):
+        return column.cells == cell
+    with np.errstate(invalid="ignore"):
+        return np.abs(column.numbers - value) <= 0.501 * 10.0**-column.decimals
+
+
+def _unlikely(share: float, chance: float, count: int) -> bool:
+    """Whether agreement of `share` of `count` rows is not by chance, by Chernoff's bound."""
+    p, q = min(max(chance, 1 / count), 1 - 1e-9), min(share, 1 - 1e-12)
+    divergence = q * np.log(q / p) + (1 - q) * np.log((1 - q) / (1 - p)) if q > 0 else 0.0
+    return q > p and count * divergence > -np.log(_UNLIKELY)
