@@ -220,6 +220,9 @@ IN_THE_TEXT: dict[str, str | Elsewhere | Needs] = {
     "python -m environments actions": Elsewhere(
         "tests/environments/test_main.py::test_actions_prints_what_a_reply_may_hold"
     ),
+    "python -m environments self-check": Elsewhere(
+        "tests/environments/sandbox/test_self_check.py::test_a_sandbox_of_an_installed_package_is_checked_by_name"
+    ),
     "python tools/config_reference.py": Elsewhere("tests/test_docs.py::test_the_config_reference_is_current"),
     "python -m mlagent_jax.studies.sleeping": Elsewhere(SLEEPING),
     "python -m environments fetch": COMMANDS["python -m environments fetch spooky-author-identification"],
