@@ -21,6 +21,7 @@ import shutil
 import sqlite3
 import tempfile
 import threading
+import traceback
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -47,10 +48,11 @@ from environments.files.owned import OwnedFolder, remove_abandoned
 from environments.files.snapshots import Snapshots
 from environments.protocol import Job, Outcome, OutcomeKind, State
 from environments.sandbox.base import Ending, Execution, Sandbox, SandboxError
+from environments.tasks.grading.isolated import tell
 from environments.tasks.prepared import open_task
-from environments.tasks.task import InvalidSubmissionError, PreparedTask
+from environments.tasks.running import Run, run_in
+from environments.tasks.task import GraderError, GraderLimitError, InvalidSubmissionError, PreparedTask
 
-MAX_SUBMISSION_BYTES = 16 << 20
 MAX_SCRIPT_BYTES = 256 << 10
 MAX_KEPT_TEXT = 20_000
 """Characters of a script's standard output, of its standard error and of a diff that are kept, head and tail."""
@@ -94,7 +96,8 @@ class Environment:
 
         Args:
           tasks: folder of prepared tasks.
-          cache: keep executions in `tasks/executions.sqlite` (True), in a file of another name, or not at all (False).
+          cache: keep executions in `tasks/executions.sqlite` (True), in a file of another name, or not at all (False);
+            local to this host, see `TextCache`.
           scratch: folder for workspaces while a step is taken; default `default_scratch()`.
           editor: the second language model of `ASSISTED_ACTIONS`, its cache and log kept in `tasks`. They are offered
             to jobs that require it (`Requirements.guarantees` holds its id), and to no others: what a step leads to
@@ -135,7 +138,8 @@ class Environment:
     def take(self, job: Job) -> Outcome:
         """Take one step. Whatever the action and the script do ends in a typed outcome.
 
-        A failure of ours (the sandbox, the store, the disk) is an outcome too, `infrastructure_error`, without reward.
+        A failure of ours (the sandbox, a grader, the store, the disk) is an outcome too, `infrastructure_error`, which
+        has no reward.
 
         Raises:
           TaskError: the job's task is not prepared here.
@@ -156,13 +160,15 @@ class Environment:
         )
         try:
             outcome = self._step(job, task, profile, before)
-        except (SandboxError, OSError, sqlite3.Error) as error:
+        except (SandboxError, GraderError, OSError, sqlite3.Error) as error:
             reason = f"{type(error).__name__}: {error}"
             outcome = dataclasses.replace(before, kind=OutcomeKind.INFRASTRUCTURE_ERROR, reason=reason)
         return dataclasses.replace(outcome, reward=rewards.compute(job.reward, outcome))
 
     def close(self) -> None:
-        """Close the caches. The sandbox and the store are the caller's."""
+        """Close the caches and end graders. The sandbox and the store are the caller's."""
+        for task in list(self._opened.values()):
+            task.close()
         if self._cache is not None:
             self._cache.close()
         if self._editor is not None:
@@ -184,7 +190,7 @@ class Environment:
                 effect = action.apply(files, ask=self._editor and self._editor.ask)
                 runs = effect.measured or effect.execute is not None
                 if runs:
-                    remove(root / task.spec.submission)  # That of an earlier step is never graded again.
+                    remove(root / task.spec.submission)  # Not in the snapshot that the execution starts from.
                 start, script = before.snapshot, before.script
                 if runs or effect.changed:
                     start, script = self._snapshot(task, root), _script(root / task.spec.entry)
@@ -257,25 +263,27 @@ class Environment:
             if known is not None and self._is_kept(known, applied.snapshot):
                 return known, True
         gpus = job.requirements.gpus
-        execution = self.sandbox.run(root, script, job.limits, data=task.public, seed=job.seed, gpus=gpus)
-        execution = dataclasses.replace(
-            execution,
-            stdout=observation.cut(observation.sanitise(execution.stdout), MAX_KEPT_TEXT),
-            stderr=observation.cut(observation.sanitise(execution.stderr), MAX_KEPT_TEXT),
-        )
-        before = Measurement(execution, snapshot=applied.snapshot, script=applied.script)
-        measurement = self._inspect(task, script, before, root)
+        run = run_in(root, script, task.spec, self.sandbox, job.limits, data=task.public, seed=job.seed, gpus=gpus)
+        measurement = self._inspect(task, run, applied, root)
         if self._cache is not None:
             self._cache.put(key, measurement)
         return measurement, False
 
-    def _inspect(self, task: PreparedTask, script: str, found: Measurement, root: Path) -> Measurement:
-        """Add what an execution left in `root`: everything there is hostile."""
-        submission = root / task.spec.submission
-        if script == task.spec.entry:
-            found = dataclasses.replace(found, written=os.path.lexists(submission))
-            if found.ended_well:
-                found = self._grade(task, submission, found)
+    def _is_kept(self, measurement: Measurement, before: str) -> bool:
+        """Whether all that a measurement names is in the store, where the workspace `before` it is."""
+        submission = [measurement.submission] if measurement.submission else []
+        return Snapshots(self.store).is_whole(measurement.snapshot, submission, known=before)
+
+    def _inspect(self, task: PreparedTask, run: Run, applied: Outcome, root: Path) -> Measurement:
+        """What an execution in `root` gave; everything that it left there is hostile."""
+        execution = dataclasses.replace(
+            run.execution,
+            stdout=observation.cut(observation.sanitise(run.execution.stdout), MAX_KEPT_TEXT),
+            stderr=observation.cut(observation.sanitise(run.execution.stderr), MAX_KEPT_TEXT),
+        )
+        found = Measurement(execution, applied.snapshot, applied.script, written=run.written, problem=run.problem)
+        if run.submission is not None:
+            found = self._grade(task, run.submission, found)
         try:
             return dataclasses.replace(
                 found, snapshot=self._snapshot(task, root), script=_script(root / task.spec.entry)
@@ -284,32 +292,23 @@ class Environment:
             problem = f"the script left a workspace that cannot be kept: {error}."
             return dataclasses.replace(found, metric=None, problem=problem)
 
-    def _grade(self, task: PreparedTask, path: Path, found: Measurement) -> Measurement:
+    def _grade(self, task: PreparedTask, data: bytes, found: Measurement) -> Measurement:
         """Grade the submission: from bytes read once, so that nothing can change them any more."""
-        if not found.written:
-            return dataclasses.replace(found, problem=f"the script ended without writing {task.spec.submission}.")
-        try:
-            data = read_regular(path, MAX_SUBMISSION_BYTES)
-        except HostileFileError as error:
-            return dataclasses.replace(found, problem=f"invalid submission: {error}.")
         found = dataclasses.replace(found, submission=self.store.put(data))
         try:
             metric = task.grade(data)
             if not math.isfinite(metric):
                 raise InvalidSubmissionError("its metric is not a finite number")
         except InvalidSubmissionError as error:
-            return dataclasses.replace(found, problem=f"invalid submission: {error}")
-        except OSError:
+            cacheable = not isinstance(error, GraderLimitError)
+            return dataclasses.replace(found, problem=f"invalid submission: {error}", cacheable=cacheable)
+        except GraderError:
             raise
-        except Exception as error:  # A table that breaks the grader is no better than one it refuses.
-            reason = f"the grader raised {type(error).__name__}: {error}"
-            return dataclasses.replace(found, problem="invalid submission: it cannot be graded.", reason=reason)
+        except Exception as error:  # Only a refusal is the submission's doing.
+            failure = GraderError(f"the grader raised {type(error).__name__}", traceback.format_exc())
+            tell(task.key, failure, "host")
+            raise failure from error
         return dataclasses.replace(found, metric=float(metric))
-
-    def _is_kept(self, known: Measurement, start: str) -> bool:
-        """Whether the store still holds all that a measurement refers to: a collection may have taken a part of it."""
-        submission = known.submission is None or self.store.has(known.submission)
-        return submission and Snapshots(self.store).complete(known.snapshot, beside=start)
 
     def _snapshot(self, task: PreparedTask, root: Path) -> str:
         return Snapshots(self.store).snapshot(root, exclude=_excluded(task))

@@ -24,7 +24,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO, TextIO
+from typing import Any, BinaryIO, TextIO
 
 from environments import rewards, tasks
 from environments.actions import ACTIONS, ASSISTED_ACTIONS, PROFILES, describe_actions, describe_format
@@ -54,7 +54,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status (1: a task fails its check; 2: an error of the user or of this host)."""
     options = _parser().parse_args(arguments)
     try:
-        return options.command(options) or 0
+        with contextlib.ExitStack() as stack:
+            if getattr(options, "json", False) or options.command is _serve:
+                options.answers = stack.enter_context(_own_standard_output())
+            return options.command(options) or 0
     except _USER_ERRORS as error:
         print(printable(f"error: {error}"), file=sys.stderr)
         return 2
@@ -70,7 +73,7 @@ def _list(options: argparse.Namespace) -> None:
     specs = [tasks.get(name).spec for name in listed]
     if options.json:
         fields = ("name", "kind", "split", "metric", "higher_is_better", "traits", "source")
-        print(json.dumps([{field: getattr(spec, field) for field in fields} for spec in specs], indent=1))
+        _answer(options, [{field: getattr(spec, field) for field in fields} for spec in specs])
         return
     width = max(len(spec.name) for spec in specs)
     for spec in specs:
@@ -121,7 +124,7 @@ def _check(options: argparse.Namespace) -> int:
         sandbox.close()
     wrong = sum(not finding.ok for finding in findings)
     if options.json:
-        print(json.dumps({"task": options.task, "ok": not wrong, "findings": [vars(f) for f in findings]}, indent=1))
+        _answer(options, {"task": options.task, "ok": not wrong, "findings": [vars(finding) for finding in findings]})
         return int(wrong > 0)
     for finding in findings:
         remedy = "" if finding.ok or not finding.remedy else f"; {finding.remedy}"
@@ -162,7 +165,7 @@ def _grade(options: argparse.Namespace) -> int:
     except InvalidSubmissionError as error:
         record["invalid"] = str(error)
     if options.json:
-        print(json.dumps(record))
+        _answer(options, record)
     elif "invalid" in record:
         print(printable(f"invalid: {record['invalid']}"))
     else:
@@ -195,7 +198,7 @@ def _run(options: argparse.Namespace) -> None:
             observation, _, terminated, _, info = episode.step(action)
             outcome = info["outcome"]
             if options.json:
-                print(json.dumps(record(outcome)), flush=True)
+                _answer(options, record(outcome))
             else:
                 print(f"{number}. {_summary(outcome)}\n{printable(observation)}\n", flush=True)
             if terminated and number < len(actions):
@@ -205,14 +208,13 @@ def _run(options: argparse.Namespace) -> None:
 
 def _serve(options: argparse.Namespace) -> int:
     """One episode after the other for a client at the other end of standard input and output (docs/serve.md)."""
-    with _own_standard_output() as answers:
-        try:
-            episode = _episode(options, options.max_steps)
-        except _USER_ERRORS as error:
-            answers.write(json.dumps(failure("start", str(error), "mend that, and start again")).encode() + b"\n")
-            raise
-        with episode:
-            serve(episode, sys.stdin.buffer, answers)
+    try:
+        episode = _episode(options, options.max_steps)
+    except _USER_ERRORS as error:
+        _answer(options, failure("start", str(error), "mend that, and start again"))
+        raise
+    with episode:
+        serve(episode, sys.stdin.buffer, options.answers)
     return 0
 
 
@@ -225,11 +227,21 @@ def _clean(options: argparse.Namespace) -> None:
 
 @contextlib.contextmanager
 def _own_standard_output() -> Iterator[BinaryIO]:
-    """Standard output for the protocol alone: whatever else this process prints (a task's own `grade.py`, a library)
-    goes to standard error."""
-    with os.fdopen(os.dup(1), "wb") as answers:
+    """Standard output for answers alone: whatever else this process prints (a task's own `prepare.py`, a library) goes
+    to standard error."""
+    sys.stdout.flush()
+    with os.fdopen(os.dup(1), "wb") as answers, contextlib.redirect_stdout(sys.stderr):
         os.dup2(2, 1)
-        yield answers
+        try:
+            yield answers
+        finally:
+            os.dup2(answers.fileno(), 1)
+
+
+def _answer(options: argparse.Namespace, answer: Any) -> None:
+    """Write a line of JSON to the stream that is for answers alone."""
+    options.answers.write(json.dumps(answer).encode() + b"\n")
+    options.answers.flush()
 
 
 def _episode(options: argparse.Namespace, max_steps: int) -> Episode:

@@ -20,7 +20,8 @@ from environments.interfaces.command_line import main
 from environments.sandbox.base import Ending
 from environments.tasks import InvalidSubmissionError, TaskError, paper
 from environments.tasks.folders import archives, splits
-from environments.tasks.prepared import run_script
+from environments.tasks.grading import graders
+from environments.tasks.running import run_script
 
 needs.package("PIL.Image")
 NAMES = paper.names()
@@ -64,7 +65,7 @@ def build(name, directory, seed=0):
     """The folder that a recipe writes, and its grader."""
     directory.mkdir()
     tasks.get(name).build(directory, seed)
-    return directory, tasks.prepared.load_grader(directory / "private")
+    return directory, graders.load_in_process(directory / "private")
 
 
 def files(folder):
@@ -139,7 +140,8 @@ def test_an_edit_of_a_task_is_scored(built, bubblewrap):
     directory, grader = built(name)
     task = tasks.get(name)
     script = (directory / "env" / "train.py").read_text().replace("Ridge()", "Ridge(alpha=10)")
-    execution, submission = run_script(script, directory, task.spec, bubblewrap)
+    run = run_script(script, directory, task.spec, bubblewrap)
+    execution, submission = run.execution, run.submission
     assert execution.ending is Ending.EXITED and "validation pcc" in execution.stdout, execution.stderr
     assert -1 <= grader.grade(submission, "reward") <= 1
 
