@@ -236,6 +236,12 @@ class Job(_Record):
     seed: int = 0
     version: int = VERSION
 
+    def __post_init__(self) -> None:
+        """Make the action text that can be stored: an endpoint's answer may be cut within a character."""
+        if not self.action.isascii():
+            whole = self.action.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+            object.__setattr__(self, "action", whole)
+
     @property
     def id(self) -> str:
         """Identity: enqueueing the same action of the same policy from the same state twice is harmless."""

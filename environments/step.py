@@ -46,8 +46,9 @@ from environments.files.execution_cache import ExecutionCache, Measurement, cach
 from environments.files.hostile import HostileFileError, place, read_regular, remove
 from environments.files.owned import OwnedFolder, remove_abandoned
 from environments.files.snapshots import Snapshots
-from environments.protocol import Job, Outcome, OutcomeKind, State
+from environments.protocol import Job, Limits, Outcome, OutcomeKind, State
 from environments.sandbox.base import Ending, Execution, Sandbox, SandboxError
+from environments.sandbox.speed import HostSpeed, scaled
 from environments.tasks.grading.isolated import tell
 from environments.tasks.prepared import open_task
 from environments.tasks.running import Run, run_in
@@ -91,6 +92,7 @@ class Environment:
         cache: bool | Path = True,
         scratch: Path | None = None,
         editor: Endpoint | None = None,
+        speed: HostSpeed | None = None,
     ) -> None:
         """Open the environment.
 
@@ -102,10 +104,12 @@ class Environment:
           editor: the second language model of `ASSISTED_ACTIONS`, its cache and log kept in `tasks`. They are offered
             to jobs that require it (`Requirements.guarantees` holds its id), and to no others: what a step leads to
             does not depend on which worker takes it.
+          speed: of this host; limits in CPU seconds scale with it. None: they are taken as they are.
         """
         self._tasks = tasks
         self.sandbox = sandbox
         self.store = store
+        self._speed = speed
         self._opened: dict[str, PreparedTask] = {}
         self._lock = threading.Lock()
         self._scratch = scratch or default_scratch()
@@ -262,12 +266,22 @@ class Environment:
             known = self._cache.get(key)
             if known is not None and self._is_kept(known, applied.snapshot):
                 return known, True
-        gpus = job.requirements.gpus
-        run = run_in(root, script, task.spec, self.sandbox, job.limits, data=task.public, seed=job.seed, gpus=gpus)
-        measurement = self._inspect(task, run, applied, root)
+        slowdown = self._speed.slowdown if self._speed else 1.0
+        run = self._run(job, task, script, root, scaled(job.limits, slowdown))
+        again = self._speed.again(run.execution, job.limits) if self._speed else None
+        if again is None:
+            measurement = self._inspect(task, run, applied, root)
+        else:  # The host was slower than it is known to be: that is not the script's fault.
+            limits = scaled(job.limits, again, run.execution.wall_seconds)
+            with self._workspace(task, applied.snapshot) as fresh:
+                measurement = self._inspect(task, self._run(job, task, script, fresh, limits), applied, fresh)
         if self._cache is not None:
             self._cache.put(key, measurement)
         return measurement, False
+
+    def _run(self, job: Job, task: PreparedTask, script: str, root: Path, limits: Limits) -> Run:
+        gpus = job.requirements.gpus
+        return run_in(root, script, task.spec, self.sandbox, limits, data=task.public, seed=job.seed, gpus=gpus)
 
     def _is_kept(self, measurement: Measurement, before: str) -> bool:
         """Whether all that a measurement names is in the store, where the workspace `before` it is."""

@@ -17,11 +17,11 @@ from environments.protocol import Job, Outcome, OutcomeKind, Requirements, Scale
 from environments.queue import QueueError, RetryPolicy, open_queue
 from environments.queue.base import Capabilities
 from environments.queue.engine import take_credentials
+from environments.worker import host as worker_host
 from environments.worker import supervision
 from environments.worker.host import host_capabilities
 from environments.worker.supervision import QUEUE_VARIABLE, WorkerHandle, start_workers
 from environments.worker.worker import Worker
-from environments.worker.worker import host as worker_host
 
 PROGRAM = Path(__file__).with_name("worker_program.py")
 ROOT = Path(__file__).resolve().parents[2]

@@ -13,7 +13,7 @@ import types
 
 from environments.protocol import Outcome, OutcomeKind, Scale
 from environments.sandbox.base import SandboxError
-from environments.worker.worker import __main__ as worker
+from environments.worker import __main__ as worker
 
 
 class SleepingSandbox:
@@ -32,7 +32,7 @@ class SleepingSandbox:
 
 
 class SleepingEnvironment:
-    def __init__(self, tasks, sandbox, store, editor):
+    def __init__(self, tasks, sandbox, store, editor, speed):
         self._sandbox = sandbox
 
     def take(self, job):
@@ -58,5 +58,7 @@ if __name__ == "__main__":
     sandbox, environment = types.ModuleType("environments.sandbox"), types.ModuleType("environments.step")
     sandbox.open_sandbox, environment.Environment = SleepingSandbox, SleepingEnvironment
     sandbox.base = sys.modules["environments.sandbox.base"]
-    sys.modules |= {sandbox.__name__: sandbox, environment.__name__: environment}
+    speed = types.ModuleType("environments.sandbox.speed")
+    speed.HostSpeed, speed.work_seconds = lambda measure: types.SimpleNamespace(is_slow=False), None
+    sys.modules |= {module.__name__: module for module in (sandbox, environment, speed)}
     sys.exit(worker.main())

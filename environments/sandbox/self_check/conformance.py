@@ -84,6 +84,14 @@ def the_environment_holds_nothing_of_the_hosts(bench: Bench) -> None:
 
 
 @check(CONFORMANCE)
+def the_locale_is_that_of_utf8(bench: Bench) -> None:
+    """The locale is that of UTF-8."""
+    text = "import locale\nprint(locale.setlocale(locale.LC_ALL, ''), locale.strcoll('a', 'b') < 0, '\u00e9'.encode())"
+    ran = bench.execute(text)
+    expect(ran.stdout == "C.UTF-8 True b'\\xc3\\xa9'\n", ran.execution)
+
+
+@check(CONFORMANCE)
 def the_same_seed_gives_the_same_numbers_and_another_seed_others(bench: Bench) -> None:
     """The same seed gives the same numbers and another seed others."""
     text = "import random\nimport numpy as np\nprint(random.random(), np.random.rand())"

@@ -10,7 +10,7 @@ from queue_cases import job, outcome, outstanding
 from environments.queue import RetryPolicy, __main__
 from environments.queue.__main__ import main
 from environments.queue.base import Capabilities, WorkerReport
-from environments.worker.worker import __main__ as worker
+from environments.worker import __main__ as worker
 
 ANY = Capabilities()
 
