@@ -16,6 +16,7 @@ FILES = {
     "files": TESTS / "sandbox/test_abuse_files.py",
     "transfer": TESTS / "sandbox/test_transfer.py",
     "actions": TESTS / "test_abuse_actions.py",
+    "observation": TESTS / "test_actions_observation.py",
     "grading": TESTS / "tasks/test_grading.py",
     "isolated": TESTS / "tasks/test_isolated.py",
     "folder": TESTS / "tasks/test_folder.py",
