@@ -218,6 +218,20 @@ def _serve(options: argparse.Namespace) -> int:
     return 0
 
 
+def _self_check(options: argparse.Namespace) -> int:
+    results = []
+    with contextlib.closing(open_sandbox(options.sandbox)) as sandbox:
+        for result in self_check.run_checks(sandbox):
+            results.append(result)
+            if options.json:
+                _answer(options, vars(result))
+            else:
+                print(printable(str(result)), flush=True)
+    if not options.json:
+        print(f"\n{sandbox.name}\n{self_check.table(results)}")
+    return int(any(result.failed for result in results))
+
+
 def _clean(options: argparse.Namespace) -> None:
     """Snapshots of episodes that are over are nobody's: the starting workspaces are stored again on the next reset."""
     store = open_store(options.cache_dir / "store")
@@ -373,7 +387,7 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("self-check", help="try out what a sandbox holds on this host, in some minutes")
     command.add_argument("--json", action="store_true", help="one check a line as JSON")
     _add_sandbox_name(command)
-    command.set_defaults(command=lambda options: self_check.report(options.sandbox, options.json))
+    command.set_defaults(command=_self_check)
 
     command = commands.add_parser("clean", help="delete the oldest snapshots of episodes, but none of the last hour")
     _add_cache_dir(command)

@@ -12,20 +12,17 @@ The tests run the same checks. A sandbox of your own is registered by an entry p
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import json
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from environments.sandbox import open_sandbox
 from environments.sandbox.base import Sandbox, SandboxError
 from environments.sandbox.self_check import abuse, conformance, neighbours
 from environments.sandbox.self_check.bench import CHECKS, CONFORMANCE, Bench, Check, CheckError
 
-__all__ = ["CHECKS", "Bench", "Check", "CheckError", "Result", "report", "run_checks", "table"]
+__all__ = ["CHECKS", "Bench", "Check", "CheckError", "Result", "run_checks", "table"]
 
 _MODULES = (conformance, abuse, neighbours)
 """Imported for what they register."""
@@ -43,6 +40,14 @@ class Result:
     """`PASSED`, `FAILED`, or `NOT_GIVEN`: the sandbox does not claim the guarantee on this host."""
     seen: str = ""
     """Of a failed check."""
+
+    @property
+    def failed(self) -> bool:
+        return self.status == FAILED
+
+    def __str__(self) -> str:
+        seen = f"\n{'':11}{self.seen}" if self.seen else ""
+        return f"{self.status:9}  {self.guarantee:13}  {self.title}{seen}"
 
 
 def run_checks(sandbox: Sandbox) -> Iterator[Result]:
@@ -67,26 +72,6 @@ def run_checks(sandbox: Sandbox) -> Iterator[Result]:
                 except (SandboxError, OSError) as error:
                     status, seen = FAILED, f"a failure of ours: {error}"
             yield Result(check.name, check.guarantee, check.title, status, seen)
-
-
-def report(name: str, as_json: bool = False) -> int:
-    """Check the sandbox called `name` and print what held; returns the exit status (1: a check failed).
-
-    Raises:
-      ValueError: an unknown name.
-      SandboxError: it does not run here.
-    """
-    results = []
-    with contextlib.closing(open_sandbox(name)) as sandbox:
-        for result in run_checks(sandbox):
-            results.append(result)
-            line = f"{result.status:9}  {result.guarantee:13}  {result.title}"
-            print(json.dumps(dataclasses.asdict(result)) if as_json else line, flush=True)
-            if result.seen and not as_json:
-                print(f"{'':11}{result.seen}", flush=True)
-    if not as_json:
-        print(f"\n{sandbox.name}\n{table(results)}")
-    return int(any(result.status == FAILED for result in results))
 
 
 def table(results: Sequence[Result]) -> str:

@@ -58,15 +58,15 @@ def test_results_say_what_holds_what_fails_and_what_is_not_given(three_checks):
     assert results[1].seen == "two interfaces"
 
 
-def test_a_sandbox_of_an_installed_package_is_checked_by_name(three_checks, monkeypatch, capsys):
+def test_a_sandbox_of_an_installed_package_is_checked_by_name(three_checks, monkeypatch, capfd):
     point = types.SimpleNamespace(name="empty", value="package:Empty", load=lambda: Empty)
     monkeypatch.setattr(SANDBOXES, "_installed", lambda: {"empty": point})
     monkeypatch.setattr(SANDBOXES, "_functions", dict(SANDBOXES._functions))
     assert main(["self-check", "--sandbox", "empty"]) == 1
-    shown = capsys.readouterr().out
+    shown = capfd.readouterr().out
     assert "FAIL" in shown and "two interfaces" in shown and "not given here" in shown
     assert main(["self-check", "--sandbox", "empty", "--json"]) == 1
-    assert [json.loads(line)["status"] for line in capsys.readouterr().out.splitlines()] == ["ok", "FAIL", "not given"]
+    assert [json.loads(line)["status"] for line in capfd.readouterr().out.splitlines()] == ["ok", "FAIL", "not given"]
 
 
 def test_an_unknown_processor_costs_the_guarantees_that_the_filter_gives(monkeypatch):
