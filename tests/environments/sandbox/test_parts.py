@@ -1,20 +1,26 @@
 """Capture, data store, cgroups' view, and what becomes of a warm sandbox that dies."""
 
+import contextlib
 import os
 import shutil
 import signal
 import socket
+import subprocess
+import sys
+import tempfile
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import psutil
 import pytest
 
 from environments.protocol import Limits
-from environments.sandbox import SandboxError, SandboxUnavailableError, bubblewrap, open_sandbox
+from environments.sandbox import SandboxError, SandboxUnavailableError, bubblewrap, open_sandbox, users
 from environments.sandbox.bubblewrap import BubblewrapSandbox, warm
 from environments.sandbox.data import DataStore
 from environments.sandbox.inside.capture import Capture
+from environments.sandbox.rootfs.assemble import cache_directory
 
 
 @pytest.mark.parametrize("size", [1, 3, 7, 1000])
@@ -161,16 +167,15 @@ def test_a_host_without_bubblewrap_is_told_what_to_install(monkeypatch):
         open_sandbox("bubblewrap")
 
 
-def test_a_host_that_forbids_namespaces_is_told_the_remedy(monkeypatch, tmp_path):
-    fake = tmp_path / "bwrap"
-    fake.write_text("#!/bin/sh\necho 'bwrap: No permissions to create new namespace' >&2\nexit 1\n")
-    fake.chmod(0o755)
-    tmp_path.chmod(0o755)
-    monkeypatch.setattr(warm, "unprivileged_user", lambda: None)
-    monkeypatch.setattr("environments.sandbox.bubblewrap.unprivileged_user", lambda: None)
-    monkeypatch.setattr(warm.shutil, "which", lambda name: str(fake))
-    with pytest.raises(SandboxUnavailableError, match=r"No permissions.*sysctl") as caught:
-        open_sandbox("bubblewrap")
+def test_a_host_that_forbids_namespaces_is_told_the_remedy(monkeypatch):
+    with tempfile.TemporaryDirectory() as folder:
+        fake = Path(folder, "bwrap")
+        fake.write_text("#!/bin/sh\necho 'bwrap: No permissions to create new namespace' >&2\nexit 1\n")
+        fake.chmod(0o755)
+        fake.parent.chmod(0o755)  # it is started as somebody else
+        monkeypatch.setattr(warm.shutil, "which", lambda name: str(fake))
+        with pytest.raises(SandboxUnavailableError, match=r"No permissions.*sysctl") as caught:
+            open_sandbox("bubblewrap")
     assert "unprivileged" in str(caught.value)
 
 
@@ -211,3 +216,62 @@ def test_auto_takes_the_first_that_works_here_and_names_every_remedy_where_none_
     monkeypatch.setattr(warm.shutil, "which", lambda name: None)
     with pytest.raises(SandboxUnavailableError, match=r"(?s)apt-get install docker\.io.*apt-get install bubblewrap"):
         open_sandbox("auto")
+
+
+def test_no_two_sandboxes_have_a_user_id_in_common():
+    narrow = users.Range(64_000, 2)
+    first, second = users.claim_users(narrow), users.claim_users(narrow)
+    assert abs(first.first - second.first) == users.BLOCK
+    assert users.claim_users(narrow) is None
+    with first.lease() as one, first.lease() as other:
+        assert 0 < one != other > 0
+    first.close()
+    again = users.claim_users(narrow)
+    assert again.first == first.first
+    again.close()
+    second.close()
+
+
+def test_nothing_of_the_host_is_named_inside(tmp_path):
+    (tmp_path / "train.py").write_text(
+        "print(open('/proc/self/mountinfo').read(), open('/proc/self/cgroup').read())"
+    )
+    (tmp_path / "data").mkdir()
+    with contextlib.closing(BubblewrapSandbox()) as sandbox:
+        shown = sandbox.run(tmp_path, "train.py", Limits(), data=tmp_path / "data").stdout
+        assert "/workspace/data" in shown
+        # Control groups are called after this program and the worker's process id.
+        for name in (str(sandbox._rootfs.path), str(sandbox._state.path), "mlagent"):
+            assert name not in shown
+
+
+AS_A_USER = """
+import os, sys
+import encodings.idna, psutil
+import environments.sandbox.bubblewrap as bubblewrap
+from environments.sandbox.self_check import CHECKS, Bench
+from pathlib import Path
+
+folder = Path(sys.argv[1])
+os.setgroups([]); os.setgid(12345); os.setuid(12345)
+sandbox = bubblewrap.BubblewrapSandbox()
+print("neighbours" in sandbox.guarantees)
+warm = set()
+submit = bubblewrap.WarmSandbox.submit
+bubblewrap.WarmSandbox.submit = lambda self, *given: (warm.add(self), submit(self, *given))[1]
+CHECKS["no_script_holds_a_file_that_others_read"].run(Bench(sandbox, folder))
+print(len(warm))
+sandbox.close()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.geteuid() != 0, reason="it becomes another user")
+def test_where_the_worker_is_not_root_executions_share_nothing(tmp_path):
+    """The data are the worker's own there, and so a script's to put a lease on, if the filter let it."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.chown(folder, 12345, 12345)
+        variables = {**os.environ, "HOME": folder, "TMPDIR": folder, "MLAGENT_CACHE": str(cache_directory())}
+        command = [sys.executable, "-c", AS_A_USER, folder]
+        done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=300, check=False)
+    assert done.stdout == "False\n2\n", done.stderr[-2000:]
