@@ -13,6 +13,7 @@ unprivileged user in the bubblewrap sandbox, which holds nothing but the read-on
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
 import fcntl
@@ -81,6 +82,8 @@ class BubblewrapSandbox:
         self._store = DataStore(self._state.path)
         self._idle: list[WarmSandbox] = []
         """Warm interpreters for the next execution; the only one stays here where it is shared."""
+        self._executions: collections.Counter[WarmSandbox] = collections.Counter()
+        """Executions that run in each warm interpreter."""
         try:
             self._idle.append(self._start())
         except BaseException:
@@ -160,7 +163,7 @@ class BubblewrapSandbox:
             if self._closed:
                 return
             self._closed = True
-            for warm in self._idle:
+            for warm in {*self._idle, *self._executions}:
                 warm.close()
         if self._cgroups:
             self._cgroups.close()
@@ -176,25 +179,40 @@ class BubblewrapSandbox:
 
     @contextlib.contextmanager
     def _warm(self) -> Iterator[WarmSandbox]:
-        """A warm interpreter for one execution, started again if it died."""
+        """A warm interpreter for one execution, another where the last one died or no longer answers.
+
+        One that no longer answers is closed when the last execution in it has ended: its neighbours go on.
+        """
         with self._lock:
             if self._closed:
                 raise SandboxError("this sandbox is closed")
             warm = self._idle.pop() if self._idle else None
             if warm and not warm.alive:
-                warm.close()
+                self._close_unused(warm)
                 warm = None
             if self._shared:
                 self._idle.append(warm := warm or self._start())
-        warm = warm or self._start()
+            if warm:
+                self._executions[warm] += 1
+        if warm is None:
+            warm = self._start()
+            self._executions[warm] += 1
         try:
             yield warm
         finally:
-            if not self._shared:
-                with self._lock:
+            with self._lock:
+                self._executions[warm] -= 1
+                if not self._shared:
                     self._idle.append(warm)
-                    if self._closed:
-                        warm.close()
+                if self._closed or not warm.alive:
+                    self._close_unused(warm)
+
+    def _close_unused(self, warm: WarmSandbox) -> None:
+        if self._executions[warm] == 0:
+            del self._executions[warm]
+            if warm in self._idle:
+                self._idle.remove(warm)
+            warm.close()
 
 
 @dataclasses.dataclass
@@ -266,8 +284,8 @@ class _Call:
                 deadline = started + self.limits.wall_seconds + _GRACE_SECONDS
             now = time.monotonic()
             if now > deadline:
-                self.warm.close()
-                raise SandboxError("the warm sandbox does not answer; it was killed and will be started again")
+                self.warm.silent = True
+                raise SandboxError("the warm sandbox does not answer; another is started for the next execution")
             if started is not None and not killed and now >= next_look:
                 next_look = now + _WATCH_SECONDS
                 if reason := self._exceeded(now - started):

@@ -53,6 +53,8 @@ class WarmSandbox:
         if program is None:
             raise SandboxUnavailableError(f"the sandbox 'bubblewrap' needs the program bwrap: {INSTALL}")
         self._lock = threading.Lock()
+        self.silent = False
+        """An execution in it was not answered for: no other is to begin in it."""
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         info_reader, info_writer = os.pipe()
         go_reader, go_writer = os.pipe()
@@ -95,7 +97,7 @@ class WarmSandbox:
     @property
     def alive(self) -> bool:
         """Whether it takes requests; its last message is that the warm interpreter ended."""
-        if self._first is None:
+        if self._first is None or self.silent:
             return False
         poller = select.poll()
         poller.register(self._control, select.POLLIN)

@@ -140,6 +140,33 @@ def test_a_warm_sandbox_that_dies_is_our_failure_and_is_started_again(tmp_path):
         sandbox.run(tmp_path, "train.py", Limits())
 
 
+@pytest.mark.slow
+def test_an_execution_that_is_not_answered_for_ends_no_other(tmp_path, monkeypatch):
+    """Its own interpreter takes no other execution, and is closed when the last one in it has ended."""
+    monkeypatch.setattr(bubblewrap, "_GRACE_SECONDS", 20.0)
+    monkeypatch.setattr(bubblewrap._Call, "_exceeded", lambda call, wall_seconds: None)
+    scripts = {"slow": ("import time; time.sleep(600)", 1.0), "neighbour": ("import time; time.sleep(25)", 60.0)}
+    for name, (text, _) in scripts.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "train.py").write_text(f"{text}; print('on')")
+    (tmp_path / "next").mkdir()
+    (tmp_path / "next" / "train.py").write_text("print('on')")
+    sandbox = BubblewrapSandbox()
+    try:
+        with ThreadPoolExecutor(2) as pool:
+            running = {
+                name: pool.submit(sandbox.run, tmp_path / name, "train.py", Limits(wall_seconds=wall))
+                for name, (_, wall) in scripts.items()
+            }
+            with pytest.raises(SandboxError, match="does not answer"):
+                running["slow"].result()
+            assert sandbox.run(tmp_path / "next", "train.py", Limits()).stdout == "on\n"
+            assert running["neighbour"].result().stdout == "on\n"
+        assert len(sandbox._executions) == 1
+    finally:
+        sandbox.close()
+
+
 def test_a_report_is_read_though_the_supervisor_ended_before_it_read_our_kill():
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours:
@@ -233,9 +260,7 @@ def test_no_two_sandboxes_have_a_user_id_in_common():
 
 
 def test_nothing_of_the_host_is_named_inside(tmp_path):
-    (tmp_path / "train.py").write_text(
-        "print(open('/proc/self/mountinfo').read(), open('/proc/self/cgroup').read())"
-    )
+    (tmp_path / "train.py").write_text("print(open('/proc/self/mountinfo').read(), open('/proc/self/cgroup').read())")
     (tmp_path / "data").mkdir()
     with contextlib.closing(BubblewrapSandbox()) as sandbox:
         shown = sandbox.run(tmp_path, "train.py", Limits(), data=tmp_path / "data").stdout
