@@ -1,7 +1,7 @@
 """The one loader of policies: a Hugging Face folder or hub id, or what a run has saved, adapters merged.
 
 Of a run a place is its workdir (the furthest stage that has saved something), a stage (`WORKDIR/checkpoints/rl`, its
-newest step; the best one where sft stopped early), or a step of it. All commands and stages take the same places and
+newest step; the best one where it was to be kept), or a step of it. All commands and stages take the same places and
 get the same policy.
 """
 
@@ -72,8 +72,8 @@ class Recipe:
     seed: int
     param_dtype: str
     lora: models.LoRA | None
-    stops_early: bool
-    """Whether sft ended some steps after the policy that it is to keep."""
+    keeps_best: tuple[str, ...]
+    """Stages whose policy is the one of their best evaluation, and not their last."""
     sft_is_given: bool
     """Whether the checkpoint stands for the sft policy."""
 
@@ -84,12 +84,16 @@ class Recipe:
         known = {field.name for field in dataclasses.fields(models.LoRA)}
         chosen = {name: tuple(x) if isinstance(x, list) else x for name, x in adapters.items() if name in known}
         checkpoint = policy.get("checkpoint", "")
+        best = {
+            "sft": settings.get("sft", {}).get("patience", 0) > 0,
+            "rl": settings.get("validation", {}).get("keep_best", False),
+        }
         return cls(
             checkpoint=checkpoint,
             seed=settings.get("seed", 0),
             param_dtype=policy.get("param_dtype", "float32"),
             lora=models.LoRA(**chosen) if adapters.get("rank") else None,
-            stops_early=settings.get("sft", {}).get("patience", 0) > 0,
+            keeps_best=tuple(stage for stage, keeps in best.items() if keeps),
             sft_is_given=bool(checkpoint) and "sft" not in settings.get("stages", ()) and not done("sft"),
         )
 
@@ -237,12 +241,12 @@ def step_of(saved: Saved, recipe: Recipe, steps: Checkpointer) -> int:
         )
     if saved.step is not None:
         return saved.step
-    best = steps.best() if recipe.stops_early and saved.stage == "sft" else None
+    best = steps.best() if saved.stage in recipe.keeps_best else None
     return kept[-1] if best is None else best
 
 
 def _steps(saved: Saved, recipe: Recipe) -> Checkpointer:
-    return Checkpointer(saved.folder, read_only=True, keep_best=int(recipe.stops_early and saved.stage == "sft"))
+    return Checkpointer(saved.folder, read_only=True, keep_best=int(saved.stage in recipe.keeps_best))
 
 
 def _restore(saved: Saved, recipe: Recipe, target: Any) -> Any:

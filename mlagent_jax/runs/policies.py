@@ -136,7 +136,7 @@ def _make_vocabulary(run: Run, corpus: list[str]) -> None:
 def checkpointer(run: Run, stage: str, keep: int = 2) -> Checkpointer:
     """Checkpoints of a training stage."""
     keep_every = run.config.rl.keep_every if stage == "rl" else 0
-    keep_best = int(stage == "sft" and run.config.sft.patience > 0)
+    keep_best = int(stage in _recipe(run).keeps_best)
     return Checkpointer(run.workdir / "checkpoints" / stage, keep=keep, keep_best=keep_best, keep_every=keep_every)
 
 
