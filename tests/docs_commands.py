@@ -213,6 +213,9 @@ IN_THE_TEXT: dict[str, str | Elsewhere | Needs] = {
     "python tools/degenerate_policies.py": Elsewhere(
         "tests/tools/test_degenerate_policies.py::test_ours_pays_none_of_them_more_than_an_honest_attempt_that_fails_to_gain"
     ),
+    "python tools/import_gguf.py": Elsewhere(
+        "tests/mlagent_jax/checkpoints/test_gguf.py::test_the_command_writes_a_folder_or_says_why_not"
+    ),
     "python tools/headroom.py": "python tools/headroom.py iris --ideas 1",
     "python tools/bench/bench_rl_iteration.py": Needs("a minute to compile four loops; the study of time runs one"),
     "python tools/bench/mesh_differences.py": "python tools/bench/mesh_differences.py --checkpoint=runs/quickstart"

@@ -2,7 +2,8 @@
 
 What a script does is a function of what it starts from; so is its grade. The cache keeps, for that start, all that the
 environment learned from running it (`Measurement`), as JSON in a SQLite file that several processes of one host share.
-Metrics come from hidden labels, so the file belongs beside the prepared tasks, out of reach of every sandbox.
+Metrics come from hidden labels, so the file belongs beside the prepared tasks, out of reach of every sandbox. Where
+those are on a network file system, it is in the host's own cache (`environments.files.text_cache`).
 """
 
 from __future__ import annotations
@@ -41,10 +42,6 @@ class Measurement:
     """The same for a person, where there is more to say."""
     cacheable: bool = True
     """Grading did not end by a limit."""
-
-    @property
-    def ended_well(self) -> bool:
-        return self.execution.ending is Ending.EXITED and self.execution.exit_code == 0
 
     @property
     def repeatable(self) -> bool:
@@ -90,16 +87,16 @@ class ExecutionCache:
     """Measurements by key, in one SQLite file. Thread-safe; safe among processes of one host."""
 
     def __init__(self, path: Path) -> None:
-        """Open or create the file, readable by its owner alone.
-
-        Raises:
-          OSError: it cannot be created.
-        """
+        """Open or create the file, readable by its owner alone; see `TextCache`."""
         self._texts = TextCache(path, "measurements")
 
     def get(self, key: str) -> Measurement | None:
+        """What is kept under `key`; None where nothing is, or nothing that this program can read."""
         text = self._texts.get(key)
-        return None if text is None else Measurement.from_dict(json.loads(text))
+        try:
+            return None if text is None else Measurement.from_dict(json.loads(text))
+        except (ValueError, KeyError, TypeError):
+            return None
 
     def put(self, key: str, measurement: Measurement) -> None:
         """Keep a measurement, unless it is not `repeatable` or one is kept already."""

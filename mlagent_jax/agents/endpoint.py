@@ -182,9 +182,7 @@ class EndpointClient:
         key = digest([path, body, seed])
         known = self._answers.get(key)
         if known is None:
-            found = self._send(path, body, key, read)
-            self._answers.put(key, canonical_json(found))
-            known = self._answers.get(key) or ""  # that of whoever was first
+            known = self._answers.put(key, canonical_json(self._send(path, body, key, read)))  # or that of a first one
         return json.loads(known)
 
     def _send(

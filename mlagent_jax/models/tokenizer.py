@@ -30,11 +30,15 @@ from etils import epath
 from sentencepiece import sentencepiece_model_pb2
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
+from mlagent_jax.runtime.files import refuse_pointer
+
 FILES = (
     *("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json"),
     *("vocab.json", "merges.txt", "chat_template.jinja"),
 )
 """What a tokenizer may consist of in a checkpoint's folder."""
+VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+"""Files of which a tokenizer has at least one: the others only describe it."""
 
 PAD, EOS = "<|pad|>", "<|endoftext|>"
 ALPHABET = frozenset(pre_tokenizers.ByteLevel.alphabet())
@@ -72,8 +76,11 @@ class Tokenizer:
           ValueError: it has no fast implementation, or no end-of-text token.
         """
         folder = epath.Path(folder)
-        if not any((folder / name).exists() for name in FILES):
-            raise FileNotFoundError(f"{folder} holds no tokenizer: expected at least one of {', '.join(FILES)}")
+        if not any((folder / name).exists() for name in VOCABULARIES):
+            raise FileNotFoundError(f"{folder} holds no tokenizer: expected at least one of {', '.join(VOCABULARIES)}")
+        for name in FILES:
+            if (folder / name).exists():
+                refuse_pointer(folder / name)
         with _local(folder) as local:
             tokenizer = transformers.AutoTokenizer.from_pretrained(local)
         if not tokenizer.is_fast:

@@ -4,6 +4,7 @@ Each attack ends in a typed outcome, leaves the host as it was, and earns at mos
 The numbers are those of the list of abuse cases that every sandbox and environment is held to.
 """
 
+import dataclasses
 import functools
 import json
 import os
@@ -221,6 +222,13 @@ def test_a_job_whose_text_is_anything_at_all_is_answered(player):
         "Action: \0\nAction Input: \0",
         json.dumps({"action": "x"}),
         "Action: List Files\nAction Input: null",
+        "Action: \ud800\nAction Input: {}",
+        'Action: List Files\nAction Input: {"dir_path": "\ud800"}',
+        'Action: List Files\nAction Input: {"dir_path": "\\ud800"}',
     ):
         job = Job(run="abuse", policy_version=0, state=player.state, sample=0, action=text)
-        assert player.environment.take(job).kind is OutcomeKind.INVALID_ACTION
+        outcome = player.environment.take(job)
+        assert outcome.kind is OutcomeKind.INVALID_ACTION
+        later = dataclasses.replace(job, state=outcome.next_state(job))
+        assert Job.from_dict(json.loads(json.dumps(later.to_dict(), ensure_ascii=False).encode())) == later
+        assert later.id != job.id

@@ -10,6 +10,7 @@ import fakes
 import pytest
 
 from environments.files.blobs import blob_id, open_store
+from environments.files.snapshots import Snapshots
 from environments.protocol import Job, Limits, Outcome, OutcomeKind, State
 from environments.sandbox.base import Ending, Execution, SandboxError
 from environments.step import Environment
@@ -355,6 +356,19 @@ def test_the_cache_outlives_the_process_and_can_be_left_out(environment, sandbox
         assert take(other, edit("guess = 3.0")).cached is cached
         other.close()
     assert (tmp_path / "tasks" / "executions.sqlite").stat().st_mode & 0o077 == 0
+
+
+def test_a_known_execution_whose_blobs_are_gone_is_made_again(environment, sandbox):
+    state = environment.initial_state("guess@0")
+    first = take(environment, edit("guess = 3.0"), state)
+    snapshots = Snapshots(environment.store)
+    for runs, blob in enumerate((first.snapshot, first.submission), start=2):
+        environment.store.delete(blob)
+        again = take(environment, edit("guess = 3.0"), state)
+        assert not again.cached
+        assert len(sandbox.runs) == runs
+        assert snapshots.is_whole(again.snapshot, [again.submission])
+    assert take(environment, edit("guess = 3.0"), state).cached
 
 
 def test_steps_of_several_threads_do_not_touch_each_other(environment):

@@ -1,9 +1,11 @@
-"""`python -m environments.worker` with steps of two kinds, in place of real ones.
+"""`python -m environments.worker` with steps of three kinds, in place of real ones.
 
-`sleep SECONDS` is cut short when the sandbox is closed; `environment` observes what a process that the worker starts
-finds in its environment.
+`die` kills the worker; `sleep SECONDS` is cut short when the sandbox is closed; `environment` observes what a process
+that the worker starts finds in its environment.
 """
 
+import os
+import signal
 import subprocess
 import sys
 import threading
@@ -11,7 +13,7 @@ import types
 
 from environments.protocol import Outcome, OutcomeKind, Scale
 from environments.sandbox.base import SandboxError
-from environments.worker import worker
+from environments.worker import __main__ as worker
 
 
 class SleepingSandbox:
@@ -30,10 +32,12 @@ class SleepingSandbox:
 
 
 class SleepingEnvironment:
-    def __init__(self, tasks, sandbox, store, editor):
+    def __init__(self, tasks, sandbox, store, editor, speed):
         self._sandbox = sandbox
 
     def take(self, job):
+        if job.action == "die":
+            os.kill(os.getpid(), signal.SIGKILL)
         if job.action == "environment":
             observation = subprocess.run(["env"], capture_output=True, text=True, check=True).stdout
         else:
@@ -54,5 +58,7 @@ if __name__ == "__main__":
     sandbox, environment = types.ModuleType("environments.sandbox"), types.ModuleType("environments.step")
     sandbox.open_sandbox, environment.Environment = SleepingSandbox, SleepingEnvironment
     sandbox.base = sys.modules["environments.sandbox.base"]
-    sys.modules |= {sandbox.__name__: sandbox, environment.__name__: environment}
+    speed = types.ModuleType("environments.sandbox.speed")
+    speed.HostSpeed, speed.work_seconds = lambda measure: types.SimpleNamespace(is_slow=False), None
+    sys.modules |= {module.__name__: module for module in (sandbox, environment, speed)}
     sys.exit(worker.main())

@@ -70,6 +70,11 @@ def test_the_environment_holds_nothing_of_the_hosts(execute, monkeypatch):
     assert "('OMP_NUM_THREADS', '1')" in ran.stdout
 
 
+def test_the_locale_is_that_of_utf8(execute):
+    text = "import locale\nprint(locale.setlocale(locale.LC_ALL, ''), locale.strcoll('a', 'b') < 0, '\u00e9'.encode())"
+    assert execute(text).stdout == "C.UTF-8 True b'\\xc3\\xa9'\n"
+
+
 def test_the_same_seed_gives_the_same_numbers_and_another_seed_others(execute):
     text = "import random\nimport numpy as np\nprint(random.random(), np.random.rand())"
     first, again, other = (execute(text, seed=seed).stdout for seed in (1, 1, 2))
