@@ -196,7 +196,11 @@ class Environment:
         except ActionError as error:
             return _invalid(before, error, profile)
         parsed = dataclasses.replace(
-            before, action_name=action.name, action_input=dict(action.arguments), progress=("parsed",)
+            before,
+            action_name=action.name,
+            action_input=dict(action.arguments),
+            progress=("parsed",),
+            reason=f"repaired: {', '.join(action.repairs)}" if action.repairs else "",
         )
         with self._workspace(task, job.state.snapshot) as root:
             files = AgentFiles(root, task.public, task.spec.read_only, shadows=_shadows(task))
@@ -251,7 +255,7 @@ class Environment:
             progress=(*applied.progress, "started", *(name for name, reached in stages if reached)),
             seconds=measurement.execution.wall_seconds,
             cpu_seconds=measurement.execution.cpu_seconds,
-            reason=measurement.reason or measurement.problem or _exit_reason(measurement.execution),
+            reason=measurement.reason or measurement.problem or _exit_reason(measurement.execution) or applied.reason,
             submission=measurement.submission,
             cached=cached,
         )

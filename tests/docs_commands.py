@@ -185,7 +185,7 @@ COMMANDS: dict[str, Run | Like | Elsewhere | Needs] = {
         "tests/mlagent_jax/data/test_exchange.py::test_tensorflow_datasets_reads_it_by_index_without_tensorflow"
     ),
     "MLAGENT_TEST_EXECUTIONS=1000 python -m pytest": Elsewhere(
-        "tests/environments/sandbox/test_abuse.py::test_many_executions_a_third_of_them_killed_leave_nothing"
+        "tests/environments/sandbox/test_left_behind.py::test_many_executions_a_third_of_them_hostile_leave_nothing"
     ),
     # Those that need more than a test has.
     "MLAGENT_ENDPOINT_KEY=... python -m mlagent_jax.train": Needs("a language model served elsewhere, and money"),
@@ -222,6 +222,9 @@ IN_THE_TEXT: dict[str, str | Elsewhere | Needs] = {
     " --meshes=8,1,1 --prompts=1 --n=1 --max_new_tokens=2",
     "python -m environments actions": Elsewhere(
         "tests/environments/test_main.py::test_actions_prints_what_a_reply_may_hold"
+    ),
+    "python -m environments self-check": Elsewhere(
+        "tests/environments/sandbox/test_self_check.py::test_a_sandbox_of_an_installed_package_is_checked_by_name"
     ),
     "python tools/config_reference.py": Elsewhere("tests/test_docs.py::test_the_config_reference_is_current"),
     "python -m mlagent_jax.studies.sleeping": Elsewhere(SLEEPING),

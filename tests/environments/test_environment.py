@@ -411,3 +411,13 @@ def test_a_known_execution_whose_files_are_gone_is_made_again(environment, sandb
         )
         assert environment.store.has(identity)
     assert len(sandbox.runs) == 4
+
+
+def test_what_was_repaired_in_a_reply_is_told_to_a_person(environment):
+    plain = take(environment, edit("guess = 3.0"))
+    thought = f"<think>\n{reply('Final Answer', final_answer='done')}</think>\n{edit('guess = 3.0')}"
+    repaired = take(environment, thought.replace("Action:", "**Action:**"))
+    assert (plain.reason, repaired.reason) == ("", "repaired: thoughts, labels in another form")
+    assert repaired.metric_after == plain.metric_after
+    looked = take(environment, reply("list files", dir_path="."))
+    assert (looked.kind, looked.reason) == (OutcomeKind.NO_EDIT, "repaired: name in another form")
