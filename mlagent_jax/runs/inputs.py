@@ -91,7 +91,7 @@ def check_remote(config: Config, workdir: epath.PathLike) -> None:
         )
     for field, value, is_used, remedy in (
         ("tasks.folder", config.tasks.folder, stages != {"export"}, "a folder on this host"),
-        ("workers.queue", config.workers.queue, EXECUTING & stages, "a postgresql:// one"),
+        ("workers.queue", config.workers.queue, executing(config), "a postgresql:// one"),
     ):
         if is_used and not value:
             raise ConfigError(f"config.{field} is empty and would be in the workdir, {where}, a bucket: name {remedy}")
@@ -102,3 +102,8 @@ def _needs_policy(config: Config) -> bool:
     if set(config.stages) != {"evaluate"}:
         return True
     return any(parse_agent(name).kind in OF_THE_RUN for name in config.evaluate.policies)
+
+
+def executing(config: Config) -> set[str]:
+    """The stages of a run that hand out jobs: an rl that replays batches hands out none."""
+    return EXECUTING & set(config.stages) - ({"rl"} if config.rl.replay else set())

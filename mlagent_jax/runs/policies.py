@@ -159,8 +159,13 @@ def _make_vocabulary(run: Run, corpus: list[str]) -> None:
 def checkpointer(run: Run, stage: str, keep: int = 2) -> Checkpointer:
     """Checkpoints of a training stage."""
     keep_every = run.config.rl.keep_every if stage == "rl" else 0
-    keep_best = int(stage == "sft" and run.config.sft.patience > 0)
+    keep_best = int(_keeps_best(run, stage))
     return Checkpointer(run.workdir / "checkpoints" / stage, keep=keep, keep_best=keep_best, keep_every=keep_every)
+
+
+def _keeps_best(run: Run, stage: str) -> bool:
+    """Whether the policy of a stage is the one of its best evaluation, and not its last."""
+    return {"sft": run.config.sft.patience > 0, "rl": run.config.validation.keep_best}.get(stage, False)
 
 
 def describe(run: Run, stage: str, policy: Policy) -> None:
@@ -262,8 +267,8 @@ def _restore(run: Run, stage: str, trained: Training, step: int | None = None) -
             )
         if step is None:
             # Early stopping ends some steps after the policy that it is to keep.
-            early = stage == "sft" and run.config.sft.patience > 0
-            step = processes.agree(saved.best) if early else kept[-1]
+            best = processes.agree(saved.best) if _keeps_best(run, stage) else None
+            step = kept[-1] if best is None else best
         arrays, _ = saved.restore(step, {"policy": abstract(trained.params)}, partial=True)
     return arrays["policy"]
 
