@@ -309,7 +309,7 @@ class SamplingConfig:
     """Of actions, in rl and evaluate alike: behaviour log-probs and the trainer's are at the same temperature."""
 
     temperature: float = 1.0
-    """Logits are divided by it."""
+    """Divisor of the logits; 0: the most probable token, where the stages do not list rl."""
     top_k: int = 0
     """0: all."""
     top_p: float = 1.0
