@@ -91,6 +91,7 @@ COMMANDS: dict[str, Run | Like | Elsewhere | Needs] = {
     "python -m mlagent_jax.train --config=configs/quickstart.py --workdir=runs/mine --config.rl": Like(OWN_TASK),
     "python -m mlagent_jax.train --config=configs/quickstart.py --workdir=runs/own": COLLECT,
     "python -m mlagent_jax.train --config=configs/quickstart.py --workdir=runs/s0": Like(OWN_TASK),
+    "python -m mlagent_jax.train --config=configs/quickstart.py --workdir=runs/gspo": Like(OWN_TASK),
     "python -m mlagent_jax.train --config=configs/quickstart.py --workdir=runs/noise": Run(
         f"{TINY} --config.stages=rl --config.policy.checkpoint=runs/smoke/export --config.pool.trajectories=runs/smoke"
         " --config.workers.store=runs/smoke/store"
@@ -242,6 +243,7 @@ SNIPPETS: dict[str, Run | Elsewhere] = {
     "from environments.tasks.folders import tfds_source": Elsewhere(
         "tests/environments/tasks/test_tfds_source.py::test_a_folder_makes_its_task_of_such_data"
     ),
+    "import jax.numpy as jnp": Elsewhere("tests/mlagent_jax/algorithms/test_own_loss.py::test_the_loss_of_the_page"),
     "from typing import Annotated": Elsewhere("tests/environments/test_own_reward.py::test_a_worker_process_pays_it"),
     'setup(..., entry_points={"mlagent_jax.rewards"': Elsewhere(
         "tests/environments/test_own_reward.py::test_an_installed_package_brings_one"
