@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import functools
 import hashlib
 import json
+import types
+import typing
 from collections.abc import Mapping
 from typing import Any, Self
 
@@ -28,6 +31,10 @@ def digest(value: Any) -> str:
 
 class ProtocolError(ValueError):
     """Data of another version or shape than this program speaks; the message names the field and the remedy."""
+
+
+class VersionError(ProtocolError):
+    """Data of another version of this package, which can be read by that version."""
 
 
 class OutcomeKind(enum.StrEnum):
@@ -55,18 +62,63 @@ class _Record:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        names = {field.name for field in dataclasses.fields(cls)}
-        unknown = sorted(set(data) - names)
+        """The record that `data` holds, every field of the type it is declared with.
+
+        Raises:
+          ProtocolError: `data` is no such record.
+        """
+        if not isinstance(data, Mapping):
+            raise ProtocolError(f"{cls.__name__} is {type(data).__name__}, not a JSON object")
+        hints = _hints(cls)
+        unknown = sorted(set(data) - hints.keys())
         if unknown:
             raise ProtocolError(f"{cls.__name__} has no field {unknown[0]!r}: was it written by another version?")
         try:
-            return cls(**cls._decode(dict(data)))
-        except TypeError as error:
+            record = cls(**cls._decode(dict(data)))
+        except ProtocolError:
+            raise
+        except KeyError as error:
+            raise ProtocolError(f"{cls.__name__} lacks the field {error}") from error
+        except (TypeError, ValueError) as error:
             raise ProtocolError(f"{cls.__name__}: {error}") from error
+        for name, hint in hints.items():
+            value = getattr(record, name)
+            if not _is_of(value, hint):
+                raise ProtocolError(f"{cls.__name__}.{name} is {value!r:.100}, not of type {hint}")
+        return record
 
     @classmethod
     def _decode(cls, data: dict[str, Any]) -> dict[str, Any]:
         return data
+
+
+def _check_version(name: str, data: Mapping[str, Any]) -> None:
+    version = data["version"]
+    if isinstance(version, int) and version != VERSION:
+        raise VersionError(
+            f"{name}.version is {version}, this program speaks {VERSION}: install the same version of this package on "
+            "the trainer and on every worker"
+        )
+
+
+@functools.cache
+def _hints(record: type) -> dict[str, Any]:
+    """Types of a record's fields, by name."""
+    return typing.get_type_hints(record)
+
+
+def _is_of(value: Any, hint: Any) -> bool:
+    """Whether a value read from JSON is of a field's type. An integer is a float too; a truth value is neither."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return True
+    if origin is types.UnionType:
+        return any(_is_of(value, each) for each in arguments)
+    if origin is tuple:
+        return isinstance(value, tuple) and all(_is_of(item, arguments[0]) for item in value)
+    if hint in (int, float):
+        return isinstance(value, (int, hint)) and not isinstance(value, bool)
+    return isinstance(value, origin or hint)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,6 +177,26 @@ class Limits(_Record):
     """Standard output and standard error, each; the rest is cut, head and tail kept."""
 
 
+LIMIT_RANGES: dict[str, tuple[float, float]] = {
+    "cpu_seconds": (0.1, 7 * 86400.0),
+    "wall_seconds": (0.1, 7 * 86400.0),
+    "memory_mb": (16, 1 << 22),
+    "processes": (1, 1 << 15),
+    "file_mb": (1, 1 << 22),
+    "disk_mb": (1, 1 << 22),
+    "output_kb": (1, 1 << 20),
+}
+"""Lowest and highest value of each limit. Those in whole units take no fraction."""
+
+
+def limit_problem(name: str, value: Any) -> str:
+    """What the limit `name` of `LIMIT_RANGES` must be, where `value` is not that; else empty."""
+    low, high = LIMIT_RANGES[name]
+    whole = isinstance(low, int)
+    right = isinstance(value, int if whole else int | float) and not isinstance(value, bool) and low <= value <= high
+    return "" if right else f"a {'whole ' if whole else ''}number from {low:g} to {high:.0f}"
+
+
 @dataclasses.dataclass(frozen=True)
 class Requirements(_Record):
     """What a worker must offer to take a job."""
@@ -171,11 +243,7 @@ class Job(_Record):
 
     @classmethod
     def _decode(cls, data: dict[str, Any]) -> dict[str, Any]:
-        if data.get("version") != VERSION:
-            raise ProtocolError(
-                f"Job.version is {data.get('version')!r}, this program speaks {VERSION}: install the same version "
-                "of this package on the trainer and on every worker"
-            )
+        _check_version("Job", data)
         data["state"] = State.from_dict(data["state"])
         data["limits"] = Limits.from_dict(data["limits"])
         data["requirements"] = Requirements.from_dict(data["requirements"])
@@ -261,11 +329,7 @@ class Outcome(_Record):
 
     @classmethod
     def _decode(cls, data: dict[str, Any]) -> dict[str, Any]:
-        if data.get("version") != VERSION:
-            raise ProtocolError(
-                f"Outcome.version is {data.get('version')!r}, this program speaks {VERSION}: install the same "
-                "version of this package on the trainer and on every worker"
-            )
+        _check_version("Outcome", data)
         data["kind"] = OutcomeKind(data["kind"])
         data["scale"] = Scale.from_dict(data["scale"])
         data["progress"] = tuple(data.get("progress", ()))

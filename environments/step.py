@@ -21,6 +21,7 @@ import shutil
 import sqlite3
 import tempfile
 import threading
+import traceback
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -33,6 +34,7 @@ from environments.actions import (
     AgentFiles,
     Effect,
     Profile,
+    edits,
     observation,
     parse,
 )
@@ -46,8 +48,9 @@ from environments.files.owned import OwnedFolder, remove_abandoned
 from environments.files.snapshots import Snapshots
 from environments.protocol import Job, Outcome, OutcomeKind, State
 from environments.sandbox.base import Ending, Execution, Sandbox, SandboxError
+from environments.tasks.grading.isolated import tell
 from environments.tasks.prepared import open_task
-from environments.tasks.task import InvalidSubmissionError, PreparedTask
+from environments.tasks.task import GraderError, GraderLimitError, InvalidSubmissionError, PreparedTask
 
 MAX_SUBMISSION_BYTES = 16 << 20
 MAX_SCRIPT_BYTES = 256 << 10
@@ -93,7 +96,8 @@ class Environment:
 
         Args:
           tasks: folder of prepared tasks.
-          cache: keep executions in `tasks/executions.sqlite` (True), in a file of another name, or not at all (False).
+          cache: keep executions in `tasks/executions.sqlite` (True), in a file of another name, or not at all (False);
+            local to this host, see `TextCache`.
           scratch: folder for workspaces while a step is taken; default `default_scratch()`.
           editor: the second language model of `ASSISTED_ACTIONS`, its cache and log kept in `tasks`. They are offered
             to jobs that require it (`Requirements.guarantees` holds its id), and to no others: what a step leads to
@@ -134,7 +138,8 @@ class Environment:
     def take(self, job: Job) -> Outcome:
         """Take one step. Whatever the action and the script do ends in a typed outcome.
 
-        A failure of ours (the sandbox, the store, the disk) is an outcome too, `infrastructure_error`, without reward.
+        A failure of ours (the sandbox, a grader, the store, the disk) is an outcome too, `infrastructure_error`, which
+        has no reward.
 
         Raises:
           TaskError: the job's task is not prepared here.
@@ -155,13 +160,15 @@ class Environment:
         )
         try:
             outcome = self._step(job, task, profile, before)
-        except (SandboxError, OSError, sqlite3.Error) as error:
+        except (SandboxError, GraderError, OSError, sqlite3.Error) as error:
             reason = f"{type(error).__name__}: {error}"
             outcome = dataclasses.replace(before, kind=OutcomeKind.INFRASTRUCTURE_ERROR, reason=reason)
         return dataclasses.replace(outcome, reward=rewards.compute(job.reward, outcome))
 
     def close(self) -> None:
-        """Close the caches. The sandbox and the store are the caller's."""
+        """Close the caches and end graders. The sandbox and the store are the caller's."""
+        for task in list(self._opened.values()):
+            task.close()
         if self._cache is not None:
             self._cache.close()
         if self._editor is not None:
@@ -268,6 +275,11 @@ class Environment:
             self._cache.put(key, measurement)
         return measurement, False
 
+    def _is_kept(self, measurement: Measurement, before: str) -> bool:
+        """Whether all that a measurement names is in the store, where the workspace `before` it is."""
+        submission = [measurement.submission] if measurement.submission else []
+        return Snapshots(self.store).is_whole(measurement.snapshot, submission, known=before)
+
     def _inspect(self, task: PreparedTask, script: str, found: Measurement, root: Path) -> Measurement:
         """Add what an execution left in `root`: everything there is hostile."""
         submission = root / task.spec.submission
@@ -297,12 +309,14 @@ class Environment:
             if not math.isfinite(metric):
                 raise InvalidSubmissionError("its metric is not a finite number")
         except InvalidSubmissionError as error:
-            return dataclasses.replace(found, problem=f"invalid submission: {error}")
-        except OSError:
+            cacheable = not isinstance(error, GraderLimitError)
+            return dataclasses.replace(found, problem=f"invalid submission: {error}", cacheable=cacheable)
+        except GraderError:
             raise
-        except Exception as error:  # A table that breaks the grader is no better than one it refuses.
-            reason = f"the grader raised {type(error).__name__}: {error}"
-            return dataclasses.replace(found, problem="invalid submission: it cannot be graded.", reason=reason)
+        except Exception as error:  # Only a refusal is the submission's doing.
+            failure = GraderError(f"the grader raised {type(error).__name__}", traceback.format_exc())
+            tell(task.key, failure, "host")
+            raise failure from error
         return dataclasses.replace(found, metric=float(metric))
 
     def _is_kept(self, known: Measurement, start: str) -> bool:
@@ -356,8 +370,8 @@ def _read_only_files(task: PreparedTask) -> list[str]:
 
 
 def _script(path: Path) -> str:
-    """Text of an entry script."""
-    return read_regular(path, MAX_SCRIPT_BYTES).decode(errors="replace")
+    """Text of an entry script, as edits see it."""
+    return edits.plain(read_regular(path, MAX_SCRIPT_BYTES).decode(errors="replace"))
 
 
 def _invalid(before: Outcome, error: ActionError, profile: Profile) -> Outcome:

@@ -124,7 +124,7 @@ def from_file(path: Path) -> list[Values]:
       ConfigError: a line is no object of known fields.
     """
     members = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(io.StringIO(path.read_text(encoding="utf-8-sig")), start=1):
         if not line.strip():
             continue
         try:

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from absl import app, flags, logging
 from etils import epath
 
+from environments.interfaces.terminal import printable
 from mlagent_jax.reporting import table
 from mlagent_jax.reporting.html import write_comparison, write_report
 from mlagent_jax.reporting.records import read_run
@@ -91,14 +92,15 @@ def main(argv: Sequence[str]) -> None:
         if _SERVE.value:
             serve(argv[1:], _PORT.value, _REFRESH.value)
         else:
-            print(report(argv[1:], _JSON.value))
+            told = report(argv[1:], _JSON.value)
+            print(told if _JSON.value else printable(told))
     except ModuleNotFoundError as error:
         sys.exit(f"report: {error.name} is not installed: pip install -c constraints.txt -e '.[serve]'")
     except OSError as error:
         taken = f"port {_PORT.value} cannot be listened on ({error.strerror}): choose another with --port"
         sys.exit(f"report: {taken if error.errno in (13, 98) else error}")
     except (RecordError, ValueError) as error:
-        sys.exit(f"report: {error}")
+        sys.exit(printable(f"report: {error}"))
     except KeyboardInterrupt:
         pass
 

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 import jax
 from absl import app, flags, logging
 
+from environments.interfaces.terminal import printable
 from mlagent_jax.parallelism import make_mesh
 from mlagent_jax.sampling.checkpoint import load
 from mlagent_jax.sampling.lines import as_json, in_order, read_prompts
@@ -63,7 +64,8 @@ def main(argv: Sequence[str]) -> None:
         if JSON.value:
             print(json.dumps(as_json(prompt, sample, generation)), flush=True)
         else:
-            print(f"--- prompt {prompt}, sample {sample} ({generation.finish_reason})\n{generation.text}", flush=True)
+            told = f"--- prompt {prompt}, sample {sample} ({generation.finish_reason})\n{generation.text}"
+            print(printable(told), flush=True)
 
 
 if __name__ == "__main__":

@@ -28,6 +28,10 @@ SLOTS = flags.DEFINE_integer("slots", None, "Sequences decoded at once; default:
 WAITING = flags.DEFINE_integer("waiting", 256, "Samples that may wait for a slot.", lower_bound=0)
 PROMPT_TOKENS = flags.DEFINE_integer("max_prompt_tokens", 2048, "Of the longest prompt.", lower_bound=1)
 NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 1024, "Of the longest completion.", lower_bound=1)
+SECONDS = flags.DEFINE_float("request_seconds", 600.0, "Of a request, waiting included.", lower_bound=1.0)
+PARSE_SPECIAL = flags.DEFINE_boolean(
+    "parse_special", True, "Names of special tokens in the prompts of /v1/completions are those tokens."
+)
 DTYPE = flags.DEFINE_enum("dtype", None, ["float32", "bfloat16"], "Of weights and arithmetic; default: as stored.")
 TENSOR = flags.DEFINE_integer("tensor", 1, "Devices to split each layer over.", lower_bound=1)
 
@@ -39,6 +43,7 @@ def main(argv: Sequence[str]) -> None:
         import uvicorn
 
         from mlagent_jax.serving.app import make_app
+        from mlagent_jax.serving.connections import TimedProtocol
         from mlagent_jax.serving.service import Limits, Service
     except ModuleNotFoundError as error:
         sys.exit(f"error: {error.name} is not installed: pip install -c constraints.txt -e '.[serve]'")
@@ -58,8 +63,9 @@ def main(argv: Sequence[str]) -> None:
         sys.exit(f"error: {error}")
     logging.set_verbosity(told)
     logging.info("at http://%s:%d/v1: %d slots, %d samples may wait", HOST.value, PORT.value, slots, WAITING.value)
-    service = Service(sampler, Limits(prompt_tokens, new_tokens, slots, WAITING.value), mesh)
-    uvicorn.run(make_app(service, NAME.value, api_key), host=HOST.value, port=PORT.value, log_level="warning")
+    service = Service(sampler, Limits(prompt_tokens, new_tokens, slots, WAITING.value, SECONDS.value), mesh)
+    served = make_app(service, NAME.value, api_key, parse_special=PARSE_SPECIAL.value)
+    uvicorn.run(served, host=HOST.value, port=PORT.value, log_level="warning", http=TimedProtocol)
 
 
 if __name__ == "__main__":

@@ -25,11 +25,11 @@ from rich.text import Text
 
 from environments.episode import Episode, make
 from environments.files.blobs import StoreError
+from environments.interfaces.terminal import printable
 from environments.protocol import Outcome
 from environments.sandbox import PROVIDERS
 from environments.sandbox.base import SandboxError
 from environments.tasks.task import TaskError
-from mlagent_jax.reporting.table import printable
 from mlagent_jax.runtime import jsonl
 from mlagent_jax.settings.schema import PromptConfig
 

@@ -181,7 +181,10 @@ def _take_flags(tree, arguments):
         read_config(settings)
 
 
-PROGRAMS = {"environments": "environments.interfaces.command_line", "environments.worker": "environments.worker.worker"}
+PROGRAMS = {
+    "environments": "environments.interfaces.command_line",
+    "environments.worker": "environments.worker.__main__",
+}
 """Packages that are run by name, and the module whose flags they take."""
 
 

@@ -26,13 +26,13 @@ from pathlib import Path
 import numpy as np
 
 from environments import rewards, tasks
+from environments.actions.edits import replace_cell
 from environments.protocol import Outcome, OutcomeKind
 from environments.sandbox import open_sandbox
 from environments.sandbox.base import Ending, Sandbox
 from environments.tasks import FolderTask, InvalidSubmissionError
 from environments.tasks.generated import micro
 from environments.tasks.generated.ideas import Idea, ideas_for
-from environments.tasks.generated.scripts import replace_cell
 from environments.tasks.grading.submissions import Answers, read_submission
 from environments.tasks.prepared import run_script
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 
+from environments.actions import edits
 from environments.actions.errors import ActionError
 from environments.actions.files import AgentFiles
 from environments.actions.vocabulary import ActionSpec, Argument, Effect, Kind, save_edit
@@ -54,7 +55,7 @@ def edit_by_model(
     files.check_writable(save_name)  # Before anything is asked.
     _check_instruction("edit_instruction", edit_instruction)
     files.resolve(script_name)
-    old = files.read(script_name) if files.exists(script_name) else ""
+    old = edits.plain(files.read(script_name)) if files.exists(script_name) else ""
     if len(old) > MAX_EDITED:
         raise ActionError(
             f"{script_name} has {len(old)} characters; at most {MAX_EDITED} can be edited by this action."

@@ -1,6 +1,6 @@
 """Edits of a script that need no second model, as pure functions of its text: a cell, a range of lines, a patch.
 
-Every function returns the new text and raises `ActionError` where the edit does not apply. A replaced part keeps the
+Edits take and return `plain` text, and raise `ActionError` where they do not apply. A replaced part keeps the
 blank lines around it, so that an edit which repeats the old code is recognised as no edit at all.
 """
 
@@ -15,7 +15,8 @@ MAX_HEADER = 300
 """Longest cell header; a longer line is none, and costs no time."""
 MAX_DIFF_LINES = 400
 """Changed lines on either side up to which a diff is aligned; the alignment's worst case is cubic in them."""
-_HEADER = re.compile(r"# ?%%(?P<title>.*)")
+_MARK = "\ufeff"
+_HEADER = re.compile(rf"{_MARK}?# ?%%(?P<title>.*)")
 _TITLE_END = re.compile(r"\s*(\[\w+\].*|\b[\w-]+\s*=.*)$")
 
 
@@ -28,27 +29,45 @@ def cell_name(line: str) -> str | None:
     return None if match is None else _TITLE_END.sub("", match["title"]).strip()
 
 
-def cell_names(text: str) -> list[str]:
-    """Names of the cells of a script in percent format, in order."""
-    return [name for line in text.split("\n") if (name := cell_name(line)) is not None]
+def plain(text: str) -> str:
+    """A script's text as edits and prompts see it: without a byte-order mark, each line end as `\\n`."""
+    return text.removeprefix(_MARK).replace("\r\n", "\n")
+
+
+def in_style_of(old: str, new: str) -> str:
+    """The plain text `new` with the byte-order mark of `old`, and with its line ends where they are all alike."""
+    if "\r\n" in old and old.count("\r\n") == old.count("\n"):
+        new = new.replace("\n", "\r\n")
+    return _MARK * old.startswith(_MARK) + new
+
+
+def read_cells(text: str) -> dict[str, str]:
+    """Bodies by name of the cells of a script in percent format; text before the first cell is left out."""
+    lines = plain(text).split("\n")
+    return {name: "\n".join(lines[start:end]).rstrip("\n") for name, start, end in _cells(lines)}
+
+
+def _cells(lines: list[str]) -> list[tuple[str, int, int]]:
+    """Every cell in order: its name, the first line after its header, and the line of the next header or the end."""
+    headers = [(name, index) for index, line in enumerate(lines) if (name := cell_name(line)) is not None]
+    ends = [*(index for _, index in headers[1:]), len(lines)]
+    return [(name, index + 1, end) for (name, index), end in zip(headers, ends, strict=False)]
 
 
 def replace_cell(text: str, cell: str, block: str) -> str:
     """Replace the body of the cell called `cell`: everything from the line after its header to the next header."""
     lines = text.split("\n")
-    headers = [(index, name) for index, line in enumerate(lines) if (name := cell_name(line)) is not None]
-    names = [name for _, name in headers]
+    cells = _cells(lines)
+    names = [name for name, _, _ in cells]
     cell = cell.strip()
     if names.count(cell) != 1:
         found = "no cell" if cell not in names else f"{names.count(cell)} cells"
         raise ActionError(f"there is {found} named {cell!r}; the cells are: {', '.join(names) or 'none'}.")
-    place = names.index(cell)
-    start = headers[place][0] + 1
-    end = headers[place + 1][0] if place + 1 < len(headers) else len(lines)
+    _, start, end = cells[names.index(cell)]
     new = block.split("\n")
     if cell_name(new[0]) == cell:  # The header repeated above the body.
         new = new[1:]
-    taken = sorted(set(cell_names("\n".join(new))) & set(names))
+    taken = sorted({name for name, _, _ in _cells(new)} & set(names))
     if taken:
         raise ActionError(f"the block for cell {cell!r} holds the header of cell {taken[0]!r}: edit one at a time.")
     return "\n".join([*lines[:start], *_with_margins_of(lines[start:end], new), *lines[end:]])

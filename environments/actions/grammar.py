@@ -2,8 +2,8 @@
 or from a larger set where there is a second language model.
 
 A reply carries labels, each at the beginning of a line, `Action` and `Action Input` (a JSON object) last. The last
-occurrence of a label wins, and the stop string `Observation:` ends the reply. An action that takes a block is followed
-by one, fenced with backticks:
+occurrence of a label wins, and after an action the stop string `Observation:` ends the reply. An action that takes a
+block is followed by one, fenced with backticks:
 
     Action: Edit Script (Cell)
     Action Input: {"script_name": "train.py", "cell": "model"}
@@ -12,11 +12,16 @@ by one, fenced with backticks:
     ```
 
 The two profiles differ in the labels a reply must carry and in how much of an observation is shown.
+
+Language models deviate in a few ways that leave no doubt about what is meant; these are repaired, and `Action.repairs`
+names each: thoughts in `<think>`, which are never parsed, labels in bold or another case, an action's name in another
+case, a fence around the reply or the JSON, a comma after the last entry. All else is refused with the reason.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import json
 import re
 from collections.abc import Callable, Mapping
@@ -47,8 +52,16 @@ _LABEL_HELP = {
     "Action Input": "the input to the action as a valid JSON string",
 }
 LABELS = tuple(_LABEL_HELP)
-_LABEL_LINE = re.compile(rf"({'|'.join(LABELS)}|{STOP[:-1]}):(.*)")
+COMPACT_WORDS = ("Task: ", "Ideas: ", "Script:\n", "Results:\n", "Next:\n")
+"""What begins the sections of a compact prompt: tokens of their own in a vocabulary made for it, quoted elsewhere."""
+_NAMES = "|".join((*LABELS, STOP[:-1]))
+_LABEL_LINE = re.compile(rf"({_NAMES}):(.*)")
+_LOOSE_LABEL_LINE = re.compile(rf"[ #]{{0,5}}\*{{0,2}}({_NAMES})\*{{0,2}} ?:(?:\*\*)?(.*)", re.IGNORECASE)
+_BY_CASELESS = {label.lower(): label for label in (*LABELS, STOP[:-1])}
 _FENCE = re.compile(r"(`{3,})[^`]*")
+_THOUGHT = re.compile(r"(?m)^[ \t]*(?:(<think>)|Action Input:)")
+_THOUGHT_END = "</think>"
+_LONE_THOUGHT_END = re.compile(rf"(?m)^[ \t]*{_THOUGHT_END}|{_THOUGHT_END}[ \t]*$")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,6 +103,8 @@ class Action:
     name: str
     arguments: Mapping[str, Any]
     block: str | None = None
+    repairs: tuple[str, ...] = dataclasses.field(default=(), compare=False)
+    """How the reply deviated from the form, where what is meant is plain."""
 
     @property
     def spec(self) -> ActionSpec:
@@ -128,66 +143,149 @@ def parse(reply: str, form: str | Profile, actions: Mapping[str, ActionSpec] = A
             reply.encode()
         except UnicodeEncodeError as error:
             raise ActionError("the reply is not valid Unicode text.") from error
-    sections, blocks = _sections(reply)
+    repairs: list[str] = []
+    reply = _without_thoughts(reply.replace("\r\n", "\n"), repairs)
     labels = profile(form).labels
-    missing = [label for label in labels if label not in sections]
-    if missing:
-        text = "Your response was in incorrect format. Please provide a valid response with all entries: "
-        raise ActionError(f"the reply has no line {missing[0]}:", text + ", ".join(labels))
-    name, raw = sections["Action"].strip(), sections["Action Input"].strip()
-    if name not in actions:
-        shown = name if len(name) <= 100 else name[:100] + "..."
-        raise ActionError(
-            f"Invalid action: {shown}",
-            f"Invalid action: {shown}. Action did not execute. Please use one of the following actions:\n"
-            + ", ".join(actions),
-        )
-    spec = actions[name]
+    read = _sections(reply, _LABEL_LINE)
+    if missing := [label for label in labels if label not in read.sections]:
+        loose = _sections(reply, _LOOSE_LABEL_LINE)
+        if any(label not in loose.sections for label in labels):
+            text = "Your response was in incorrect format. Please provide a valid response with all entries: "
+            raise ActionError(f"the reply has no line {missing[0]}:", text + ", ".join(labels))
+        read = loose
+        repairs.append("labels in another form")
+    spec = _spec(read.sections["Action"].strip(), actions, repairs)
+    blocks = read.closed_blocks(spec, repairs)
+    raw = read.sections["Action Input"].strip()
+    if raw.startswith("`") and raw.endswith("`"):
+        raw = raw.strip("`").removeprefix("json").strip()
+        repairs.append("fenced input")
     if not raw and blocks:  # The JSON itself in a fence, as many models write it.
         raw, blocks = blocks[0], blocks[1:]
-    arguments = _arguments(raw, spec)
+        repairs.append("fenced input")
+    arguments = _arguments(raw, spec, repairs)
     if spec.block is None and blocks:
-        raise ActionError(f"{name} takes no fenced block.")
+        raise ActionError(f"{spec.name} takes no fenced block.")
     if spec.block is not None and len(blocks) != 1:
-        raise ActionError(f"{name} is followed by one fenced block ({spec.block}), found {len(blocks)}.")
-    return Action(name, arguments, blocks[0] if blocks else None)
+        raise ActionError(f"{spec.name} is followed by one fenced block ({spec.block}), found {len(blocks)}.")
+    return Action(spec.name, arguments, blocks[0] if blocks else None, tuple(repairs))
 
 
-def _sections(reply: str) -> tuple[dict[str, str], list[str]]:
-    """Text by label (the last occurrence wins) and the fenced blocks that follow the Action Input.
+def _without_thoughts(reply: str, repairs: list[str]) -> str:
+    """The reply less what a reasoning model thought before its action: a draft in it is no action.
+
+    A prompt may hold the opening tag; then all before the closing tag is thought, if an action follows it.
+    """
+    text, place = reply, 0
+    while (match := _THOUGHT.search(text, place)) and match[1]:
+        end = text.find(_THOUGHT_END, match.end())
+        if end < 0:
+            raise ActionError("the thoughts in <think> do not end: the reply was cut off.")
+        place = match.start()
+        text = text[:place] + text[end + len(_THOUGHT_END) :]
+    if match := _LONE_THOUGHT_END.search(text):
+        before, after = text[: match.start()], text[match.end() :].lstrip()
+        if re.search("^Action:", after, re.MULTILINE) and not _sections(before, _LABEL_LINE).is_open:
+            text = after
+    if text is not reply:
+        repairs.append("thoughts")
+    return text
+
+
+def _spec(name: str, actions: Mapping[str, ActionSpec], repairs: list[str]) -> ActionSpec:
+    """The action of this name."""
+    if name in actions:
+        return actions[name]
+    caseless = {known.lower(): known for known in actions}
+    meant = caseless.get(name.strip("`*\"'").lower())
+    if meant is not None:
+        repairs.append("name in another form")
+        return actions[meant]
+    shown = name if len(name) <= 100 else name[:100] + "..."
+    near = difflib.get_close_matches(shown.lower(), caseless, n=1)
+    hint = f". Did you mean {caseless[near[0]]}?" if near else ""
+    raise ActionError(
+        f"Invalid action: {shown}{hint}",
+        f"Invalid action: {shown}. Action did not execute. Please use one of the following actions:\n"
+        + ", ".join(actions),
+    )
+
+
+@dataclasses.dataclass
+class _Read:
+    """A reply taken apart."""
+
+    sections: dict[str, str]
+    """Text by label; the last occurrence wins."""
+    blocks: list[str]
+    """The fenced blocks that follow the Action Input."""
+    is_open: bool
+    """The last of them is not closed."""
+    is_wrapped: bool
+    """A fence was open where the Action began: the reply itself may stand in it."""
+
+    def closed_blocks(self, spec: ActionSpec, repairs: list[str]) -> list[str]:
+        """The blocks, without one that the end of a fence around the reply seemed to open."""
+        if not self.is_open:
+            return self.blocks
+        takes = (spec.block is not None) + (not self.sections["Action Input"].strip())
+        if not self.is_wrapped or len(self.blocks) != takes + 1:
+            raise ActionError("the fenced block is not closed: the reply was cut off.")
+        repairs.append("fenced reply")
+        return self.blocks[:-1]
+
+
+def _sections(reply: str, labels: re.Pattern[str]) -> _Read:
+    """Take a reply apart.
 
     Fences count only after an Action Input: a thought may hold code, and even a fence that is never closed.
     """
     sections: dict[str, list[str]] = {}
     blocks: list[list[str]] = []
-    label, fence = "", ""
-    for line in reply.replace("\r\n", "\n").split("\n"):
+    label, fence, around = "", "", ""
+    wrapped = False
+    for line in reply.split("\n"):
         if fence:
             if line.startswith(fence) and not line.strip("` \t"):  # At least as many backticks, and nothing else.
                 fence = ""
             else:
                 blocks[-1].append(line)
-        elif match := _LABEL_LINE.match(line):
-            label = match[1]
-            if label == STOP[:-1]:
-                break
+        elif match := labels.match(line):
+            found, text = _BY_CASELESS[match[1].lower()], match[2]
+            if found == STOP[:-1]:
+                if "Action" in sections:
+                    break
+                continue  # A thought that begins a line with this word.
+            label = found
             if label == "Action":  # Its own input must follow: never that of an earlier action.
                 sections.pop("Action Input", None)
+                wrapped = bool(around)
             if label in ("Action", "Action Input"):
                 blocks = []
-            sections[label] = [match[2]]
-        elif label == "Action Input" and (match := _FENCE.fullmatch(line)):
-            fence = match[1]
-            blocks.append([])
+            if label == "Action Input" and (match := _FENCE.fullmatch(text.strip())):
+                fence, text = match[1], ""
+                blocks.append([])
+            sections[label] = [text]
+        elif match := _FENCE.fullmatch(line):
+            if label == "Action Input":
+                fence = match[1]
+                blocks.append([])
+            else:
+                around = "" if around else match[1]
+                if label:
+                    sections[label].append(line)
         elif label and not (label == "Action Input" and blocks):  # What follows a closed block is not JSON.
             sections[label].append(line)
-    if fence:
-        raise ActionError("the fenced block is not closed: the reply was cut off.")
-    return {name: "\n".join(lines) for name, lines in sections.items()}, ["\n".join(lines) for lines in blocks]
+    texts = {name: "\n".join(lines) for name, lines in sections.items()}
+    return _Read(texts, ["\n".join(lines) for lines in blocks], bool(fence), wrapped)
 
 
-def _arguments(raw: str, spec: ActionSpec) -> dict[str, Any]:
+def _arguments(raw: str, spec: ActionSpec, repairs: list[str]) -> dict[str, Any]:
     """The checked Action Input."""
+    inner = raw.removesuffix("}").rstrip()
+    if raw.endswith("}") and inner.endswith(","):  # In JSON nothing can follow it, so no text is cut by this.
+        raw = inner[:-1] + "}"
+        repairs.append("trailing comma")
     try:
         # Line ends inside of strings are let pass, as MLAgentBench does.
         values = json.loads(raw, strict=False, object_pairs_hook=_object, parse_constant=_no_constant)

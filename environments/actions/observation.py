@@ -7,10 +7,11 @@ looks like a part of the protocol (a label of a reply, a fence, a token of a cha
 from __future__ import annotations
 
 import re
+import signal
 import unicodedata
 
 from environments.actions.errors import ActionError
-from environments.actions.grammar import LABELS, STOP, Profile
+from environments.actions.grammar import COMPACT_WORDS, LABELS, STOP, Profile
 from environments.protocol import Limits
 from environments.sandbox.base import Ending, Execution
 
@@ -19,12 +20,19 @@ BRIEF_LINES = 3
 # ECMA-48: control sequences, operating system commands up to their terminator, and two-character escapes.
 _ANSI = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b[\]PX^_][^\x07\x1b\n]*(?:\x07|\x1b\\)?|\x1b[ -/]*[0-~]?")
 _MARKER = re.compile(rf"(?im)^([^\S\n]*)((?:{'|'.join(LABELS)}|{STOP[:-1]})[^\S\n]*:|`{{3,}})")
+_SECTION = re.compile(rf"({'|'.join(word.rstrip().rstrip(':') for word in COMPACT_WORDS)}):")
+"""Anywhere in a line: each is one token wherever it stands."""
 
 
 def sanitise(text: str) -> str:
-    """`text` without terminal codes and control characters, its line ends as `\\n`, its forged markers quoted."""
+    """`text` without terminal codes and control characters, its line ends as `\\n`, its forged markers quoted.
+
+    Of a line that was written over with carriage returns, as progress bars are, the last state is left.
+    """
     text = _ANSI.sub("", text)
-    text = re.sub(r"\r\n?|[\x0b\x0c\x85\u2028\u2029]", "\n", text)
+    text = re.sub(r"\r+\n|[\x0b\x0c\x85\u2028\u2029]", "\n", text)
+    if "\r" in text:
+        text = "\n".join(map(_last_state, text.split("\n")))
     if not text.isascii() or any(character < " " for character in set(text) - {"\n", "\t"}) or "\x7f" in text:
         # Cc control, Cf format (bidirectional overrides, zero width), Cs lone surrogates.
         text = "".join(
@@ -32,18 +40,26 @@ def sanitise(text: str) -> str:
             for character in text
             if character in "\n\t" or unicodedata.category(character) not in ("Cc", "Cf", "Cs")
         )
-    return _MARKER.sub(r"\1> \2", text).replace("<|", "< |")
+    return _SECTION.sub(r"\1 :", _MARKER.sub(r"\1> \2", text).replace("<|", "< |"))
+
+
+def _last_state(line: str) -> str:
+    return next((state for state in reversed(line.split("\r")) if state.strip()), "")
 
 
 def cut(text: str, limit: int) -> str:
-    """`text` in at most `limit` characters: its head and its tail, with the number of characters left out between."""
+    """`text` in at most `limit` characters: its head and its tail, with the number of characters left out between.
+
+    What was inside of a line is never at the beginning of one afterwards, so clean text stays clean.
+    """
     if len(text) <= limit:
         return text
-    note = f"\n... [{len(text)} characters, the middle is left out] ...\n"
+    note = f"\n... [{len(text)} characters, the middle is left out] ..."
     if limit < 4 * len(note):
-        note = " ... "
-    kept = limit - len(note)
-    return text[: kept - kept // 2] + note + text[len(text) - kept // 2 :]
+        note = " ..."
+    kept = limit - len(note) - 1
+    tail = len(text) - kept // 2
+    return text[: kept - kept // 2] + note + ("\n" if text[tail - 1] == "\n" else " ") + text[tail:]
 
 
 def of_text(message: str, profile: Profile) -> str:
@@ -59,33 +75,47 @@ def of_error(error: ActionError, profile: Profile) -> str:
 def of_execution(message: str, execution: Execution, problem: str, limits: Limits, profile: Profile) -> str:
     """Observation of a step with an execution.
 
+    Output is shown as MLAgentBench shows it: standard error alone where a script failed, else standard output, else
+    standard error. Where standard error does not tell why a script failed, both are shown, with how it ended.
+
     Args:
       message: the answer of the action (a diff), left out of a brief observation.
-      execution: how the script ended; its output as MLAgentBench shows it: standard error alone where the script
-        failed, else standard output, else standard error.
+      execution: how the script ended, and its output.
       problem: why the submission of a script that ended well was not accepted, or empty.
     """
     failed = execution.ending is not Ending.EXITED or execution.exit_code != 0
-    output = execution.stderr if failed else execution.stdout or execution.stderr
-    if execution.ending is not Ending.EXITED:
-        problem = _limit_message(execution.ending, limits)
+    output = execution.stdout or execution.stderr
+    if failed:
+        problem = _ending(execution, limits)
+        both = (execution.stdout.rstrip("\n"), execution.stderr) if problem else (execution.stderr,)
+        output = "\n".join(filter(None, both))
     problem = f"EnvError: {problem}" if problem else ""
     if profile.brief:
         lines = [line.rstrip() for line in sanitise(output).split("\n") if line.strip()]
-        lines = [sanitise(problem)] if problem else lines[-1:] if failed else lines[-BRIEF_LINES:]
+        lines = lines[-1:] if failed else [] if problem else lines[-BRIEF_LINES:]
+        lines += [sanitise(problem)] if problem else []
         return _tail("\n".join(lines), profile.observation_characters)
     ended = f"\n{problem}" if problem else ""
     text = f"{message}The script has been executed. Here is the output:\n{output}{ended}"
     return cut(sanitise(text), profile.observation_characters)
 
 
-def _limit_message(ending: Ending, limits: Limits) -> str:
-    return {
-        Ending.TIME_LIMIT: f"the script was stopped: it used up its {limits.cpu_seconds:g} s of CPU time, "
-        f"or {limits.wall_seconds:g} s in all.",
-        Ending.MEMORY_LIMIT: f"the script was stopped: it used more than {limits.memory_mb} MB of memory.",
-        Ending.OTHER_LIMIT: "the script was stopped: too many processes, or too much written.",
-    }[ending]
+def _ending(execution: Execution, limits: Limits) -> str:
+    """How a script failed, or empty where its standard error holds the reason, as after an exception."""
+    if execution.ending is not Ending.EXITED:
+        return {
+            Ending.TIME_LIMIT: f"the script was stopped: it used up its {limits.cpu_seconds:g} s of CPU time, "
+            f"or {limits.wall_seconds:g} s in all.",
+            Ending.MEMORY_LIMIT: f"the script was stopped: it used more than {limits.memory_mb} MB of memory.",
+            Ending.OTHER_LIMIT: "the script was stopped: too many processes or files, or too much written.",
+        }[execution.ending]
+    code = execution.exit_code or 0
+    if code == 1 and execution.stderr.strip():
+        return ""
+    if code < 0:
+        names = {number.value: number.name for number in signal.Signals}
+        return f"the script was ended by the signal {names.get(-code, -code)}."
+    return f"the script ended with exit code {code}."
 
 
 def _tail(text: str, limit: int) -> str:

@@ -111,7 +111,7 @@ class Completion:
 
 
 def completion(answer: dict[str, Any]) -> Completion:
-    """A chat completion in the endpoint's answer.
+    """A chat completion in the endpoint's answer; its text is empty where all tokens went into reasoning.
 
     Raises:
       PassingError: it holds none.
@@ -119,6 +119,8 @@ def completion(answer: dict[str, Any]) -> Completion:
     try:
         choice = answer["choices"][0]
         text = choice["message"]["content"]
+        if text is None and choice.get("finish_reason") == "length":
+            text = ""  # A reasoning model thought until its limit: it would again, and is paid for each time.
         if not isinstance(text, str):
             raise TypeError("content is no text")
         usage = answer.get("usage") or {}

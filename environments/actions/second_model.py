@@ -138,8 +138,8 @@ class Editor:
                 time.sleep(min(pause, MAX_PAUSE_SECONDS))
         seconds = round(time.monotonic() - started, 3)
         self._note({**facts, "cached": False, "attempt": attempt, "seconds": seconds, **said.tokens})
-        self._answers.put(key, canonical_json({"request": request, "answer": said.text}))
-        return json.loads(self._answers.get(key) or "")["answer"]  # That of whoever was first.
+        kept = self._answers.put(key, canonical_json({"request": request, "answer": said.text}))
+        return json.loads(kept)["answer"]  # That of whoever was first.
 
     def close(self) -> None:
         self._answers.close()

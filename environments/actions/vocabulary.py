@@ -161,20 +161,23 @@ def _write(files: AgentFiles, name: str, content: bytes, message: str) -> Effect
 def _edit(files: AgentFiles, name: str, change: Callable[[str], str]) -> Effect:
     """Rewrite a script in place."""
     files.check_writable(name)
-    old = files.read(name)
+    old = edits.plain(files.read(name))
     return save_edit(files, name, old, change(old))
 
 
 def save_edit(files: AgentFiles, name: str, old: str, new: str) -> Effect:
-    """Save the text `new`, edited from `old`, as `name`, after a backup of a file that is there."""
+    """Save the plain text `new`, edited from `old`, as `name`, after a backup of a file that is there, in its style."""
     inside = files.check_writable(name)
     existed = files.exists(name)
-    before = files.read_bytes(name) if existed else None
-    if before == new.encode():
-        return Effect(f"The edit changes nothing: {name} is as it was.")
-    if before is not None:
+    if existed:
+        before = files.read_bytes(name)
+        text = before.decode(errors="replace")
+        if edits.plain(text) == new:
+            return Effect(f"The edit changes nothing: {name} is as it was.")
         files.write(f"backup/{inside}_{max(_backups(files, inside), default=0) + 1:04d}", before)
-    files.write(name, new)
+        files.write(name, edits.in_style_of(text, new))
+    else:
+        files.write(name, new)
     diff = edits.unified_diff(old, new, inside)
     return Effect(
         f"The edited file is saved to {name}. Here is the diff, please check if the edit is correct and desirable:\n\n"

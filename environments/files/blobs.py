@@ -2,7 +2,8 @@
 
 `open_store` takes a folder or any fsspec URL (`gs://bucket/path`, `s3://bucket/path`). The trainer and every worker
 open the same URL. Equal bytes are stored once, a blob never changes, and every read is checked against its hash, so
-that a damaged blob is an error and never a wrong state.
+that a damaged blob is an error and never a wrong state. Whatever a file system or a bucket's driver raises reaches the
+caller as a `StoreError`.
 """
 
 from __future__ import annotations
@@ -12,14 +13,26 @@ import contextlib
 import dataclasses
 import hashlib
 import os
+import random
 import re
+import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 import fsspec
 
+T = TypeVar("T")
+
 _ID = re.compile(r"[0-9a-f]{64}")
+_ATTEMPTS = 4
+"""Of one operation on a bucket, beside the driver's own."""
+_PAUSE_SECONDS = 0.2
+"""Before the second attempt; four times as long before each further one."""
+_THREADS = 16
+"""Requests to a bucket at once: one takes 50 ms."""
 
 
 class StoreError(OSError):
@@ -72,6 +85,7 @@ class Store(abc.ABC):
         Raises:
           MissingBlobError: no such blob.
           CorruptBlobError: its bytes do not have this hash.
+          StoreError: it could not be read.
         """
         data = self._read(_checked(identity))
         if blob_id(data) != identity:
@@ -82,8 +96,16 @@ class Store(abc.ABC):
         return data
 
     def has(self, identity: str) -> bool:
-        """Whether the blob is there (its bytes are checked only by `get`)."""
+        """Whether the blob is there (its bytes are checked only by `get`).
+
+        Raises:
+          StoreError: the store does not say.
+        """
         return self._size(_checked(identity)) is not None
+
+    def missing(self, identities: Iterable[str]) -> set[str]:
+        """Those of the blobs that are not there; see `has`."""
+        return {identity for identity in identities if not self.has(identity)}
 
     @abc.abstractmethod
     def _size(self, identity: str) -> int | None:
@@ -128,12 +150,19 @@ class FolderStore(Store):
             return self._path(identity).stat().st_size
         except FileNotFoundError:
             return None
+        except OSError as error:
+            raise self._unreadable(identity, error) from error
 
     def _read(self, identity: str) -> bytes:
         try:
             return self._path(identity).read_bytes()
         except FileNotFoundError:
             raise self._missing(identity) from None
+        except OSError as error:
+            raise self._unreadable(identity, error) from error
+
+    def _unreadable(self, identity: str, error: OSError) -> StoreError:
+        return StoreError(f"blob {identity} cannot be read from {self.url} ({error.strerror or error}): mend the disk")
 
     def _write(self, identity: str, data: bytes) -> None:
         path = self._path(identity)
@@ -155,8 +184,14 @@ class FolderStore(Store):
     def put(self, data: bytes) -> str:
         """As `Store.put`; a blob that was there already counts as put now, because garbage is collected by age."""
         identity = super().put(data)
-        with contextlib.suppress(FileNotFoundError, PermissionError):
+        try:
             os.utime(self._path(identity))
+        except FileNotFoundError:  # Collected just now.
+            self._write(identity, data)
+        except PermissionError:
+            pass  # Another user's, where each collects his own.
+        except OSError as error:
+            raise self._unreadable(identity, error) from error
         return identity
 
     def blobs(self) -> Iterator[Blob]:
@@ -189,20 +224,49 @@ class RemoteStore(Store):
     def _path(self, identity: str) -> str:
         return f"{self._root}/{identity[:2]}/{identity}"
 
+    def missing(self, identities: Iterable[str]) -> set[str]:
+        ordered = sorted(set(identities))
+        with ThreadPoolExecutor(_THREADS) as pool:
+            there = pool.map(self.has, ordered)
+            return {identity for identity, found in zip(ordered, there, strict=True) if not found}
+
     def _size(self, identity: str) -> int | None:
         try:
-            return self._files.size(self._path(identity))
+            return self._try("asked for", identity, self._files.size)
         except FileNotFoundError:
             return None
 
     def _read(self, identity: str) -> bytes:
         try:
-            return self._files.cat_file(self._path(identity))
+            return self._try("read", identity, self._files.cat_file)
         except FileNotFoundError:
             raise self._missing(identity) from None
 
     def _write(self, identity: str, data: bytes) -> None:
-        self._files.pipe_file(self._path(identity), data)
+        try:
+            self._try("written", identity, lambda path: self._files.pipe_file(path, data))
+        except FileNotFoundError as error:
+            raise StoreError(f"a blob cannot be written to {self.url} ({error}): is there such a bucket?") from error
+
+    def _try(self, done: str, identity: str, operation: Callable[[str], T]) -> T:
+        """Do something with a blob's path, again after a failure that may pass. Each driver has exceptions of its own.
+
+        Raises:
+          FileNotFoundError: there is none.
+          StoreError: the bucket refuses, or failed `_ATTEMPTS` times.
+        """
+        attempt = 1
+        while True:
+            try:
+                return operation(self._path(identity))
+            except FileNotFoundError:
+                raise
+            except Exception as error:
+                if isinstance(error, PermissionError) or attempt == _ATTEMPTS:
+                    reason = f"{type(error).__name__}: {error}"
+                    raise StoreError(f"blob {identity} cannot be {done} in {self.url} ({reason})") from error
+            time.sleep(_PAUSE_SECONDS * 4 ** (attempt - 1) * random.uniform(0.5, 1.5))  # noqa: S311 - jitter
+            attempt += 1
 
 
 def open_store(url: str | os.PathLike[str]) -> Store:

@@ -2,7 +2,8 @@
 
 What a script does is a function of what it starts from; so is its grade. The cache keeps, for that start, all that the
 environment learned from running it (`Measurement`), as JSON in a SQLite file that several processes of one host share.
-Metrics come from hidden labels, so the file belongs beside the prepared tasks, out of reach of every sandbox.
+Metrics come from hidden labels, so the file belongs beside the prepared tasks, out of reach of every sandbox. Where
+those are on a network file system, it is in the host's own cache (`environments.files.text_cache`).
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from environments.files.text_cache import TextCache
 from environments.protocol import Limits, canonical_json, digest
 from environments.sandbox.base import Ending, Execution
 
-VERSION = 1
+VERSION = 2
 """Of the key and of what is kept: grows whenever either, or the way of grading, changes its meaning."""
 
 
@@ -39,6 +40,8 @@ class Measurement:
     """Why an execution that ended well was not graded or not kept, for the agent; empty where all is well."""
     reason: str = ""
     """The same for a person, where there is more to say."""
+    cacheable: bool = True
+    """Grading did not end by a limit."""
 
     @property
     def ended_well(self) -> bool:
@@ -48,7 +51,7 @@ class Measurement:
     def repeatable(self) -> bool:
         """It depends on nothing but its start. A limit depends on the load of the host, and a death by signal may be
         the host's doing."""
-        return self.execution.ending is Ending.EXITED and self.execution.exit_code in range(128)
+        return self.cacheable and self.execution.ending is Ending.EXITED and self.execution.exit_code in range(128)
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -88,16 +91,16 @@ class ExecutionCache:
     """Measurements by key, in one SQLite file. Thread-safe; safe among processes of one host."""
 
     def __init__(self, path: Path) -> None:
-        """Open or create the file, readable by its owner alone.
-
-        Raises:
-          OSError: it cannot be created.
-        """
+        """Open or create the file, readable by its owner alone; see `TextCache`."""
         self._texts = TextCache(path, "measurements")
 
     def get(self, key: str) -> Measurement | None:
+        """What is kept under `key`; None where nothing is, or nothing that this program can read."""
         text = self._texts.get(key)
-        return None if text is None else Measurement.from_dict(json.loads(text))
+        try:
+            return None if text is None else Measurement.from_dict(json.loads(text))
+        except (ValueError, KeyError, TypeError):
+            return None
 
     def put(self, key: str, measurement: Measurement) -> None:
         """Keep a measurement, unless it is not `repeatable` or one is kept already."""

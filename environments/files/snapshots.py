@@ -152,6 +152,18 @@ class Snapshots:
         """Ids of all blobs that the snapshot needs, its own included."""
         return {identity, *(entry.blob for entry in self.entries(identity) if entry.kind == "file")}
 
+    def is_whole(self, identity: str, blobs: Iterable[str] = (), known: str | None = None) -> bool:
+        """Whether all blobs of a snapshot, and `blobs`, are in the store; those of the snapshot `known` surely are.
+
+        Raises:
+          StoreError: the store does not say.
+        """
+        try:
+            needed = self.reachable(identity).union(blobs)
+        except (MissingBlobError, CorruptBlobError):
+            return False
+        return not self.store.missing(needed - (self.reachable(known) if known else set()))
+
     def collect(
         self, roots: Iterable[str], max_bytes: int, blobs: Iterable[str] = (), min_age_seconds: float = 3600.0
     ) -> Collection:

@@ -17,12 +17,13 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO, TextIO
+from typing import Any, BinaryIO, TextIO
 
 from environments import rewards, tasks
 from environments.actions import ACTIONS, ASSISTED_ACTIONS, PROFILES, describe_actions, describe_format
@@ -31,6 +32,7 @@ from environments.episode import Episode, default_cache_dir, make
 from environments.files.blobs import StoreError, open_store
 from environments.files.snapshots import Snapshots
 from environments.interfaces.json_lines import failure, record, serve
+from environments.interfaces.terminal import printable
 from environments.protocol import Outcome
 from environments.registry import RegistryError
 from environments.sandbox import PROVIDERS, open_sandbox
@@ -51,9 +53,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status (1: a task fails its check; 2: an error of the user or of this host)."""
     options = _parser().parse_args(arguments)
     try:
-        return options.command(options) or 0
+        with contextlib.ExitStack() as stack:
+            if getattr(options, "json", False) or options.command is _serve:
+                options.answers = stack.enter_context(_own_standard_output())
+            return options.command(options) or 0
     except _USER_ERRORS as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(printable(f"error: {error}"), file=sys.stderr)
         return 2
     except BrokenPipeError:  # The reader (`head`) has seen enough.
         sys.stderr.close()
@@ -67,12 +72,13 @@ def _list(options: argparse.Namespace) -> None:
     specs = [tasks.get(name).spec for name in listed]
     if options.json:
         fields = ("name", "kind", "split", "metric", "higher_is_better", "traits", "source")
-        print(json.dumps([{field: getattr(spec, field) for field in fields} for spec in specs], indent=1))
+        _answer(options, [{field: getattr(spec, field) for field in fields} for spec in specs])
         return
     width = max(len(spec.name) for spec in specs)
     for spec in specs:
         problem = spec.description.strip().splitlines()[0]
-        print(f"{spec.name:{width}}  {spec.split:8}  {spec.kind:11}  {spec.metric + _better(spec):10}  {problem}")
+        row = f"{spec.name:{width}}  {spec.split:8}  {spec.kind:11}  {spec.metric + _better(spec):10}  {problem}"
+        print(printable(row))
 
 
 def _fetch(options: argparse.Namespace) -> None:
@@ -87,7 +93,7 @@ def _fetch(options: argparse.Namespace) -> None:
 def _show(options: argparse.Namespace) -> None:
     spec = tasks.get(options.task).spec
     limits = spec.limits
-    print(f"{spec.name}: {spec.kind}, {spec.split}\n\n{spec.description.strip()}\n")
+    print(printable(f"{spec.name}: {spec.kind}, {spec.split}\n\n{spec.description.strip()}\n"))
     print(f"metric       {spec.metric}{_better(spec)}, of {spec.submission}, which {spec.entry} writes")
     print(f"read only    {', '.join(spec.read_only)}")
     print(f"an execution {limits.cpu_seconds:g} s of CPU, {limits.wall_seconds:g} s, {limits.memory_mb} MB of memory")
@@ -117,11 +123,11 @@ def _check(options: argparse.Namespace) -> int:
         sandbox.close()
     wrong = sum(not finding.ok for finding in findings)
     if options.json:
-        print(json.dumps({"task": options.task, "ok": not wrong, "findings": [vars(f) for f in findings]}, indent=1))
+        _answer(options, {"task": options.task, "ok": not wrong, "findings": [vars(finding) for finding in findings]})
         return int(wrong > 0)
     for finding in findings:
         remedy = "" if finding.ok or not finding.remedy else f"; {finding.remedy}"
-        print(f"{'ok  ' if finding.ok else 'FAIL'}  {finding.check}: {finding.message}{remedy}")
+        print(printable(f"{'ok  ' if finding.ok else 'FAIL'}  {finding.check}: {finding.message}{remedy}"))
     print(f"{len(findings) - wrong} of {len(findings)} checks passed")
     return int(wrong > 0)
 
@@ -158,9 +164,9 @@ def _grade(options: argparse.Namespace) -> int:
     except InvalidSubmissionError as error:
         record["invalid"] = str(error)
     if options.json:
-        print(json.dumps(record))
+        _answer(options, record)
     elif "invalid" in record:
-        print(f"invalid: {record['invalid']}")
+        print(printable(f"invalid: {record['invalid']}"))
     else:
         print(
             f"{task.spec.metric}{_better(task.spec)}  "
@@ -173,12 +179,12 @@ def _grade(options: argparse.Namespace) -> int:
 
 def _play(options: argparse.Namespace) -> None:
     with _episode(options, options.max_steps) as episode:
-        print(episode.reset()[0])
+        print(printable(episode.reset()[0]))
         print("Type a reply, then a line with a single dot. End of file (Ctrl-D) leaves.")
         for reply in _replies(sys.stdin):
             observation, _, terminated, truncated, info = episode.step(reply)
             shown = observation or "(no output)"
-            print(f"Observation:\n```\n{shown}\n```\n{_summary(info['outcome'])}")
+            print(f"Observation:\n```\n{printable(shown)}\n```\n{_summary(info['outcome'])}")
             if terminated or truncated:
                 print("The episode is over.")
                 return
@@ -191,9 +197,9 @@ def _run(options: argparse.Namespace) -> None:
             observation, _, terminated, _, info = episode.step(action)
             outcome = info["outcome"]
             if options.json:
-                print(json.dumps(record(outcome)), flush=True)
+                _answer(options, record(outcome))
             else:
-                print(f"{number}. {_summary(outcome)}\n{observation}\n", flush=True)
+                print(f"{number}. {_summary(outcome)}\n{printable(observation)}\n", flush=True)
             if terminated and number < len(actions):
                 print(f"the episode ended at action {number} of {len(actions)}", file=sys.stderr)
                 return
@@ -201,14 +207,13 @@ def _run(options: argparse.Namespace) -> None:
 
 def _serve(options: argparse.Namespace) -> int:
     """One episode after the other for a client at the other end of standard input and output (docs/serve.md)."""
-    with _own_standard_output() as answers:
-        try:
-            episode = _episode(options, options.max_steps)
-        except _USER_ERRORS as error:
-            answers.write(json.dumps(failure("start", str(error), "mend that, and start again")).encode() + b"\n")
-            raise
-        with episode:
-            serve(episode, sys.stdin.buffer, answers)
+    try:
+        episode = _episode(options, options.max_steps)
+    except _USER_ERRORS as error:
+        _answer(options, failure("start", str(error), "mend that, and start again"))
+        raise
+    with episode:
+        serve(episode, sys.stdin.buffer, options.answers)
     return 0
 
 
@@ -221,11 +226,21 @@ def _clean(options: argparse.Namespace) -> None:
 
 @contextlib.contextmanager
 def _own_standard_output() -> Iterator[BinaryIO]:
-    """Standard output for the protocol alone: whatever else this process prints (a task's own `grade.py`, a library)
-    goes to standard error."""
-    with os.fdopen(os.dup(1), "wb") as answers:
+    """Standard output for answers alone: whatever else this process prints (a task's own `prepare.py`, a library) goes
+    to standard error."""
+    sys.stdout.flush()
+    with os.fdopen(os.dup(1), "wb") as answers, contextlib.redirect_stdout(sys.stderr):
         os.dup2(2, 1)
-        yield answers
+        try:
+            yield answers
+        finally:
+            os.dup2(answers.fileno(), 1)
+
+
+def _answer(options: argparse.Namespace, answer: Any) -> None:
+    """Write a line of JSON to the stream that is for answers alone."""
+    options.answers.write(json.dumps(answer).encode() + b"\n")
+    options.answers.flush()
 
 
 def _episode(options: argparse.Namespace, max_steps: int) -> Episode:
@@ -261,11 +276,12 @@ def _summary(outcome: Outcome) -> str:
 def _read_actions(path: str) -> list[str]:
     """Reply texts of a JSON Lines file, `-` for standard input."""
     try:
-        text = sys.stdin.read() if path == "-" else Path(path).read_text(encoding="utf-8")
+        text = sys.stdin.read() if path == "-" else Path(path).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"--actions {path} cannot be read: {error}") from error
     actions = []
-    for number, line in enumerate(text.splitlines(), start=1):
+    # A newline ends a line, and nothing else does: U+2028 may stand in a JSON string as it is.
+    for number, line in enumerate(io.StringIO(text.removeprefix("\ufeff")), start=1):
         if not line.strip():
             continue
         try:

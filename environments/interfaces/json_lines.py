@@ -10,6 +10,7 @@ so a scaffold in any language can go on. Hidden labels are not in this process' 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO
 
@@ -152,13 +153,22 @@ def _parse(line: bytes) -> dict[str, Any]:
             "bad_request", f"a request has at most {MAX_REQUEST_BYTES} bytes", "send less: the agent's reply alone"
         )
     try:
-        request = json.loads(line)
+        request = json.loads(line, parse_constant=_refuse, parse_float=_finite)
     except (ValueError, RecursionError) as error:
         raise RequestError("bad_request", f"not JSON: {error}", "send one JSON object a line, in UTF-8") from error
     if not isinstance(request, dict):
         shown = line[:40].decode(errors="replace").strip()
         raise RequestError("bad_request", f"a request is an object, this is {shown!r}", 'send {"command": ...}')
     return request
+
+
+def _refuse(number: str) -> float:
+    raise ValueError(f"{number} is no number of JSON")
+
+
+def _finite(number: str) -> float:
+    value = float(number)
+    return value if math.isfinite(value) else _refuse(number)
 
 
 def _check(request: dict[str, Any]) -> str:

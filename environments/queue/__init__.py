@@ -39,7 +39,10 @@ def open_queue(
     if backend == "sqlite":
         from environments.queue.sqlite import SqliteEngine as EngineOf
     elif backend == "postgresql":
-        from environments.queue.postgres import PostgresEngine as EngineOf
+        try:
+            from environments.queue.postgres import PostgresEngine as EngineOf
+        except ModuleNotFoundError:
+            raise QueueError("psycopg is not installed: `pip install '.[postgres]'`") from None
     else:
         raise QueueError(f"the queue's URL begins with {backend}://; write sqlite:///PATH or postgresql://...")
     return SqlQueue(EngineOf(parsed, patience_seconds, clock), store, create, retries)

@@ -1,16 +1,17 @@
 """The reward queue: jobs out, outcomes back, at-least-once execution and exactly one accepted result a job.
 
-    trainer: enqueue -> (workers) -> outcomes -> consume          worker: claim -> heartbeat ... -> complete | fail
+    trainer: enqueue -> (workers) -> outcomes -> consume     worker: claim -> heartbeat ... -> complete | fail | release
 
 A job is `queued`, `leased` (to one worker, until its lease runs out), `done` (one outcome accepted), `dead` (failed
-`max_attempts` times) or `cancelled`; the outcome of the last two is an infrastructure error, which the trainer masks.
+`max_attempts` times, or set aside because it is no job or kills its workers) or `cancelled`; the outcome of the last
+two is an infrastructure error, which the trainer masks.
 `environments.queue.open_queue` gives the implementation that a URL names.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
@@ -89,10 +90,12 @@ class Lease:
     worker: str
     seconds: float
     """Length of the lease; renewed by `heartbeat`, which a worker calls every third of it."""
+    lapses: int = 0
+    """Earlier leases of the job that ran out. Above 0 the job may have killed its worker: it is executed alone."""
 
 
 class RewardQueue(Protocol):
-    """Thread-safe; safe among processes (SQLite: of one host). Time is the database's."""
+    """Thread-safe; safe among processes (SQLite: of one host). Time is the database's, and never goes back."""
 
     # -- trainer --
     def enqueue(self, jobs: Iterable[Job]) -> int:
@@ -124,18 +127,19 @@ class RewardQueue(Protocol):
     def cancel(self, run: str, older_than_version: int | None = None) -> int:
         """Cancel queued jobs of `run` (sampled by a policy older than the version given); returns how many."""
 
-    def outstanding(self, run: str) -> dict[int, int]:
-        """How many jobs of `run` are queued or leased, by policy version."""
+    def failures(self, run: str) -> str:
+        """How many jobs of `run` failed and are tried again, with the last reason; empty where none failed."""
 
     def check_alive(self, run: str, silence_seconds: float) -> None:
         """Raise QueueError, with the reason, when no worker is alive or nothing came back for so long."""
 
     # -- worker --
     def claim(self, worker: str, capabilities: Capabilities, lease_seconds: float = 60.0) -> Lease | None:
-        """Lease the oldest job that this worker can serve, or None. Counts an attempt."""
+        """Lease the oldest job that this worker can serve, or None. Counts an attempt. What is queued and is no job is
+        set aside with its reason."""
 
-    def heartbeat(self, lease: Lease) -> bool:
-        """Renew; False when the lease was lost and the work is to be abandoned."""
+    def heartbeat(self, leases: Collection[Lease]) -> list[Lease]:
+        """Renew all; returns those that were lost, whose work is to be abandoned."""
 
     def complete(self, lease: Lease, outcome: Outcome) -> bool:
         """Hand in a result; False (counted, discarded) when the lease was lost or the job has its result."""
@@ -143,8 +147,11 @@ class RewardQueue(Protocol):
     def fail(self, lease: Lease, reason: str) -> None:
         """An infrastructure failure: the job is retried after a backoff, or dead after `max_attempts`."""
 
+    def release(self, lease: Lease) -> None:
+        """Give a job back that was not finished for no fault of it or of the host: the attempt does not count."""
+
     def watch(self) -> AbstractContextManager[Changes]:
-        """Wakes when jobs were added, so that an idle worker need not ask again and again."""
+        """Wakes when jobs may have been added."""
 
     def report(self, worker: str, report: WorkerReport) -> None:
         """Say that the worker process `worker` is alive, and how it is."""
@@ -156,6 +163,9 @@ class RewardQueue(Protocol):
 
     def purge(self, older_than_seconds: float, run: str | None = None) -> int:
         """Delete what finished longer ago than that, and workers not seen since; returns how many jobs."""
+
+    def texts(self) -> Iterator[str]:
+        """Texts of all jobs and outcomes in the queue, as they are stored: what they name in the store is in use."""
 
     def status(self) -> Mapping[str, Any]:
         """Depth, ages, leases, attempts, dead letters with reasons, workers with last-seen, rates; as JSON."""

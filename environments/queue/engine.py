@@ -1,4 +1,4 @@
-"""What differs between the databases behind the queue: connecting, transactions, time, waking those who wait.
+"""What differs between the databases behind the queue: connecting, transactions, time, waiting for changes.
 
 `environments.queue.sqlite` and `environments.queue.postgres` are the two engines; `environments.queue.sql` is the
 queue itself, written once. URLs reach a message only through `safe_url`, and errors of a driver only through
@@ -8,15 +8,16 @@ queue itself, written once. URLs reach a message only through `safe_url`, and er
 from __future__ import annotations
 
 import abc
+import contextlib
 import random
 import time
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 from urllib.parse import quote_plus
 
 import sqlalchemy
-from sqlalchemy import URL, Column, ColumnElement, Connection, Double, Select, bindparam
+from sqlalchemy import URL, ColumnElement, Connection, Double, bindparam
 from sqlalchemy.exc import ArgumentError, DBAPIError
 
 from environments.queue.base import Changes, QueueError
@@ -83,8 +84,7 @@ class Engine(abc.ABC):
         """Run `work` in one transaction; try again while the database is busy or away. `work` must be repeatable.
 
         Args:
-          single: `work` executes one statement only, which is a transaction by itself: on a server that saves the
-            round trips of BEGIN and COMMIT, half of what a claim costs.
+          single: `work` executes one statement, a transaction by itself: a server is spared BEGIN and COMMIT.
 
         Raises:
           QueueError: the database refuses, or did not come back within `patience_seconds`.
@@ -113,9 +113,14 @@ class Engine(abc.ABC):
         """What to do about a driver's message, or nothing."""
         return ""
 
-    def among(self, column: Column, query: Select) -> ColumnElement[bool]:
-        """Condition that `column` is one of the values of `query`, which is asked once."""
-        return column.in_(query)
+    @abc.abstractmethod
+    def start_clock(self, connection: Connection) -> None:
+        """Make `now` usable; called once, when the tables are there."""
+
+    @contextlib.contextmanager
+    def watch(self) -> Iterator[Changes]:
+        """Watch the queue from now on. By default every wait lasts its time and ends with another look."""
+        yield _Pause()
 
     @abc.abstractmethod
     def begin(self, write: bool, single: bool = False) -> AbstractContextManager[Connection]:
@@ -124,18 +129,6 @@ class Engine(abc.ABC):
     @abc.abstractmethod
     def exclude_others(self, connection: Connection) -> None:
         """Hold off every other process that wants to create the tables, until this transaction ends."""
-
-    @abc.abstractmethod
-    def notify(self, connection: Connection, channel: str) -> None:
-        """Wake those who watch `channel` when this transaction is committed."""
-
-    @abc.abstractmethod
-    def announce(self, channel: str) -> None:
-        """Wake those who watch `channel` soon, for what is committed already. May be lost with this process."""
-
-    @abc.abstractmethod
-    def watch(self, channel: str) -> AbstractContextManager[Changes]:
-        """Watch `channel` from now on."""
 
     @abc.abstractmethod
     def is_transient(self, error: DBAPIError) -> bool:
@@ -150,3 +143,9 @@ class Engine(abc.ABC):
 
     @abc.abstractmethod
     def _database_time(self) -> ColumnElement[float]: ...
+
+
+class _Pause:
+    def wait(self, timeout_seconds: float) -> bool:
+        time.sleep(timeout_seconds)
+        return True

@@ -78,17 +78,39 @@ def _likely_cause(connection: Connection, run: str, alive: list[Row]) -> str:
         schema.requirements.c.id.in_(select(jobs.c.requirements).where(jobs.c.run == run, schema.queued))
     )
     for body in connection.scalars(asked):
-        lacking = [offer.lacking(Requirements.from_dict(json.loads(body))) for offer in offers]
+        try:
+            required = Requirements.from_dict(json.loads(body))
+        except ValueError as error:
+            return f"what its jobs require cannot be read: {error}"
+        lacking = [offer.lacking(required) for offer in offers]
         if all(lacking):
             return f"no worker offers what its jobs require: {'; '.join(min(lacking, key=len))}"
+    reason = _last_failure(connection, run)
+    return f"the last attempt failed: {reason}" if reason else "executions may take longer than the time allowed here"
+
+
+def failures(connection: Connection, run: str) -> str:
+    """How many jobs of `run` failed and are tried again, with the last reason; empty where none failed."""
+    counts = connection.execute(
+        select(func.count().label("out"), func.count(jobs.c.reason).label("failed")).where(
+            jobs.c.run == run, schema.outstanding
+        )
+    ).one()
+    if not counts.failed:
+        return ""
+    reason = _last_failure(connection, run)
+    return f"{counts.failed} of {counts.out} jobs that are out failed and are tried again; the last: {reason}"
+
+
+def _last_failure(connection: Connection, run: str) -> str | None:
+    """Reason of the newest failed attempt of a job of `run` that is out."""
     failed = (
         select(jobs.c.reason)
         .where(jobs.c.run == run, schema.outstanding, jobs.c.reason.is_not(None))
         .order_by(jobs.c.ready_at.desc())
         .limit(1)
     )
-    reason = connection.scalar(failed)
-    return f"the last attempt failed: {reason}" if reason else "executions may take longer than the time allowed here"
+    return connection.scalar(failed)
 
 
 def _runs(connection: Connection, now: ColumnElement[float]) -> dict[str, Any]:

@@ -1,28 +1,24 @@
-"""The statements of the lease protocol, built once: with SQLAlchemy, building a statement costs more than running it.
+"""The statements of the lease protocol, built once.
 
-The fence is one condition in one place, `_held`: the row is leased, under this token, until later than now by the
-database's clock. Whoever fails it has lost the job, whatever he did meanwhile.
+The fence is one condition in one place: the row is leased, under this token, until later than now by the database's
+clock. A claim that fails it has lost the job, whatever its worker did meanwhile.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
-from collections.abc import Callable
 
 from sqlalchemy import (
-    BigInteger,
-    Column,
     ColumnElement,
     Double,
     Integer,
-    Select,
     Text,
     Update,
     bindparam,
     case,
     literal,
     literal_column,
+    or_,
     select,
     tuple_,
     update,
@@ -42,6 +38,8 @@ class RetryPolicy:
     """Claims after which a job is dead."""
     backoff_seconds: float = 1.0
     """Before the second attempt; doubles with each, up to a minute."""
+    max_lapses: int = 3
+    """Leases that may run out before a job is set aside: it probably kills its workers."""
 
     def delay(self, attempts: ColumnElement[int]) -> ColumnElement[float]:
         """Backoff after `attempts` claims, in SQL."""
@@ -50,27 +48,50 @@ class RetryPolicy:
 
 
 class LeaseStatements:
-    """Updates of `jobs` for one claim (parameters `job_id`, `held_token`) and for those whose time is up.
+    """Updates of `jobs`: for one claim (parameters `job_id` and `held_token`), for several, for leases that ran out.
 
     Args:
       now: the database's time as an SQL expression.
-      among: condition that a column is one of what a query gives.
     """
 
-    def __init__(
-        self,
-        now: ColumnElement[float],
-        retries: RetryPolicy,
-        among: Callable[[Column, Select], ColumnElement[bool]],
-    ) -> None:
+    def __init__(self, now: ColumnElement[float], retries: RetryPolicy) -> None:
         self._now, self._retries = now, retries
         lease_seconds = bindparam("lease_seconds", type_=Double)
-        self._lease_seconds = lease_seconds
-        self.renew = update(jobs).where(self._held).values(lease_until=_lesser(now + lease_seconds, jobs.c.deadline))
-        """Parameter `lease_seconds`."""
+        is_current = schema.leased & (jobs.c.lease_until > now)
+        held = _CLAIM & is_current
+        oldest = (
+            select(jobs.c.seq)
+            .where(schema.queued, jobs.c.ready_at <= now, jobs.c.requirements.in_(bindparam("served", expanding=True)))
+            .order_by(jobs.c.ready_at, jobs.c.seq)
+            .limit(literal_column("1"))  # A literal: the planner reckons with a tenth of the table for one unknown.
+            .with_for_update(skip_locked=True)
+        )
+        self.claim = (
+            update(jobs)
+            .where(jobs.c.seq == oldest.scalar_subquery())
+            .values(
+                state=LEASED,
+                token=jobs.c.token + 1,
+                attempts=jobs.c.attempts + 1,
+                worker=bindparam("claimed_by", type_=Text),
+                leased_at=now,
+                lease_until=now + _lesser(lease_seconds, jobs.c.execution_seconds),
+                deadline=now + jobs.c.execution_seconds,
+            )
+            .returning(*(jobs.c[name] for name in ("id", "payload", "token", "attempts", "lapses")))
+        )
+        """Leases the job, of those with the requirements `served` (ids), that has been ready the longest. Parameters
+        also `claimed_by` and `lease_seconds`."""
+        self.renew = (
+            update(jobs)
+            .where(tuple_(jobs.c.id, jobs.c.token).in_(bindparam("claims", expanding=True)), is_current)
+            .values(lease_until=_lesser(now + lease_seconds, jobs.c.deadline))
+            .returning(jobs.c.id)
+        )
+        """Parameters `claims`, of (id, token), and `lease_seconds`; returns the ids of those still held."""
         self.accept = (
             update(jobs)
-            .where(self._held)
+            .where(held)
             .values(
                 state=DONE,
                 finished_at=now,
@@ -80,91 +101,39 @@ class LeaseStatements:
             )
         )
         """Parameters `result_kind`, `result_seconds` and `result`."""
-        self.accepted = select(jobs.c.id).where(*_CLAIM, schema.is_done)
+        self.accepted = select(jobs.c.id).where(_CLAIM, schema.done)
         """Whether this very claim gave the accepted result."""
-        self.count_late = update(jobs).where(_CLAIM[0]).values(late_results=jobs.c.late_results + 1)
-        self.fail = self._give_back(self._held, bindparam("failure", type_=Text))
+        self.count_late = update(jobs).where(_JOB).values(late_results=jobs.c.late_results + 1)
+        failure = bindparam("failure", type_=Text)
+        spent = jobs.c.attempts >= jobs.c.max_attempts
+        self.fail = self._end_attempt(held, spent, failure)
         """Parameter `failure`: the reason."""
-        ran_out = (
-            select(jobs.c.seq)
-            .where(schema.leased, jobs.c.lease_until <= now)
-            .order_by(jobs.c.lease_until)
-            .with_for_update(skip_locked=True)
-        )
-        reason = literal("the lease of ") + jobs.c.worker + " ran out: it died, hung or was cut off"
-        self.reap = self._give_back(among(jobs.c.seq, ran_out), reason)
+        self.release = update(jobs).where(held).values(state=QUEUED, attempts=jobs.c.attempts - 1, ready_at=now)
+        """Gives the job back as if it had not been claimed."""
+        self.set_aside = update(jobs).where(held).values(state=DEAD, finished_at=now, reason=failure)
+        """Ends a job that no attempt can finish. Parameter `failure`."""
+        ran_out = select(jobs.c.seq).where(schema.leased, jobs.c.lease_until <= now).with_for_update(skip_locked=True)
+        lost = literal("the lease of ") + jobs.c.worker + " ran out: it died, hung or was cut off"
+        suspect = jobs.c.lapses + 1 >= retries.max_lapses
+        note = f"set aside, since {retries.max_lapses} leases of it ran out and it may kill its workers; the last: "
+        self.reap = self._end_attempt(
+            jobs.c.seq.in_(ran_out), or_(spent, suspect), case((suspect, literal(note) + lost), else_=lost)
+        ).values(lapses=jobs.c.lapses + 1)
         """Takes back the jobs whose leases ran out; no parameters."""
 
-    @functools.lru_cache(maxsize=64)  # noqa: B019 - as many as there are sets of requirements, for the queue's life
-    def claim(self, served: tuple[str, ...]) -> Update:
-        """Lease the job, of those with the requirements `served` (ids), that has been ready the longest.
-
-        Parameters `lease_seconds`, `claimed_by`, and `from_ready_at` with `from_seq`, where to begin (see `START`).
-        Returns id, payload, token, attempts, ready_at and seq.
-        """
-        until = self._now + _lesser(self._lease_seconds, jobs.c.execution_seconds)
-        return (
-            update(jobs)
-            .where(jobs.c.seq == self._oldest_ready(served))
-            .values(
-                state=LEASED,
-                token=jobs.c.token + 1,
-                attempts=jobs.c.attempts + 1,
-                worker=bindparam("claimed_by", type_=Text),
-                leased_at=self._now,
-                lease_until=until,
-                deadline=self._now + jobs.c.execution_seconds,
-            )
-            .returning(*(jobs.c[name] for name in ("id", "payload", "token", "attempts", *START)))
-        )
-
-    @property
-    def _held(self) -> ColumnElement[bool]:
-        """The fence: this claim of this job is still the one that counts."""
-        return _CLAIM[0] & _CLAIM[1] & schema.is_leased & (jobs.c.lease_until > self._now)
-
-    def _oldest_ready(self, served: tuple[str, ...]) -> ColumnElement[int]:
-        """`seq` of the job to claim.
-
-        One look into the index for each of the few distinct requirements: a scan past jobs that this worker cannot
-        serve would cost more the longer they wait.
-        """
-        # A literal: for a limit that it does not know, PostgreSQL plans with a tenth of the table, each time anew.
-        one = literal_column("1")
-        firsts = [
-            select(jobs.c.seq, jobs.c.ready_at)
-            .where(schema.queued, jobs.c.requirements == identity, jobs.c.ready_at <= self._now, _FROM)
-            .order_by(jobs.c.ready_at, jobs.c.seq)
-            .limit(one)
-            .with_for_update(skip_locked=True)
-            for identity in served
-        ]
-        if len(firsts) == 1:
-            return firsts[0].with_only_columns(jobs.c.seq).scalar_subquery()
-        first, *others = [select(query.subquery()) for query in firsts]
-        candidates = first.union_all(*others).subquery()
-        oldest = select(candidates.c.seq).order_by(candidates.c.ready_at, candidates.c.seq).limit(one)
-        return oldest.scalar_subquery()
-
-    def _give_back(self, where: ColumnElement[bool], reason: ColumnElement[str]) -> Update:
-        """End the current attempt of the jobs `where`: queued again after a backoff, or dead."""
-        spent = jobs.c.attempts >= jobs.c.max_attempts
+    def _end_attempt(self, where: ColumnElement[bool], last: ColumnElement[bool], reason: ColumnElement[str]) -> Update:
+        """End the current attempt of the jobs `where`: dead if it was their `last`, else queued after a backoff."""
         values = {
-            "state": case((spent, DEAD), else_=QUEUED),
+            "state": case((last, DEAD), else_=QUEUED),
             "ready_at": self._now + self._retries.delay(jobs.c.attempts),
-            "finished_at": case((spent, self._now)),
+            "finished_at": case((last, self._now)),
             "reason": reason,
         }
         return update(jobs).where(where).values(values)
 
 
-START = {"ready_at": 0.0, "seq": 0}
-"""The first place in the order of claims. Who begins at the place of his last claim does not pass all that was claimed
-before it, which lies dead at the head of PostgreSQL's index until that is vacuumed, a minute later at best."""
-_FROM = tuple_(jobs.c.ready_at, jobs.c.seq) >= tuple_(
-    bindparam("from_ready_at", type_=Double), bindparam("from_seq", type_=BigInteger)
-)
-_CLAIM = (jobs.c.id == bindparam("job_id", type_=Text), jobs.c.token == bindparam("held_token", type_=Integer))
+_JOB = jobs.c.id == bindparam("job_id", type_=Text)
+_CLAIM = _JOB & (jobs.c.token == bindparam("held_token", type_=Integer))
 
 
 def _lesser(first: ColumnElement[float], second: ColumnElement[float]) -> ColumnElement[float]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, TypeVar
 
 from environments.files.blobs import Store, StoreError
-from environments.protocol import canonical_json
+from environments.protocol import ProtocolError, canonical_json
+
+T = TypeVar("T")
 
 INLINE_BYTES = 4096
 """Longest JSON kept in the row."""
@@ -30,13 +32,24 @@ class Payloads:
             return text
         return _PREFIX + self._store.put(text.encode())
 
-    def unpack(self, text: str) -> dict[str, Any]:
-        """What was packed. Raises StoreError where the store cannot give it."""
-        if not text.startswith(_PREFIX):
-            return json.loads(text)
-        if self._store is None:
-            raise StoreError("a payload lies in a store and this queue was opened without one: name the run's store")
-        return json.loads(self._store.get(text.removeprefix(_PREFIX)))
+    def unpack(self, text: str, read: Callable[[dict[str, Any]], T]) -> T:
+        """What was packed, as `read` makes it of the JSON.
+
+        Raises:
+          StoreError: the store cannot give it.
+          ProtocolError: it is not what `read` reads.
+        """
+        if text.startswith(_PREFIX):
+            if self._store is None:
+                raise StoreError(
+                    "a payload lies in a store and this queue was opened without one: name the run's store"
+                )
+            text = self._store.get(text.removeprefix(_PREFIX)).decode(errors="replace")
+        try:
+            data = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise ProtocolError(f"it is no JSON: {error}") from error
+        return read(data)
 
     def pack_all(self, items: Sequence[dict[str, Any]]) -> list[str]:
         """`pack` of every item, in order."""
@@ -45,9 +58,16 @@ class Payloads:
         with ThreadPoolExecutor(_THREADS) as pool:
             return list(pool.map(self.pack, items))
 
-    def unpack_all(self, texts: Sequence[str]) -> list[dict[str, Any]]:
-        """`unpack` of every text, in order."""
+    def unpack_all(self, texts: Sequence[str], read: Callable[[dict[str, Any]], T]) -> list[T | ProtocolError]:
+        """`unpack` of every text, in order; where one is not what `read` reads, the error."""
+
+        def unpack(text: str) -> T | ProtocolError:
+            try:
+                return self.unpack(text, read)
+            except ProtocolError as error:
+                return error
+
         if sum(text.startswith(_PREFIX) for text in texts) < 2:
-            return [self.unpack(text) for text in texts]
+            return [unpack(text) for text in texts]
         with ThreadPoolExecutor(_THREADS) as pool:
-            return list(pool.map(self.unpack, texts))
+            return list(pool.map(unpack, texts))

@@ -1,45 +1,35 @@
-"""The queue in PostgreSQL: many hosts, the server's clock, SKIP LOCKED to claim and LISTEN / NOTIFY to wake.
+"""The queue in PostgreSQL: many hosts, the server's clock, SKIP LOCKED to claim.
 
 The URL is `postgresql://user:password@host:port/database` with libpq's options (`?sslmode=verify-full`); what it leaves
 out comes from libpq's environment (PGPASSWORD, PGSSLMODE, ~/.pgpass). A server that restarts or is cut off is waited
-for, with growing pauses. A pooler in transaction mode does not carry LISTEN: connect to the server itself.
+for, with growing pauses.
+
+A network that is cut says nothing: packets vanish, and a statement waits for its answer for ever. The kernel notices
+where the server's host no longer acknowledges; where something in between still does (a proxy, a gateway that forgot
+the connection, a host that hangs), only the time that an answer takes tells. Both give an `OperationalError` within
+`SILENCE_SECONDS`, and the queue connects again.
 """
 
 from __future__ import annotations
 
-import contextlib
-import threading
+import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Mapping
+from contextlib import AbstractContextManager
+from typing import Any, TypeVar
 
+import psycopg
 import sqlalchemy
-from sqlalchemy import (
-    URL,
-    Column,
-    ColumnElement,
-    Connection,
-    Double,
-    Select,
-    Text,
-    any_,
-    bindparam,
-    cast,
-    event,
-    func,
-    select,
-)
+from sqlalchemy import URL, ColumnElement, Connection, Double, cast, event, func, select
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.exc import DBAPIError
 
-from environments.queue.base import QueueError
 from environments.queue.engine import Engine
+
+T = TypeVar("T")
 
 _LOCK = 0x6D6C6167
 """Advisory lock of those who create the tables."""
-_NOTIFY = select(func.pg_notify(bindparam("channel", type_=Text), ""))
-_NOTIFY_UNSYNCED = _NOTIFY.add_columns(func.set_config("synchronous_commit", "off", True))
-"""By itself: there is nothing of it to bring to the disk."""
 _REFUSALS = (
     "authentication failed",
     "does not exist",
@@ -52,11 +42,27 @@ _REFUSALS = (
 """Connection errors that waiting does not cure."""
 _LONGEST_PAUSE_SECONDS = 5.0
 AT_ONCE = 2
-"""Transactions of one process at once, and so its connections, beside those that listen: a thousand workers share one
-server. Its other threads wait for the milliseconds that a transaction takes, which costs less than to connect."""
+"""Connections of one process: a thousand workers share one server. Threads wait for the milliseconds that a transaction
+takes, which costs less than to connect."""
+SILENCE_SECONDS = 30.0
+"""Longest wait for an answer. Every statement of the queue is short; half a lease, so that it can still be renewed."""
+CLIENT_OPTIONS = {
+    "application_name": "mlagent",
+    "connect_timeout": 10,
+    "keepalives_idle": 15,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 30_000,  # Milliseconds. Keep-alives do not run while something sent is not acknowledged.
+}
+"""Of libpq, where the URL does not say otherwise."""
+SERVER_OPTIONS = (
+    "-c tcp_keepalives_idle=15 -c tcp_keepalives_interval=5 -c tcp_keepalives_count=3 "
+    "-c idle_in_transaction_session_timeout=60s"
+)
+"""The same on the other side: what a vanished client had locked is free again after a minute."""
 WORKER_COLUMNS = (
-    *("state", "ready_at", "attempts", "token", "worker", "leased_at", "lease_until", "deadline", "late_results"),
-    *("finished_at", "kind", "seconds", "outcome", "reason"),
+    *("state", "ready_at", "attempts", "lapses", "token", "worker", "leased_at", "lease_until", "deadline"),
+    *("late_results", "finished_at", "kind", "seconds", "outcome", "reason"),
 )
 """Of a job, what a worker writes: its lease and its result, never what is to be done or who used the result."""
 WORKER_GRANTS = (
@@ -66,6 +72,9 @@ WORKER_GRANTS = (
     "GRANT SELECT, INSERT, UPDATE ON mlagent_workers TO {role}",
 )
 """All that a worker's role needs: it can claim, complete and report, not add, change, delete or drop."""
+PLANNER_OPTIONS = "-c enable_seqscan=off -c enable_sort=off -c jit=off"
+"""Every statement that runs often has an index that gives its rows in order. By statistics of a moment when the queue
+was empty the planner would read and sort all jobs for each claim (measured: 7 times the server's CPU time)."""
 
 
 class PostgresEngine(Engine):
@@ -73,55 +82,26 @@ class PostgresEngine(Engine):
 
     def __init__(self, url: URL, patience_seconds: float, clock: Callable[[], float] | None) -> None:
         super().__init__(url, patience_seconds, clock)
-        try:
-            from environments.queue.postgres_connection import connect
-        except ModuleNotFoundError:
-            raise QueueError("psycopg is not installed: `pip install '.[postgres]'`") from None
         self._engine = sqlalchemy.create_engine(
             url.set(drivername="postgresql+psycopg"),
             hide_parameters=True,
             isolation_level="AUTOCOMMIT",
             pool_size=AT_ONCE,
-            max_overflow=-1,  # Those that listen.
+            max_overflow=0,
+            pool_timeout=None,
             pool_use_lifo=True,  # One connection that has everything prepared rather than several in turn.
         )
-        event.listen(self._engine, "do_connect", lambda dialect, record, arguments, parameters: connect(parameters))
+        event.listen(self._engine, "do_connect", lambda dialect, record, arguments, parameters: _connect(parameters))
         self._transactions = self._engine.execution_options(isolation_level="READ COMMITTED")
-        # Idle ones by channel: those who wait in a loop need not connect each time.
-        self._listening: dict[str, list[_Notifications]] = {}
-        self._turns = threading.BoundedSemaphore(AT_ONCE)
-        self._announcer = _Announcer(self)
 
-    @contextmanager
-    def begin(self, write: bool, single: bool = False) -> Iterator[Connection]:
-        engine = self._engine if single else self._transactions
-        with self._turns, engine.begin() as connection:
-            yield connection
-
-    def among(self, column: Column, query: Select) -> ColumnElement[bool]:
-        # Not a join, which may read the whole table where statistics say that it is small.
-        return column == any_(func.array(query.scalar_subquery()))
+    def begin(self, write: bool, single: bool = False) -> AbstractContextManager[Connection]:
+        return (self._engine if single else self._transactions).begin()
 
     def exclude_others(self, connection: Connection) -> None:
         connection.execute(select(func.pg_advisory_xact_lock(_LOCK)))
 
-    def notify(self, connection: Connection, channel: str) -> None:
-        connection.execute(_NOTIFY, {"channel": channel})
-
-    def announce(self, channel: str) -> None:
-        self._announcer.add(channel)
-
-    @contextmanager
-    def watch(self, channel: str) -> Iterator[_Notifications]:
-        idle = self._listening.setdefault(channel, [])
-        try:
-            notifications = idle.pop()
-        except IndexError:
-            notifications = _Notifications(self._engine, channel)
-        try:
-            yield notifications
-        finally:
-            idle.append(notifications)
+    def start_clock(self, connection: Connection) -> None:
+        """Do nothing: the server's clock runs."""
 
     def is_transient(self, error: DBAPIError) -> bool:
         if not isinstance(error, sqlalchemy.exc.OperationalError | sqlalchemy.exc.InterfaceError):
@@ -149,10 +129,6 @@ class PostgresEngine(Engine):
         self.transact(run)
 
     def close(self) -> None:
-        self._announcer.close()
-        for idle in self._listening.values():
-            while idle:
-                idle.pop().close()
         self._engine.dispose()
 
     def _database_time(self) -> ColumnElement[float]:
@@ -160,98 +136,39 @@ class PostgresEngine(Engine):
         return cast(func.extract("epoch", func.statement_timestamp()), Double)
 
 
-class _Announcer:
-    """Sends notifications outside the transactions that they are about, and few of them.
+class _Connection(psycopg.Connection[Any]):
+    """Raises OperationalError, and is closed, when an answer takes longer than `SILENCE_SECONDS`."""
 
-    PostgreSQL commits those that notify one after the other, each waiting for the disk; results that notified in their
-    own transactions would be as slow as that however many workers there are. The first is sent at once, what comes
-    within `REST_SECONDS` of it with one more.
-    """
+    def wait(self, gen: Generator[Any, Any, T], *args: Any, **kwargs: Any) -> T:
+        try:
+            return super().wait(_limited(gen, SILENCE_SECONDS), *args, **kwargs)
+        except _SilenceError:
+            self.close()
+            raise
 
-    REST_SECONDS = 0.25
 
-    def __init__(self, engine: PostgresEngine) -> None:
-        self._engine = engine
-        self._channels: set[str] = set()
-        self._changed = threading.Condition()
-        self._thread: threading.Thread | None = None
-        self._closed = False
+class _SilenceError(psycopg.OperationalError):
+    """The server, or the network on the way to it, says nothing."""
 
-    def add(self, channel: str) -> None:
-        with self._changed:
-            self._channels.add(channel)
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="announcer", daemon=True)
-                self._thread.start()
-            self._changed.notify()
 
-    def close(self) -> None:
-        """Send what is not sent yet."""
-        with self._changed:
-            self._closed = True
-            self._changed.notify()
-        if self._thread is not None:
-            self._thread.join()
+def _connect(parameters: Mapping[str, Any]) -> _Connection:
+    """Connect with libpq's `parameters`, and with those above where they are silent. Raises psycopg.Error."""
+    given = parameters.get("options") or os.environ.get("PGOPTIONS", "")
+    # The server takes the last: what the user says.
+    options = f"{SERVER_OPTIONS} {PLANNER_OPTIONS} {given}".strip()
+    return _Connection.connect(**{**CLIENT_OPTIONS, **parameters, "options": options})
 
-    def _run(self) -> None:
+
+def _limited(gen: Generator[Any, Any, T], seconds: float) -> Generator[Any, Any, T]:
+    """A conversation with the server, as psycopg drives it: it asks what to wait for, and is told what is ready, or,
+    every 0.1 s, that nothing is."""
+    end = time.monotonic() + seconds
+    try:
+        wanted = next(gen)
         while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._channels or self._closed)
-                channels, self._channels = self._channels, set()
-                if not channels:
-                    return
-            # Those who wait look from time to time all the same: what is not sent costs them half a second.
-            with contextlib.suppress(DBAPIError), self._engine.begin(write=True, single=True) as connection:
-                for channel in channels:
-                    connection.execute(_NOTIFY_UNSYNCED, {"channel": channel})
-            with self._changed:
-                self._changed.wait_for(lambda: self._closed, self.REST_SECONDS)
-
-
-class _Notifications:
-    """A connection that listens, opened again when it breaks."""
-
-    PROBE_SECONDS = 15.0
-    """After so long without a word, the server is asked whether it still hears."""
-
-    def __init__(self, engine: sqlalchemy.Engine, channel: str) -> None:
-        self._engine, self._channel = engine, channel
-        self._connection: sqlalchemy.PoolProxiedConnection | None = None
-        self._heard_at = 0.0
-        self._listen()
-
-    def wait(self, timeout_seconds: float) -> bool:
-        if self._connection is None and not self._listen():
-            time.sleep(min(timeout_seconds, 1.0))
-            return True  # What happened meanwhile is not known.
-        try:
-            driver = self._connection.driver_connection
-            seconds = min(timeout_seconds, self.PROBE_SECONDS)
-            if not any(True for _ in driver.notifies(timeout=seconds, stop_after=1)):
-                if time.monotonic() - self._heard_at > self.PROBE_SECONDS:
-                    driver.execute("SELECT 1")
-                    self._heard_at = time.monotonic()
-                return seconds < timeout_seconds
-            self._heard_at = time.monotonic()
-            # Those that came meanwhile ask for no further look.
-            for _ in driver.notifies(timeout=0):
-                pass
-            return True
-        except self._engine.dialect.dbapi.Error:
-            self.close()
-            return True
-
-    def close(self) -> None:
-        if self._connection is not None:
-            # Dropped, not given back: a pooled connection must not listen.
-            self._connection.invalidate()
-            self._connection = None
-
-    def _listen(self) -> bool:
-        try:
-            self._connection = self._engine.raw_connection()
-            self._connection.driver_connection.execute(f"LISTEN {self._channel}")
-            self._heard_at = time.monotonic()
-        except (DBAPIError, self._engine.dialect.dbapi.Error):
-            self.close()
-        return self._connection is not None
+            ready = yield wanted
+            if not ready and time.monotonic() > end:
+                raise _SilenceError(f"no answer for {seconds:g} s: the connection is given up")
+            wanted = gen.send(ready)
+    except StopIteration as done:
+        return done.value

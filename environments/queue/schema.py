@@ -1,15 +1,12 @@
 """Tables of the reward queue, the same on SQLite and PostgreSQL, and the check of their version.
 
-One row of `jobs` follows a job from enqueueing to the training step that used its result. A claim is to cost the same
-with ten jobs queued and with a hundred thousand, whatever the planner's statistics say: they are of a moment when the
-queue may have been empty. Who seeks jobs by their state writes it as a literal (`queued`, `leased`, ...), which lets
-the planner use the partial index; who has a job's id and checks its state (`is_leased`, ...) hides it from them.
+One row of `jobs` follows a job from enqueueing to the training step that used its result. Conditions on the state
+write it as a literal, which lets the planner use the partial indexes.
 """
 
 from __future__ import annotations
 
 from sqlalchemy import (
-    DDL,
     BigInteger,
     Column,
     ColumnElement,
@@ -21,7 +18,6 @@ from sqlalchemy import (
     String,
     Table,
     Text,
-    event,
     inspect,
     literal_column,
     select,
@@ -29,13 +25,21 @@ from sqlalchemy import (
 
 from environments.queue.base import QueueError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 QUEUED, LEASED, DONE, DEAD, CANCELLED = "queued", "leased", "done", "dead", "cancelled"
 
 metadata = MetaData()
 
 schema = Table("mlagent_schema", metadata, Column("version", Integer, primary_key=True, autoincrement=False))
+
+clock = Table(
+    "mlagent_clock",
+    metadata,
+    Column("boot", String(64), primary_key=True),  # Which start of the host the offset belongs to.
+    Column("offset", Double, nullable=False),  # Queue time less the seconds since that start.
+)
+"""Clock of a SQLite queue, one row; a server has a clock of its own."""
 
 requirements = Table(
     "mlagent_requirements",
@@ -60,6 +64,7 @@ jobs = Table(
     Column("ready_at", Double, nullable=False),  # Not claimed before: backoff.
     Column("attempts", Integer, nullable=False, default=0),
     Column("max_attempts", Integer, nullable=False),
+    Column("lapses", Integer, nullable=False, default=0),  # Attempts that ended because the lease ran out.
     Column("token", Integer, nullable=False, default=0),  # Fence: grows with every claim, never reset.
     Column("worker", Text),  # Of the newest claim.
     Column("leased_at", Double),
@@ -91,37 +96,23 @@ workers = Table(
 )
 
 
-# Every claim and every result leave a dead row, thousands of them while the default waits for a fifth of the table.
-event.listen(
-    jobs,
-    "after_create",
-    DDL(
-        "ALTER TABLE %(fullname)s SET (autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 2000)"
-    ).execute_if(dialect="postgresql"),
-)
-
-
-def in_state(*states: str, of: ColumnElement[str] = jobs.c.state) -> ColumnElement[bool]:
-    """Condition on the state `of` a job with the states as SQL literals."""
+def in_state(*states: str) -> ColumnElement[bool]:
+    """Condition on the state of a job, with the states as SQL literals."""
     if len(states) == 1:
-        return of == literal_column(f"'{states[0]}'")
-    return of.in_([literal_column(f"'{state}'") for state in states])
+        return jobs.c.state == literal_column(f"'{states[0]}'")
+    return jobs.c.state.in_([literal_column(f"'{state}'") for state in states])
 
 
-queued, leased = in_state(QUEUED), in_state(LEASED)
+queued, leased, done = in_state(QUEUED), in_state(LEASED), in_state(DONE)
 outstanding, finished = in_state(QUEUED, LEASED), in_state(DONE, DEAD, CANCELLED)
 consumed = jobs.c.consumed_step.is_not(None)
-
-_hidden_state = jobs.c.state.concat(literal_column("''"))
-is_leased, is_done = in_state(LEASED, of=_hidden_state), in_state(DONE, of=_hidden_state)
-is_finished = in_state(DONE, DEAD, CANCELLED, of=_hidden_state)
 
 
 def _partial_index(name: str, where: ColumnElement[bool], *columns: Column) -> Index:
     return Index(name, *columns, sqlite_where=where, postgresql_where=where)
 
 
-_partial_index("mlagent_jobs_queued", queued, jobs.c.requirements, jobs.c.ready_at, jobs.c.seq)
+_partial_index("mlagent_jobs_queued", queued, jobs.c.ready_at, jobs.c.seq)
 _partial_index("mlagent_jobs_leased", leased, jobs.c.lease_until)
 _partial_index("mlagent_jobs_outstanding", outstanding, jobs.c.run, jobs.c.policy_version)
 _partial_index("mlagent_jobs_finished", finished, jobs.c.run, jobs.c.finished_at)

@@ -10,11 +10,11 @@ import dataclasses
 import functools
 import json
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
-from sqlalchemy import Connection, Row, Select, Update, delete, func, select, true, update
+from sqlalchemy import Connection, Row, Update, delete, select, true, update
 
 from environments.files.blobs import Store, StoreError
 from environments.protocol import (
@@ -24,30 +24,27 @@ from environments.protocol import (
     ProtocolError,
     Requirements,
     Scale,
+    VersionError,
     canonical_json,
     digest,
 )
 from environments.queue import inspection, schema
 from environments.queue.base import Capabilities, Changes, Lease, QueueError, WorkerReport
 from environments.queue.engine import Engine, safe_url
-from environments.queue.leases import START, LeaseStatements, RetryPolicy
+from environments.queue.leases import LeaseStatements, RetryPolicy
 from environments.queue.payloads import Payloads
 from environments.queue.schema import CANCELLED, DEAD, DONE, QUEUED, jobs
 
 EXECUTION_OVERHEAD_SECONDS = 300.0
 """Restoring, starting the sandbox and grading: what an execution may take beyond its wall limit."""
-REAP_SECONDS = 0.5
-"""How often one process looks for leases that ran out while there is other work."""
-START_SECONDS = 5.0
-"""How often one process looks for work from the first place on while there is other work: what was enqueued by a
-transaction that took long lies before the last claim."""
-LOOK_REST = 4.0
-"""Who waits rests so many times as long as a look takes, so that looking is a fifth of his time however much is out."""
+SWEEP_SECONDS = 0.5
+"""How often one process looks for leases that ran out, and for requirements that are new, while there is other work."""
+LOOK_SECONDS = (0.05, 0.5)
+"""Shortest and longest time between two looks for results: a look asks for all that is waited for."""
 _CHUNK = 500
 """Ids in one statement."""
 _PURGED = 10_000
 """Jobs deleted in one transaction."""
-_ADDED, _FINISHED = "mlagent_added", "mlagent_finished"
 
 
 class SqlQueue:
@@ -59,10 +56,9 @@ class SqlQueue:
         self._engine = engine
         self._payloads = Payloads(store)
         self._retries = retries or RetryPolicy()
-        self._leases = LeaseStatements(engine.now, self._retries, engine.among)
-        self._reaped_at = -REAP_SECONDS
-        self._last_claim, self._started_at = START, -START_SECONDS
-        self._known_requirements: tuple[tuple[str, Requirements], ...] = ()
+        self._leases = LeaseStatements(engine.now, self._retries)
+        self._requirements: dict[str, str] = {}
+        self._swept_at = -SWEEP_SECONDS
         self._transact = engine.transact
         where = safe_url(engine.url)
         # Locks only where there is something to make: a thousand workers may start at once.
@@ -71,6 +67,7 @@ class SqlQueue:
                 raise QueueError(f"no queue at {where}: start the trainer first, or check the URL")
             self._transact(self._create)
         self._transact(lambda connection: schema.check(connection, where), write=False)
+        self._transact(engine.start_clock)
 
     # -- trainer --
 
@@ -104,9 +101,7 @@ class SqlQueue:
                 set_={"state": QUEUED, "ready_at": now, "finished_at": None, "reason": None},
                 where=(jobs.c.state == CANCELLED) & jobs.c.consumed_step.is_(None),
             )
-            added = len(connection.scalars(statement.returning(jobs.c.seq), rows).all())
-            self._engine.notify(connection, _ADDED)
-            return added
+            return len(connection.scalars(statement.returning(jobs.c.seq), rows).all())
 
         return self._transact(add) if new else 0
 
@@ -117,32 +112,40 @@ class SqlQueue:
             return [
                 row
                 for chunk in _chunks(job_ids)
-                for row in connection.execute(select(*columns).where(jobs.c.id.in_(chunk), schema.is_finished))
+                for row in connection.execute(select(*columns).where(jobs.c.id.in_(chunk), schema.finished))
             ]
 
         rows = self._transact(read, write=False)
         done = [row for row in rows if row.state == DONE]
         try:
-            accepted = self._payloads.unpack_all([row.outcome for row in done])
+            accepted = self._payloads.unpack_all([row.outcome for row in done], Outcome.from_dict)
         except StoreError as error:
             raise QueueError(
                 f"an accepted outcome cannot be read ({error}); repair the store, or have the jobs done again: "
                 "`python -m environments.queue retry URL --job ID`"
             ) from error
-        found = {row.id: Outcome.from_dict(data) for row, data in zip(done, accepted, strict=True)}
-        return found | {row.id: self._infrastructure_error(row) for row in rows if row.state != DONE}
+        found = {row.id: self._infrastructure_error(row, row.reason or row.state) for row in rows if row.state != DONE}
+        for row, outcome in zip(done, accepted, strict=True):
+            broken = isinstance(outcome, ProtocolError)
+            found[row.id] = self._infrastructure_error(row, f"it has no outcome: {outcome}") if broken else outcome
+        return found
 
     def wait(self, job_ids: Collection[str], timeout_seconds: float, count: int | None = None) -> dict[str, Outcome]:
         pending, found = set(job_ids), {}
         wanted = len(pending) if count is None else min(count, len(pending))
-
-        def collect() -> bool:
-            found.update(self.outcomes(pending))
-            pending.difference_update(found)
-            return len(found) >= wanted
-
-        self._until(collect, timeout_seconds)
-        return found
+        end = time.monotonic() + timeout_seconds
+        with self._engine.watch() as changes:
+            while True:
+                found.update(self.outcomes(pending))
+                pending.difference_update(found)
+                remaining = end - time.monotonic()
+                if len(found) >= wanted or remaining <= 0:
+                    return found
+                shortest, longest = LOOK_SECONDS
+                time.sleep(min(shortest, remaining))
+                changes.wait(max(0.0, min(longest - shortest, remaining - shortest)))
+                # With no worker left to claim, nobody else notices that the last leases ran out.
+                self._sweep()
 
     def consume(self, run: str, step: int, job_ids: Collection[str]) -> None:
         def mark(connection: Connection) -> None:
@@ -150,7 +153,7 @@ class SqlQueue:
                 usable = (
                     jobs.c.id.in_(chunk),
                     jobs.c.run == run,
-                    schema.is_finished,
+                    schema.finished,
                     jobs.c.consumed_step.is_(None) | (jobs.c.consumed_step == step),
                 )
                 statement = update(jobs).where(*usable).values(consumed_step=step).returning(jobs.c.id)
@@ -162,7 +165,7 @@ class SqlQueue:
 
     def consumed(self, run: str) -> dict[str, int]:
         query = select(jobs.c.id, jobs.c.consumed_step).where(jobs.c.run == run, schema.consumed)
-        return self._read_pairs(query)
+        return self._transact(lambda connection: dict(map(tuple, connection.execute(query))), write=False)
 
     def rollback(self, run: str, step: int) -> int:
         statement = (
@@ -170,7 +173,7 @@ class SqlQueue:
             .where(jobs.c.run == run, schema.consumed, jobs.c.consumed_step > step)
             .values(consumed_step=None)
         )
-        return self._transact(lambda connection: connection.execute(statement).rowcount, single=True)
+        return self._transact(lambda connection: connection.execute(statement).rowcount)
 
     def cancel(self, run: str, older_than_version: int | None = None) -> int:
         reason, where = "cancelled", [jobs.c.run == run, schema.queued]
@@ -178,18 +181,12 @@ class SqlQueue:
             reason = f"cancelled: sampled by a policy older than version {older_than_version}"
             where.append(jobs.c.policy_version < older_than_version)
 
-        def mark(connection: Connection) -> int:
-            values = {"state": CANCELLED, "finished_at": self._engine.now, "reason": reason}
-            count = connection.execute(update(jobs).where(*where).values(values)).rowcount
-            self._engine.notify(connection, _FINISHED)
-            return count
+        values = {"state": CANCELLED, "finished_at": self._engine.now, "reason": reason}
+        statement = update(jobs).where(*where).values(values)
+        return self._transact(lambda connection: connection.execute(statement).rowcount)
 
-        return self._transact(mark)
-
-    def outstanding(self, run: str) -> dict[int, int]:
-        version = jobs.c.policy_version
-        query = select(version, func.count()).where(jobs.c.run == run, schema.outstanding).group_by(version)
-        return self._read_pairs(query)
+    def failures(self, run: str) -> str:
+        return self._transact(lambda connection: inspection.failures(connection, run), write=False)
 
     def check_alive(self, run: str, silence_seconds: float) -> None:
         trouble = self._transact(
@@ -201,23 +198,36 @@ class SqlQueue:
     # -- worker --
 
     def claim(self, worker: str, capabilities: Capabilities, lease_seconds: float = 60.0) -> Lease | None:
+        swept = self._sweep(SWEEP_SECONDS)
         while True:
-            row = self._lease_oldest(worker, capabilities, lease_seconds)
+            served = [identity for identity, asked in self._requirements.items() if _serves(capabilities, asked)]
+            values = {"served": served, "claimed_by": worker, "lease_seconds": lease_seconds}
+            row = self._lease(values) if served else None
             if row is None:
-                return None
-            try:
-                job = Job.from_dict(self._payloads.unpack(row.payload))
-            except (OSError, ProtocolError) as error:
-                failure = f"the job cannot be read: {error}"
-                self._fail({"job_id": row.id, "held_token": row.token, "failure": failure})
+                if swept:
+                    return None
+                swept = self._sweep()
                 continue
-            return Lease(job=job, token=row.token, attempt=row.attempts, worker=worker, seconds=lease_seconds)
+            claim = {"job_id": row.id, "held_token": row.token}
+            try:
+                job = self._payloads.unpack(row.payload, Job.from_dict)
+                if job.id != row.id:
+                    raise ProtocolError(f"it is the job {job.id}")
+            except (OSError, VersionError) as error:  # Another worker may be able to.
+                self._execute(self._leases.fail, {**claim, "failure": f"the job cannot be read: {error}"})
+            except ProtocolError as error:
+                failure = f"set aside, since what was queued is not this job: {error}"
+                self._execute(self._leases.set_aside, {**claim, "failure": failure})
+            else:
+                return Lease(job, row.token, row.attempts, worker, lease_seconds, row.lapses)
 
-    def heartbeat(self, lease: Lease) -> bool:
-        claim = {**_claim(lease), "lease_seconds": lease.seconds}
-        return (
-            self._transact(lambda connection: connection.execute(self._leases.renew, claim).rowcount, single=True) == 1
-        )
+    def heartbeat(self, leases: Collection[Lease]) -> list[Lease]:
+        if not leases:
+            return []
+        seconds = min(lease.seconds for lease in leases)
+        values = {"claims": [(lease.job.id, lease.token) for lease in leases], "lease_seconds": seconds}
+        held = set(self._transact(lambda connection: connection.scalars(self._leases.renew, values).all(), single=True))
+        return [lease for lease in leases if lease.job.id not in held]
 
     def complete(self, lease: Lease, outcome: Outcome) -> bool:
         if outcome.kind is OutcomeKind.INFRASTRUCTURE_ERROR:
@@ -225,7 +235,7 @@ class SqlQueue:
         claim, text = _claim(lease), self._payloads.pack(outcome.to_dict())
         result = {**claim, "result": text, "result_kind": outcome.kind.value, "result_seconds": outcome.seconds}
 
-        if self._change(self._leases.accept, result):
+        if self._execute(self._leases.accept, result):
             return True
 
         def refuse(connection: Connection) -> bool:
@@ -238,10 +248,13 @@ class SqlQueue:
         return self._transact(refuse)
 
     def fail(self, lease: Lease, reason: str) -> None:
-        self._fail({**_claim(lease), "failure": reason})
+        self._execute(self._leases.fail, {**_claim(lease), "failure": reason})
+
+    def release(self, lease: Lease) -> None:
+        self._execute(self._leases.release, _claim(lease))
 
     def watch(self) -> AbstractContextManager[Changes]:
-        return self._engine.watch(_ADDED)
+        return self._engine.watch()
 
     def report(self, worker: str, report: WorkerReport) -> None:
         values = {
@@ -263,18 +276,16 @@ class SqlQueue:
     # -- people --
 
     def retry(self, run: str | None = None, job_ids: Collection[str] = ()) -> int:
-        where = [schema.is_finished, ~schema.consumed] if job_ids else [schema.in_state(DEAD), ~schema.consumed]
+        where = [schema.finished, ~schema.consumed] if job_ids else [schema.in_state(DEAD), ~schema.consumed]
         if run is not None:
             where.append(jobs.c.run == run)
 
         def requeue(connection: Connection) -> int:
-            values = {"state": QUEUED, "attempts": 0, "ready_at": self._engine.now, "finished_at": None, "kind": None}
-            values |= {"outcome": None, "seconds": None}
+            values = {"state": QUEUED, "attempts": 0, "lapses": 0, "ready_at": self._engine.now, "finished_at": None}
+            values |= {"kind": None, "outcome": None, "seconds": None}
             chosen = [jobs.c.id.in_(chunk) for chunk in _chunks(job_ids)] or [true()]
             statements = [update(jobs).where(*where, condition).values(values) for condition in chosen]
-            count = sum(connection.execute(statement).rowcount for statement in statements)
-            self._engine.notify(connection, _ADDED)
-            return count
+            return sum(connection.execute(statement).rowcount for statement in statements)
 
         return self._transact(requeue)
 
@@ -286,7 +297,7 @@ class SqlQueue:
         some = select(jobs.c.seq).where(*where).limit(_PURGED)
         statements = (
             delete(schema.workers).where(schema.workers.c.last_seen < before),
-            delete(jobs).where(self._engine.among(jobs.c.seq, some)),
+            delete(jobs).where(jobs.c.seq.in_(some)),
         )
 
         def remove() -> int:
@@ -294,6 +305,18 @@ class SqlQueue:
             return self._transact(lambda connection: [connection.execute(each).rowcount for each in statements])[1]
 
         return sum(iter(remove, 0))
+
+    def texts(self) -> Iterator[str]:
+        last = 0
+        while True:
+            query = select(jobs.c.seq, jobs.c.payload, jobs.c.outcome).where(jobs.c.seq > last)
+            query = query.order_by(jobs.c.seq).limit(_CHUNK)
+            rows = self._transact(lambda connection, query=query: connection.execute(query).all(), write=False)
+            if not rows:
+                return
+            for row in rows:
+                yield from filter(None, (row.payload, row.outcome))
+            last = rows[-1].seq
 
     def status(self) -> Mapping[str, Any]:
         found = self._transact(lambda connection: inspection.status(connection, self._engine.now), write=False)
@@ -308,86 +331,30 @@ class SqlQueue:
         self._engine.exclude_others(connection)
         schema.create(connection)
 
-    def _lease_oldest(self, worker: str, capabilities: Capabilities, lease_seconds: float) -> Row | None:
-        fresh = time.monotonic() - self._reaped_at >= REAP_SECONDS
-        if fresh:
-            self._reap()
-            self._learn_requirements()
-        row = self._lease_ready(worker, capabilities, lease_seconds)
-        # Both, whatever the first finds: there may be work of a kind that is new.
-        if row is None and not fresh and any([self._reap(), self._learn_requirements()]):
-            row = self._lease_ready(worker, capabilities, lease_seconds)
-        return row
+    def _lease(self, values: dict[str, Any]) -> Row | None:
+        return self._transact(
+            lambda connection: connection.execute(self._leases.claim, values).one_or_none(), single=True
+        )
 
-    def _lease_ready(self, worker: str, capabilities: Capabilities, lease_seconds: float) -> Row | None:
-        known = self._known_requirements
-        served = tuple(identity for identity, asked in known if not capabilities.lacking(asked))
-        if not served:
-            return None
-        now = time.monotonic()
-        begin = self._last_claim if now - self._started_at < START_SECONDS else START
-        if begin is START:
-            self._started_at = now
-        statement = self._leases.claim(served)
-        parameters = {"claimed_by": worker, "lease_seconds": lease_seconds}
-        parameters |= {f"from_{name}": value for name, value in begin.items()}
-        row = self._transact(lambda connection: connection.execute(statement, parameters).one_or_none(), single=True)
-        self._last_claim = START if row is None else {name: getattr(row, name) for name in START}
-        if row is None and begin is not START:
-            return self._lease_ready(worker, capabilities, lease_seconds)
-        return row
-
-    def _learn_requirements(self) -> bool:
-        """Read what jobs of this queue require; whether that changed. Asked rarely: a run has one or a few."""
+    def _sweep(self, min_seconds: float = 0.0) -> bool:
+        """Take back the jobs whose leases ran out, and read what jobs require, unless that was done less than
+        `min_seconds` ago; returns whether it was done now."""
+        if time.monotonic() - self._swept_at < min_seconds:
+            return False
+        self._swept_at = time.monotonic()
+        self._execute(self._leases.reap, {})
         rows = self._transact(lambda connection: connection.execute(_REQUIREMENTS).all(), write=False, single=True)
-        known = tuple((row.id, _requirements(row.body)) for row in rows)
-        changed, self._known_requirements = known != self._known_requirements, known
-        return changed
+        self._requirements = {row.id: row.body for row in rows}
+        return True
 
-    def _reap(self) -> int:
-        """Take back the jobs whose leases ran out; returns how many."""
-        self._reaped_at = time.monotonic()
-        return self._change(self._leases.reap, {})
+    def _execute(self, statement: Update, parameters: dict[str, Any]) -> int:
+        """Execute one statement as a transaction by itself; returns how many rows it changed."""
+        return self._transact(lambda connection: connection.execute(statement, parameters).rowcount, single=True)
 
-    def _fail(self, failure: dict[str, Any]) -> None:
-        self._change(self._leases.fail, failure)
-
-    def _change(self, statement: Update, parameters: dict[str, Any]) -> int:
-        """Execute a statement that may finish jobs; returns how many rows it changed."""
-        changed = self._transact(lambda connection: connection.execute(statement, parameters).rowcount, single=True)
-        if changed:
-            self._engine.announce(_FINISHED)
-        return changed
-
-    def _read_pairs(self, query: Select) -> dict[Any, Any]:
-        return self._transact(lambda connection: dict(map(tuple, connection.execute(query))), write=False, single=True)
-
-    def _until(self, satisfied: Callable[[], bool], timeout_seconds: float) -> bool:
-        """Wait until `satisfied()`, which is asked whenever a job finishes; False at the time-out."""
-        end, look = time.monotonic() + timeout_seconds, 0.0
-        if satisfied():
-            return True
-        with self._engine.watch(_FINISHED) as changes:
-            while True:
-                # Asking for ten thousand results whenever one comes would keep the database busy with nothing else.
-                time.sleep(max(0.0, min(LOOK_REST * look, REAP_SECONDS, end - time.monotonic())))
-                # With no worker left to claim, nobody else notices that the last leases ran out.
-                if time.monotonic() - self._reaped_at >= REAP_SECONDS:
-                    self._reap()
-                started = time.monotonic()
-                if satisfied():
-                    return True
-                look = time.monotonic() - started
-                remaining = end - time.monotonic()
-                if remaining <= 0:
-                    return False
-                changes.wait(min(remaining, REAP_SECONDS))
-
-    def _infrastructure_error(self, row: Row) -> Outcome:
-        """Outcome of a dead or cancelled job: masked out of the loss, the state as it was."""
-        reason = row.reason or row.state
+    def _infrastructure_error(self, row: Row, reason: str) -> Outcome:
+        """Outcome of a job that has none: masked out of the loss, the state as it was."""
         try:
-            state = Job.from_dict(self._payloads.unpack(row.payload)).state
+            state = self._payloads.unpack(row.payload, Job.from_dict).state
         except (OSError, ProtocolError):  # What killed the job may be that it cannot be read; the run goes on.
             return _masked("", "", 0.0, reason)
         return _masked(state.snapshot, state.script, state.metric, reason)
@@ -413,8 +380,11 @@ def _claim(lease: Lease) -> dict[str, Any]:
 
 
 @functools.lru_cache(maxsize=256)
-def _requirements(body: str) -> Requirements:
-    return Requirements.from_dict(json.loads(body))
+def _serves(capabilities: Capabilities, requirements: str) -> bool:
+    try:
+        return not capabilities.lacking(Requirements.from_dict(json.loads(requirements)))
+    except ValueError:  # Of another version of this package: a worker of that version may serve it.
+        return False
 
 
 def _masked(snapshot: str, script: str, metric: float, reason: str) -> Outcome:

@@ -1,4 +1,7 @@
-"""The queue in one SQLite file: no server, any number of processes of one host, the host's clock.
+"""The queue in one SQLite file: no server, any number of processes of one host.
+
+Time is counted from the start of the host, which setting the host's clock does not move; what to add to it is in the
+database, so that all processes agree.
 
 Write-ahead logging, so that readers never wait; writers take turns by a lock on a file beside the database.
 `synchronous` is NORMAL: a killed process loses nothing, a power cut may lose the last commits, whose work is then done
@@ -7,6 +10,7 @@ again.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import sqlite3
 import threading
@@ -16,29 +20,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import psutil
 import sqlalchemy
-from sqlalchemy import URL, ColumnElement, Connection, event
+from sqlalchemy import URL, ColumnElement, Connection, delete, event, func, insert, select
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.exc import DBAPIError
 
+from environments.files.file_systems import network_file_system
 from environments.queue.base import QueueError
 from environments.queue.engine import Engine, clock_expression
+from environments.queue.schema import clock, jobs, workers
 
-NETWORK_FILE_SYSTEMS = frozenset(
-    {"9p", "afs", "beegfs", "ceph", "cifs", "glusterfs", "gpfs", "lustre", "nfs", "nfs4", "smb3", "vboxsf", "virtiofs"}
-)
-NETWORK_FUSE_SYSTEMS = frozenset({"gcsfuse", "glusterfs", "juicefs", "mount-s3", "rclone", "s3fs", "sshfs"})
 _OLDEST = (3, 35)
 """First SQLite with RETURNING."""
 _POLL_SECONDS = (0.002, 0.015)
 """Shortest and longest wait between two looks at the file's version (about 5 microseconds each)."""
-
-
-def file_system_of(path: Path) -> str:
-    """Type of the file system that `path` lies on, as the host names it; empty where it does not say."""
-    mounts = {Path(mount.mountpoint): mount.fstype for mount in psutil.disk_partitions(all=True)}
-    return next((mounts[parent] for parent in (path, *path.parents) if parent in mounts), "")
 
 
 class SqliteEngine(Engine):
@@ -58,6 +53,7 @@ class SqliteEngine(Engine):
         event.listen(self._engine, "connect", _on_connect)
         event.listen(self._engine, "begin", _on_begin)
         self._writer = self._engine.execution_options(begin="BEGIN IMMEDIATE")
+        self._clock_offset = 0.0
 
     @contextmanager
     def begin(self, write: bool, single: bool = False) -> Iterator[Connection]:
@@ -71,14 +67,20 @@ class SqliteEngine(Engine):
     def exclude_others(self, connection: Connection) -> None:
         """Nothing to do: a write transaction is the only one."""
 
-    def notify(self, connection: Connection, channel: str) -> None:
-        """Nothing to do: those who wait see the file's version change."""
-
-    def announce(self, channel: str) -> None:
-        """Nothing to do, as above."""
+    def start_clock(self, connection: Connection) -> None:
+        boot = _boot()
+        offset = connection.scalar(select(clock.c.offset).where(clock.c.boot == boot)) if boot else None
+        if offset is None:
+            # The first process since the host started: not before anything that is recorded, whatever the clock says.
+            recorded = [jobs.c.enqueued_at, jobs.c.leased_at, jobs.c.finished_at, workers.c.last_seen]
+            times = [connection.scalar(select(func.max(column))) for column in recorded]
+            offset = max([time.time(), *(known for known in times if known is not None)]) - _seconds_since_boot()
+            connection.execute(delete(clock))
+            connection.execute(insert(clock).values(boot=boot, offset=offset))
+        self._clock_offset = offset
 
     @contextmanager
-    def watch(self, channel: str) -> Iterator[_FileChanges]:
+    def watch(self) -> Iterator[_FileChanges]:
         # A raw connection: inside a transaction the version would stand still.
         connection = self._engine.raw_connection()
         try:
@@ -106,8 +108,19 @@ class SqliteEngine(Engine):
         self._turn.close()
 
     def _database_time(self) -> ColumnElement[float]:
-        # One host, one clock: that of the host is that of the database.
-        return clock_expression(time.time)
+        return clock_expression(lambda: _seconds_since_boot() + self._clock_offset)
+
+
+def _seconds_since_boot() -> float:
+    """Time that never goes back while the host runs, the same in all its processes."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
+
+
+def _boot() -> str:
+    """Id of this start of the host; empty where the host does not say."""
+    with contextlib.suppress(OSError):
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return ""
 
 
 class _Turn:
@@ -173,8 +186,7 @@ def _checked_path(url: URL) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise QueueError(f"folder {path.parent} of the queue cannot be created ({error.strerror})") from error
-    kind = file_system_of(path.resolve())
-    if kind in NETWORK_FILE_SYSTEMS or kind.removeprefix("fuse.") in NETWORK_FUSE_SYSTEMS:
+    if kind := network_file_system(path):
         raise QueueError(
             f"queue {path} lies on a network file system ({kind}), where SQLite's locks do not hold and data is lost: "
             "name a local disk, or use postgresql:// for workers on several hosts"

@@ -21,9 +21,20 @@ from environments.files.hostile import HostileFileError, read_regular
 from environments.protocol import Scale, digest
 from environments.sandbox.base import Ending, Execution, Sandbox
 from environments.seeds import execution_seed
+from environments.tasks.adapters import mlebench
 from environments.tasks.grading.graders import Grader, load_grader
+from environments.tasks.grading.isolated import CONTROL, author_error
 from environments.tasks.grading.submissions import HALVES
-from environments.tasks.task import M_BEST, M_INIT, InvalidSubmissionError, NoHeadroomError, Task, TaskError, TaskSpec
+from environments.tasks.task import (
+    M_BEST,
+    M_INIT,
+    GraderError,
+    InvalidSubmissionError,
+    NoHeadroomError,
+    Task,
+    TaskError,
+    TaskSpec,
+)
 
 _DIGEST_LETTERS = 16
 _SUBMISSION_BYTES = 16 * 2**20
@@ -65,6 +76,7 @@ class FolderTask:
 
         Raises:
           InvalidSubmissionError: it is not a complete table of valid predictions.
+          GraderError: the grader fails, and the submission is not the cause.
         """
         return self.grader.grade(submission, "reward")
 
@@ -79,7 +91,7 @@ class FolderTask:
     @property
     def has_medals(self) -> bool:
         """Whether the task is from a benchmark with a leaderboard, so that `official` can be asked."""
-        return hasattr(self.grader, "official")
+        return (self.folder / "private" / mlebench.MARK).exists()
 
     def official(self, submission: bytes) -> dict[str, Any]:
         """What the benchmark that the task is from reports of a submission (see `mlebench`); only where `has_medals`,
@@ -89,6 +101,11 @@ class FolderTask:
           InvalidSubmissionError: it is not a complete table of valid predictions.
         """
         return self.grader.official(submission)
+
+    def close(self) -> None:
+        """End the grader's processes, if it has any; gradings under way fail with a GraderError."""
+        if "grader" in vars(self):
+            self.grader.close()
 
     @functools.cached_property
     def grader(self) -> Grader:
@@ -188,13 +205,18 @@ def _measure(folder: Path, spec: TaskSpec, sandbox: Sandbox) -> dict[str, Scale]
     if not stated.exists():
         reference = _run("reference", folder / "private" / "reference.py", folder, spec, sandbox)
     scales = {}
-    for half in HALVES:
-        try:
+    try:
+        for half in HALVES:
             first = json.loads(stated_start.read_text()) if start is None else grader.grade(start, half)
             best = _stated(stated, first, spec) if reference is None else grader.grade(reference, half)
-        except InvalidSubmissionError as error:
-            raise TaskError(f"task {spec.name}: a script of its own hands in what cannot be graded: {error}") from error
-        scales[half] = Scale(first, best, spec.higher_is_better)
+            scales[half] = Scale(first, best, spec.higher_is_better)
+    except (InvalidSubmissionError, GraderError) as error:
+        raise author_error(spec.name, error) from error
+    finally:
+        grader.close()
+    control = reference if start is None else start
+    if control is not None:
+        (folder / CONTROL).write_bytes(control)
     gains = [scale.delta(scale.m_init, scale.m_best) for scale in scales.values()]
     if not (min(gains) > 0 and min(gains) >= _LEAST_AGREEMENT * max(gains)):
         reward, report = scales["reward"], scales["report"]

@@ -39,6 +39,31 @@ class InvalidSubmissionError(ValueError):
     """The submission cannot be graded; the message says why and holds nothing of the labels."""
 
 
+class GraderLimitError(InvalidSubmissionError):
+    """The submission alone makes its grader exceed a limit, which depends on the host too: this is never cached."""
+
+
+class GraderError(TaskError):
+    """A grader failed, and that is not known to be the submission's fault.
+
+    The message says where and holds nothing that the grader said, which may tell of labels; `details` does, for the
+    operator alone.
+    """
+
+    def __init__(
+        self, message: str, details: str = "", *, kind: str = "", host: bool = False, limit: bool = False
+    ) -> None:
+        """Make it.
+
+        Args:
+          kind: the exception's type, or the limit.
+          host: no submission can be the cause: the grader cannot be loaded, or a package is missing.
+          limit: by a limit of time or memory, or the process was killed.
+        """
+        super().__init__(message)
+        self.details, self.kind, self.host, self.limit = details, kind, host, limit
+
+
 @dataclasses.dataclass(frozen=True)
 class OwnIdea:
     """A candidate edit that a task brings along (those of the embedded tasks are in
@@ -132,7 +157,11 @@ class PreparedTask(Protocol):
 
         Raises:
           InvalidSubmissionError: not a readable table, wrong columns, missing, duplicate or unknown ids, NaN, inf...
+          GraderError: the grader fails, and the submission is not the cause.
         """
 
     def grade_report(self, submission: bytes) -> float:
         """Metric on the report half; called only when a report is made."""
+
+    def close(self) -> None:
+        """End the grader's processes, if it has any."""

@@ -1,5 +1,8 @@
 """Starts a worker process beside a trainer on one host, and starts it again when it dies.
 
+A worker that dies before it works cannot start here, and is given up after a few times. One that dies at work was
+killed by something: it is started again, with growing pauses, and the queue sets the job aside that kills its workers.
+
 The worker is a program of its own (`environments.worker`), never a fork: the trainer may have started JAX. It is told
 the trainer's process id and ends itself when that process is gone.
 """
@@ -7,6 +10,7 @@ the trainer's process id and ends itself when that process is gone.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import signal
 import subprocess
@@ -18,11 +22,15 @@ from pathlib import Path
 
 QUEUE_VARIABLE = "MLAGENT_QUEUE"
 """Environment variable with the queue's URL: an argument would show its password to every user of the host."""
-QUICK_DEATH_SECONDS = 10.0
-"""A worker that lives no longer than this did not get to work."""
-MAX_QUICK_DEATHS = 3
+STARTED = b'"event": "started"'
+"""Stands in the log of a worker that has got to work."""
+MAX_FAILED_STARTS = 3
 """So many in a row, and it is not started again."""
+LONG_LIFE_SECONDS = 60.0
+"""A worker that lives longer is started again without a pause."""
+LONGEST_PAUSE_SECONDS = 30.0
 _POLL_SECONDS = 0.2
+_log = logging.getLogger("mlagent.supervision")
 
 
 class WorkerHandle:
@@ -69,6 +77,7 @@ class WorkerHandle:
 
     def _start(self) -> subprocess.Popen:
         with open(self.log_path, "ab") as output:
+            self._log_start = output.tell()
             # A session of its own: Ctrl-C in the trainer's terminal is the trainer's to handle.
             return subprocess.Popen(  # noqa: S603 - our own program
                 self._command,
@@ -80,19 +89,24 @@ class WorkerHandle:
             )
 
     def _watch(self) -> None:
-        started, quick_deaths = time.monotonic(), 0
+        began, failed_starts, deaths = time.monotonic(), 0, 0
         while not self._stopping.wait(_POLL_SECONDS):
             status = self._process.poll()
             if status is None:
                 continue
             self._kill_group()
-            quick_deaths = quick_deaths + 1 if time.monotonic() - started < QUICK_DEATH_SECONDS else 0
-            if quick_deaths >= MAX_QUICK_DEATHS:
-                self._failure = (
-                    f"the worker ended with status {status} {quick_deaths} times in a row: {self._last_line()}"
-                )
+            got_to_work, last_line = self._log_of_this_one()
+            why = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
+            failed_starts = 0 if got_to_work else failed_starts + 1
+            if failed_starts >= MAX_FAILED_STARTS:
+                self._failure = f"the worker {why} {failed_starts} times in a row: {last_line}"
                 return
-            started = time.monotonic()
+            deaths = deaths + 1 if time.monotonic() - began < LONG_LIFE_SECONDS else 0
+            pause = min(2.0 ** (deaths - 2), LONGEST_PAUSE_SECONDS) if deaths > 1 else 0.0
+            _log.warning("the worker %s: %s; it is started again in %.0f s", why, last_line, pause)
+            if self._stopping.wait(pause):
+                return
+            began = time.monotonic()
             self._process = self._start()
 
     def _kill_group(self) -> None:
@@ -100,9 +114,13 @@ class WorkerHandle:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
 
-    def _last_line(self) -> str:
-        lines = self.log_path.read_text(errors="replace").strip().splitlines()
-        return f"{lines[-1] if lines else 'no output'} (see {self.log_path})"
+    def _log_of_this_one(self) -> tuple[bool, str]:
+        """Whether the process that ended got to work, and the end of what it said."""
+        with open(self.log_path, "rb") as file:
+            file.seek(self._log_start)
+            said = file.read()
+        lines = said.decode(errors="replace").strip().splitlines()
+        return STARTED in said, f"{lines[-1] if lines else 'no output'} (see {self.log_path})"
 
 
 def start_workers(

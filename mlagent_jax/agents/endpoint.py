@@ -110,10 +110,12 @@ class EndpointClient:
         body: dict[str, Any] = {
             "model": config.model,
             "messages": [dict(message) for message in messages],
-            "temperature": config.temperature,
-            "top_p": config.top_p,
             config.limit_field: config.max_tokens,
         }
+        if config.send_temperature:
+            body["temperature"] = config.temperature
+        if config.send_top_p:
+            body["top_p"] = config.top_p
         if config.send_seed:
             body["seed"] = seed
         found = self._ask("chat/completions", body, seed, lambda answer: dataclasses.asdict(completion(answer)))
@@ -180,9 +182,7 @@ class EndpointClient:
         key = digest([path, body, seed])
         known = self._answers.get(key)
         if known is None:
-            found = self._send(path, body, key, read)
-            self._answers.put(key, canonical_json(found))
-            known = self._answers.get(key) or ""  # that of whoever was first
+            known = self._answers.put(key, canonical_json(self._send(path, body, key, read)))  # or that of a first one
         return json.loads(known)
 
     def _send(

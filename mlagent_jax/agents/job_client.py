@@ -7,6 +7,7 @@ stop for the same reasons.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -16,6 +17,10 @@ from environments.queue.base import QueueError, RewardQueue
 from mlagent_jax.runtime import processes
 
 POLL_SECONDS = 5.0
+WORD_SECONDS = 30.0
+"""Shortest time between two lines that say that jobs fail."""
+
+log = logging.getLogger(__name__)
 
 
 class Collector:
@@ -42,6 +47,7 @@ class Collector:
         self._check = check
         self._worker_failure = worker_failure
         self._executions = 0
+        self._next_word = 0.0
 
     def take_executions(self) -> int:
         """Scripts really executed for the outcomes gathered since the last call (the execution cache's left out)."""
@@ -126,6 +132,7 @@ class Collector:
         while waiting:
             new = self.queue.wait(waiting, timeout_seconds=poll_seconds, count=1)
             waiting -= new.keys()
+            self._tell_failures(new)
             yield new
             if new:
                 heard = time.monotonic()
@@ -135,6 +142,19 @@ class Collector:
                 raise QueueError(f"the workers of this host do not start: {failure}")
             if time.monotonic() - heard >= self.silence_seconds:
                 self.queue.check_alive(self.run, self.silence_seconds)
+
+    def _tell_failures(self, new: Mapping[str, Outcome]) -> None:
+        """Say that jobs fail, and why, as soon as that is seen: those given up, or those that are tried again."""
+        if time.monotonic() < self._next_word:
+            return
+        given_up = [outcome.reason for outcome in new.values() if is_masked(outcome)]
+        given_up = [reason for reason in given_up if not reason.startswith("cancelled")]
+        told = f"{len(given_up)} jobs failed for good, the last: {given_up[-1]}" if given_up else ""
+        if not new:
+            told = self.queue.failures(self.run)
+        if told:
+            log.warning("%s", told)
+            self._next_word = time.monotonic() + WORD_SECONDS
 
     def _count(self, outcomes: Iterable[Outcome]) -> None:
         self._executions += sum("started" in outcome.progress and not outcome.cached for outcome in outcomes)

@@ -11,14 +11,13 @@ import re
 from collections.abc import Mapping
 
 from environments.actions import ACTIONS, ASSISTED_ACTIONS, ActionSpec, describe_actions, describe_format
+from environments.actions.grammar import COMPACT_WORDS
 from environments.protocol import State, Step
 from environments.tasks.task import TaskSpec
 from mlagent_jax.models.tokenizer import Tokenizer
 from mlagent_jax.settings.schema import PromptConfig
 
-COMPACT_WORDS = ("Task: ", "Ideas: ", "Script:\n", "Results:\n", "Next:\n")
-"""Fixed words of the compact prompt: tokens of their own in a vocabulary made for it."""
-
+_TASK, _IDEAS, _SCRIPT, _RESULTS, _NEXT = COMPACT_WORDS
 _CELL = re.compile(r'"cell": "(\w+)"')
 _ACTION = re.compile(r"^Action: *(.+?) *$", re.MULTILINE)
 
@@ -98,13 +97,13 @@ def direction(spec: TaskSpec) -> str:
 
 
 def _compact(spec: TaskSpec, state: State, steps: tuple[Step, ...]) -> str:
-    parts = [f"Task: {spec.traits}; {spec.metric} {direction(spec)}\n"]
+    parts = [f"{_TASK}{spec.traits}; {spec.metric} {direction(spec)}\n"]
     if state.ideas:
-        parts.append(f"Ideas: {'; '.join(state.ideas)}\n")
-    parts.append(f"Script:\n{state.script.rstrip()}\n")
+        parts.append(f"{_IDEAS}{'; '.join(state.ideas)}\n")
+    parts.append(f"{_SCRIPT}{state.script.rstrip()}\n")
     if steps:
-        parts.append("Results:\n" + "".join(f"{step_label(step)}: {step.observation.strip()}\n" for step in steps))
-    parts.append("Next:\n")
+        parts.append(_RESULTS + "".join(f"{step_label(step)}: {step.observation.strip()}\n" for step in steps))
+    parts.append(_NEXT)
     return "".join(parts)
 
 

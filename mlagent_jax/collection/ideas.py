@@ -19,6 +19,7 @@ from environments.tasks.generated.ideas import Idea, candidates_for
 from environments.tasks.task import TaskSpec
 from mlagent_jax.agents.endpoint import EndpointClient
 from mlagent_jax.runtime.errors import ConfigError
+from mlagent_jax.runtime.files import write_whole
 from mlagent_jax.settings.schema import IdeasConfig
 
 ASKED_AT_ONCE = 20
@@ -118,10 +119,7 @@ def endpoint_ideas(
             f"for {spec.name}: ask for fewer, raise config.endpoint.max_tokens or temperature, or name another model"
         )
     kept = [found[index] for index in select(found, config.keep, seed, config, client)]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps({"task": spec.name, "kept": kept, "candidates": found}, indent=1))
-    partial.replace(path)
+    write_whole(path, json.dumps({"task": spec.name, "kept": kept, "candidates": found}, indent=1))
     return kept
 
 

@@ -21,6 +21,7 @@ from mlagent_jax.agents.factory import EndpointAgent, PolicyAgent, ScriptedAgent
 from mlagent_jax.agents.job_client import is_masked
 from mlagent_jax.agents.scripted import Move, ScriptedExpert
 from mlagent_jax.collection.ideas import endpoint_ideas, library_ideas
+from mlagent_jax.runs.inputs import collection_asks_endpoint
 from mlagent_jax.runs.policies import base_policy, make_actor
 from mlagent_jax.runs.run import Run
 from mlagent_jax.trajectories.card import write_card
@@ -78,7 +79,7 @@ def _record(run: Run, trajectory: Trajectory, step: Step) -> Record:
 def _client(run: Run, opened: contextlib.ExitStack) -> EndpointClient | None:
     """The language model, where the expert or its ideas are one's."""
     config = run.config
-    if "endpoint" not in (config.collect.expert, config.ideas.source, config.ideas.embedder):
+    if not collection_asks_endpoint(config):
         return None
     return opened.enter_context(EndpointClient(config.endpoint, Path(run.workdir) / "endpoint"))
 

@@ -21,7 +21,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import sentencepiece
 import tokenizers
@@ -100,10 +100,15 @@ class Tokenizer:
     def has_chat_template(self) -> bool:
         return self._tokenizer.chat_template is not None
 
-    def encode(self, text: str) -> list[int]:
-        """Ids of `text` and nothing else. The names of special tokens in it are text like any other: what an agent
-        reads or writes cannot end a turn."""
-        return self._tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
+    def encode(self, text: str, *, parse_special: bool = False, add_special: bool = False) -> list[int]:
+        """Ids of `text`.
+
+        Args:
+          parse_special: whether the names of special tokens in it are those tokens. By default they are text like any
+            other: what an agent reads or writes cannot end a turn.
+          add_special: whether what the checkpoint puts around every text (a beginning, say) is added.
+        """
+        return self._tokenizer.encode(text, add_special_tokens=add_special, split_special_tokens=not parse_special)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of `ids`, special tokens by their names. Bytes that are no UTF-8 become U+FFFD."""
@@ -133,16 +138,26 @@ class Tokenizer:
         Raises:
           ValueError: the checkpoint has no chat template; see `has_chat_template`.
         """
+        return self.encode(self.chat_text(messages), parse_special=True)
+
+    def chat_text(self, messages: Sequence[Mapping[str, Any]]) -> str:
+        """As `apply_chat_template`, the text of the ids. Messages may have whatever else the template reads."""
         if not self.has_chat_template:
             raise ValueError(f"the tokenizer in {self._folder} has no chat template: encode the text itself")
-        broken = [{**message, "content": self._break_markup(message["content"])} for message in messages]
-        text = self._tokenizer.apply_chat_template(broken, tokenize=False, add_generation_prompt=True)
-        return self._tokenizer.encode(text, add_special_tokens=False, split_special_tokens=False)
+        return self._tokenizer.apply_chat_template(
+            self.without_markup(list(messages)), tokenize=False, add_generation_prompt=True
+        )
 
-    def _break_markup(self, text: str) -> str:
-        for name in self._markup:
-            text = text.replace(name, f"{name[0]} {name[1:]}")
-        return text
+    def without_markup(self, value: Any) -> Any:
+        """A text, or all texts in lists and mappings, with the names of special tokens broken by a space."""
+        if isinstance(value, str):
+            for name in self._markup:
+                value = value.replace(name, f"{name[0]} {name[1:]}")
+        elif isinstance(value, Mapping):
+            value = {key: part if key == "role" else self.without_markup(part) for key, part in value.items()}
+        elif isinstance(value, list):
+            value = [self.without_markup(part) for part in value]
+        return value
 
     def save(self, directory: str | Path) -> None:
         """Copies the tokenizer's files into `directory`, byte by byte. Local or remote (`gs://`)."""

@@ -20,6 +20,7 @@ from markupsafe import Markup
 
 from mlagent_jax.reporting import summary as summaries
 from mlagent_jax.reporting.page_data import DEFAULT_LIMITS, Limits, RunReader, page_data
+from mlagent_jax.runtime.files import write_whole
 
 _PAGE = Path(__file__).with_name("page")
 _SCRIPTS = (
@@ -74,12 +75,7 @@ def render(data: Mapping[str, Any]) -> str:
 
 def write_page(path: epath.PathLike, data: Mapping[str, Any]) -> epath.Path:
     """Write the page of `data` to `path`, all or nothing; returns the path."""
-    path = epath.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.parent / f"{path.name}.partial"
-    partial.write_text(render(data))
-    partial.replace(path)
-    return path
+    return write_whole(path, render(data))
 
 
 def write_report(workdir: epath.PathLike, limits: Limits = DEFAULT_LIMITS) -> dict[str, Any]:

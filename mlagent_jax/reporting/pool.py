@@ -9,11 +9,12 @@ from typing import Any
 
 from etils import epath
 
+from environments.interfaces.terminal import printable
 from environments.protocol import State
 from mlagent_jax.checkpoints.orbax import Checkpointer
 from mlagent_jax.reporting import records
 from mlagent_jax.reporting.states import Drawn, StateTable
-from mlagent_jax.reporting.table import markdown, printable
+from mlagent_jax.reporting.table import markdown
 from mlagent_jax.rl.state_pool import expert_states
 from mlagent_jax.runtime import jsonl
 from mlagent_jax.trajectories.record import Record

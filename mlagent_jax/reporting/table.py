@@ -33,11 +33,6 @@ def _cell(fields: Mapping[str, Any] | None, name: str, *, percent: bool = False,
     return mean if ci is None else f"{mean} [{', '.join(_number(bound, percent, signed) for bound in ci)}]"
 
 
-def printable(text: str) -> str:
-    """Without what a terminal would obey."""
-    return "".join(c if c in "\n\t" or c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
-
-
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Columns padded to a common width, the first to the left, figures to the right."""
     cells = [header, *([cell.replace("|", "\\|") for cell in row] for row in rows)]

@@ -51,9 +51,9 @@ class Batches:
         self._run, self._config, self._trained = run, run.config.rl, trained
         # Several processes have to hand the same programs to the devices in the same order: there it is one thread.
         self._overlaps = self._config.sample_ahead and self._config.max_staleness > 0 and processes.count() == 1
-        self._beside = Beside(run.mesh)
+        self._beside = Beside(run.devices.mesh)
         # Programs over several devices wait for each other in the order in which they were handed to each.
-        several = self._overlaps and run.mesh.size > 1
+        several = self._overlaps and run.devices.mesh.size > 1
         self.turn: contextlib.AbstractContextManager[Any] = threading.Lock() if several else contextlib.nullcontext()
         self._actor: Actor = make_actor(run, dataclasses.replace(policy, graph=trained.graph), self.turn)
         self._pool = self._make_pool()

@@ -88,7 +88,7 @@ class Learner:
         """
         config, params = self._with_micro_rows(len(batch.rewards) // self._config.minibatches, batch), self.params
         whole_batch = self._with_micro_rows(len(batch.rewards), batch).micro_batch
-        placed = self._run.place(batch)
+        placed = self._run.devices.place(batch)
         whole = self._trained.whole(params["policy"])
         coefficient = np.float32(self._kl.coefficient)
         with self._turn:
@@ -105,7 +105,7 @@ class Learner:
                     self.params, self._state, metrics = ppo.ppo_step(
                         self.params,
                         self._state,
-                        *self._run.rows((placed, targets), rows),
+                        *self._run.devices.rows((placed, targets), rows),
                         coefficient if config.kl_in == "loss" else np.float32(0.0),
                         model=self._model,
                         optimizer=self._optimizer,
@@ -124,7 +124,7 @@ class Learner:
 
     def _with_micro_rows(self, rows: int, batch: ppo.Batch) -> RLConfig:
         """The settings with a token budget turned into rows, for passes over `rows` of the batch's rows."""
-        micro = ppo.micro_rows(self._config, rows, batch.tokens.shape[1], self._run.row_shards)
+        micro = ppo.micro_rows(self._config, rows, batch.tokens.shape[1], self._run.devices.row_shards)
         return dataclasses.replace(self._config, micro_batch=micro)
 
     # -- checkpoints --

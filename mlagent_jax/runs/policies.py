@@ -88,7 +88,7 @@ def base_policy(run: Run) -> Policy:
         )
     tokenizer = Tokenizer.load(str(folder))
     shape = shape_from_scratch(config, tokenizer.vocab_size)
-    options = {"dtype": dtype, "mesh": run.mesh, "rules": run.rules, "attention": config.attention}
+    options = {"dtype": dtype, "mesh": run.devices.mesh, "rules": run.devices.rules, "attention": config.attention}
     try:
         graph, params = models.create(shape, jax.random.key(run.config.seed), **options)
     except ValueError as error:
@@ -125,7 +125,11 @@ def checkpoint_policy(run: Run, checkpoint: str, field: str = "evaluate.policies
     try:
         folder = hub.fetch(checkpoint)
         loaded = hugging_face.load(
-            folder, dtype=jnp.dtype(config.param_dtype), mesh=run.mesh, rules=run.rules, attention=config.attention
+            folder,
+            dtype=jnp.dtype(config.param_dtype),
+            mesh=run.devices.mesh,
+            rules=run.devices.rules,
+            attention=config.attention,
         )
         return Policy(*loaded, Tokenizer.load(folder), hugging_face.read_origin(folder))
     except (OSError, ValueError) as error:
@@ -204,7 +208,7 @@ def training(run: Run, start: Policy) -> Training:
         graph = lora.adapted(start.graph, settings)
     except ValueError as error:
         raise ConfigError(f"config.lora.targets: {error}") from error
-    adapters = lora.create(graph, jax.random.key(run.config.seed), run.mesh)
+    adapters = lora.create(graph, jax.random.key(run.config.seed), run.devices.mesh)
     return Training(start, graph, adapters, start.params, settings)
 
 

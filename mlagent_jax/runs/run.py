@@ -1,42 +1,21 @@
-"""One run: its workdir, and everything that its stages share, opened once.
-
-workdir/
-  config.json  run.json          the settings; what is done, seconds by stage, executions, peak memory
-  tasks/  store/  queue.db       the CPU hosts' side, unless the config names other places
-  trajectories/  tokenizer/  checkpoints/  evaluation/  export/
-  metrics.jsonl  report/  logs/
-
-Of several processes (`parallelism.processes`) the first one alone writes there, checkpoints apart, and all read: the
-workdir is on storage that they share.
-"""
+"""One run: everything that its stages share, opened once and closed once."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
-import functools
-import importlib.metadata
-import json
 import logging
-import math
 import os
-import platform
-import tempfile
 import time
-import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import jax
-import numpy as np
 from etils import epath
-from jax.sharding import NamedSharding
 from rich.console import Console
 
 from environments import tasks
-from environments.actions.second_model import MODEL_VARIABLE, URL_VARIABLE, configured_endpoint, editor_id
 from environments.files.blobs import open_store
 from environments.protocol import Job, Requirements, State
 from environments.queue import open_queue
@@ -48,25 +27,21 @@ from environments.worker.supervision import start_workers
 from mlagent_jax.agents.episodes import Action
 from mlagent_jax.agents.job_client import Collector
 from mlagent_jax.agents.prompts import prompt_text
-from mlagent_jax.checkpoints import hub
-from mlagent_jax.parallelism import DEFAULT_RULES, make_mesh
+from mlagent_jax.runs.devices import Devices
+from mlagent_jax.runs.inputs import EXECUTING, check_editor, check_inputs, check_remote, editor_required
+from mlagent_jax.runs.workdir import check_writable, host_folder, is_remote, read_facts, write_config, write_facts
 from mlagent_jax.runtime import processes, trackers
 from mlagent_jax.runtime.compilations import Compilations
 from mlagent_jax.runtime.errors import ConfigError
+from mlagent_jax.runtime.files import sole_writer
 from mlagent_jax.runtime.host_memory import PeakMemory
 from mlagent_jax.runtime.interruption import Interruption
 from mlagent_jax.runtime.metrics import MetricsLog, NoMetrics
 from mlagent_jax.runtime.progress import FILE as PROGRESS_FILE
 from mlagent_jax.runtime.progress import Progress
-from mlagent_jax.settings.agent_names import OF_THE_RUN, parse_agent
-from mlagent_jax.settings.schema import Config, differences
+from mlagent_jax.settings.schema import Config
 from mlagent_jax.trajectories.record import Record
 from mlagent_jax.trajectories.store import TrajectoryStore
-
-VERSIONS = ("jax", "flax", "optax", "orbax-checkpoint", "transformers", "sentencepiece", "scikit-learn", "numpy")
-
-EXECUTING = {"collect", "evaluate", "rl"}
-"""Stages that hand out jobs; the others need neither queue nor workers, and export not even tasks."""
 
 log = logging.getLogger(__name__)
 
@@ -79,6 +54,7 @@ class Run:
       workdir: local folder or URL.
       name: of this run in the queue; unique, kept over restarts.
       tasks: prepared tasks by name, in the order of the config: training first.
+      devices: mesh, rules, and rows placed on them.
       is_first: whether this process writes the workdir; of several only the first one does.
       metrics, collector, store, interruption: as their modules say.
       executes: whether actions are executed. Where they are not (`studies.sleeping`), what a run is worth is made up,
@@ -94,17 +70,11 @@ class Run:
         self.metrics = MetricsLog(workdir) if self.is_first else NoMetrics()
         self.tasks: dict[str, PreparedTask] = {}
         self.collector: Collector | None = None
-        try:
-            self.mesh = make_mesh(config.mesh.shape)
-            self.rules = DEFAULT_RULES.changed(config.mesh.rules)
-        except ValueError as error:
-            raise ConfigError(f"config.mesh: {error}") from error
-        rows = self.rules.spec(("batch",), self.mesh)
-        self._batch_sharding = NamedSharding(self.mesh, rows)
+        self.devices = Devices.of(config.mesh)
         self._compilations = Compilations()
         self._memory = PeakMemory(facts.get("peak_memory_gb", 0.0))
         self._closing = contextlib.ExitStack()
-        self._closing.enter_context(jax.set_mesh(self.mesh))  # what constrains activations reads it
+        self._closing.enter_context(jax.set_mesh(self.devices.mesh))  # what constrains activations reads it
         self._closing.callback(self._memory.stop)
         self._closing.callback(self.metrics.close)
         if self.is_first and config.tracking.trackers:
@@ -125,15 +95,15 @@ class Run:
         path = epath.Path(workdir)
         with contextlib.ExitStack() as held:
 
-            def look() -> dict[str, Any]:
-                _check_writable(path)
-                _check_inputs(config)
-                if "://" in workdir:
-                    _check_remote(config, workdir)
-                held.enter_context(_lock(path))
-                return _facts(path, config, cls.executes)
+            def check() -> dict[str, Any]:
+                check_writable(path)
+                check_inputs(config)
+                if is_remote(path):
+                    check_remote(config, path)
+                held.enter_context(sole_writer(path, "wait for it, stop it, or choose another --workdir"))
+                return read_facts(path, config, cls.executes)
 
-            run = cls(config, path, processes.agree(look), interruption or Interruption())
+            run = cls(config, path, processes.agree(check), interruption or Interruption())
             run._closing.push(held.pop_all())
         try:
             if set(config.stages) != {"export"}:
@@ -141,7 +111,7 @@ class Run:
             if EXECUTING & set(config.stages):
                 run._connect()
             if run.is_first:
-                _write_json(path / "config.json", dataclasses.asdict(config))
+                write_config(path, config)
                 run._save_facts()  # its name above all: by it a run that is killed finds its jobs again
         except BaseException:
             run.close()
@@ -152,9 +122,8 @@ class Run:
 
     @property
     def host_folder(self) -> Path:
-        """Where what others write on this host is kept: the workdir, or of one in a bucket a temporary folder."""
-        is_folder = "://" not in os.fspath(self.workdir)
-        return Path(self.workdir) if is_folder else Path(tempfile.gettempdir(), f"mlagent-{self.name}")
+        """Folder for what other programs write on this host: the workdir, or a temporary folder beside a bucket."""
+        return host_folder(self.workdir, self.name)
 
     @property
     def task_folder(self) -> Path:
@@ -236,7 +205,7 @@ class Run:
             failure = handle.failure
         self.collector = Collector(self.queue, self.name, workers.silence_seconds, failure, self.interruption.check)
 
-    # -- states, jobs, devices --
+    # -- states and jobs --
 
     def expert_records(self) -> list[Record]:
         """The expert's steps: another run's where `pool.trajectories` names its workdir, else this run's.
@@ -297,20 +266,7 @@ class Run:
             seed=execution_seed(self.config.seed),
         )
 
-    @property
-    def row_shards(self) -> int:
-        """Shares that the mesh cuts a batch's rows into."""
-        return math.prod(self.mesh.shape[axis] for axis in self.rules.mesh_axes("batch", self.mesh))
-
-    def place(self, batch: Any) -> Any:
-        """A pytree of host arrays on the devices, its first axis split over the mesh's data axes."""
-        return jax.tree.map(lambda array: processes.split(array, self._batch_sharding), batch)
-
-    def rows(self, batch: Any, rows: np.ndarray) -> Any:
-        """Rows of a batch that is on the devices, split over them in turn."""
-        return _take(batch, rows, self._batch_sharding)
-
-    # -- book-keeping --
+    # -- stages --
 
     @contextlib.contextmanager
     def stage(self, name: str, occurrence: int = 0) -> Iterator[bool]:
@@ -370,153 +326,9 @@ class Run:
         if not self.is_first:
             return
         self._facts["peak_memory_gb"] = self._memory.peak_gb
-        _write_json(self.workdir / "run.json", self._facts)
+        write_facts(self.workdir, self._facts)
 
     def close(self) -> None:
         """Stop the workers of this host and close what is open. Idempotent."""
         self._save_facts()
         self._closing.close()
-
-
-@functools.partial(jax.jit, static_argnums=2)
-def _take(batch: Any, rows: jax.Array, sharding: NamedSharding) -> Any:
-    return jax.tree.map(lambda array: jax.lax.with_sharding_constraint(array[rows], sharding), batch)
-
-
-def editor_required(config: Config) -> tuple[str, ...]:
-    """Id of the second model that jobs require of their workers, if prompts offer its actions."""
-    return (editor_id(config.prompt.editor),) if config.prompt.editor else ()
-
-
-def check_editor(config: Config) -> None:
-    """See that workers started on this host, which inherit its environment variables, will have the second model.
-
-    Raises:
-      ConfigError: they name none, or another.
-    """
-    try:
-        endpoint = configured_endpoint()
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
-    if (required := editor_required(config)) and (endpoint is None or endpoint.id not in required):
-        raise ConfigError(
-            f"config.prompt.editor is {config.prompt.editor!r}, and this host's workers would have "
-            f"{endpoint.model if endpoint else 'no second model'}: set ${URL_VARIABLE} and ${MODEL_VARIABLE}, or "
-            "config.workers.slots to 0 where workers are started elsewhere"
-        )
-
-
-def _check_writable(workdir: epath.Path) -> None:
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        probe = workdir / ".writable"
-        probe.write_text("")
-        probe.unlink()
-    except OSError as error:
-        raise ConfigError(
-            f"workdir {workdir} cannot be written ({error}): choose another with --workdir=DIR"
-        ) from error
-
-
-@contextlib.contextmanager
-def _lock(workdir: epath.Path) -> Iterator[None]:
-    """Keep a second trainer out of a local workdir for as long as this process lives, however it ends."""
-    if "://" in os.fspath(workdir):
-        yield
-        return
-    with open(workdir / ".lock", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ConfigError(
-                f"another process is at work in {workdir}: wait for it, stop it, or choose another --workdir"
-            ) from error
-        yield
-
-
-def _check_inputs(config: Config) -> None:
-    """Look for what the config names and only a later stage will read, and what several processes cannot do."""
-    trackers.check_installed(config.tracking.trackers)
-    asking = "endpoint" in (config.collect.expert, config.ideas.source, config.ideas.embedder)
-    if asking and "collect" in config.stages and processes.count() > 1:
-        raise ConfigError(
-            f"config.stages has collect, which would ask config.endpoint in each of {processes.count()} processes: "
-            "collect in one process, and name its workdir in config.pool.trajectories"
-        )
-    checkpoint, trajectories = config.policy.checkpoint, config.pool.trajectories
-    there = hub.is_hub_id(checkpoint) or (epath.Path(checkpoint) / "config.json").exists()
-    if checkpoint and not there and _needs_policy(config):
-        raise ConfigError(
-            f"config.policy.checkpoint is {checkpoint!r}; that folder has no config.json: name a Hugging Face "
-            "checkpoint, for example the export of another run"
-        )
-    if trajectories:
-        try:
-            TrajectoryStore.open(epath.Path(trajectories) / "trajectories" / "collect")
-        except ConfigError as error:
-            raise ConfigError(
-                f"config.pool.trajectories is {trajectories!r}: {error}; or name the workdir of another run"
-            ) from error
-
-
-def _check_remote(config: Config, workdir: str) -> None:
-    """Look for what cannot be kept in a bucket."""
-    stages = set(config.stages)
-    asking = "collect" in stages and "endpoint" in (config.collect.expert, config.ideas.source, config.ideas.embedder)
-    asking |= "evaluate" in stages and any(parse_agent(name).kind == "endpoint" for name in config.evaluate.policies)
-    if asking:
-        raise ConfigError(
-            f"--workdir is {workdir}, and config.stages would ask config.endpoint, whose answers are kept in a "
-            "database: do that in a workdir on this host, and name it in config.pool.trajectories"
-        )
-    for field, value, is_used, remedy in (
-        ("tasks.folder", config.tasks.folder, stages != {"export"}, "a folder on this host"),
-        ("workers.queue", config.workers.queue, EXECUTING & stages, "a postgresql:// one"),
-    ):
-        if is_used and not value:
-            raise ConfigError(
-                f"config.{field} is empty and would be in the workdir, {workdir}, a bucket: name {remedy}"
-            )
-
-
-def _needs_policy(config: Config) -> bool:
-    """Whether a stage begins with `policy.checkpoint`: an evaluation of others alone does not."""
-    if set(config.stages) != {"evaluate"}:
-        return True
-    return any(parse_agent(name).kind in OF_THE_RUN for name in config.evaluate.policies)
-
-
-def _facts(workdir: epath.Path, config: Config, executes: bool) -> dict[str, Any]:
-    """The facts so far of the run in a workdir that is new or this config's."""
-    facts_path, stored = workdir / "run.json", workdir / "config.json"
-    facts = json.loads(facts_path.read_text()) if facts_path.exists() else {}
-    if stored.exists() and facts.get("executes", True) != executes:
-        kinds = {True: "executes its actions", False: "only sleeps in their place (mlagent_jax.studies.sleeping)"}
-        raise ConfigError(
-            f"workdir {workdir} belongs to a run that {kinds[not executes]}, and this one {kinds[executes]}: choose "
-            "another --workdir"
-        )
-    if stored.exists():
-        differ = differences(json.loads(stored.read_text()), config)
-        if differ:
-            raise ConfigError(
-                f"workdir {workdir} belongs to a run of another config; these fields differ: {'; '.join(differ)}. "
-                "Choose another --workdir, or set the fields back"
-            )
-    facts["executes"] = executes
-    facts.setdefault("name", f"{workdir.name}-{uuid.uuid4().hex[:8]}")
-    facts.setdefault("done", [])
-    facts.setdefault("seconds", {})
-    facts.setdefault("executions", 0)
-    facts["seed"] = config.seed
-    facts["config"] = dataclasses.asdict(config)
-    facts["versions"] = {"python": platform.python_version()} | {
-        name: importlib.metadata.version(name) for name in VERSIONS
-    }
-    return facts
-
-
-def _write_json(path: epath.Path, data: Any) -> None:
-    partial = path.parent / f"{path.name}.partial"
-    partial.write_text(json.dumps(data, indent=1))
-    partial.replace(path)

@@ -14,6 +14,8 @@ from typing import Any, Self
 
 from etils import epath
 
+from mlagent_jax.runtime.files import write_whole
+
 
 class RecordError(ValueError):
     """A line of a record file is broken; the message names the file, the line and the remedy."""
@@ -107,10 +109,7 @@ def encode(record: Mapping[str, Any]) -> bytes:
 
 def replace(path: epath.PathLike, records: Iterable[Mapping[str, Any]]) -> None:
     """Write `records` in place of what `path` holds, all or nothing."""
-    path = epath.Path(path)
-    partial = path.parent / f"{path.name}.partial"
-    partial.write_bytes(b"".join(map(encode, records)))
-    partial.replace(path)
+    write_whole(path, b"".join(map(encode, records)))
 
 
 class Appender:

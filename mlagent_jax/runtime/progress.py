@@ -27,6 +27,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from mlagent_jax.runtime.files import write_whole
+
 LIVE_INTERVAL_SECONDS = 0.1
 WINDOW_SECONDS = 120.0
 """The rate is measured over the last of this, so that it follows when steps become slower."""
@@ -177,10 +179,8 @@ class Progress:
             "values": dict(self.values),
             "written": time.time(),
         }
-        partial = self._path.parent / f"{self._path.name}.partial"
         with contextlib.suppress(OSError):
-            partial.write_text(json.dumps(told))
-            partial.replace(self._path)
+            write_whole(self._path, json.dumps(told))
 
     def _print(self, line: str) -> None:
         # Stage and value names are data: no markup, no colours guessed, and a log line is never wrapped.

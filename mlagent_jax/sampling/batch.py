@@ -9,64 +9,21 @@ between two looks at the others, which decode meanwhile.
 from __future__ import annotations
 
 import collections
-import contextlib
 import dataclasses
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
 import numpy as np
-from absl import logging
 
 from mlagent_jax.models import Graph, Params
 from mlagent_jax.parallelism import parts
 from mlagent_jax.sampling import engine
-from mlagent_jax.sampling.config import Progress, Request, SamplerConfig
+from mlagent_jax.sampling.config import NOT_A_NUMBER, Progress, Request, SamplerConfig
 from mlagent_jax.sampling.distribution import Distributions
-from mlagent_jax.sampling.stops import Spellings, StopSets
+from mlagent_jax.sampling.first_runs import FirstRuns
+from mlagent_jax.sampling.stops import StopFinder
 from mlagent_jax.sampling.weights import Preparation, Weights
-
-NOT_A_NUMBER = (
-    "the model's output is NaN or infinite, so that no token can be drawn: its weights are damaged, or their dtype too "
-    "narrow for them"
-)
-
-
-class FirstRuns:
-    """Runs programs, and logs each one's first run with a shape, which compiles it. Shared by the batches of a sampler.
-
-    Args:
-        turn: Held while a program is handed to the devices, for whoever has programs of its own for the same ones.
-
-    Attributes:
-        seconds: what those first runs took in all.
-    """
-
-    def __init__(self, turn: contextlib.AbstractContextManager[Any] | None = None) -> None:
-        self.seconds = 0.0
-        self._seen: set[tuple[object, ...]] = set()
-        self._turn = turn or contextlib.nullcontext()
-
-    @property
-    def count(self) -> int:
-        """Programs that were compiled, or found compiled, so far."""
-        return len(self._seen)
-
-    def __call__(self, key: tuple[object, ...], program: Callable[..., Any], *args: Any) -> Any:
-        """`program(*args)`; `key` names the program and whatever its shapes follow from."""
-        if key in self._seen:
-            with self._turn:
-                return program(*args)
-        self._seen.add(key)
-        begin = time.perf_counter()
-        with self._turn:
-            result = program(*args)
-        jax.block_until_ready(result)
-        seconds = time.perf_counter() - begin
-        self.seconds += seconds
-        logging.info("sampler: first run of %s took %.2f s", " ".join(map(str, key)), seconds)
-        return result
 
 
 @dataclasses.dataclass(eq=False)
@@ -91,8 +48,10 @@ class Batch:
         config: The programs' shapes.
         params: The weights, in the tree of `models.create`, or prepared.
         longest_prompt: In tokens; the cache holds its `room` and `config.max_new_tokens` more in each slot.
-        spellings: What tokens spell, where requests have stop strings.
+        spellings: Bytes of each token by id, where requests have stop strings.
         run: To share what is known of earlier batches' compilations.
+        elastic: Whether programs are of the slots in use, a power of four of them, and not of all. Each size is a
+            compilation when it is first needed.
     """
 
     def __init__(
@@ -102,16 +61,19 @@ class Batch:
         params: Params | Weights,
         longest_prompt: int,
         *,
-        spellings: Spellings | None = None,
+        spellings: Sequence[bytes] | None = None,
         run: FirstRuns | None = None,
+        elastic: bool = False,
     ) -> None:
-        self._graph, self._config = graph, config
+        self._sizes = _sizes(config.slots, parts("slots", graph.rules)) if elastic else (config.slots,)
+        self._graph, self._config = graph, dataclasses.replace(config, slots=self._sizes[0])
         self._room = config.room(longest_prompt)
         self._length = self._room + config.max_new_tokens
-        self._run = run or FirstRuns()
-        self._stops = StopSets(spellings)
+        self._run, self._spellings = run or FirstRuns(), spellings
+        self._finders: dict[int, StopFinder] = {}  # by slot
         self._params = Preparation(config.compute_dtype)(params).params
-        self._state = self._run(("empty", self._length), engine.empty_slots, graph, config, self._length, self._params)
+        arguments = (graph, self._config, self._length, self._params)
+        self._state = self._run(("empty", *self._shape), engine.empty_slots, *arguments)
         self._waiting: collections.deque[Request] = collections.deque()
         self._running: dict[int, Request] = {}  # by slot
         self._taken: dict[int, int] = {}  # tokens that were handed out, by slot
@@ -124,28 +86,24 @@ class Batch:
         return bool(self._waiting or self._running or self._coming)
 
     @property
+    def _shape(self) -> tuple[int, int]:
+        """(slots, length): what every program's shapes follow from."""
+        return self._config.slots, self._length
+
+    @property
     def waiting(self) -> int:
         """Requests without a slot."""
         return len(self._waiting)
 
     def check(self, request: Request) -> None:
-        """Whether `request` can be made here.
+        """Whether `request` can be made here: what passes cannot fail among the others.
 
         Raises:
-            ValueError: For an empty or too long prompt, or a limit out of range.
+            ValueError: For an empty or too long prompt, a number out of range, or an unusable stop string.
         """
-        if not request.prompt:
-            raise ValueError("the prompt is empty: it needs at least one token")
-        if len(request.prompt) > self._room:
-            raise ValueError(
-                f"a prompt of {len(request.prompt)} tokens is longer than the {self._room} that each slot has room "
-                "for: shorten it"
-            )
-        if not 1 <= request.max_new_tokens <= self._config.max_new_tokens:
-            raise ValueError(
-                f"max_new_tokens={request.max_new_tokens} must be between 1 and the sampler's "
-                f"{self._config.max_new_tokens}"
-            )
+        request.check(self._room, self._config.max_new_tokens, self._graph.config.vocab_size)
+        if request.stop and self._spellings is None:
+            raise ValueError(f"stop={request.stop} needs a tokenizer: this sampler knows token ids only")
 
     def submit(self, requests: Iterable[Request]) -> None:
         """Add requests at the end of the queue.
@@ -170,13 +128,20 @@ class Batch:
             if not coming.placed and all(other.source is not coming for other in self._coming):
                 self._coming.remove(coming)
                 del self._resident[coming.slot]
-        slots = [slot for slot, request in self._running.items() if request.id in ids]
+        self._end([slot for slot, request in self._running.items() if request.id in ids])
+
+    def _end(self, slots: list[int]) -> None:
+        """Give up the completions of slots, some of which may have ended already."""
         if slots:
             ending = np.zeros((self._config.slots,), bool)
             ending[slots] = True
-            self._state = self._run(("end", self._length), engine.end_requests, self._state, ending)
+            self._state = self._run(("end", *self._shape), engine.end_requests, self._state, ending)
+        self._leave(slots)
+
+    def _leave(self, slots: Iterable[int]) -> None:
         for slot in slots:
-            del self._running[slot], self._taken[slot]
+            for held in (self._running, self._taken, self._finders):
+                held.pop(slot, None)
 
     def step(self) -> list[Progress]:
         """Fill free slots, run a part of each long prompt, decode up to `steps_per_call` tokens a slot, and tell what
@@ -189,17 +154,16 @@ class Batch:
         for slot, count in self._taken.items():
             taken[slot] = count
         self._state, look = self._run(
-            ("decode", self._length, self._stops.size),
+            ("decode", *self._shape),
             *(engine.decode, self._graph, self._config, self._params, self._state),
-            *(self._stops.table, np.bool_(bool(self._waiting)), taken),
+            *(np.bool_(bool(self._waiting)), taken),
         )
-        heard, spoiled = [], []
-        for slot, progress in self._read(jax.device_get(look)):
-            heard.append(progress)
-            if progress.error:
-                spoiled.append(slot)
-        self._clear(spoiled)
-        return heard
+        heard = list(self._read(look := jax.device_get(look)))
+        self._clear([slot for slot, progress in heard if progress.error])
+        # The device goes on with what a stop string has ended.
+        self._end([slot for slot, progress in heard if progress.finish_reason and look.active[slot]])
+        self._leave(slot for slot, progress in heard if progress.finish_reason)
+        return [progress for _, progress in heard]
 
     def _clear(self, spoiled: list[int]) -> None:
         """Free slots whose contents are not numbers."""
@@ -207,14 +171,30 @@ class Batch:
             return
         clearing = np.zeros((self._config.slots,), bool)
         clearing[spoiled] = True
-        self._state = self._run(("clear", self._length), engine.clear_slots, self._state, clearing)
+        self._state = self._run(("clear", *self._shape), engine.clear_slots, self._state, clearing)
+        self._leave(spoiled)
         for slot in spoiled:
-            self._running.pop(slot, None)
-            self._taken.pop(slot, None)
             self._resident.pop(slot, None)
 
+    def _resize(self) -> None:
+        """Take the smallest size that has room for all that is wanted; a smaller one than now where nothing runs."""
+        used = self._used()
+        wanted = len(used) + len(self._waiting)
+        slots = next((size for size in self._sizes if size >= wanted), self._sizes[-1])
+        if slots == self._config.slots or not self._waiting or (slots < self._config.slots and used):
+            return
+        key = ("resize", *self._shape, slots)
+        self._state = self._run(key, engine.resize_slots, self._graph, slots, self._state)
+        self._config = dataclasses.replace(self._config, slots=slots)
+        self._resident = {slot: prompt for slot, prompt in self._resident.items() if slot < slots}
+
+    def _used(self) -> set[int]:
+        """Slots that are not free."""
+        return {*self._running, *(slot for coming in self._coming for slot in (coming.slot, *coming.placed))}
+
     def _fill(self) -> None:
-        taken = {*self._running, *(slot for coming in self._coming for slot in (coming.slot, *coming.placed))}
+        self._resize()
+        taken = self._used()
         free = [slot for slot in range(self._config.slots) if slot not in taken]
         if not self._waiting or not free:
             return
@@ -267,7 +247,7 @@ class Batch:
         if copies:
             table = np.zeros((self._config.slots, 2), np.int32)
             table[: len(copies)] = copies
-            key = ("copy", self._length)
+            key = ("copy", *self._shape)
             self._state = self._run(key, engine.copy_prompts, self._state, table, np.int32(len(copies)))
 
     def _start(self, placed: dict[int, Request], copies: list[tuple[int, int]]) -> None:
@@ -276,11 +256,13 @@ class Batch:
             return
         starts = self._starts(placed, copies)
         self._state = self._run(
-            ("start", self._length, self._stops.size),
-            *(engine.start_requests, self._graph, self._config, self._params, self._state, self._stops.table, starts),
+            ("start", *self._shape),
+            *(engine.start_requests, self._graph, self._config, self._params, self._state, starts),
         )
         self._running.update(placed)
         self._taken.update(dict.fromkeys(placed, 0))
+        stopping = {slot: request.stop for slot, request in placed.items() if request.stop}
+        self._finders.update({slot: StopFinder(self._spellings, stop) for slot, stop in stopping.items()})
 
     def _prefill_parts(self) -> None:
         """Run the next part of each prompt that is coming, and start what waits for those that are complete."""
@@ -332,7 +314,7 @@ class Batch:
         for row, (slot, prompt) in enumerate(rows):
             tokens[row, : len(prompt)], lengths[row], slots[row] = prompt, len(prompt), slot
         common = (self._graph, self._params, self._state, tokens)
-        shape = (self._length, height, bucket)
+        shape = (*self._shape, height, bucket)
         if starts is None:
             self._state = self._run(("prefill", *shape), engine.prefill_prompts, *common, lengths, slots)
         else:
@@ -349,7 +331,6 @@ class Batch:
                 out[slot] = value(request)
             return out
 
-        in_use = [request.stop for request in (*self._running.values(), *placed.values())]
         table = np.zeros((slots, 2), np.int32)
         table[: len(copies)] = np.reshape(copies, (-1, 2))
         return engine.Starts(
@@ -365,25 +346,31 @@ class Batch:
                 top_p=column(lambda request: request.distribution.top_p, np.float32),
                 min_p=column(lambda request: request.distribution.min_p, np.float32),
             ),
-            stop_nodes=column(lambda request: self._stops.root(request.stop, in_use), np.int32),
             copies=table,
             copy_count=np.int32(len(copies)),
         )
 
     def _read(self, look: engine.Look) -> Iterator[tuple[int, Progress]]:
-        """Yield (slot, what its request got); those that have finished leave."""
+        """Yield (slot, what its request got)."""
         for slot, request in list(self._running.items()):
             new = slice(0, int(look.counts[slot]) - self._taken[slot])
             self._taken[slot] = int(look.counts[slot])
             reason = None
             if not look.active[slot]:
                 reason = "stop" if look.stopped[slot] else "length"
-                del self._running[slot], self._taken[slot]
             tokens, log_probs = look.tokens[slot, new].tolist(), look.log_probs[slot, new].copy()
+            if slot in self._finders and (end := self._finders[slot].feed(tokens)) is not None:
+                tokens, log_probs, reason = tokens[:end], log_probs[:end], "stop"
             if np.isfinite(log_probs).all():
                 yield slot, Progress(request.id, tokens, log_probs, reason)
             else:
                 yield slot, Progress(request.id, [], log_probs[:0], None, NOT_A_NUMBER)
+
+
+def _sizes(slots: int, shards: int) -> tuple[int, ...]:
+    """Numbers of slots, ascending, that programs are made for: powers of four a shard, and all."""
+    smaller = (shards * 4**power for power in range(slots.bit_length()))
+    return (*(size for size in smaller if size < slots), slots)
 
 
 def _place(

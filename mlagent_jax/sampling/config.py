@@ -15,6 +15,11 @@ MOST_TOP_K = 2**31 - 1
 
 BUCKETS = (64, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048)
 
+NOT_A_NUMBER = (
+    "the model's output is NaN or infinite, so that no token can be drawn: its weights are damaged, or their dtype too "
+    "narrow for them"
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class Distribution:
@@ -132,6 +137,30 @@ class Request:
     """Where the sampler has none that is compiled in."""
     stop: tuple[bytes, ...] = ()
     """UTF-8 strings; the completion ends with the token that completes the first of them."""
+
+    def check(self, longest_prompt: int, most_new_tokens: int, vocab_size: int) -> None:
+        """Whether every value fits the programs and the model.
+
+        Raises:
+            ValueError: For an empty or too long prompt, a number out of range, or an empty stop string.
+        """
+        if not self.prompt:
+            raise ValueError("the prompt is empty: it needs at least one token")
+        if len(self.prompt) > longest_prompt:
+            raise ValueError(
+                f"a prompt of {len(self.prompt)} tokens is longer than the {longest_prompt} that each slot has room "
+                "for: shorten it"
+            )
+        if bad := [token for token in self.prompt if not 0 <= token < vocab_size]:
+            raise ValueError(f"token id {bad[0]} of the prompt is not in the vocabulary, 0 to {vocab_size - 1}")
+        if not 1 <= self.max_new_tokens <= most_new_tokens:
+            raise ValueError(
+                f"max_new_tokens={self.max_new_tokens} must be between 1 and the sampler's {most_new_tokens}"
+            )
+        if not 0 <= self.sample < 2**31:
+            raise ValueError(f"sample={self.sample} must be 0 or above, and below 2**31")
+        if not all(self.stop):
+            raise ValueError("a stop string is empty: it would end every completion before it starts")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,7 +20,6 @@ from mlagent_jax.models import Cache, Graph, Params
 from mlagent_jax.parallelism import constrain
 from mlagent_jax.sampling.config import Distribution, SamplerConfig
 from mlagent_jax.sampling.distribution import Distributions, draw, request_keys
-from mlagent_jax.sampling.stops import StopTable
 
 
 @jax.tree_util.register_dataclass
@@ -36,8 +35,6 @@ class SlotState:
     """Typed keys [slots], one a request."""
     distributions: Distributions
     """What each request draws from, unless one is compiled in."""
-    stop_nodes: jax.Array
-    """int32 [slots]: how far each completion has come in its stop strings, see `StopTable`."""
     last_tokens: jax.Array
     """int32 [slots]: drawn, and not yet in the cache."""
     positions: jax.Array
@@ -53,7 +50,7 @@ class SlotState:
     active: jax.Array
     """bool [slots]: a completion is being made."""
     stopped: jax.Array
-    """bool [slots]: the completion ended with a stop token or a stop string."""
+    """bool [slots]: the completion ended with a stop token. Stop strings are the host's, see `sampling.stops`."""
 
 
 @jax.tree_util.register_dataclass
@@ -89,8 +86,6 @@ class Starts:
     samples: jax.Array
     """int32, the number of the sample among those of its prompt"""
     distributions: Distributions
-    stop_nodes: jax.Array
-    """int32, where the automaton of the request's stop strings starts"""
     copies: jax.Array
     """int32 [slots, 2]: (from, to) slots whose prompts are copied first; the first `copy_count` rows count"""
     copy_count: jax.Array
@@ -112,7 +107,6 @@ def empty_slots(graph: Graph, config: SamplerConfig, length: int, params: Params
         prompt_hidden=jnp.zeros((slots, graph.config.hidden_size), dtype),
         keys=request_keys(zeros, zeros, zeros),
         distributions=Distributions.same(Distribution(), slots),
-        stop_nodes=zeros,
         last_tokens=zeros,
         positions=zeros,
         limits=zeros,
@@ -167,9 +161,7 @@ def _copied(rows: Any, copies: jax.Array, count: jax.Array) -> Any:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=3)
-def start_requests(
-    graph: Graph, config: SamplerConfig, params: Params, state: SlotState, stops: StopTable, starts: Starts
-) -> SlotState:
+def start_requests(graph: Graph, config: SamplerConfig, params: Params, state: SlotState, starts: Starts) -> SlotState:
     """Copy prompts to the slots of their further samples, and draw the first token of each new completion."""
 
     cache, prompt_hidden = _copied((state.cache, state.prompt_hidden), starts.copies, starts.copy_count)
@@ -188,7 +180,6 @@ def start_requests(
         prompt_hidden=prompt_hidden,
         keys=keys,
         distributions=jax.tree.map(chosen, starts.distributions, state.distributions),
-        stop_nodes=chosen(starts.stop_nodes, state.stop_nodes),
         positions=positions,
         limits=chosen(starts.limits, state.limits),
         counts=chosen(0, state.counts),
@@ -197,7 +188,24 @@ def start_requests(
     )
     logits = models.logits(graph, params, prompt_hidden)
     drawn = draw(config.distribution or state.distributions, logits, keys, positions)
-    return _append(config, state, stops, starts.starting, *drawn)
+    return _append(config, state, starts.starting, *drawn)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def resize_slots(graph: Graph, slots: int, state: SlotState) -> SlotState:
+    """The first `slots` of a state, or all of it and free ones after them."""
+
+    def resized(rows: jax.Array) -> jax.Array:
+        if jnp.issubdtype(rows.dtype, jax.dtypes.prng_key):
+            return jax.random.wrap_key_data(resized(jax.random.key_data(rows)))
+        missing = max(0, slots - len(rows))
+        return jnp.pad(rows[:slots], ((0, missing), *((0, 0),) * (rows.ndim - 1)))
+
+    empty = models.init_cache(graph, slots, state.cache.length, state.cache.values[0].dtype)
+    state = jax.tree.map(resized, state)
+    # With the sharding of a cache that is made anew.
+    cache = jax.tree.map(lambda made, held: made.at[:].set(held), empty, state.cache)
+    return dataclasses.replace(state, cache=cache)
 
 
 @functools.partial(jax.jit, donate_argnums=0)
@@ -226,7 +234,6 @@ def decode(
     config: SamplerConfig,
     params: Params,
     state: SlotState,
-    stops: StopTable,
     awaited: jax.Array,
     taken: jax.Array,
 ) -> tuple[SlotState, Look]:
@@ -251,7 +258,7 @@ def decode(
         state = dataclasses.replace(state, cache=cache, positions=state.positions + state.active)
         logits = models.logits(graph, params, hidden)
         drawn = draw(config.distribution or state.distributions, logits, state.keys, state.positions)
-        return step + 1, _append(config, state, stops, state.active, *drawn)
+        return step + 1, _append(config, state, state.active, *drawn)
 
     state = jax.lax.while_loop(going, advance, (jnp.int32(0), state))[1]
     columns = taken[:, None] + jnp.arange(config.steps_per_call + 1)
@@ -266,7 +273,6 @@ def decode(
 def _append(
     config: SamplerConfig,
     state: SlotState,
-    stops: StopTable,
     drawing: jax.Array,
     tokens: jax.Array,
     log_probs: jax.Array,
@@ -275,15 +281,13 @@ def _append(
     rows = jnp.arange(config.slots)
     column = jnp.where(drawing, state.counts, config.max_new_tokens)  # beyond the buffer: not written
     counts = state.counts + drawing
-    nodes, ended = stops.follow(jnp.where(drawing, state.stop_nodes, 0), tokens)
-    stop = (jnp.isin(tokens, jnp.asarray(config.stop_token_ids, jnp.int32)) | ended) & drawing
+    stop = jnp.isin(tokens, jnp.asarray(config.stop_token_ids, jnp.int32)) & drawing
     return dataclasses.replace(
         state,
         last_tokens=jnp.where(drawing, tokens, state.last_tokens),
         tokens=state.tokens.at[rows, column].set(tokens, mode="drop"),
         log_probs=state.log_probs.at[rows, column].set(log_probs, mode="drop"),
         counts=counts,
-        stop_nodes=jnp.where(drawing, nodes, state.stop_nodes),
         stopped=state.stopped | stop,
         active=state.active & ~(stop | (counts >= state.limits)),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -18,7 +19,8 @@ def read_prompts(path: str) -> list[Prompt]:
         ValueError: A line is no object with a `prompt`; the message names file and line.
     """
     prompts: list[Prompt] = []
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
+    # Universal newlines end a line, and nothing else does: U+2028 may stand in a JSON string as it is.
+    for number, line in enumerate(io.StringIO(Path(path).read_text(encoding="utf-8-sig")), 1):
         if not line.strip():
             continue
         try:

@@ -13,11 +13,11 @@ from collections.abc import Iterator, Sequence
 
 from mlagent_jax.models.tokenizer import Tokenizer
 from mlagent_jax.parallelism import parts
-from mlagent_jax.sampling.batch import Batch, FirstRuns
+from mlagent_jax.sampling.batch import Batch
 from mlagent_jax.sampling.checkpoint import Model
 from mlagent_jax.sampling.config import BUCKETS, Distribution, FinishReason, Request, SamplerConfig, SamplingError
+from mlagent_jax.sampling.first_runs import FirstRuns
 from mlagent_jax.sampling.plan import plan_slots
-from mlagent_jax.sampling.stops import Spellings
 from mlagent_jax.sampling.text import TextStream
 from mlagent_jax.sampling.weights import Preparation
 
@@ -76,8 +76,7 @@ class Sampler:
             pad_id=tokenizer.pad_id,
             compute_dtype=compute_dtype,
         )
-        self._letters = tokenizer.spellings()
-        self._spellings = Spellings.of(self._letters, model.graph.config.vocab_size)
+        self._spellings = tokenizer.spellings()
         self._slots = slots
         self._run = FirstRuns()
         self._prepare = Preparation(compute_dtype)
@@ -87,13 +86,15 @@ class Sampler:
         """Tokens of a prompt and its completion, at most: what the model was made for."""
         return self.model.graph.config.max_position_embeddings
 
-    def encode(self, prompt: Prompt) -> tuple[int, ...]:
-        """Token ids of a prompt, which may be some already.
+    def encode(self, prompt: Prompt, *, parse_special: bool = False, add_special: bool = False) -> tuple[int, ...]:
+        """Token ids of a prompt, which may be some already; the settings are those of `Tokenizer.encode`.
 
         Raises:
             ValueError: It has none, or one that is not in the vocabulary.
         """
-        tokens = tuple(self.tokenizer.encode(prompt) if isinstance(prompt, str) else map(int, prompt))
+        if isinstance(prompt, str):
+            prompt = self.tokenizer.encode(prompt, parse_special=parse_special, add_special=add_special)
+        tokens = tuple(map(int, prompt))
         if not tokens:
             raise ValueError("the prompt is empty: it needs at least one token")
         vocab_size = self.model.graph.config.vocab_size
@@ -133,15 +134,17 @@ class Sampler:
             shards=parts("slots", graph.rules),
         )
 
-    def batch(self, longest_prompt: int, max_new_tokens: int, slots: int) -> Batch:
-        """Slots for prompts and completions of at most so many tokens, for as long as they are kept."""
+    def batch(self, longest_prompt: int, max_new_tokens: int, slots: int, *, elastic: bool = False) -> Batch:
+        """Slots for prompts and completions of at most so many tokens, for as long as they are kept; `elastic` as in
+        `Batch`."""
         config = dataclasses.replace(self._config, max_new_tokens=self._config.room(max_new_tokens), slots=slots)
         weights = self._prepare(self.model.params)
-        return Batch(*(self.model.graph, config, weights, longest_prompt), spellings=self._spellings, run=self._run)
+        settings = {"spellings": self._spellings, "run": self._run, "elastic": elastic}
+        return Batch(self.model.graph, config, weights, longest_prompt, **settings)
 
     def text_stream(self, stop: Sequence[str] = ()) -> TextStream:
         """The text of one completion while it is made; stop tokens are to be left out by the caller (`spoken`)."""
-        return TextStream(self._letters, stop)
+        return TextStream(self._spellings, stop)
 
     def spoken(self, token_ids: Sequence[int]) -> Sequence[int]:
         """The tokens that make text: without a stop token at the end."""

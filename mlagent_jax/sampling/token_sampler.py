@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from mlagent_jax.models import Graph, Params
-from mlagent_jax.sampling.batch import Batch, FirstRuns
+from mlagent_jax.sampling.batch import Batch
 from mlagent_jax.sampling.config import Completion, Progress, Request, SamplerConfig, SamplingError
+from mlagent_jax.sampling.first_runs import FirstRuns
 from mlagent_jax.sampling.weights import Preparation, Weights
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
 import json
 import secrets
@@ -11,35 +12,41 @@ from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from mlagent_jax.models.tokenizer import Tokenizer
 from mlagent_jax.sampling.config import Progress, Request
 from mlagent_jax.sampling.text import TextStream
-from mlagent_jax.serving.access import check_key
+from mlagent_jax.serving.access import check_key, check_site
+from mlagent_jax.serving.conversations import chat_tokens
 from mlagent_jax.serving.errors import ApiError, bad_request
-from mlagent_jax.serving.replies import Piece, Style, usage
-from mlagent_jax.serving.schema import Asked, ChatRequest, CompletionRequest, Message
+from mlagent_jax.serving.replies import Offsets, Piece, Style, usage
+from mlagent_jax.serving.schema import Asked, ChatRequest, CompletionRequest
 from mlagent_jax.serving.service import Service
 
 MAX_BODY_BYTES = 8 * 2**20
+SMALL_BYTES = 16 * 2**10
+"""A request up to this size is read and tokenised on the event loop, in a few milliseconds; a larger one beside it."""
+LARGE_BYTES = 64 * 2**20
+"""What all larger requests hold together while they are read; more are refused with status 429."""
 GONE_SECONDS = 0.5
 """Between two looks whether a client that waits for a whole answer is still there."""
 
 Endpoint = Callable[[HttpRequest], Awaitable[Response]]
 
 
-def make_app(service: Service, model: str, api_key: str | None = None) -> Starlette:
+def make_app(service: Service, model: str, api_key: str | None = None, *, parse_special: bool = True) -> Starlette:
     """The ASGI application.
 
     Args:
         service: Opened and closed with the application.
         model: The name under which the policy is listed; any other name in a request is an error.
-        api_key: What clients must send as a bearer token; None: nothing.
+        api_key: What clients must send as a bearer token; None: nothing, but they must be programs of this machine.
+        parse_special: Whether the names of special tokens in the prompts of completions are those tokens.
     """
-    server = _Server(service, model)
+    server = _Server(service, model, parse_special)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -48,12 +55,22 @@ def make_app(service: Service, model: str, api_key: str | None = None) -> Starle
 
     def guarded(endpoint: Endpoint) -> Endpoint:
         async def checked(request: HttpRequest) -> Response:
-            check_key(api_key, request.headers.get("authorization", ""))
+            try:
+                if api_key is None:
+                    check_site(request.headers.get("host", ""), request.headers.get("origin"))
+                check_key(api_key, request.headers.get("authorization", ""))
+            except ApiError:
+                with contextlib.suppress(ClientDisconnect):
+                    async for _ in request.stream():  # a client that is still sending would not hear the answer
+                        pass
+                raise
             return await endpoint(request)
 
         return checked
 
     async def failed(request: HttpRequest, error: Exception) -> Response:
+        if not isinstance(error, (ApiError, HTTPException)):
+            error = ApiError(500, "the server failed on this request: see its log")
         if isinstance(error, HTTPException):
             error = ApiError(error.status_code, f"{request.method} {request.url.path}: {error.detail}")
         headers = {"retry-after": "1"} if error.status == 429 else None
@@ -63,18 +80,23 @@ def make_app(service: Service, model: str, api_key: str | None = None) -> Starle
         routes=[
             Route("/health", server.health),
             Route("/v1/models", guarded(server.models)),
+            Route("/v1/models/{name:path}", guarded(server.model)),
             Route("/v1/completions", guarded(server.completions), methods=["POST"]),
             Route("/v1/chat/completions", guarded(server.chat), methods=["POST"]),
         ],
-        exception_handlers={ApiError: failed, HTTPException: failed},
+        exception_handlers={ApiError: failed, HTTPException: failed, Exception: failed},
         lifespan=lifespan,
     )
 
 
 class _Server:
-    def __init__(self, service: Service, model: str) -> None:
-        self._service, self._model = service, model
+    def __init__(self, service: Service, model: str, parse_special: bool) -> None:
+        self._service, self._model, self._parse_special = service, model, parse_special
         self._spellings = service.sampler.tokenizer.spellings()
+        longest = max(map(len, self._spellings), default=1)
+        self._most_letters = 3 * longest * service.limits.prompt_tokens  # composing (NFC) takes a third, at most
+        self._desk = concurrent.futures.ThreadPoolExecutor(1, "reader")
+        self._large_bytes = 0
 
     async def health(self, request: HttpRequest) -> Response:
         healthy = self._service.healthy
@@ -82,63 +104,116 @@ class _Server:
         return JSONResponse(status, 200 if healthy else 503)
 
     async def models(self, request: HttpRequest) -> Response:
-        entry = {"id": self._model, "object": "model", "created": 0, "owned_by": "mlagent-jax"}
-        return JSONResponse({"object": "list", "data": [entry]})
+        return JSONResponse({"object": "list", "data": [self._entry]})
+
+    async def model(self, request: HttpRequest) -> Response:
+        self._check_model(request.path_params["name"])
+        return JSONResponse(self._entry)
+
+    @property
+    def _entry(self) -> dict[str, Any]:
+        return {"id": self._model, "object": "model", "created": 0, "owned_by": "mlagent-jax"}
+
+    def _check_model(self, name: str) -> None:
+        if name != self._model:
+            raise ApiError(404, f"model {name!r} is not served here: ask for {self._model!r}", "model")
 
     async def completions(self, request: HttpRequest) -> Response:
-        asked = CompletionRequest.read(await _body(request))
-        if not asked.prompts:
-            raise bad_request("prompt is an empty list", "prompt")
-        prompts = [self._encode(prompt) for prompt in asked.prompts]
-        return await self._answer(request, asked, prompts, chat=False)
+        return await self._answer(request, *await self._read(request, self._read_completion), chat=False)
 
     async def chat(self, request: HttpRequest) -> Response:
-        asked = ChatRequest.read(await _body(request))
-        tokens = chat_tokens(self._service.sampler.tokenizer, asked.messages)
-        return await self._answer(request, asked, [self._encode(tokens)], chat=True)
+        return await self._answer(request, *await self._read(request, self._read_chat), chat=True)
 
-    def _encode(self, prompt: str | list[int]) -> tuple[int, ...]:
+    async def _read(self, request: HttpRequest, read: Callable[[bytes], Any]) -> Any:
+        """What `read` makes of a request's body; of a large one beside the event loop, one after the other."""
+        parts, size = [], 0
+        held = 0
         try:
-            return self._service.sampler.encode(prompt)
+            async for part in request.stream():
+                size += len(part)
+                if size > MAX_BODY_BYTES:
+                    raise ApiError(413, f"the request is larger than {MAX_BODY_BYTES} bytes")
+                if size > SMALL_BYTES:
+                    self._large_bytes += size - held
+                    held = size
+                    if self._large_bytes > LARGE_BYTES:
+                        raise ApiError(429, "too many large requests are being read: try again later")
+                parts.append(part)
+            body = b"".join(parts)
+            if not held:
+                return read(body)
+            return await asyncio.get_running_loop().run_in_executor(self._desk, read, body)
+        except ClientDisconnect as error:
+            raise ApiError(499, "the client has left") from error
+        finally:
+            self._large_bytes -= held
+
+    def _read_completion(self, body: bytes) -> tuple[CompletionRequest, list[Request]]:
+        asked = CompletionRequest.read(body)
+        if not asked.prompts:
+            raise bad_request("prompt is an empty list", "prompt")
+        return asked, self._requests(asked, asked.prompts)
+
+    def _read_chat(self, body: bytes) -> tuple[ChatRequest, list[Request]]:
+        asked = ChatRequest.read(body)
+        self._check_letters(sum(message.letters for message in asked.messages), "messages")
+        return asked, self._requests(asked, [chat_tokens(self._service.sampler.tokenizer, asked.messages)])
+
+    def _check_letters(self, letters: int, field: str) -> None:
+        """A text that cannot fit is not tokenised."""
+        if letters > self._most_letters:
+            most = self._longest_prompt
+            raise bad_request(f"{field} has {letters} characters; this server takes a prompt of {most} tokens", field)
+
+    def _too_long(self, tokens: int) -> ApiError:
+        return bad_request(f"the prompt has {tokens} tokens; this server takes {self._longest_prompt}", "prompt")
+
+    @property
+    def _longest_prompt(self) -> int:
+        return min(self._service.limits.prompt_tokens, self._service.sampler.max_length - 1)
+
+    def _encode(self, prompt: str | list[int], add_special: bool) -> tuple[int, ...]:
+        if isinstance(prompt, str):
+            self._check_letters(len(prompt), "prompt")
+        elif len(prompt) > self._longest_prompt:
+            raise self._too_long(len(prompt))
+        try:
+            return self._service.sampler.encode(prompt, parse_special=self._parse_special, add_special=add_special)
         except ValueError as error:
             raise bad_request(str(error), "prompt") from error
 
     async def _answer(
-        self, request: HttpRequest, asked: CompletionRequest | ChatRequest, prompts: list[tuple[int, ...]], chat: bool
+        self, request: HttpRequest, asked: CompletionRequest | ChatRequest, requests: list[Request], chat: bool
     ) -> Response:
-        if asked.model not in ("", self._model):
-            raise ApiError(404, f"model {asked.model!r} is not served here: ask for {self._model!r}", "model")
-        requests = self._requests(asked, prompts)
         style = Style(self._model, chat, asked.wants_log_probs, self._spellings)
-        read = sum(map(len, prompts))
-        if asked.stream:
-            events = self._events(requests, asked, style, read)
-            # The first event is made before the headers are: what is refused is refused with a status.
-            first = await anext(events)
-            return StreamingResponse(_sent(first, events), media_type="text/event-stream")
-        whole = asyncio.ensure_future(self._whole(requests, asked, style, read))
-        gone = asyncio.ensure_future(_gone(request))
-        try:
-            await asyncio.wait({whole, gone}, return_when=asyncio.FIRST_COMPLETED)
-            return JSONResponse(whole.result()) if whole.done() else Response(status_code=499)
-        finally:
-            for task in (whole, gone):
-                task.cancel()
-            await asyncio.gather(whole, gone, return_exceptions=True)
+        read = sum(len(each.prompt) for each in requests[:: asked.samples])
+        if not asked.stream:
+            return JSONResponse(await _unless_gone(request, self._whole(requests, asked, style, read)))
+        events = self._events(requests, asked, style, read)
+        # The first event is made before the headers are: what is refused is refused with a status.
+        first = await _unless_gone(request, anext(events))
+        return StreamingResponse(_sent(first, events), media_type="text/event-stream")
 
-    def _requests(self, asked: CompletionRequest | ChatRequest, prompts: list[tuple[int, ...]]) -> list[Request]:
+    def _requests(self, asked: CompletionRequest | ChatRequest, prompts: list[str | list[int]]) -> list[Request]:
+        """The samples that are asked for, every value checked.
+
+        Raises:
+            ApiError: One cannot be made.
+        """
         limits, sampler = self._service.limits, self._service.sampler
+        self._check_model(asked.model or self._model)
+        self._service.check_count(len(prompts) * asked.samples)
         if asked.limit is not None and asked.limit > limits.new_tokens:
             raise bad_request(
                 f"{asked.limit} tokens are more than this server makes, {limits.new_tokens}", "max_tokens"
             )
         stop = tuple(string.encode() for string in asked.stops)
-        seed = secrets.randbits(63) if asked.seed is None else asked.seed
         requests = []
-        for prompt in prompts:
-            longest = min(limits.prompt_tokens, sampler.max_length - 1)
-            if len(prompt) > longest:
-                raise bad_request(f"the prompt has {len(prompt)} tokens; this server takes {longest}", "prompt")
+        for given in prompts:
+            seed = secrets.randbits(63) if asked.seed is None else asked.seed
+            prompt = self._encode(given, asked.adds_special)
+            if len(prompt) > self._longest_prompt:
+                raise self._too_long(len(prompt))
             limit = asked.limit or min(limits.new_tokens, sampler.max_length - len(prompt))
             try:
                 sampler.check_length(len(prompt), limit)
@@ -151,14 +226,15 @@ class _Server:
 
     async def _pieces(self, requests: list[Request], asked: Asked) -> AsyncIterator[tuple[int, Piece]]:
         texts = [self._service.sampler.text_stream(asked.stops) for _ in requests]
+        offsets = [Offsets(self._spellings) for _ in requests]
         async with self._service.samples(requests) as heard:
             async for progress in heard:
-                yield progress.id, self._piece(texts[progress.id], progress)
+                yield progress.id, self._piece(texts[progress.id], offsets[progress.id], progress)
 
-    def _piece(self, text: TextStream, progress: Progress) -> Piece:
-        spoken = self._service.sampler.spoken(progress.token_ids)
-        said = text.feed(spoken, last=progress.finish_reason is not None)
-        return Piece(said, progress.token_ids, progress.log_probs.tolist(), progress.finish_reason)
+    def _piece(self, text: TextStream, offsets: Offsets, progress: Progress) -> Piece:
+        ids = progress.token_ids
+        said = text.feed(self._service.sampler.spoken(ids), last=progress.finish_reason is not None)
+        return Piece(said, ids, progress.log_probs.tolist(), offsets.feed(ids), progress.finish_reason)
 
     async def _whole(self, requests: list[Request], asked: Asked, style: Style, read: int) -> dict[str, Any]:
         made = [Piece() for _ in requests]
@@ -177,27 +253,28 @@ class _Server:
                     opened.add(index)
                     yield style.opening(index)
                 count += len(piece.token_ids)
-                yield style.chunk(index, piece)
+                yield style.chunk(index, piece, asked.counts_usage)
         if asked.counts_usage:
             yield style.closing(usage(read, count))
 
 
-def chat_tokens(tokenizer: Tokenizer, messages: list[Message]) -> list[int]:
-    """The prompt of a conversation: by the checkpoint's chat template, or without one the messages' text as it stands,
-    a blank line between two, which is how such a policy was trained."""
-    if tokenizer.has_chat_template:
-        return tokenizer.apply_chat_template([{"role": each.role, "content": each.text} for each in messages])
-    return tokenizer.encode("\n\n".join(message.text for message in messages))
+async def _unless_gone(request: HttpRequest, work: Awaitable[Any]) -> Any:
+    """The result of `work`, which is cancelled when the client leaves: its samples make room for others.
 
-
-async def _body(request: HttpRequest) -> bytes:
-    parts, size = [], 0
-    async for part in request.stream():
-        size += len(part)
-        if size > MAX_BODY_BYTES:
-            raise ApiError(413, f"the request is larger than {MAX_BODY_BYTES} bytes")
-        parts.append(part)
-    return b"".join(parts)
+    Raises:
+        ApiError: 499, which nobody hears.
+    """
+    done = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(_gone(request))
+    try:
+        await asyncio.wait({done, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not done.done():
+            raise ApiError(499, "the client has left")
+        return done.result()
+    finally:
+        for task in (done, gone):
+            task.cancel()
+        await asyncio.gather(done, gone, return_exceptions=True)
 
 
 async def _gone(request: HttpRequest) -> None:

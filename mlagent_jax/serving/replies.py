@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import dataclasses
 import time
 import uuid
@@ -18,6 +19,8 @@ class Piece:
     text: str = ""
     token_ids: list[int] = dataclasses.field(default_factory=list)
     log_probs: list[float] = dataclasses.field(default_factory=list)
+    offsets: list[int] = dataclasses.field(default_factory=list)
+    """Of each token, the characters of the completion before it."""
     finish_reason: FinishReason | None = None
 
     def extend(self, other: Piece) -> None:
@@ -25,7 +28,25 @@ class Piece:
         self.text += other.text
         self.token_ids += other.token_ids
         self.log_probs += other.log_probs
+        self.offsets += other.offsets
         self.finish_reason = other.finish_reason
+
+
+class Offsets:
+    """Where the tokens of one completion begin in its text; of a character's bytes, where the character does."""
+
+    def __init__(self, spellings: Sequence[bytes]) -> None:
+        self._spellings, self._letters = spellings, 0
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def feed(self, token_ids: Sequence[int]) -> list[int]:
+        """Characters before each of the next tokens."""
+        offsets = []
+        for token in token_ids:
+            offsets.append(self._letters)
+            spelled = self._spellings[token] if token < len(self._spellings) else b""
+            self._letters += len(self._decoder.decode(spelled))
+        return offsets
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,9 +71,10 @@ class Style:
         choices = [self._choice(index, piece, "message") for index, piece in enumerate(pieces)]
         return {**self._head("chat.completion"), "choices": choices, "usage": usage}
 
-    def chunk(self, index: int, piece: Piece) -> dict[str, Any]:
-        """A part of choice `index`."""
-        return {**self._head("chat.completion.chunk"), "choices": [self._choice(index, piece, "delta")]}
+    def chunk(self, index: int, piece: Piece, counts_usage: bool = False) -> dict[str, Any]:
+        """A part of choice `index`; of a stream that ends with its usage, without one."""
+        usage = {"usage": None} if counts_usage else {}
+        return {**self._head("chat.completion.chunk"), "choices": [self._choice(index, piece, "delta")], **usage}
 
     def opening(self, index: int) -> dict[str, Any]:
         """The first chunk of a chat's choice, which says whose turn it is."""
@@ -89,7 +111,7 @@ class Style:
                     for token, raw, log_prob in entries
                 ]
             }
-        return {"tokens": tokens, "token_logprobs": piece.log_probs, "top_logprobs": None, "text_offset": None}
+        return {"tokens": tokens, "token_logprobs": piece.log_probs, "top_logprobs": None, "text_offset": piece.offsets}
 
 
 def usage(prompt_tokens: int, completion_tokens: int) -> dict[str, int]:

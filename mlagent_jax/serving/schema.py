@@ -6,12 +6,13 @@ nothing here (`user`, `metadata`, ...) are accepted.
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any, Literal, Self
 
 import pydantic
 from pydantic import Field
 
-from mlagent_jax.sampling.config import Distribution
+from mlagent_jax.sampling.config import MOST_TOP_K, Distribution
 from mlagent_jax.serving.errors import bad_request
 
 NEUTRAL: dict[str, tuple[Any, ...]] = {
@@ -50,7 +51,7 @@ class Asked(pydantic.BaseModel):
     n: Annotated[int, Field(ge=1, le=1024)] | None = 1
     temperature: Annotated[float, Field(ge=0, le=100)] | None = 1.0
     top_p: Annotated[float, Field(gt=0, le=1)] | None = 1.0
-    top_k: Annotated[int, Field(ge=0)] | None = 0
+    top_k: Annotated[int, Field(ge=0, le=MOST_TOP_K)] | None = 0
     min_p: Annotated[float, Field(ge=0, le=1)] | None = 0.0
     stop: str | Annotated[list[str], Field(max_length=16)] | None = None
     seed: int | None = None
@@ -106,6 +107,11 @@ class Asked(pydantic.BaseModel):
         return tuple(dict.fromkeys(strings))
 
     @property
+    def adds_special(self) -> bool:
+        """Whether the tokenizer's own special tokens are put around a text; a chat template has them already."""
+        return False
+
+    @property
     def counts_usage(self) -> bool:
         """Whether a stream ends with its usage."""
         return self.stream_options is not None and self.stream_options.include_usage
@@ -117,12 +123,18 @@ class CompletionRequest(Asked):
     prompt: str | list[int] | list[str] | list[list[int]]
     logprobs: Annotated[int, Field(ge=0, le=1)] | None = None
     """0 or 1: of the tokens drawn. Alternatives are not kept."""
+    add_special_tokens: bool = True
+    """Whether a text begins as the checkpoint's tokenizer begins every text (with a beginning token, say)."""
 
     @property
     def prompts(self) -> list[str | list[int]]:
         """One or several."""
         single = isinstance(self.prompt, str) or (bool(self.prompt) and isinstance(self.prompt[0], int))
         return [self.prompt] if single else self.prompt
+
+    @property
+    def adds_special(self) -> bool:
+        return self.add_special_tokens
 
     @property
     def limit(self) -> int | None:
@@ -132,6 +144,25 @@ class CompletionRequest(Asked):
     @property
     def wants_log_probs(self) -> bool:
         return self.logprobs is not None
+
+
+class Function(pydantic.BaseModel):
+    """What a tool call calls."""
+
+    model_config = pydantic.ConfigDict(extra="forbid")
+
+    name: Annotated[str, Field(min_length=1)]
+    arguments: str = "{}"
+
+
+class ToolCall(pydantic.BaseModel):
+    """A call that the assistant made in an earlier turn."""
+
+    model_config = pydantic.ConfigDict(extra="ignore")
+
+    id: str = ""
+    type: Literal["function"] = "function"
+    function: Function
 
 
 class TextPart(pydantic.BaseModel):
@@ -144,10 +175,20 @@ class TextPart(pydantic.BaseModel):
 class Message(pydantic.BaseModel):
     """One turn."""
 
-    model_config = pydantic.ConfigDict(extra="ignore")
+    model_config = pydantic.ConfigDict(extra="forbid")
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | list[TextPart] | None = None
+    name: str | None = None
+    tool_calls: list[ToolCall] | None = None
+    tool_call_id: str | None = None
+    reasoning_content: str | None = None
+    """Thoughts before the content; templates leave them out where a later turn follows."""
+    annotations: Annotated[list[Any], Field(max_length=0)] | None = None
+    audio: None = None
+    function_call: None = None
+    refusal: None = None
+    """As OpenAI's own answers have them, empty."""
 
     @property
     def text(self) -> str:
@@ -155,6 +196,26 @@ class Message(pydantic.BaseModel):
         if isinstance(self.content, list):
             return "".join(part.text for part in self.content)
         return self.content or ""
+
+    @property
+    def letters(self) -> int:
+        """Characters of all that may come into the prompt."""
+        calls = (len(call.function.name) + len(call.function.arguments) for call in self.tool_calls or ())
+        return len(self.text) + len(self.name or "") + len(self.reasoning_content or "") + sum(calls)
+
+    def turn(self, developer_is_system: bool = False) -> dict[str, Any]:
+        """The message as chat templates take it: fields that it lacks left out, arguments of calls as objects."""
+        role = "system" if developer_is_system and self.role == "developer" else self.role
+        turn: dict[str, Any] = {"role": role, "content": self.text}
+        for field in ("name", "tool_call_id", "reasoning_content"):
+            if getattr(self, field):
+                turn[field] = getattr(self, field)
+        if self.tool_calls:
+            turn["tool_calls"] = [
+                {**call.model_dump(), "function": {"name": call.function.name, "arguments": _parsed(call.function)}}
+                for call in self.tool_calls
+            ]
+        return turn
 
 
 class ChatRequest(Asked):
@@ -172,3 +233,11 @@ class ChatRequest(Asked):
     @property
     def wants_log_probs(self) -> bool:
         return bool(self.logprobs)
+
+
+def _parsed(function: Function) -> Any:
+    """The arguments of a call, which are JSON; as they stand where they are none."""
+    try:
+        return json.loads(function.arguments)
+    except ValueError:
+        return function.arguments

@@ -177,6 +177,10 @@ class EndpointConfig:
     """Of an answer, at most."""
     limit_field: str = "max_tokens"
     """What the endpoint calls that limit: max_tokens or max_completion_tokens."""
+    send_temperature: bool = True
+    """Send `temperature` with every request; reasoning models refuse one."""
+    send_top_p: bool = True
+    """Send `top_p` with every request; reasoning models refuse one."""
     send_seed: bool = True
     """Send a seed with every request; some endpoints refuse one."""
     concurrency: int = 8

@@ -78,7 +78,7 @@ def sft(run: Run) -> None:
                     arrays["policy"], arrays["optimizer"], metrics = sft_step(
                         arrays["policy"],
                         with_learning_rate(arrays["optimizer"], rate),
-                        run.place(steps.batch(step).arrays()),
+                        run.devices.place(steps.batch(step).arrays()),
                         graph=trained.graph,
                         optimizer=optimizer,
                         remat=run.config.policy.remat,
@@ -111,7 +111,7 @@ def _held_out_loss(run: Run, trained: Training, params: Any, batches: Iterable[R
     for rows in batches:
         loss, tokens = sft_loss(
             trained.whole(params),
-            run.place(rows.arrays()),
+            run.devices.place(rows.arrays()),
             graph=trained.graph,
             compute_dtype=run.config.policy.compute_dtype,
         )

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import pyarrow as pa
 from etils import epath
 
+from mlagent_jax.runtime.files import write_whole
 from mlagent_jax.trajectories.schema import VERSION
 from mlagent_jax.trajectories.store import TrajectoryStore
 
@@ -32,11 +33,7 @@ def write_card(store: TrajectoryStore, files: Mapping[str, str] | None = None) -
       store: what is counted.
       files: of an export, the files of each split as a glob; default: all shards as one.
     """
-    path = store.folder / FILE
-    partial = path.parent / f"{FILE}.partial"
-    partial.write_text(card(store.columns(*COUNTED), files or {"train": "*.parquet"}))
-    partial.replace(path)
-    return path
+    return write_whole(store.folder / FILE, card(store.columns(*COUNTED), files or {"train": "*.parquet"}))
 
 
 def card(steps: pa.Table, files: Mapping[str, str]) -> str:

@@ -13,9 +13,7 @@ than ArrayRecord: any tool reads it, a column at a time, in a bucket too; tensor
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import io
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Self
 
@@ -25,6 +23,7 @@ from etils import epath
 
 from mlagent_jax.runtime import jsonl
 from mlagent_jax.runtime.errors import ConfigError
+from mlagent_jax.runtime.files import sole_writer, write_whole
 from mlagent_jax.trajectories import schema
 from mlagent_jax.trajectories.record import Record
 
@@ -215,14 +214,7 @@ class Writer:
         """Of the open shard, as they will be in its Parquet file."""
 
     def _lock(self) -> None:
-        if "://" in os.fspath(self.store.folder):
-            return
-        file = self._held.enter_context((self.store.folder / ".lock").open("w"))
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            self._held.close()
-            raise ConfigError(f"another process writes to {self.store.folder}: wait for it, or stop it") from error
+        self._held.enter_context(sole_writer(self.store.folder, "wait for it, or stop it"))
 
 
 def _recorded(data: dict[str, Any], journal: epath.Path, place: int) -> Record:
@@ -240,9 +232,7 @@ def write_parquet(path: epath.Path, table: pa.Table) -> None:
     """Write a table of steps, all or nothing."""
     out = io.BytesIO()
     pq.write_table(table, out, compression="zstd", row_group_size=ROW_GROUP)
-    partial = path.parent / f"{path.name}.partial"
-    partial.write_bytes(out.getvalue())
-    partial.replace(path)
+    write_whole(path, out.getvalue())
 
 
 @contextlib.contextmanager

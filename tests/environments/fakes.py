@@ -59,6 +59,9 @@ class FakeTask:
     def grade_report(self, submission: bytes) -> float:
         return self.grade(submission)
 
+    def close(self) -> None:
+        pass
+
 
 def fake_task(folder: Path) -> FakeTask:
     env, public = folder / "env", folder / "public"

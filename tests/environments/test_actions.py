@@ -126,7 +126,7 @@ def test_json_in_a_fence_is_the_input():
         ("I would list the files.", "no line Action:"),
         ("Action: List Files", "no line Action Input:"),
         ('Action: Fly\nAction Input: {"to": "x"}', "Invalid action: Fly"),
-        ('Action: list files\nAction Input: {"dir_path": "."}', "Invalid action"),
+        ('Action: List File\nAction Input: {"dir_path": "."}', "Invalid action: List File. Did you mean List Files?"),
         ("Action: List Files\nAction Input: .", "not valid JSON"),
         ('Action: List Files\nAction Input: {"dir_path": "."', "not valid JSON"),
         ('Action: List Files\nAction Input: {"dir_path": "."} and more', "not valid JSON"),
@@ -146,6 +146,79 @@ def test_json_in_a_fence_is_the_input():
     ],
 )
 def test_a_reply_out_of_form_is_refused_with_the_reason(reply, message):
+    with pytest.raises(ActionError, match=message):
+        parse(reply, COMPACT)
+
+
+LIST = 'Action: List Files\nAction Input: {"dir_path": "."}'
+DRAFT = 'Action: Final Answer\nAction Input: {"final_answer": "done"}\nObservation: that would end it.\n'
+FENCE = "```"
+
+
+@pytest.mark.parametrize(
+    ("reply", "repair"),
+    [
+        (f"<think>\nI could stop here:\n{DRAFT}So no.\n</think>\n\n{LIST}", "thoughts"),
+        (f"<think>\nObservation: the last score was low.\n</think>\n{LIST}", "thoughts"),
+        (f"<think>{FENCE}python\n{DRAFT}</think>{LIST}", "thoughts"),
+        (f"Thought: x\n<think>\n{DRAFT}</think>\n<think></think>\n{LIST}", "thoughts"),
+        (f"I could stop here:\n{DRAFT}So no.\n</think>\n\n{LIST}", "thoughts"),
+        (f"So I list them.</think>\n\n{LIST}", "thoughts"),
+        (LIST.replace("Action", "ACTION"), "labels in another form"),
+        (
+            LIST.replace("Action:", "**Action:**").replace("Action Input:", "**Action Input**:"),
+            "labels in another form",
+        ),
+        (LIST.replace("Action", "### Action"), "labels in another form"),
+        (LIST.replace("List Files", "list files"), "name in another form"),
+        (LIST.replace("List Files", "`List Files`"), "name in another form"),
+        (LIST.replace('"."', '".",'), "trailing comma"),
+        (LIST.replace('"."', '".",\n'), "trailing comma"),
+        (LIST.replace("Input: ", f"Input: {FENCE}json\n") + f"\n{FENCE}", "fenced input"),
+        (LIST.replace("Input: ", f"Input:\n{FENCE}json\n") + f"\n{FENCE}", "fenced input"),
+        (LIST.replace("Input: ", f"Input: {FENCE}json ") + FENCE, "fenced input"),
+        (LIST.replace("Input: ", "Input: `") + "`", "fenced input"),
+        (f"{FENCE}\n{LIST}\n{FENCE}", "fenced reply"),
+        (f"I list them:\n{FENCE}text\n{LIST}\n{FENCE}\nThat shows what is there.", "fenced reply"),
+        (f"{FENCE}\n{LIST.replace('Input: ', f'Input: {FENCE}json{chr(10)}')}\n{FENCE}\n{FENCE}\n", "fenced reply"),
+    ],
+)
+def test_a_reply_as_a_language_model_writes_it_is_repaired_where_there_is_no_doubt(reply, repair):
+    for text in (reply, reply.replace("\n", "\r\n"), reply.replace("\n", "  \n")):
+        action = parse(text, COMPACT)
+        assert (action.name, action.arguments, action.block) == ("List Files", {"dir_path": "."}, None)
+        assert repair in action.repairs
+    assert parse(LIST, COMPACT).repairs == ()
+
+
+def test_a_reply_in_a_fence_may_hold_a_block():
+    for reply in (f"```\n{CELL}```", f"Let me try:\n```text\n{CELL}```\nI hope so."):
+        action = parse(reply, COMPACT)
+        assert (action, action.repairs) == (parse(CELL, COMPACT), ("fenced reply",))
+
+
+def test_a_thought_may_begin_a_line_with_the_stop_string():
+    assert parse(f"Thought: I see\nObservation: the last score was low.\nSo:\n{CELL}", COMPACT) == parse(CELL, COMPACT)
+
+
+def test_a_tag_in_a_block_or_an_argument_is_text():
+    code = 'prompt = """\n<think>\n</think>\nAction: x\nAction Input: {}\n"""'
+    action = Action("Edit Script (Cell)", {"script_name": "a", "cell": "</think>"}, code)
+    assert parse(action.render(), COMPACT) == action
+    assert parse(action.render(), COMPACT).repairs == ()
+
+
+@pytest.mark.parametrize(
+    ("reply", "message"),
+    [
+        (f"<think>\nI could stop here:\n{DRAFT}", "<think> do not end"),
+        (f"{FENCE}\n{CELL.split(FENCE)[0]}{FENCE}python\nx = 1", "cut off"),
+        (f"{FENCE}\n{LIST}\n{FENCE}\n{FENCE}\nx", "takes no fenced block"),
+        (LIST.replace('"."', '".",,'), "not valid JSON"),
+        (LIST.replace('"."}', '".,}'), "not valid JSON"),
+    ],
+)
+def test_what_is_in_doubt_is_not_repaired(reply, message):
     with pytest.raises(ActionError, match=message):
         parse(reply, COMPACT)
 

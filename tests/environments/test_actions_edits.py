@@ -7,8 +7,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from environments.actions import ActionError
-from environments.actions.edits import apply_patch, cell_name, cell_names, replace_cell, replace_lines, unified_diff
+from environments.actions import Action, ActionError, AgentFiles
+from environments.actions.edits import (
+    apply_patch,
+    cell_name,
+    plain,
+    read_cells,
+    replace_cell,
+    replace_lines,
+    unified_diff,
+)
 
 SCRIPT = "import a\n\n# %% data\nx = 1\n\n# %% model\nm = 1\nm += 1\n\n# %% submit\nsubmit(m)\n"
 PATCH = "<<<<<<< SEARCH\nm = 1\n=======\nm = 7\n>>>>>>> REPLACE"
@@ -35,7 +43,45 @@ def test_cell_headers_are_jupytexts(line, name):
 def test_a_cell_is_replaced_and_its_header_and_margins_stay():
     assert replace_cell(SCRIPT, "model", "m = 5") == SCRIPT.replace("m = 1\nm += 1", "m = 5")
     assert replace_cell(SCRIPT, "submit", "submit(1)\n\n") == SCRIPT.replace("submit(m)", "submit(1)")
-    assert cell_names(replace_cell(SCRIPT, "model", "")) == ["data", "model", "submit"]
+    assert list(read_cells(replace_cell(SCRIPT, "model", ""))) == ["data", "model", "submit"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda text: text,
+        lambda text: text.replace("\n", "\r\n"),
+        lambda text: "\ufeff" + text,
+        lambda text: "\ufeff" + text.replace("\n", "\r\n"),
+        lambda text: text.replace("# %%", "#%%"),
+    ],
+    ids=["plain", "CRLF", "mark", "mark and CRLF", "no space"],
+)
+def test_scripts_as_other_editors_save_them_are_edited_and_keep_their_form(tmp_path, change):
+    """Each is one format for patches, cells, the diff and the library of ideas alike."""
+    text = "# %% data\nx = 1\n\n# %% model [code]\nm = 1\n"
+    files = AgentFiles(tmp_path)
+    for name, arguments, block in (
+        ("Edit Script (Patch)", {}, PATCH),
+        ("Edit Script (Cell)", {"cell": "model"}, "m = 7"),
+        ("Edit Script (Lines)", {"start_line_number": 5, "end_line_number": 5}, "m = 7"),
+    ):
+        (tmp_path / "train.py").write_bytes(change(text).encode())
+        assert read_cells(files.read("train.py")) == {"data": "x = 1", "model": "m = 1"}
+        same = Action(name, {"script_name": "train.py", **arguments}, block.replace("m = 7", "m = 1")).apply(files)
+        assert not same.changed
+        effect = Action(name, {"script_name": "train.py", **arguments}, block).apply(files)
+        assert [line for line in effect.diff.split("\n")[3:] if line[0] in "+-"] == ["-m = 1", "+m = 7"]
+        assert (tmp_path / "train.py").read_bytes() == change(text.replace("m = 1", "m = 7")).encode()
+        Action("Undo Edit Script", {"script_name": "train.py"}).apply(files)
+        assert (tmp_path / "train.py").read_bytes() == change(text).encode()
+
+
+def test_a_file_with_line_ends_of_both_kinds_gets_one_kind_by_an_edit(tmp_path):
+    (tmp_path / "train.py").write_bytes(b"m = 1\r\nx = 2\n")
+    Action("Edit Script (Patch)", {"script_name": "train.py"}, PATCH).apply(AgentFiles(tmp_path))
+    assert (tmp_path / "train.py").read_bytes() == b"m = 7\nx = 2\n"
+    assert plain("\ufeffa\r\n\nb\r") == "a\n\nb\r"
 
 
 def test_the_last_cell_may_end_without_a_newline_and_a_cell_may_be_empty():

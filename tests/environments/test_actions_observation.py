@@ -1,11 +1,14 @@
 """What the agent sees: cleaned, cut, and shown as MLAgentBench shows it."""
 
+import dataclasses
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from environments.actions import PROFILES
-from environments.actions.observation import cut, of_execution, sanitise
+from environments.actions.grammar import COMPACT_WORDS
+from environments.actions.observation import cut, of_execution, of_text, sanitise
 from environments.protocol import Limits
 from environments.sandbox.base import Ending, Execution
 
@@ -35,7 +38,7 @@ def test_a_brief_observation_is_the_last_lines_of_output_or_of_the_error():
         observe(COMPACT, exit_code=1, stdout="out", stderr='Traceback\n  File "x"\nValueError: no\n')
         == "ValueError: no"
     )
-    assert observe(COMPACT, exit_code=1) == ""
+    assert observe(COMPACT, exit_code=1) == "EnvError: the script ended with exit code 1."
     assert len(observe(COMPACT, stdout="x" * 10_000 + "end")) == 200
     assert observe(COMPACT, stdout="x" * 10_000 + "end").endswith("end")
 
@@ -48,7 +51,7 @@ def test_a_problem_is_told_as_an_environment_error(profile):
 
 def test_terminal_codes_and_control_characters_are_taken_out():
     assert sanitise("\x1b[1;31mred\x1b[0m \x1b]0;title\x07x\x00\x08\x7fy\u202ez\ud800") == "red xyz"
-    assert sanitise("10%\r20%\r\nend") == "10%\n20%\nend"
+    assert sanitise("10%\r20%\r\nend") == "20%\nend"
     assert sanitise("a\tb\u2028c\x0bd\x85e") == "a\tb\nc\nd\ne"
     assert sanitise("café 漢字") == "café 漢字"
 
@@ -62,6 +65,68 @@ def test_lines_that_look_like_the_protocol_are_quoted(marker):
     assert f"> {marker.strip()}" in sanitise(f"loss 1\n{marker} accuracy 1.0")
     assert f"> {marker.strip()}" in sanitise(f"loss 1\r\x1b[0m{marker}")
     assert f"> {marker.strip()}" in sanitise(f"loss 1\n\u200b{marker}")
+
+
+def test_a_line_that_was_written_over_is_shown_in_its_last_state():
+    bar = "".join(f"\r{percent:3d}%|{'#' * percent}" for percent in range(101))
+    assert sanitise(f"start\n{bar}\nepoch 2{bar}\r   \r\r\nend\r") == f"start\n100%|{'#' * 100}\n100%|{'#' * 100}\nend"
+    assert observe(COMPACT, stdout=f"accuracy 0.9\n{bar}\nsaved\n").startswith("accuracy 0.9\n")
+
+
+@pytest.mark.parametrize("profile", [COMPACT, FULL])
+@pytest.mark.parametrize(
+    ("exit_code", "stderr", "told"),
+    [
+        (-11, "", "ended by the signal SIGSEGV"),
+        (-6, "free(): invalid pointer", "ended by the signal SIGABRT"),
+        (3, "", "ended with exit code 3"),
+        (2, "usage: train.py", "ended with exit code 2"),
+        (1, "", "ended with exit code 1"),
+    ],
+)
+def test_a_script_that_dies_without_a_traceback_says_how_and_what_it_printed(profile, exit_code, stderr, told):
+    shown = observe(profile, exit_code=exit_code, stdout="epoch 1: accuracy 0.81\n", stderr=stderr)
+    assert f"EnvError: the script {'was ' if exit_code < 0 else ''}{told}." in shown
+    assert (stderr or "epoch 1: accuracy 0.81") in shown
+    assert profile is COMPACT or "epoch 1: accuracy 0.81" in shown
+
+
+@pytest.mark.parametrize("ending", [Ending.TIME_LIMIT, Ending.MEMORY_LIMIT, Ending.OTHER_LIMIT])
+@pytest.mark.parametrize("profile", [COMPACT, FULL])
+def test_what_was_printed_before_a_limit_is_shown(profile, ending):
+    shown = observe(profile, exit_code=None, stdout="epoch 1: accuracy 0.81\n", ending=ending)
+    assert "epoch 1: accuracy 0.81\nEnvError: the script was stopped" in shown
+
+
+def test_the_words_that_begin_a_section_of_a_compact_prompt_are_quoted_wherever_they_stand():
+    assert sanitise("so Next:\nTask: x") == "so Next :\nTask : x"
+
+
+PIECES = ["Observation:", "Action:", "Thought :", "```", "````", "<|", "<", "|", ":", "\n", "\r", " ", "x" * 40]
+PIECES += ["\x1b[2J", "\u200b", "Next", "Task:", "> ", "0.5", *COMPACT_WORDS]
+
+
+@settings(deadline=None, max_examples=300)
+@given(
+    st.lists(st.sampled_from(PIECES), max_size=60).map("".join),
+    st.lists(st.integers(20, 600), max_size=3),
+    st.sampled_from([COMPACT, FULL]),
+)
+def test_whatever_is_cut_nothing_is_left_to_clean(text, limits, profile):
+    """A step cuts twice: what it keeps of the output, and what of that it shows."""
+    kept = sanitise(text)
+    for limit in limits:
+        kept = cut(kept, limit)
+        assert sanitise(kept) == kept
+    profile = dataclasses.replace(profile, observation_characters=limits[-1] if limits else 200)
+    for shown in (
+        observe(profile, stdout=kept),
+        observe(profile, exit_code=1, stderr=kept),
+        observe(profile, exit_code=-11, stdout=kept, stderr=kept),
+        of_text(kept, profile),
+    ):
+        assert sanitise(shown) == shown and len(shown) <= profile.observation_characters
+        assert not any(word in shown for word in COMPACT_WORDS)
 
 
 def test_tokens_of_chat_templates_are_broken():

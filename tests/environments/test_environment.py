@@ -3,15 +3,18 @@
 import dataclasses
 import json
 import os
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
 
 import fakes
 import pytest
 
 from environments.files.blobs import blob_id, open_store
+from environments.files.snapshots import Snapshots
 from environments.protocol import Job, Limits, Outcome, OutcomeKind, State
 from environments.sandbox.base import Ending, Execution, SandboxError
 from environments.step import Environment
+from environments.tasks.task import GraderLimitError, TaskError
 
 
 @pytest.fixture
@@ -168,15 +171,38 @@ def test_an_invalid_submission_is_a_script_error_that_says_why(environment):
     assert "valid" not in outcome.progress
 
 
-@pytest.mark.parametrize(
-    "grade",
-    [lambda data: float("nan"), lambda data: float("inf"), lambda data: [][0]],
-    ids=["nan", "inf", "a grader that breaks"],
-)
+@pytest.mark.parametrize("grade", [lambda data: float("nan"), lambda data: float("inf")], ids=["nan", "inf"])
 def test_a_submission_without_a_finite_metric_is_never_scored(environment, task, grade):
     task.grade = grade
     outcome = take(environment, edit("guess = 3.0"))
     assert outcome.kind is OutcomeKind.SCRIPT_ERROR
+
+
+@pytest.mark.parametrize("error", [ImportError, MemoryError, zipfile.BadZipFile, TaskError, IndexError])
+def test_a_grader_that_breaks_is_ours_told_to_the_operator_and_never_cached(environment, task, sandbox, caplog, error):
+    grade = task.grade
+
+    def broken(data):
+        raise error("the label is 3.25")
+
+    task.grade = broken
+    outcome = take(environment, edit("guess = 3.0"))
+    assert outcome.kind is OutcomeKind.INFRASTRUCTURE_ERROR and outcome.reward is None
+    assert error.__name__ in outcome.reason and "3.25" not in outcome.reason + outcome.observation
+    assert "Traceback" in caplog.text and "the label is 3.25" in caplog.text
+    task.grade = grade
+    outcome = take(environment, edit("guess = 3.0"))
+    assert outcome.kind is OutcomeKind.SCORED and not outcome.cached and len(sandbox.runs) == 2
+
+
+def test_a_submission_that_alone_exceeds_the_graders_limit_is_the_scripts_and_never_cached(environment, task, sandbox):
+    def slow(data):
+        raise GraderLimitError("the grader cannot score it (time limit)")
+
+    task.grade = slow
+    for run in (1, 2):
+        assert take(environment, edit("guess = 3.0")).kind is OutcomeKind.SCRIPT_ERROR
+        assert len(sandbox.runs) == run
 
 
 @pytest.mark.parametrize(
@@ -330,6 +356,19 @@ def test_the_cache_outlives_the_process_and_can_be_left_out(environment, sandbox
         assert take(other, edit("guess = 3.0")).cached is cached
         other.close()
     assert (tmp_path / "tasks" / "executions.sqlite").stat().st_mode & 0o077 == 0
+
+
+def test_a_known_execution_whose_blobs_are_gone_is_made_again(environment, sandbox):
+    state = environment.initial_state("guess@0")
+    first = take(environment, edit("guess = 3.0"), state)
+    snapshots = Snapshots(environment.store)
+    for runs, blob in enumerate((first.snapshot, first.submission), start=2):
+        environment.store.delete(blob)
+        again = take(environment, edit("guess = 3.0"), state)
+        assert not again.cached
+        assert len(sandbox.runs) == runs
+        assert snapshots.is_whole(again.snapshot, [again.submission])
+    assert take(environment, edit("guess = 3.0"), state).cached
 
 
 def test_steps_of_several_threads_do_not_touch_each_other(environment):

@@ -39,9 +39,9 @@ def cache_dir(sandbox, tmp_path_factory):
     return folder
 
 
-def test_list_as_json_names_every_task(capsys):
+def test_list_as_json_names_every_task(capfd):
     assert main(["list", "--json"]) == 0
-    listed = json.loads(capsys.readouterr().out)
+    listed = json.loads(capfd.readouterr().out)
     assert [task["name"] for task in listed] == list(tasks.names())
     assert {task["split"] for task in listed} == {"train", "held_out"}
     assert all(task["metric"] and task["kind"] and task["source"] for task in listed)
@@ -113,12 +113,12 @@ def test_make_names_an_argument_that_cannot_be_used(argument):
         environments.make(TASK, **argument)
 
 
-def test_run_prints_one_outcome_a_line(capsys, tmp_path, cache_dir):
+def test_run_prints_one_outcome_a_line(capfd, tmp_path, cache_dir):
     path = tmp_path / "actions.jsonl"
     path.write_text("".join(json.dumps({"action": action}) + "\n" for action in (RUN, BETTER, "x", BROKEN, FINAL, RUN)))
     command = ["run", TASK, "--actions", str(path), "--sandbox", "bubblewrap", "--json", "--cache-dir", str(cache_dir)]
     assert main(command) == 0
-    captured = capsys.readouterr()
+    captured = capfd.readouterr()
     outcomes = [json.loads(line) for line in captured.out.splitlines()]
     assert [outcome["outcome"] for outcome in outcomes] == [
         "no_edit",

@@ -91,6 +91,8 @@ def test_an_episode_must_be_begun_and_ends_with_its_steps(episode):
         (b"\xff\xfe", "not JSON"),
         (b"[" * 100_000, "not JSON"),
         (b"[1]", "a request is an object"),
+        (b'{"command": "reset", "id": NaN}', "NaN"),
+        (b'{"command": "reset", "id": [1e999]}', "1e999"),
         ({"action": "x"}, "command is None"),
         ({"command": ["step"]}, "command is"),
         ({"command": "stepp", "action": "x"}, "'stepp'"),

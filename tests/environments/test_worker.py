@@ -17,7 +17,9 @@ from environments.protocol import Job, Outcome, OutcomeKind, Requirements, Scale
 from environments.queue import QueueError, RetryPolicy, open_queue
 from environments.queue.base import Capabilities
 from environments.queue.engine import take_credentials
+from environments.worker import host as worker_host
 from environments.worker import supervision
+from environments.worker.host import host_capabilities
 from environments.worker.supervision import QUEUE_VARIABLE, WorkerHandle, start_workers
 from environments.worker.worker import Worker
 
@@ -132,7 +134,7 @@ def test_a_worker_takes_only_what_it_offers(queue):
     queue.enqueue([job(0, requirements=Requirements(gpus=1)), job(1)])
     with working(queue, outcome, capabilities=Capabilities()):
         assert queue.wait(ids([job(1)]), 30)
-    assert queue.outstanding("run") == {0: 1}
+    assert queue.status()["runs"]["run"]["outstanding_by_version"] == {"0": 1}
 
 
 def test_draining_finishes_what_runs_and_starts_nothing(queue):
@@ -149,7 +151,7 @@ def test_draining_finishes_what_runs_and_starts_nothing(queue):
         worker.stop()
         go_on.set()
         assert queue.wait([job(0).id], 30)
-    assert queue.outstanding("run") == {0: 1}
+    assert queue.status()["runs"]["run"]["outstanding_by_version"] == {"0": 1}
     assert queue.status()["runs"]["run"]["queued"] == 1
     assert queue.status()["workers"][0]["health"] == "stopped"
 
@@ -166,7 +168,9 @@ def test_what_does_not_finish_in_time_is_interrupted_and_given_back(queue):
     with working(queue, take, interrupt=closed.set, drain_seconds=0.1) as worker:
         assert running.wait(30)
         worker.stop()
-    assert queue.claim("other", Capabilities(), 60) or queue.status()["runs"]["run"]["leased"] == 0
+    given_back = queue.claim("other", Capabilities(), 60)
+    assert given_back.attempt == 1, "a drain spends no attempt"
+    assert queue.status()["workers"][0]["failed"] == 0
 
 
 def test_a_queue_that_is_away_for_a_while_is_survived(queue):
@@ -186,6 +190,164 @@ def test_a_queue_that_is_away_for_a_while_is_survived(queue):
     queue.enqueue([job()])
     with working(Flaky(), outcome):
         assert queue.wait([job().id], 30)
+
+
+def test_a_step_that_asks_the_process_to_exit_is_a_failure_of_that_step(queue):
+    def take(job):
+        sys.exit(3)
+
+    queue.enqueue([job()])
+    with working(queue, take):
+        found = queue.wait([job().id], 60)
+    assert "SystemExit: 3" in found[job().id].reason
+
+
+def test_a_job_whose_lease_ran_out_is_executed_alone(queue):
+    suspect = job(0, "suspect")
+    queue.enqueue([suspect])
+    queue.claim("died", Capabilities(), lease_seconds=0.05)
+    until(lambda: queue.claim("w", Capabilities(cores=0)) is None and queue.failures("run"))
+    others = [job(sample, "other") for sample in range(1, 9)]
+    queue.enqueue(others)
+    running, together, lock = set(), [], threading.Lock()
+
+    def take(job):
+        with lock:
+            running.add(job)
+            together.append(set(running))
+        time.sleep(0.05)
+        with lock:
+            running.remove(job)
+        return outcome(job)
+
+    with working(queue, take, slots=4):
+        assert len(queue.wait(ids([suspect, *others]), 60)) == 9
+    assert [steps for steps in together if suspect in steps] == [{suspect}]
+    assert max(map(len, together)) > 1
+
+
+def test_a_worker_that_drains_gives_a_job_back_that_waits_to_be_alone(queue):
+    queue.enqueue([job(0)])
+    queue.claim("died", Capabilities(), lease_seconds=0.05)
+    until(lambda: queue.claim("w", Capabilities(cores=0)) is None and queue.failures("run"))
+    running, go_on = threading.Event(), threading.Event()
+
+    def take(job):
+        running.set()
+        go_on.wait(30)
+        return outcome(job)
+
+    queue.enqueue([job(1)])
+    leases = lambda: queue.status()["leases"]  # noqa: E731
+    with working(Later(queue, job(1)), take, slots=2) as worker:
+        assert running.wait(30)
+        until(lambda: len(leases()) == 2)
+        worker.stop()
+        until(lambda: len(leases()) == 1)
+        go_on.set()
+    assert queue.claim("next", Capabilities()).attempt == 2
+
+
+class Later:
+    """A queue that gives out one job before all others."""
+
+    def __init__(self, queue, first):
+        self._queue, self._first = queue, first
+
+    def __getattr__(self, name):
+        return getattr(self._queue, name)
+
+    def claim(self, *arguments):
+        lease = self._queue.claim(*arguments)
+        if self._first is not None and lease is not None and lease.job != self._first:
+            self._queue.release(lease)
+            time.sleep(0.01)
+            other = self._queue.claim(*arguments)
+            if other is not None and other.job != self._first:
+                self._queue.release(other)
+                return None
+            lease = other
+        if lease is not None:
+            self._first = None
+        return lease
+
+
+def test_what_troubled_a_worker_is_over_when_it_goes_well_again(queue):
+    class Refusing:
+        refuses = True
+
+        def __getattr__(self, name):
+            return getattr(queue, name)
+
+        def claim(self, *arguments):
+            if self.refuses:
+                raise QueueError("the database is away")
+            return queue.claim(*arguments)
+
+    refusing, broken = Refusing(), threading.Event()
+
+    def take(job):
+        if broken.is_set():
+            raise OSError("No space left on device")
+        return outcome(job)
+
+    with working(refusing, take) as worker:
+        until(lambda: worker._health() == "cannot claim: the database is away")
+        refusing.refuses = False
+        until(lambda: worker._health() == "ok")
+        broken.set()
+        queue.enqueue([job()])
+        until(lambda: "No space left" in worker._health())
+        broken.clear()
+        assert queue.wait([job().id], 60)
+        until(lambda: worker._health() == "ok")
+
+
+def test_the_leases_of_all_slots_are_renewed_by_one_call(queue):
+    calls, renewed = [], threading.Event()
+
+    class Counting:
+        def __getattr__(self, name):
+            return getattr(queue, name)
+
+        def heartbeat(self, leases):
+            calls.append(len(leases))
+            if len(leases) == 3:
+                renewed.set()
+            return queue.heartbeat(leases)
+
+    def take(job):
+        renewed.wait(60)
+        return outcome(job)
+
+    jobs = [job(sample) for sample in range(3)]
+    queue.enqueue(jobs)
+    with working(Counting(), take, slots=3, lease_seconds=1.5):
+        found = queue.wait(ids(jobs), 60)
+    assert {each.kind for each in found.values()} == {OutcomeKind.NO_EDIT}
+    assert max(calls) == 3
+
+
+def test_a_host_offers_what_its_control_groups_and_its_cpuset_leave(tmp_path, monkeypatch):
+    group = tmp_path / "pod" / "container"
+    group.mkdir(parents=True)
+    monkeypatch.setattr(worker_host.cgroups, "mounts", lambda: {"unified": tmp_path})
+    monkeypatch.setattr(worker_host.cgroups, "own_group", lambda mount, name: group)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(6)), raising=False)
+    assert host_capabilities("image", frozenset()).cores == 6
+    (group / "cpu.max").write_text("max 100000\n")
+    (group / "memory.max").write_text("max\n")
+    assert host_capabilities("image", frozenset()).cores == 6
+    (tmp_path / "pod" / "cpu.max").write_text("250000 100000\n")
+    (tmp_path / "pod" / "memory.max").write_text(str(300 << 20))
+    offered = host_capabilities("image", frozenset())
+    assert (offered.cores, offered.memory_mb) == (2, 300)
+    (group / "cpu.max").unlink()
+    (group / "cpu.cfs_quota_us").write_text("50000")
+    (group / "cpu.cfs_period_us").write_text("100000")
+    (group / "memory.limit_in_bytes").write_text(str(100 << 20))
+    offered = host_capabilities("image", frozenset(), memory_mb=50)
+    assert (offered.cores, offered.memory_mb) == (1, 50)
 
 
 @pytest.mark.slow
@@ -222,8 +384,7 @@ def test_a_process_drains_on_sigterm_and_logs_lines_of_json(queue, url, tmp_path
 
 
 @pytest.mark.slow
-def test_a_killed_process_is_started_again_and_its_job_is_done(queue, url, tmp_path, monkeypatch):
-    monkeypatch.setattr(supervision, "QUICK_DEATH_SECONDS", 0.0)
+def test_a_killed_process_is_started_again_and_its_job_is_done(queue, url, tmp_path):
     queue.enqueue([job(0, "sleep 1.5")])
     worker = handle(url, tmp_path, "--slots=1", "--lease_seconds=1")
     until(lambda: queue.status()["leases"])
@@ -240,8 +401,24 @@ def test_a_killed_process_is_started_again_and_its_job_is_done(queue, url, tmp_p
 
 
 @pytest.mark.slow
-def test_a_process_that_cannot_start_is_given_up_with_its_reason(queue, url, tmp_path, monkeypatch):
-    monkeypatch.setattr(supervision, "QUICK_DEATH_SECONDS", 300.0)  # However slowly it starts here.
+def test_jobs_that_kill_their_worker_are_set_aside_and_the_rest_is_done(queue, url, tmp_path):
+    queue = open_queue(url, retries=RetryPolicy(backoff_seconds=0.1))
+    poison = [job(sample, "die") for sample in range(2)]
+    healthy = [job(sample, "sleep 0") for sample in range(2, 6)]
+    queue.enqueue([*poison, *healthy])
+    worker = handle(url, tmp_path, "--slots=2", "--lease_seconds=1")
+    found = queue.wait(ids([*poison, *healthy]), 300)
+    assert worker.failure() is None
+    worker.stop()
+    queue.close()
+    assert {found[each.id].kind for each in healthy} == {OutcomeKind.NO_EDIT}
+    for each in poison:
+        assert found[each.id].kind is OutcomeKind.INFRASTRUCTURE_ERROR
+        assert "may kill its workers" in found[each.id].reason
+
+
+@pytest.mark.slow
+def test_a_process_that_cannot_start_is_given_up_with_its_reason(queue, url, tmp_path):
     worker = handle(url, tmp_path, "--sandbox=docker")
     until(lambda: not worker.alive())
     assert "no Docker engine here" in worker.failure()
@@ -262,8 +439,7 @@ def test_a_worker_offers_the_second_model_that_it_is_told_of_and_keeps_its_key_t
 
 
 @pytest.mark.slow
-def test_a_second_model_without_a_name_is_a_worker_that_cannot_start(queue, url, tmp_path, monkeypatch):
-    monkeypatch.setattr(supervision, "QUICK_DEATH_SECONDS", 300.0)  # However slowly it starts here.
+def test_a_second_model_without_a_name_is_a_worker_that_cannot_start(queue, url, tmp_path):
     worker = handle(url, tmp_path, "--editor_url=http://localhost:1/v1")
     until(lambda: not worker.alive())
     assert "MLAGENT_EDITOR_MODEL is missing" in worker.failure()

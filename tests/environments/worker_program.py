@@ -1,9 +1,11 @@
-"""`python -m environments.worker` with steps of two kinds, in place of real ones.
+"""`python -m environments.worker` with steps of three kinds, in place of real ones.
 
-`sleep SECONDS` is cut short when the sandbox is closed; `environment` observes what a process that the worker starts
-finds in its environment.
+`die` kills the worker; `sleep SECONDS` is cut short when the sandbox is closed; `environment` observes what a process
+that the worker starts finds in its environment.
 """
 
+import os
+import signal
 import subprocess
 import sys
 import threading
@@ -11,7 +13,7 @@ import types
 
 from environments.protocol import Outcome, OutcomeKind, Scale
 from environments.sandbox.base import SandboxError
-from environments.worker import worker
+from environments.worker import __main__ as worker
 
 
 class SleepingSandbox:
@@ -34,6 +36,8 @@ class SleepingEnvironment:
         self._sandbox = sandbox
 
     def take(self, job):
+        if job.action == "die":
+            os.kill(os.getpid(), signal.SIGKILL)
         if job.action == "environment":
             observation = subprocess.run(["env"], capture_output=True, text=True, check=True).stdout
         else:

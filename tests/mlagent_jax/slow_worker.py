@@ -4,7 +4,7 @@ import sys
 import time
 
 from environments.step import Environment
-from environments.worker import worker
+from environments.worker import __main__ as worker
 
 take = Environment.take
 

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from environments.actions.second_model import Endpoint
-from mlagent_jax.runs.run import check_editor, editor_required
+from mlagent_jax.runs.inputs import check_editor, editor_required
 from mlagent_jax.runtime.errors import ConfigError
 from mlagent_jax.settings.schema import Config, PromptConfig
 

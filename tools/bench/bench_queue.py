@@ -64,7 +64,7 @@ PATIENCE_SECONDS = 600.0
 NO_REDIS = "not measured: install redis-server (Debian: `apt-get install redis-server`) and `pip install '.[bench]'`"
 CONTEXT = multiprocessing.get_context("forkserver")
 # What is imported once need not be by each of 32 processes.
-CONTEXT.set_forkserver_preload(["__main__", "environments.queue.sqlite", "environments.queue.postgres_connection"])
+CONTEXT.set_forkserver_preload(["__main__", "environments.queue.sqlite", "environments.queue.postgres"])
 
 
 def jobs(count: int) -> Iterator[Job]:

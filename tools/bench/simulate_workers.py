@@ -9,7 +9,7 @@ up:
 
 - every slot claims, renews its lease at a third of it, and hands in its outcome;
 - every worker process (of `--slots` slots) reports that it is alive;
-- the trainer looks for the outcomes that it waits for when one comes, and rests after that as the queue has it rest.
+- the trainer looks for the outcomes that it waits for when one comes, at most twice a second.
 
 `milliseconds` are medians, which other work on the machine moves less than means. `load` is the share of a second that
 the operations of a simulated second take at that; `breaks_at_workers` is the size of fleet
@@ -44,10 +44,6 @@ from environments.worker.worker import REPORT_SECONDS
 T = TypeVar("T")
 
 WARM_UP_SECONDS = 60.0
-REST_SECONDS = sql.REAP_SECONDS
-"""Longest rest of the trainer between two looks."""
-CONNECTIONS_A_PROCESS = AT_ONCE + 1
-"""Those that its threads share, and one that listens."""
 
 
 class Meter:
@@ -94,18 +90,16 @@ class Fleet:
             yield from self._execute(lease)
             self.meter("complete", lambda lease=lease: self.queue.complete(lease, OUTCOME))
             if self.clock() >= self.next_look:
-                started = time.perf_counter()
                 found = self.meter("trainer_looks", lambda: self.queue.outcomes(self.waited_for))
                 self.waited_for -= found.keys()
-                rest = min(sql.LOOK_REST * (time.perf_counter() - started), REST_SECONDS)
-                self.next_look = self.clock() + rest
+                self.next_look = self.clock() + max(sql.LOOK_SECONDS)
 
     def _execute(self, lease: Lease) -> Iterator[float]:
         end = self.clock() + self.shortest * (self.longest / self.shortest) ** self.dice.random()
         while (remaining := end - self.clock()) > 0:
             yield min(LEASE_SECONDS / 3, remaining)
             if self.clock() < end:
-                self.meter("heartbeat", lambda: self.queue.heartbeat(lease))
+                self.meter("heartbeat", lambda: self.queue.heartbeat([lease]))
 
     def process(self, number: int, slots: int) -> Iterator[float]:
         yield self.dice.uniform(0.0, REPORT_SECONDS)
@@ -123,7 +117,7 @@ def simulate(
     with emptied(url):
         pass
     # Every claim looks for leases that ran out, as it does where the last one of its process was long ago.
-    sql.REAP_SECONDS = 0.0
+    sql.SWEEP_SECONDS = 0.0
     queue = open_queue(url, clock=lambda: now[0])
     fleet = Fleet(queue, meter, lambda: now[0], random.Random(0), *step_seconds)
     # Twice as many as there will be time for.
@@ -149,7 +143,7 @@ def simulate(
         "statements_a_second": round(meter.statements / simulated_seconds, 1),
         "load": round(load, 4),
         "breaks_at_workers": round(workers / load),
-        "connections": processes * CONNECTIONS_A_PROCESS,
+        "connections": processes * AT_ONCE,
         "burst_seconds": round(workers * medians["claim"], 2),
     }
 

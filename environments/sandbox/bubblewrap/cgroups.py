@@ -123,13 +123,13 @@ class Cgroups:
 
 def open_cgroups() -> Cgroups | None:
     """Groups of this process' own, or None where the host does not let it make any that limit memory and processes."""
-    mounts = _mounts()
+    mounted = mounts()
     name = f"{_PREFIX}{os.getpid()}-{next(_SERIAL)}"
-    if all(kind in mounts for kind in ("memory", "pids", "cpuacct")):
-        parents = {kind: _own(mounts[kind], kind) for kind in ("memory", "pids", "cpuacct")}
+    if all(kind in mounted for kind in ("memory", "pids", "cpuacct")):
+        parents = {kind: own_group(mounted[kind], kind) for kind in ("memory", "pids", "cpuacct")}
         return _try(parents, name, unified=False)
-    if "unified" in mounts:
-        for parent in dict.fromkeys((_own(mounts["unified"], ""), mounts["unified"])):
+    if "unified" in mounted:
+        for parent in dict.fromkeys((own_group(mounted["unified"], ""), mounted["unified"])):
             if groups := _try(dict.fromkeys(("memory", "pids", "cpuacct"), parent), name, unified=True):
                 return groups
     return None
@@ -164,7 +164,7 @@ def _sweep(parent: Path) -> None:
                     directory.rmdir()
 
 
-def _mounts() -> dict[str, Path]:
+def mounts() -> dict[str, Path]:
     """Mount point by controller (version 1), and of version 2 under `unified`."""
     found: dict[str, Path] = {}
     for line in Path("/proc/self/mountinfo").read_text(encoding="utf-8").splitlines():
@@ -178,7 +178,7 @@ def _mounts() -> dict[str, Path]:
     return found
 
 
-def _own(mount: Path, controller: str) -> Path:
+def own_group(mount: Path, controller: str) -> Path:
     """This process' own group under `mount`, or its top where the group is not visible (a container's view)."""
     for line in Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines():
         _, controllers, path = line.split(":", 2)

@@ -9,26 +9,26 @@
       scripts/mlagent.yaml              optional, for us: metric (name, direction), m_init, m_best, limits
 
 What is in env/data is mounted as data/, the rest is the workspace. eval.py is trusted: it runs outside of the sandbox,
-in a process of its own beside a copy of scripts/, and is given nothing but the submission. There are no halves: what
-trains is what is reported.
+in a grader process (`isolated`) beside a copy of scripts/, and is given nothing but the submission. There are no
+halves: what trains is what is reported.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import json
 import math
+import os
 import re
 import shutil
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from environments.protocol import Limits
+from environments.protocol import LIMIT_RANGES, Limits, limit_problem
+from environments.tasks.folders.bounded_yaml import read_text, read_yaml
 from environments.tasks.task import M_BEST, M_INIT, InvalidSubmissionError, TaskError, TaskSpec
 
 MARK = "mlagentbench.json"
@@ -52,25 +52,7 @@ DIRECTIONS = {
     "vectorization": ("seconds", "lower"),
 }
 """Metric and direction of its own benchmarks, which no file of theirs states."""
-_EVAL_SECONDS = 600
 _NOT_FOR_EVAL = ("__pycache__", "research_problem.txt", "read_only_files.txt", "source_code.txt", "prepare*")
-_EVAL_BYTES = 32 << 30
-"""Of address space: a hostile table can be made to take any."""
-_RUNNER = """
-import importlib.util, json, resource, sys
-resource.setrlimit(resource.RLIMIT_AS, (int(sys.argv[4]),) * 2)
-try:
-    spec = importlib.util.spec_from_file_location("benchmark_eval", sys.argv[1])
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    found = {"score": float(module.get_score(sys.argv[2]))}
-except ImportError as error:
-    found = {"missing": str(error)}
-except BaseException as error:
-    found = {"error": type(error).__name__}
-with open(sys.argv[3], "w") as file:
-    json.dump(found, file)
-"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,6 +94,9 @@ class BenchmarkGrader:
         self._private = private
         self._last: tuple[bytes, float] | None = None
 
+    def open(self) -> None:
+        """Nothing is kept: eval.py is executed anew for each submission."""
+
     def labels(self) -> dict[str, list[str]]:
         """None are known by name; files beside eval.py are searched for as they are."""
         return {"id": []}
@@ -120,46 +105,36 @@ class BenchmarkGrader:
         """What get_score gives; the same for both halves.
 
         Raises:
-          InvalidSubmissionError: it raises, takes longer than ten minutes, or gives no finite number.
-          TaskError: it cannot be imported.
+          InvalidSubmissionError: it gives no finite number.
+          Exception: whatever eval.py raises.
         """
         if self._last is None or self._last[0] != submission:
             self._last = (submission, self._evaluate(submission))
         return self._last[1]
 
     def _evaluate(self, submission: bytes) -> float:
+        """Execute eval.py anew in a copy of its folder; only in a process that is made for it."""
+        here = os.getcwd()
         with tempfile.TemporaryDirectory(prefix="mlagent-eval-") as temporary:
             root = Path(temporary)
-            shutil.copytree(self._private / "scripts", root / "scripts")
+            scripts, handed_in = root / "scripts", root / "handed-in"
+            shutil.copytree(self._private / "scripts", scripts)
             (root / "env").symlink_to((self._private.parent / "env").resolve())  # Some look for ../env.
-            (root / "handed-in").mkdir()
-            (root / "handed-in" / "submission.csv").write_bytes(submission)
-            result = root / "result.json"
-            arguments = [str(root / "scripts" / "eval.py"), str(root / "handed-in"), str(result)]
-            arguments.append(str(_EVAL_BYTES))
+            handed_in.mkdir()
+            (handed_in / "submission.csv").write_bytes(submission)
+            os.chdir(scripts)
+            sys.path.append(str(scripts))  # Last: nothing beside eval.py stands before a library.
             try:
-                done = subprocess.run(  # noqa: S603
-                    [sys.executable, "-c", _RUNNER, *arguments],
-                    cwd=root / "scripts",
-                    stdin=subprocess.DEVNULL,
-                    capture_output=True,
-                    timeout=_EVAL_SECONDS,
-                    check=False,
-                )
-            except subprocess.TimeoutExpired as error:
-                raise InvalidSubmissionError(f"eval.py cannot score it in {_EVAL_SECONDS} seconds") from error
-            if not result.exists():
-                said = done.stderr.decode(errors="replace")[-300:]
-                raise TaskError(f"scripts/eval.py ended without a result (status {done.returncode}): {said}")
-            found: dict[str, Any] = json.loads(result.read_text(encoding="utf-8"))
-        if "missing" in found:
-            raise TaskError(f"scripts/eval.py cannot be imported here: {found['missing']}; install what it needs")
-        if "error" in found:
-            # Its text may hold answers.
-            raise InvalidSubmissionError(f"the benchmark's eval.py cannot score it ({found['error']})")
-        if not math.isfinite(found["score"]):
+                spec = importlib.util.spec_from_file_location("benchmark_eval", scripts / "eval.py")
+                module = importlib.util.module_from_spec(spec)
+                spec.loader.exec_module(module)
+                score = float(module.get_score(str(handed_in)))
+            finally:
+                sys.path.remove(str(scripts))
+                os.chdir(here)
+        if not math.isfinite(score):
             raise InvalidSubmissionError("its metric is not a finite number")
-        return found["score"]
+        return score
 
 
 def is_benchmark(folder: Path) -> bool:
@@ -192,17 +167,19 @@ def read_benchmark(folder: Path) -> BenchmarkRecipe:
             f"{scripts / 'mlagent.yaml'}: nothing says whether a higher score of {folder.name} is better: write "
             "`metric: {name: accuracy, direction: higher}` (or lower) there"
         )
-    try:
-        limits = Limits(**{"cpu_seconds": 600, "wall_seconds": 1800, "memory_mb": 4096, **fields.get("limits", {})})
-    except TypeError as error:
-        raise TaskError(f"{scripts / 'mlagent.yaml'}: limits: {error}") from error
+    given = fields.get("limits", {})
+    for limit, value in given.items() if isinstance(given, dict) else [("", given)]:
+        expected = limit_problem(limit, value) if limit in LIMIT_RANGES else f"some of {', '.join(LIMIT_RANGES)}"
+        if expected:
+            raise TaskError(f"{scripts / 'mlagent.yaml'}: limits: {limit} is {value!r}, expected {expected}")
+    limits = Limits(**{"cpu_seconds": 600, "wall_seconds": 1800, "memory_mb": 4096, **given})
     m_init, m_best = (_number(scripts / "mlagent.yaml", fields, name) for name in ("m_init", "m_best"))
     spec = TaskSpec(
         name=re.sub(r"[^\w.-]", "-", folder.name),
         kind="tabular",
         split="held_out",
         metric=str(metric.get("name", "score")),
-        description=(scripts / "research_problem.txt").read_text(encoding="utf-8").strip(),
+        description=read_text(scripts / "research_problem.txt"),
         traits=f"MLAgentBench {folder.name}",
         source=f"MLAgentBench, {folder.name}.",
         entry=ENTRY,
@@ -230,10 +207,7 @@ def _number(path: Path, fields: dict[str, Any], name: str) -> float | None:
 def _fields(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
-    try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise TaskError(f"{path} is not YAML: {error}") from error
+    found = read_yaml(path)
     known = ("metric", "m_init", "m_best", "limits")
     wrong = [name for name in found if name not in known] if isinstance(found, dict) else [found]
     if wrong:

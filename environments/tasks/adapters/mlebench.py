@@ -11,7 +11,6 @@ constant has no score), m_best the gold medal's line.
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import dataclasses
 import difflib
@@ -22,7 +21,6 @@ import math
 import os
 import re
 import shutil
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +29,8 @@ import pandas as pd
 
 from environments.protocol import Limits
 from environments.tasks.generated.dataset import report_half
-from environments.tasks.task import M_BEST, InvalidSubmissionError, TaskError, TaskSpec
+from environments.tasks.grading.isolated import CONTROL, IsolatedGrader
+from environments.tasks.task import M_BEST, GraderError, InvalidSubmissionError, TaskError, TaskSpec
 
 PREFIX = "mlebench-"
 MARK = "mlebench.json"
@@ -91,32 +90,27 @@ class MleBenchRecipe:
         answers = private / f"answers{competition.answers.suffix}"
         shutil.copyfile(competition.answers, answers)
         leaderboard.to_csv(private / "leaderboard.csv", index=False)
-        grader, script = self._grader(private, answers, public, seed)
+        script = self._write_grader(private, answers, public, seed)
         (env / self.spec.entry).write_text(script, encoding="utf-8")
         thresholds = competition.grader.rank_score(None, leaderboard)
-        (private / MARK).write_text(json.dumps(grader.to_dict()), encoding="utf-8")
         (private / M_BEST).write_text(json.dumps(thresholds["gold_threshold"]), encoding="utf-8")
         return self.spec
 
-    def _grader(self, private: Path, answers: Path, public: Path, seed: int) -> tuple[MleBenchGrader, str]:
-        """With halves, where a first submission can be graded on each of them; and the script that hands it in."""
+    def _write_grader(self, private: Path, answers: Path, public: Path, seed: int) -> str:
+        """Write which grader it is, with halves where a first submission can be graded on each of them; returns the
+        script that hands that submission in."""
         sample = (public / "sample_submission.csv").read_bytes()
         shape = (sample.count(b"\n") + 1, len(pd.read_csv(io.BytesIO(sample), nrows=0).columns))
         whole, script = MleBenchGrader(self.competition, private, answers.name, None, None, shape), _SCRIPT
-        try:
-            whole.grade(sample, "reward")
-        except InvalidSubmissionError:
+        if not whole.scores(sample, "reward"):
             sample, script = _numbered(sample), _NUMBERED
         id_column = _id_column(whole.answers, pd.read_csv(io.BytesIO(sample)))
-        if id_column is None:
-            return whole, script
-        halved = dataclasses.replace(whole, id_column=id_column, report=report_half(len(whole.answers), seed))
-        try:
-            for half in ("reward", "report"):
-                halved.grade(sample, half)
-        except InvalidSubmissionError:  # Their grader wants all rows.
-            return whole, script
-        return halved, script
+        if id_column is not None:
+            halved = dataclasses.replace(whole, id_column=id_column, report=report_half(len(whole.answers), seed))
+            if not halved.scores(sample, "reward", "report"):  # Their grader wants all rows.
+                whole.save()
+        (private.parent / CONTROL).write_bytes(sample)
+        return script
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -151,6 +145,10 @@ class MleBenchGrader:
     @property
     def kinds(self) -> dict[str, str]:
         return {}
+
+    def open(self) -> None:
+        """Import their grader and read the answers, before a submission is graded."""
+        _ = self._grader, self.answers
 
     def labels(self) -> dict[str, list[str]]:
         if not isinstance(self.answers, pd.DataFrame) or self.id_column is None:
@@ -190,6 +188,25 @@ class MleBenchGrader:
         lines = {name: value for name, value in rank.items() if name.endswith("_threshold")}
         return {"score": score, "medal": medal, "above_median": bool(rank["above_median"]), **lines}
 
+    def scores(self, submission: bytes, *halves: str) -> bool:
+        """Save, and say whether the grader that was saved scores `submission` on these halves.
+
+        Raises:
+          GraderError: the grader cannot be loaded.
+        """
+        self.save()
+        grader = IsolatedGrader(self.private, self.load)
+        try:
+            return all(math.isfinite(grader.grade(submission, half)) for half in halves)
+        except InvalidSubmissionError:
+            return False
+        except GraderError as error:
+            if error.host:
+                raise
+            return False
+        finally:
+            grader.close()
+
     def _read(self, submission: bytes) -> pd.DataFrame:
         """A hostile submission as a table.
 
@@ -212,25 +229,19 @@ class MleBenchGrader:
         from mlebench.grade_helpers import InvalidSubmissionError as Refused
 
         try:
-            # Their graders print, and some change what they are given.
-            with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                score = float(self._grader.grade_fn(table.copy(), answers.copy()))
+            score = float(self._grader.grade_fn(table.copy(), answers.copy()))  # Some change what they are given.
         except Refused as error:
             raise InvalidSubmissionError(str(error)[:_MESSAGE_LETTERS]) from error
-        except Exception as error:
-            # As theirs, anything else is a submission that cannot be graded; its text may hold answers.
-            raise InvalidSubmissionError(
-                f"the competition's grader cannot score it ({type(error).__name__})"
-            ) from error
         if not math.isfinite(score):
             raise InvalidSubmissionError("its metric is not a finite number")
         return score
 
-    def to_dict(self) -> dict[str, Any]:
+    def save(self) -> None:
+        """Write which grader it is to `private`."""
         report = None if self.report is None else self.report.astype(int).tolist()
         record = {"competition": self.competition, "answers": self.answers_file}
-        return record | {"id_column": self.id_column, "report": report, "shape": list(self.shape)}
+        record |= {"id_column": self.id_column, "report": report, "shape": list(self.shape)}
+        (self.private / MARK).write_text(json.dumps(record), encoding="utf-8")
 
     @classmethod
     def load(cls, private: Path) -> MleBenchGrader:

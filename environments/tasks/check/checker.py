@@ -28,9 +28,10 @@ from environments.protocol import Limits
 from environments.sandbox.base import Ending, Sandbox
 from environments.tasks.check.examination import Examination, examine
 from environments.tasks.folders.folder import FolderError
+from environments.tasks.grading.isolated import author_error
 from environments.tasks.grading.submissions import HALVES
 from environments.tasks.prepared import FolderTask, run_script
-from environments.tasks.task import InvalidSubmissionError, TaskError
+from environments.tasks.task import GraderError, InvalidSubmissionError, TaskError
 
 _PROBE = Path(__file__).with_name("leak_probe.py")
 _PROBE_LIMITS = Limits(cpu_seconds=120.0, wall_seconds=600.0, memory_mb=2048)
@@ -234,10 +235,11 @@ def _accepted(task: FolderTask, submission: bytes) -> str:
     for grade in (task.grade, task.grade_report):
         try:
             return f"accepted, with a score of {grade(submission):.4g}"
-        except InvalidSubmissionError:
-            continue
-        except Exception as error:  # Whatever a task's own grader does is a finding.
-            return f"{type(error).__name__}: {error}"
+        except InvalidSubmissionError as error:
+            if error.__cause__ is not None:  # The grader broke, which is no refusal.
+                return str(author_error(task.spec.name, error))
+        except GraderError as error:
+            return str(author_error(task.spec.name, error))
     return ""
 
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 
-from environments.tasks.generated.scripts import CELLS, Script, read_cells
+from environments.actions.edits import read_cells
+from environments.tasks.generated.scripts import CELLS, Script
 from environments.tasks.grading import metrics
 from environments.tasks.grading.metrics import Form
 from environments.tasks.task import TaskSpec

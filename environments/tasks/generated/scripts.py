@@ -78,21 +78,3 @@ class Script:
 
 CELLS = tuple(Script("").cells())
 """Names of the cells."""
-
-
-def read_cells(script: str) -> dict[str, str]:
-    """Bodies by name of the cells of a percent-format script; text before the first cell is left out."""
-    parts = re.split(r"^# %% (.*)\n", script, flags=re.MULTILINE)
-    return {name.strip(): body.rstrip("\n") for name, body in zip(parts[1::2], parts[2::2], strict=True)}
-
-
-def replace_cell(script: str, cell: str, code: str) -> str:
-    """`script` with the body of `cell` replaced by `code`.
-
-    Raises:
-      KeyError: the script has no such cell.
-    """
-    cells = read_cells(script)
-    if cell not in cells:
-        raise KeyError(f"the script has no cell {cell!r}; it has {', '.join(cells)}")
-    return "".join(f"# %% {name}\n{body}\n" for name, body in {**cells, cell: code}.items())

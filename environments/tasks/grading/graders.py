@@ -8,6 +8,7 @@ from typing import Protocol
 from environments.tasks.adapters import mlagentbench, mlebench
 from environments.tasks.grading import own as own_grading
 from environments.tasks.grading import submissions as grading
+from environments.tasks.grading.isolated import IsolatedGrader
 
 
 class Grader(Protocol):
@@ -19,7 +20,7 @@ class Grader(Protocol):
 
     @property
     def kinds(self) -> dict[str, str]:
-        """Kind of cell (`own_grading.CELLS`) by column of a submission, but for the ids."""
+        """Kind of cell (`tables.KINDS`) by column of a submission, but for the ids."""
 
     def labels(self) -> dict[str, list[str]]:
         """Hidden values as text, by column, and under `id` the ids that they belong to: for the checker alone."""
@@ -29,12 +30,26 @@ class Grader(Protocol):
 
         Raises:
           InvalidSubmissionError: it is not a complete table of valid predictions.
+          GraderError: the grader fails, and the submission is not the cause.
         """
+
+    def close(self) -> None:
+        """End its processes, if it has any; requests under way fail with a GraderError."""
 
 
 def load_grader(private: Path) -> Grader:
-    """The grader whose files are in `private`: the task's own grade.py, that of another benchmark, or one of our
-    metrics."""
+    """The grader whose files are in `private`. One of our metrics grades in this process, at the cost of reading the
+    submission; code of a task's author or of a benchmark runs in processes of its own."""
+    own = any((private / mark).exists() for mark in (own_grading.FORM, mlebench.MARK, mlagentbench.MARK))
+    return IsolatedGrader(private, load_in_process) if own else load_in_process(private)
+
+
+Trusted = grading.Answers | own_grading.OwnGrader | mlebench.MleBenchGrader | mlagentbench.BenchmarkGrader
+
+
+def load_in_process(private: Path) -> Trusted:
+    """The grader whose files are in `private`, to be called in this process: the task's own grade.py, that of another
+    benchmark, or one of our metrics. Loading executes nothing of the task."""
     if (private / own_grading.FORM).exists():
         return own_grading.OwnGrader.load(private)
     if (private / mlebench.MARK).exists():

@@ -1,29 +1,21 @@
 """Grading: from the bytes of a submission and the hidden labels to a metric, outside of every sandbox.
 
-A submission is hostile. It is read as strict text (no quoting, no pickles, a cap on its size before anything is
-parsed), and every way in which it can be wrong raises `InvalidSubmissionError` with a message made of the submission
-and the public format alone: nothing in it follows from a label.
+A submission is hostile: it is read by `tables`, and every way in which it can be wrong raises `InvalidSubmissionError`
+with a message made of the submission and the public format alone. Nothing in it follows from a label.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import re
 from pathlib import Path
 
 import numpy as np
 
-from environments.tasks.grading import metrics
+from environments.tasks.grading import metrics, tables
 from environments.tasks.grading.metrics import Form, Metric
 from environments.tasks.task import InvalidSubmissionError
 
 HALVES = ("reward", "report")
-LARGEST = 1e12
-"""Largest magnitude of a number: squares of it stay finite."""
-CELL_BYTES = 40
-"""No cell of a fair submission is longer: `-1.2345678901234567e-123` has 24."""
-NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d{1,3})?")
-INTEGER = re.compile(r"[+-]?\d{1,9}(\.0*)?")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -48,8 +40,7 @@ class Answers:
 
     @property
     def kinds(self) -> dict[str, str]:
-        whole = self.metric.form in (Form.LABEL, Form.RANKING, Form.ORDINAL)
-        return dict.fromkeys(self.columns, "integer" if whole else "number")
+        return _kinds(self.metric.form, self.columns)
 
     def labels(self) -> dict[str, list[str]]:
         """Hidden values as text (see `graders.Grader.labels`)."""
@@ -67,6 +58,9 @@ class Answers:
         chosen = self.report if half == "report" else ~self.report
         prediction = read_submission(submission, self.metric.form, self.columns, len(self.truth), self.classes)
         return self.metric(self.truth[chosen], prediction[chosen])
+
+    def close(self) -> None:
+        """Nothing is held."""
 
     def save(self, path: Path) -> None:
         """Write as a NumPy archive without pickles."""
@@ -86,47 +80,25 @@ class Answers:
 def read_submission(
     submission: bytes, form: Form, columns: tuple[str, ...], rows: int, classes: int
 ) -> np.ndarray:  # [rows, columns]
-    """The predictions of a submission, in order of their ids.
+    """The predictions of a submission, in order of their ids, which are 0 ... rows - 1.
 
     Raises:
-      InvalidSubmissionError: too large, not ASCII, wrong header, wrong number of cells, ids that are not exactly
-        0 ... rows - 1 in any order, cells that are not finite numbers of the form asked for.
+      InvalidSubmissionError: as of `tables.read_submission`, or the values are not of `form`.
     """
-    header = ",".join(("id", *columns))
-    cap = len(header) + 2 + rows * (CELL_BYTES * len(columns) + 12)
-    if len(submission) > cap:
-        raise InvalidSubmissionError(f"the submission has {len(submission)} bytes, at most {cap} are read")
-    try:
-        lines = submission.decode("ascii").splitlines()
-    except UnicodeDecodeError as error:
-        raise InvalidSubmissionError("the submission is not plain ASCII text") from error
-    if not lines or lines[0] != header:
-        raise InvalidSubmissionError(f"the first line must be {header[:200]!r}")
-    if len(lines) != rows + 1:
-        raise InvalidSubmissionError(f"the submission has {len(lines) - 1} rows, expected {rows}")
-    whole = form in (Form.LABEL, Form.RANKING, Form.ORDINAL)
-    pattern, what = (INTEGER, "an integer") if whole else (NUMBER, "a finite number")
-    prediction = np.full((rows, len(columns)), np.nan)
-    for number, line in enumerate(lines[1:], start=2):
-        name, *cells = line.split(",")
-        if len(cells) != len(columns):
-            raise InvalidSubmissionError(f"line {number} has {len(cells) + 1} cells, expected {len(columns) + 1}")
-        if not (name.isdigit() and len(name) <= 9 and int(name) < rows):
-            raise InvalidSubmissionError(f"line {number}: unknown id {name[:20]!r}; ids are 0 to {rows - 1}")
-        if not np.isnan(prediction[int(name), 0]):
-            raise InvalidSubmissionError(f"line {number}: id {name} is there twice")
-        for column, cell in zip(columns, cells, strict=True):
-            if len(cell) > CELL_BYTES or not pattern.fullmatch(cell):
-                raise InvalidSubmissionError(f"line {number}: {column} is {cell[:20]!r}, not {what}")
-        prediction[int(name)] = [float(cell) for cell in cells]
+    kinds = _kinds(form, columns)
+    cells = tables.read_submission(submission, "id", kinds, [str(row) for row in range(rows)])
+    prediction = np.stack([tables.values(kind, cells[name]).astype(float) for name, kind in kinds.items()], axis=1)
     _check_range(prediction, form, classes)
     return prediction
 
 
+def _kinds(form: Form, columns: tuple[str, ...]) -> dict[str, str]:
+    """Kind of cell (`tables.KINDS`) by column."""
+    return dict.fromkeys(columns, "integer" if form in (Form.LABEL, Form.RANKING, Form.ORDINAL) else "number")
+
+
 def _check_range(prediction: np.ndarray, form: Form, classes: int) -> None:
     """Raise unless the values of `prediction` are such as `form` asks for."""
-    if np.abs(prediction).max() > LARGEST:
-        raise InvalidSubmissionError(f"a value is larger than {LARGEST:g} in magnitude")
     if form in (Form.LABEL, Form.RANKING) and (prediction.min() < 0 or prediction.max() >= classes):
         raise InvalidSubmissionError(f"a class is not one of 0 to {classes - 1}")
     if form is Form.RANKING and any(len(set(row)) < len(row) for row in prediction.tolist()):

@@ -1,10 +1,8 @@
 """Both engines for real, and queues on them that are closed at the end."""
 
 import os
-import subprocess
 import uuid
 
-import needs
 import pytest
 import sqlalchemy
 from postgres_server import PostgresServer, need_binaries
@@ -75,14 +73,3 @@ def connect(url):
     yield connect
     for queue in opened:
         queue.close()
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of 512 KB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", folder], capture_output=True)
-    needs.need(mounted.returncode == 0, "mounting a file system is not allowed here: run as root")
-    yield folder
-    subprocess.run(["umount", "--lazy", folder], check=True)

@@ -33,7 +33,7 @@ def stopped_worker(url, connection):
     lease = queue.claim("stopped", Capabilities(), lease_seconds=0.5)
     connection.send(lease.attempt)
     connection.recv()
-    connection.send((queue.heartbeat(lease), queue.complete(lease, outcome("stopped"))))
+    connection.send((queue.heartbeat([lease]) == [], queue.complete(lease, outcome("stopped"))))
 
 
 def trainer(url, checkpoint_path, steps, die_at):

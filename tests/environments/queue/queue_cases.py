@@ -39,6 +39,12 @@ def outcome(note="", **fields):
     return Outcome(**values | fields)
 
 
+def outstanding(queue, run="run"):
+    """How many jobs are queued or leased, by policy version."""
+    versions = queue.status()["runs"].get(run, {}).get("outstanding_by_version", {})
+    return {int(version): count for version, count in versions.items()}
+
+
 def fill(folder):
     """Fill the file system of `folder`; returns the file that does it."""
     filler = folder / "filler"

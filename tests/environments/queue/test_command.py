@@ -5,12 +5,12 @@ import shlex
 from pathlib import Path
 
 import pytest
-from queue_cases import job, outcome
+from queue_cases import job, outcome, outstanding
 
 from environments.queue import RetryPolicy, __main__
 from environments.queue.__main__ import main
 from environments.queue.base import Capabilities, WorkerReport
-from environments.worker import worker
+from environments.worker import __main__ as worker
 
 ANY = Capabilities()
 
@@ -47,7 +47,7 @@ def test_retry_cancel_and_purge(queue, url, capsys):
     assert main(["purge", url, "--older_than_days", "0"]) == 0
     counts = [int(line.split()[0]) for line in capsys.readouterr().out.splitlines()]
     assert counts == [1, 1, 0, 3, 0, 3]
-    assert queue.outstanding("run") == {0: 1}
+    assert outstanding(queue) == {0: 1}
 
 
 def test_the_url_may_come_from_the_environment(queue, url, monkeypatch, capsys):

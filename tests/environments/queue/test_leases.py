@@ -6,9 +6,9 @@ import pytest
 from queue_cases import job, outcome
 
 from environments.files.blobs import open_store
-from environments.protocol import Limits, OutcomeKind, Requirements
-from environments.queue import QueueError, RetryPolicy
-from environments.queue.base import Capabilities
+from environments.protocol import Limits, OutcomeKind, Requirements, canonical_json
+from environments.queue import QueueError, RetryPolicy, schema
+from environments.queue.base import Capabilities, WorkerReport
 from environments.queue.sql import EXECUTION_OVERHEAD_SECONDS
 
 ANY = Capabilities()
@@ -40,17 +40,6 @@ def test_enqueueing_twice_is_harmless(queue):
     assert queue.outcomes([jobs[0].id])[jobs[0].id].observation == "first"
 
 
-def test_what_a_slow_transaction_adds_before_the_last_claim_is_found(queue, clock):
-    jobs = [job(i) for i in range(4)]
-    queue.enqueue(jobs[:2])
-    assert queue.claim("w", ANY).job == jobs[0]
-    clock.now -= 100  # As if these had been enqueued before, and committed only now.
-    queue.enqueue(jobs[2:])
-    clock.now += 100
-    assert queue.claim("w", ANY).job == jobs[1]  # The place of the last claim is where the next begins.
-    assert [queue.claim("w", ANY).job for _ in range(2)] == jobs[2:]
-
-
 def test_nothing_to_enqueue_and_nothing_to_claim(queue):
     assert queue.enqueue([]) == 0
     assert queue.claim("w", ANY) is None
@@ -62,7 +51,7 @@ def test_a_leased_job_is_not_given_out_again_until_its_lease_runs_out(queue, clo
     lease = queue.claim("w1", ANY, lease_seconds=60)
     clock.now += 59
     assert queue.claim("w2", ANY) is None
-    assert queue.heartbeat(lease)
+    assert queue.heartbeat([lease]) == []
     clock.now += 59
     assert queue.claim("w2", ANY) is None
     clock.now += 2
@@ -75,13 +64,13 @@ def test_whoever_lost_the_lease_is_fenced(queue, clock):
     queue.enqueue([job()])
     slow = queue.claim("slow", ANY, lease_seconds=10)
     clock.now += 11
-    assert not queue.heartbeat(slow)
+    assert queue.heartbeat([slow]) == [slow]
     assert queue.claim("quick", ANY) is None
     clock.now += 5
     quick = queue.claim("quick", ANY, lease_seconds=10)
     assert not queue.complete(slow, outcome("late"))
     queue.fail(slow, "late too")
-    assert queue.heartbeat(quick)
+    assert queue.heartbeat([quick]) == []
     assert queue.complete(quick, outcome("in time"))
     assert not queue.complete(slow, outcome("very late"))
     assert queue.outcomes([slow.job.id])[slow.job.id].observation == "in time"
@@ -110,9 +99,9 @@ def test_no_heartbeat_renews_a_lease_beyond_the_jobs_deadline(queue, clock):
     end = clock.now + 100 + EXECUTION_OVERHEAD_SECONDS
     while clock.now + 50 < end:
         clock.now += 50
-        assert queue.heartbeat(lease)
+        assert queue.heartbeat([lease]) == []
     clock.now = end
-    assert not queue.heartbeat(lease)
+    assert queue.heartbeat([lease]) == [lease]
 
 
 def test_failures_are_retried_with_growing_backoff_then_dead_and_masked(queue, clock):
@@ -151,6 +140,105 @@ def test_a_job_that_kills_its_workers_is_dead_after_as_many_claims_and_the_train
     assert "victim" in queue.status()["dead_letters"][0]["reason"]
     queue.enqueue([healthy])
     assert queue.complete(queue.claim("w", ANY), outcome())
+
+
+def test_leases_that_run_out_set_a_job_aside_before_its_attempts_are_spent(connect, clock):
+    queue = connect(clock=clock, retries=RetryPolicy(max_attempts=9, max_lapses=2))
+    queue.enqueue([job()])
+    for lapses in range(2):
+        lease = queue.claim("victim", ANY, lease_seconds=5)
+        assert lease.lapses == lapses
+        clock.now += 100
+        assert queue.claim("w", ANY) is None
+        clock.now += 100
+    dead = queue.outcomes([job().id])[job().id]
+    assert "2 leases of it ran out and it may kill its workers; the last: the lease of victim" in dead.reason
+    assert queue.retry() == 1
+    assert queue.claim("w", ANY).lapses == 0
+
+
+def test_a_released_job_is_there_again_at_once_and_its_attempt_does_not_count(queue, clock):
+    queue.enqueue([job()])
+    for _ in range(10):
+        lease = queue.claim("drains", ANY)
+        assert lease.attempt == 1
+        queue.release(lease)
+    assert not queue.complete(lease, outcome())
+    clock.now += 1
+    late = queue.claim("slow", ANY, lease_seconds=1)
+    clock.now += 2
+    queue.release(late)
+    assert queue.claim("w", ANY) is None, "a lease that ran out cannot be released"
+
+
+def test_many_leases_are_renewed_together_and_those_lost_are_named(queue, clock):
+    queue.enqueue([job(i) for i in range(4)])
+    leases = [queue.claim("w", ANY, lease_seconds=10) for _ in range(3)]
+    stale = dataclasses.replace(leases[2], token=0)
+    queue.complete(leases[0], outcome())
+    assert queue.heartbeat([*leases[:2], stale]) == [leases[0], stale]
+    assert queue.heartbeat([]) == []
+    clock.now += 11
+    assert queue.heartbeat(leases) == leases
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        '{"broken',
+        "null",
+        "[]",
+        "5",
+        "{}",
+        "[" * 5000,
+        '{"version":1,"run":"r","policy_version":0}',
+        '{"version":1,"run":"r","policy_version":0,"state":[],"sample":0,"action":"x"}',
+    ],
+)
+def test_what_is_queued_and_is_no_job_is_set_aside_at_once_and_everyone_goes_on(queue, payload):
+    queue.enqueue([job(0), job(1), job(2)])
+    rewrite(queue, job(0), payload=payload)
+    rewrite(queue, job(2), payload=canonical_json(job(3).to_dict()))
+    assert queue.claim("w", ANY).job == job(1)
+    assert queue.claim("w", ANY) is None
+    for broken in (job(0), job(2)):
+        found = queue.outcomes([broken.id])[broken.id]
+        assert found.kind is OutcomeKind.INFRASTRUCTURE_ERROR
+        assert found.reason.startswith("set aside, since what was queued is not this job: ")
+
+
+@pytest.mark.parametrize("field, value", [("action", 5), ("truncated", "no"), ("seed", 1.5), ("limits", {"cpu": 1})])
+def test_a_job_with_a_field_of_another_kind_is_set_aside_with_its_name(queue, field, value):
+    queue.enqueue([job()])
+    rewrite(queue, job(), payload=canonical_json({**job().to_dict(), field: value}))
+    assert queue.claim("w", ANY) is None
+    assert field in queue.outcomes([job().id])[job().id].reason.lower()
+
+
+def test_an_outcome_that_is_none_is_masked_with_its_reason(queue):
+    queue.enqueue([job()])
+    assert queue.complete(queue.claim("w", ANY), outcome())
+    rewrite(queue, job(), outcome="null")
+    found = queue.outcomes([job().id])[job().id]
+    assert (found.kind, found.snapshot) == (OutcomeKind.INFRASTRUCTURE_ERROR, "snap")
+    assert found.reason.startswith("it has no outcome: ")
+
+
+def test_requirements_of_another_version_are_nobodys_here_and_are_told(queue, clock):
+    queue.enqueue([job(0, requirements=Requirements(cores=1))])
+    statement = schema.requirements.update().values(body='{"lasers": 3}')
+    queue._transact(lambda connection: connection.execute(statement))
+    assert queue.claim("w", ANY) is None
+    queue.report("w", WorkerReport("host", 1, "1", 1, ANY))
+    clock.now += 10
+    queue.report("w", WorkerReport("host", 1, "1", 1, ANY))
+    with pytest.raises(QueueError, match="no field 'lasers'"):
+        queue.check_alive("run", 10)
+
+
+def rewrite(queue, job, **values):
+    statement = schema.jobs.update().where(schema.jobs.c.id == job.id).values(values)
+    queue._transact(lambda connection: connection.execute(statement))
 
 
 def test_an_infrastructure_error_is_not_accepted_as_a_result(queue):

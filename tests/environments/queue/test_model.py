@@ -22,7 +22,7 @@ from environments.protocol import OutcomeKind
 from environments.queue import QueueError, RetryPolicy, open_queue, sql
 from environments.queue.base import Capabilities
 
-ATTEMPTS, BACKOFF, LEASE = 2, 5.0, 20.0
+ATTEMPTS, LAPSES, BACKOFF, LEASE = 3, 2, 5.0, 20.0
 SAMPLES = st.integers(0, 2)
 PAUSES = st.sampled_from([0.0, LEASE - 1.0, LEASE])
 
@@ -35,6 +35,7 @@ class Row:
     ready_at: float
     state: str = "queued"
     attempts: int = 0
+    lapses: int = 0
     token: int = 0
     lease_until: float = 0.0
     note: str = ""
@@ -50,7 +51,7 @@ class LeaseProtocol(RuleBasedStateMachine):
     def __init__(self):
         super().__init__()
         self.clock, self.rows, self.notes = Clock(), {}, 0
-        retries = RetryPolicy(max_attempts=ATTEMPTS, backoff_seconds=BACKOFF)
+        retries = RetryPolicy(max_attempts=ATTEMPTS, backoff_seconds=BACKOFF, max_lapses=LAPSES)
         self.queue = open_queue(self.url, clock=self.clock, retries=retries)
 
     def teardown(self):
@@ -62,8 +63,9 @@ class LeaseProtocol(RuleBasedStateMachine):
     def begin_with_work(self):
         self.enqueue([0, 1])
 
-    def end_attempt(self, row):
-        dead = row.attempts >= ATTEMPTS
+    def end_attempt(self, row, lapsed=False):
+        row.lapses += lapsed
+        dead = row.attempts >= ATTEMPTS or (lapsed and row.lapses >= LAPSES)
         row.state = "dead" if dead else "queued"
         row.ready_at = self.clock.now + BACKOFF * 2 ** (row.attempts - 1)
 
@@ -89,7 +91,7 @@ class LeaseProtocol(RuleBasedStateMachine):
         self.clock.now += after
         for row in self.rows.values():
             if row.state == "leased" and row.lease_until <= self.clock.now:
-                self.end_attempt(row)
+                self.end_attempt(row, lapsed=True)
         ready = {
             sample: row for sample, row in self.rows.items() if row.state == "queued" and row.ready_at <= self.clock.now
         }
@@ -102,6 +104,7 @@ class LeaseProtocol(RuleBasedStateMachine):
         row.state, row.attempts, row.token = "leased", row.attempts + 1, row.token + 1
         row.lease_until = self.clock.now + LEASE
         assert (lease.job.sample, lease.attempt, lease.token) == (sample, row.attempts, row.token)
+        assert lease.lapses == row.lapses
         return lease
 
     @rule(lease=leases, after=PAUSES)
@@ -110,7 +113,7 @@ class LeaseProtocol(RuleBasedStateMachine):
         held = self.holds(lease)
         if held:
             self.rows[lease.job.sample].lease_until = self.clock.now + LEASE
-        assert self.queue.heartbeat(lease) == held
+        assert self.queue.heartbeat([lease]) == ([] if held else [lease])
 
     @rule(lease=leases, after=PAUSES)
     def complete(self, lease, after):
@@ -129,6 +132,14 @@ class LeaseProtocol(RuleBasedStateMachine):
             self.end_attempt(self.rows[lease.job.sample])
         self.queue.fail(lease, "broken")
 
+    @rule(lease=consumes(leases), after=PAUSES)
+    def release(self, lease, after):
+        self.clock.now += after
+        if self.holds(lease):
+            row = self.rows[lease.job.sample]
+            row.state, row.attempts, row.ready_at = "queued", row.attempts - 1, self.clock.now
+        self.queue.release(lease)
+
     @rule(seconds=st.sampled_from([BACKOFF, LEASE, 3 * LEASE]))
     def time_passes(self, seconds):
         self.clock.now += seconds
@@ -144,7 +155,7 @@ class LeaseProtocol(RuleBasedStateMachine):
     def retry(self):
         dead = [row for row in self.rows.values() if row.state == "dead" and row.step is None]
         for row in dead:
-            row.state, row.attempts, row.ready_at = "queued", 0, self.clock.now
+            row.state, row.attempts, row.lapses, row.ready_at = "queued", 0, 0, self.clock.now
         assert self.queue.retry() == len(dead)
 
     @rule(samples=st.sets(SAMPLES), step=st.integers(1, 3))
@@ -184,9 +195,8 @@ class LeaseProtocol(RuleBasedStateMachine):
 
 
 def check(url, monkeypatch, examples, steps):
-    # Every claim takes back what ran out, and looks from the first place on, so that the order is known.
-    monkeypatch.setattr(sql, "REAP_SECONDS", 0.0)
-    monkeypatch.setattr(sql, "START_SECONDS", 0.0)
+    # Every claim takes back what ran out, so that the order is known.
+    monkeypatch.setattr(sql, "SWEEP_SECONDS", 0.0)
     machine = type("LeaseProtocolHere", (LeaseProtocol,), {"url": url})
     health = [HealthCheck.too_slow]
     run_state_machine_as_test(

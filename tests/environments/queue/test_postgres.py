@@ -9,12 +9,11 @@ import traceback
 
 import pytest
 import sqlalchemy
-from queue_cases import job, outcome
+from queue_cases import job, outcome, outstanding
 from silent_network import SilentNetwork
 
 from environments.protocol import OutcomeKind, Requirements
-from environments.queue import QueueError, RetryPolicy, open_queue, postgres_connection
-from environments.queue import sql as queue_sql
+from environments.queue import QueueError, RetryPolicy, open_queue, postgres
 from environments.queue.__main__ import main
 from environments.queue.base import Capabilities, WorkerReport
 
@@ -48,84 +47,11 @@ def test_a_workers_wrong_clock_has_no_effect(queue, postgres_database, monkeypat
     assert theirs.job != mine.job
     assert other.claim("wrong", ANY) is None
     assert queue.claim("right", ANY) is None
-    assert other.heartbeat(theirs)
+    assert other.heartbeat([theirs]) == []
     assert queue.complete(mine, outcome())
     assert other.complete(theirs, outcome())
     assert other.status()["executions_per_minute"]["last_minute"] == 2
     other.close()
-
-
-def test_a_claim_its_heartbeat_and_its_result_are_one_round_trip_each(queue, monkeypatch):
-    monkeypatch.setattr(queue_sql, "REAP_SECONDS", 3600.0)
-    queue.enqueue([job(0), job(1)])
-    queue.claim("w", ANY)
-    trips = []
-    sqlalchemy.event.listen(
-        queue._engine._engine,
-        "before_cursor_execute",
-        lambda *arguments: "pg_notify" in arguments[2] or trips.append("statement"),
-    )
-    sqlalchemy.event.listen(queue._engine._transactions, "begin", lambda connection: trips.append("begin"))
-    lease = queue.claim("w", ANY)
-    assert queue.heartbeat(lease)
-    assert queue.complete(lease, outcome())
-    assert trips == ["statement"] * 3
-
-
-def test_no_statement_of_a_worker_reads_more_than_its_rows_whatever_the_statistics_say(queue):
-    """Statistics of a moment when all was done: then a burst of jobs came, and claims sorted all of them."""
-    queue.enqueue([job(sample) for sample in range(50)])
-    while lease := queue.claim("w", ANY):
-        queue.complete(lease, outcome())
-    engine, seen = queue._engine._engine, []
-    with engine.connect() as connection:
-        connection.exec_driver_sql("ALTER TABLE mlagent_jobs SET (autovacuum_enabled = off)")
-        connection.exec_driver_sql("VACUUM ANALYZE mlagent_jobs")
-    queue.enqueue([job(sample, run="burst") for sample in range(600)])
-    sqlalchemy.event.listen(engine, "before_cursor_execute", lambda *arguments: seen.append(arguments[2:4]))
-    held = [queue.claim("w", ANY) for _ in range(20)]
-    queue._reaped_at = 0.0
-    lease = queue.claim("w", ANY)
-    assert queue.heartbeat(lease)
-    assert queue.complete(lease, outcome())
-    updates = [each for each in seen if each[0].startswith("UPDATE")]
-    assert len(updates) >= 5
-    with engine.connect() as connection:
-        for statement, parameters in updates:
-            lines = connection.exec_driver_sql(f"EXPLAIN (ANALYZE, FORMAT JSON) {statement}", parameters).scalar()
-            for node in nodes(lines[0]["Plan"]):
-                read = node["Actual Rows"] + node.get("Rows Removed by Filter", 0)
-                assert read <= len(held), (statement, node)
-
-
-def nodes(plan):
-    yield plan
-    for child in plan.get("Plans", ()):
-        yield from nodes(child)
-
-
-def test_claims_are_not_planned_anew(queue):
-    queue.enqueue([job(sample) for sample in range(20)])
-    for _ in range(20):
-        queue.claim("w", ANY)
-    with queue._engine._engine.connect() as connection:
-        found = connection.exec_driver_sql("SELECT custom_plans, generic_plans FROM pg_prepared_statements").all()
-    assert sum(custom for custom, _ in found) == 0 < sum(generic for _, generic in found)
-
-
-def test_no_result_notifies_in_its_own_transaction_and_what_is_not_sent_is_sent_on_closing(queue):
-    """PostgreSQL commits those that notify one after the other, each waiting for the disk."""
-    queue.enqueue([job(0), job(1)])
-    leases = [queue.claim("w", ANY) for _ in range(2)]
-    statements = []
-    sqlalchemy.event.listen(
-        queue._engine._engine, "before_cursor_execute", lambda *arguments: statements.append(arguments[2])
-    )
-    for lease in leases:
-        assert queue.complete(lease, outcome())
-    queue.close()
-    assert not any("UPDATE" in each and "pg_notify" in each for each in statements)
-    assert 1 <= sum("pg_notify" in each for each in statements) <= 2
 
 
 def run_through(outage, url):
@@ -139,7 +65,7 @@ def run_through(outage, url):
         queue = open_queue(url)
         try:
             with queue.watch() as added:
-                while not back.is_set() or trainer.outstanding("run"):
+                while not back.is_set() or outstanding(trainer):
                     lease = queue.claim(name, ANY, lease_seconds=60)
                     if lease is None:
                         added.wait(0.1)
@@ -147,7 +73,7 @@ def run_through(outage, url):
                     if lease.job.sample == 15:
                         halfway.set()
                         back.wait(300)
-                    queue.heartbeat(lease)
+                    queue.heartbeat([lease])
                     queue.complete(lease, outcome())
         except Exception as error:
             errors.append(error)
@@ -207,13 +133,13 @@ def test_a_network_that_is_cut_without_a_word_for_30_seconds_is_noticed_and_noth
 def test_a_statement_without_an_answer_is_an_error_that_says_so(network, monkeypatch):
     network, url = network
     queue = open_queue(url, patience_seconds=0)
-    monkeypatch.setattr(postgres_connection, "SILENCE_SECONDS", 0.3)
+    monkeypatch.setattr(postgres, "SILENCE_SECONDS", 0.3)
     network.cut()
     with pytest.raises(QueueError, match=r"no answer for 0\.3 s"):
-        queue.outstanding("run")
+        outstanding(queue)
     network.restore()
     monkeypatch.undo()
-    assert queue.outstanding("run") == {}
+    assert outstanding(queue) == {}
     queue.close()
 
 
@@ -221,7 +147,7 @@ def test_the_kernel_gives_up_a_connection_that_is_not_acknowledged(postgres_data
     url = sqlalchemy.make_url(postgres_database).update_query_dict({"tcp_user_timeout": "7000"})
     for given, milliseconds in ((postgres_database, 30_000), (url.render_as_string(hide_password=False), 7000)):
         queue = open_queue(given)
-        with queue._engine.begin(write=True, single=True) as connection:
+        with queue._engine.begin(write=True) as connection:
             assert connection.exec_driver_sql("SHOW idle_in_transaction_session_timeout").scalar() == "1min"
             with socket.socket(fileno=os.dup(connection.connection.driver_connection.fileno())) as wire:
                 assert wire.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == milliseconds
@@ -239,7 +165,7 @@ def test_a_workers_role_can_claim_and_complete_but_not_drop_or_add(queue, postgr
         queue.enqueue([job(0), job(1)])
         worker.report("w", WorkerReport("host", 1, "1.0", 1, ANY))
         lease = worker.claim("w", ANY)
-        assert worker.heartbeat(lease)
+        assert worker.heartbeat([lease]) == []
         assert worker.complete(lease, outcome())
         worker.fail(worker.claim("w", ANY), "broken")
         with pytest.raises(QueueError, match="permission denied"):
@@ -294,7 +220,7 @@ def test_tls_and_a_password_from_the_url_or_the_environment(own_postgres, tmp_pa
             for name, value in variables.items():
                 patch.setenv(name, str(value))
             queue = open_queue(url.render_as_string(hide_password=False))
-        with queue._engine.begin(write=True, single=True) as connection:
+        with queue._engine.begin(write=True) as connection:
             assert connection.exec_driver_sql("SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()").scalar()
         queue.close()
 

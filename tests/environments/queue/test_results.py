@@ -1,12 +1,13 @@
 """What the trainer does with results: wait, consume once, roll back, cancel, notice silence. Both engines."""
 
+import dataclasses
 import threading
 
 import pytest
-from queue_cases import job, outcome
+from queue_cases import job, outcome, outstanding
 
 from environments.protocol import OutcomeKind, Requirements
-from environments.queue import QueueError, RetryPolicy, sql
+from environments.queue import QueueError, RetryPolicy
 from environments.queue.base import Capabilities, WorkerReport
 
 ANY = Capabilities()
@@ -32,25 +33,6 @@ def test_wait_returns_when_enough_are_finished(queue):
     threading.Timer(0.1, work, (queue, 2)).start()
     assert set(queue.wait(ids, 30)) == set(ids)
     assert queue.wait([], 30) == {}
-
-
-def test_wait_is_woken_by_another_connections_result(connect, monkeypatch):
-    trainer, worker = connect(), connect()
-    sent = job()
-    trainer.enqueue([sent])
-    lease = worker.claim("w", ANY)
-    monkeypatch.setattr(sql, "REAP_SECONDS", 30.0)  # The fallback where nothing wakes it.
-    threading.Timer(0.1, worker.complete, (lease, outcome())).start()
-    assert trainer.wait([sent.id], 20)
-
-
-def test_watch_wakes_when_jobs_are_added(connect):
-    trainer, worker = connect(), connect()
-    with worker.watch() as added:
-        assert not added.wait(0.02)
-        threading.Timer(0.1, trainer.enqueue, ([job()],)).start()
-        assert added.wait(30)
-    assert worker.claim("w", ANY)
 
 
 def test_a_result_is_consumed_once_and_given_back_by_a_rollback(queue):
@@ -88,13 +70,13 @@ def test_cancelling_takes_only_what_is_queued_and_old(queue):
     lease = queue.claim("w", ANY)
     queue.enqueue([old, older, new, job(4, run="other")])
     assert queue.cancel("run", older_than_version=4) == 2
-    assert queue.outstanding("run") == {1: 1, 4: 1}
+    assert outstanding(queue) == {1: 1, 4: 1}
     assert queue.outcomes([old.id])[old.id].kind is OutcomeKind.INFRASTRUCTURE_ERROR
     assert "older than version 4" in queue.outcomes([old.id])[old.id].reason
     assert queue.complete(lease, outcome())
     assert queue.cancel("run") == 1
-    assert queue.outstanding("run") == {}
-    assert queue.outstanding("other") == {0: 1}
+    assert outstanding(queue) == {}
+    assert outstanding(queue, "other") == {0: 1}
 
 
 def test_a_cancelled_job_that_is_asked_for_again_is_queued_again(queue):
@@ -133,6 +115,27 @@ def test_silence_is_an_error_with_its_reason(queue, clock):
     clock.now += 61
     with pytest.raises(QueueError, match="w2, was seen 61 s ago"):
         queue.check_alive("run", 60)
+
+
+def test_a_run_whose_jobs_fail_says_so_and_why(queue, clock):
+    queue.enqueue([dataclasses.replace(job(i), run="fails") for i in range(3)])
+    assert queue.failures("fails") == ""
+    failing = queue.claim("w", ANY)
+    queue.release(queue.claim("w", ANY))
+    assert queue.failures("fails") == "", "a job that was given back did not fail"
+    queue.fail(failing, "host: the image is missing")
+    assert queue.failures("fails") == ""  # Dead at once here; the trainer has its outcome.
+
+
+def test_failures_of_jobs_that_are_tried_again_are_told_with_the_last_reason(connect, clock):
+    queue = connect(clock=clock)
+    queue.enqueue([job(i) for i in range(3)])
+    for reason in ("first", "host: the image is missing"):
+        queue.fail(queue.claim("w", ANY), reason)
+        clock.now += 0.1
+    told = queue.failures("run")
+    assert told == "2 of 3 jobs that are out failed and are tried again; the last: host: the image is missing"
+    assert queue.failures("other") == ""
 
 
 def test_retry_and_purge(queue, clock):

@@ -4,11 +4,13 @@ import collections
 import contextlib
 import sqlite3
 import threading
+import time
 
 import pytest
-from queue_cases import fill, job, outcome
+from queue_cases import fill, job, outcome, outstanding
 
-from environments.queue import QueueError, open_queue, sqlite
+from environments.files import file_systems
+from environments.queue import QueueError, open_queue, sql, sqlite
 from environments.queue.base import Capabilities
 
 Mount = collections.namedtuple("Mount", "mountpoint fstype")
@@ -40,21 +42,21 @@ def test_a_file_that_stays_locked_is_an_error_that_names_it_and_reading_goes_on(
     holder = locked(tmp_path)
     with pytest.raises(QueueError, match=r"locked for 0 s: find the process .*queue\.db"):
         impatient.enqueue([job(1)])
-    assert impatient.outstanding("run") == {0: 1}
+    assert outstanding(impatient) == {0: 1}
     holder.execute("COMMIT")
     assert impatient.enqueue([job(1)]) == 1
     impatient.close()
 
 
 def test_a_full_disk_is_an_error_and_loses_nothing(small_disk):
-    assert sqlite.file_system_of(small_disk) == "tmpfs"
+    assert file_systems.file_system_of(small_disk) == "tmpfs"
     with contextlib.closing(open_queue(f"sqlite:///{small_disk}/queue.db", patience_seconds=0)) as queue:
         queue.enqueue([job(0)])
         lease = queue.claim("w", Capabilities())
         filler = fill(small_disk)
         with pytest.raises(QueueError, match="full: free space on the disk"):
             queue.enqueue([job(i, action="x" * 3000) for i in range(1, 100)])
-        assert queue.outstanding("run") == {0: 1}
+        assert outstanding(queue) == {0: 1}
         filler.unlink()
         assert queue.complete(lease, outcome())
 
@@ -62,7 +64,7 @@ def test_a_full_disk_is_an_error_and_loses_nothing(small_disk):
 @pytest.mark.parametrize("kind", ["nfs4", "cifs", "fuse.sshfs", "fuse.gcsfuse", "9p"])
 def test_a_network_file_system_is_refused(tmp_path, monkeypatch, kind):
     mounts = [Mount("/", "ext4"), Mount(str(tmp_path), kind), Mount(str(tmp_path / "local"), "xfs")]
-    monkeypatch.setattr(sqlite.psutil, "disk_partitions", lambda all: mounts)
+    monkeypatch.setattr(file_systems.psutil, "disk_partitions", lambda all: mounts)
     with pytest.raises(QueueError, match=f"network file system \\({kind}\\).*postgresql://"):
         open_queue(f"sqlite:///{tmp_path}/inner/queue.db")
     open_queue(f"sqlite:///{tmp_path}/local/queue.db").close()
@@ -106,3 +108,47 @@ def test_a_claim_looks_only_at_the_job_it_takes(queue, tmp_path):
         "USING INDEX mlagent_jobs_queued" in plan or "COVERING INDEX mlagent_jobs_queued" in plan for plan in plans
     )
     assert not any(plan.startswith("SCAN") or "TEMP B-TREE" in plan for plan in plans), plans
+
+
+def test_wait_is_woken_by_another_connections_result(queue, sqlite_database, monkeypatch):
+    worker = open_queue(sqlite_database)
+    queue.enqueue([job()])
+    lease = worker.claim("w", Capabilities())
+    monkeypatch.setattr(sql, "LOOK_SECONDS", (0.01, 600.0))  # The fallback where nothing wakes it.
+    threading.Timer(0.1, worker.complete, (lease, outcome())).start()
+    assert queue.wait([job().id], 300)
+    worker.close()
+
+
+def test_watch_wakes_when_jobs_are_added(queue, sqlite_database):
+    worker = open_queue(sqlite_database)
+    with worker.watch() as added:
+        assert not added.wait(0.02)
+        threading.Timer(0.1, queue.enqueue, ([job()],)).start()
+        assert added.wait(300)
+    worker.close()
+
+
+@pytest.mark.parametrize("minutes", [-600, 600])
+def test_a_host_clock_that_is_set_stops_no_claim_and_ends_no_lease(queue, sqlite_database, monkeypatch, minutes):
+    queue.enqueue([job(0), job(1)])
+    before = queue.claim("before", Capabilities(), lease_seconds=30)
+    right = time.time
+    monkeypatch.setattr(time, "time", lambda: right() + 60 * minutes)
+    with contextlib.closing(open_queue(sqlite_database)) as other:
+        after = other.claim("after", Capabilities(), lease_seconds=30)
+        assert after.job == job(1), "what was queued before is claimed, what is leased is not"
+        assert queue.heartbeat([before]) == []
+        assert queue.complete(before, outcome())
+        assert other.complete(after, outcome())
+
+
+def test_a_host_that_starts_again_with_a_clock_behind_goes_on_from_what_is_recorded(
+    queue, sqlite_database, monkeypatch
+):
+    queue.enqueue([job(0)])
+    monkeypatch.setattr(time, "time", lambda: 1000.0)
+    monkeypatch.setattr(sqlite, "_boot", lambda: "another start")
+    monkeypatch.setattr(sqlite, "_seconds_since_boot", lambda: 5.0)
+    with contextlib.closing(open_queue(sqlite_database)) as started:
+        assert started.claim("w", Capabilities()).job == job(0)

@@ -11,7 +11,7 @@ import pytest
 from environments.interfaces.command_line import main
 from environments.tasks.check import checker
 from environments.tasks.check.checker import check
-from environments.tasks.grading import own
+from environments.tasks.grading.isolated import IsolatedGrader
 
 
 def failed(folder, sandbox):
@@ -54,14 +54,14 @@ def test_our_own_tasks_pass(name, bubblewrap):
 
 
 @pytest.mark.slow
-def test_the_command_line_reports_and_its_status_says_whether_all_is_well(rents, capsys, bubblewrap):
+def test_the_command_line_reports_and_its_status_says_whether_all_is_well(rents, capfd, bubblewrap):
     (rents / "grade.py").write_text("def grade(submission, answers):\n    return 1 / 0\n")
     assert main(["check", str(rents), "--json"]) == 1
-    report = json.loads(capsys.readouterr().out)
+    report = json.loads(capfd.readouterr().out)
     assert not report["ok"]
     assert report["findings"][-1]["check"] == "prepare" and "ZeroDivisionError" in report["findings"][-1]["message"]
     assert main(["check", str(rents / "nowhere")]) == 1
-    assert capsys.readouterr().out.startswith("FAIL  folder: ")
+    assert capfd.readouterr().out.startswith("FAIL  folder: ")
 
 
 @pytest.mark.slow
@@ -154,7 +154,12 @@ def test_an_idea_that_does_not_run_is_found(rents, bubblewrap):
 
 
 def test_a_grader_that_accepts_what_it_should_refuse_is_found(rents, bubblewrap, monkeypatch):
-    monkeypatch.setattr(own, "_check_cell", lambda *arguments: None)
+    grade = IsolatedGrader.grade
+
+    def lenient(grader, submission, half):
+        return 1.0 if b",nan" in submission or b",abc" in submission else grade(grader, submission, half)
+
+    monkeypatch.setattr(IsolatedGrader, "grade", lenient)
     wrong = failed(rents, bubblewrap)
     assert {"submission: a cell of 'nan'", "submission: a cell of 'abc'"} <= set(wrong)
     assert "submission: a row missing" not in wrong

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import os
 import stat
 
 import numpy as np
@@ -14,11 +15,15 @@ import yaml
 import environments
 from environments import tasks
 from environments.actions import Action
+from environments.actions.edits import replace_cell
+from environments.files.hostile import remove
 from environments.interfaces.command_line import main
 from environments.protocol import OutcomeKind
 from environments.tasks import InvalidSubmissionError, TaskError, TaskSpec
 from environments.tasks.generated.ideas import ideas_for
-from environments.tasks.generated.scripts import Script, replace_cell
+from environments.tasks.generated.scripts import Script
+from environments.tasks.grading.isolated import CONTROL
+from environments.tasks.task import GraderError
 
 
 def change(folder, **fields):
@@ -99,6 +104,16 @@ def test_an_installed_entry_point_is_a_recipe_by_its_name(rents, monkeypatch):
         ({"ideas": [{"text": "a; b", "cell": "model", "code": "x"}]}, r"ideas\[0\].text is 'a; b'"),
         ({"ideas": [{"text": "a", "cell": "model", "kode": "x"}]}, "did you mean code"),
         ({"m_best": 0.1}, "either reference.py or m_best"),
+        ({"m_best": float("nan")}, "m_best is nan, expected a finite number"),
+        ({"limits": {"processes": 2.5}}, "limits.processes is 2.5, expected a whole number from 1 to 32768"),
+        ({"limits": {"disk_mb": 10.5}}, "limits.disk_mb is 10.5, expected a whole number"),
+        ({"limits": {"cpu_seconds": float("inf")}}, "limits.cpu_seconds is inf, expected a number from 0.1 to 604800"),
+        ({"limits": {"file_mb": 1e30}}, r"limits.file_mb is 1e\+30, expected a whole number from 1 to"),
+        ({"gpus": 10**6}, "gpus is 1000000, expected a number from 0 to 64"),
+        ({"name": False}, "name is False, expected .* small letters.*write it in quotes"),
+        ({"metric": {"name": "a\nb", "direction": "lower"}}, "metric.name is .*expected up to 40 letters in one line"),
+        ({"submission": {"columns": {"id": "number"}}}, "the column 'id' is that of the ids"),
+        ({"answers": {"half": "text"}}, "the column 'half' is that of the halves"),
         ({"entry": "main.py"}, "has no env/main.py"),
     ],
 )
@@ -106,6 +121,88 @@ def test_a_wrong_field_is_an_error_that_names_it(rents, fields, message):
     change(rents, **fields)
     with pytest.raises(TaskError, match=message):
         tasks.get(str(rents))
+
+
+def test_names_are_as_they_are_written(rents):
+    columns = "{yes: probability, no: probability, 0: number, 1.10: number, null: text}"
+    text = (rents / "task.yaml").read_text().replace("{rent: number}", columns)
+    text = text.replace("mean absolute percentage error", "F1 (macro)")
+    (rents / "task.yaml").write_text(text)
+    recipe = tasks.get(str(rents))
+    assert list(recipe.form.columns) == ["yes", "no", "0", "1.10", "null"] and recipe.spec.metric == "F1 (macro)"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: &a [x, x]\nb: [*a, *a]\n", r"aliases .* are not read"),
+        ("[" * 100_000, "more than 20 deep in each other"),
+        ("{a: " * 100_000, "more than 20 deep in each other"),
+        ("name: a\nname: b\n", "'name' is there twice"),
+        ("[a, b]: 1\n", "a key must be a text"),
+        ("made: 2024-13-01\n", "is not YAML"),
+        ("x" * (2 << 20), "1048576 are read"),
+        ("- name\n", "the file is .*expected fields with values"),
+    ],
+)
+def test_a_task_yaml_that_is_a_bomb_is_refused_in_a_line(rents, text, message):
+    (rents / "task.yaml").write_text(text)
+    with pytest.raises(TaskError, match=message) as error:
+        tasks.get(str(rents))
+    assert len(str(error.value)) < 2000
+
+
+def test_what_is_no_file_is_never_waited_for(rents):
+    for name in ("task.yaml", "description.md", "env/train.py"):
+        kept = (rents / name).read_bytes()
+        (rents / name).unlink()
+        os.mkfifo(rents / name)
+        with pytest.raises(TaskError, match=name):
+            tasks.get(str(rents))
+        (rents / name).unlink()
+        (rents / name).write_bytes(kept)
+
+
+def test_an_env_that_no_workspace_can_hold_is_refused(rents):
+    env = rents / "env"
+    for make, message in (
+        (lambda path: os.mkfifo(path), "'x': neither file, folder nor link"),
+        (lambda path: path.symlink_to("nowhere"), "'x': a link that leads nowhere"),
+        (lambda path: path.symlink_to("/etc/passwd"), "'x': a symbolic link that leads out"),
+        (lambda path: (path / "a/" / "/".join("b" * 60)).mkdir(parents=True), "more than 32 folders deep"),
+        (lambda path: os.truncate(os.open(path, os.O_CREAT | os.O_WRONLY), 1 << 40), "too many bytes"),
+    ):
+        make(env / "x")
+        with pytest.raises(TaskError, match=message):
+            tasks.get(str(rents))
+        remove(env / "x")
+    (env / "x").mkdir()
+    (env / "link").symlink_to("x")
+    (env / "x" / "self").symlink_to(".")
+    built = rents.parent / "built"
+    built.mkdir()
+    tasks.get(str(rents)).build(built, 0)
+    assert (built / "env" / "link").is_symlink()
+
+
+def test_what_the_scripts_of_a_task_print_is_in_no_answer(rents, tmp_path, bubblewrap, capfd):
+    for name, function in (("prepare", "prepare(raw, public, private, seed)"), ("grade", "grade(submission, answers)")):
+        text = (rents / f"{name}.py").read_text()
+        text = text.replace(
+            f"def {function}:\n", f"def {function}:\n    import os; print('LABEL'); os.system('echo LABEL')\n"
+        )
+        (rents / f"{name}.py").write_text(text)
+    actions, guess = tmp_path / "actions.jsonl", tmp_path / "guess.csv"
+    actions.write_text(json.dumps({"action": Action("Execute Script", {"script_name": "train.py"}).render()}))
+    guess.write_text("id,rent\n")
+    place = ["--cache-dir", str(tmp_path / "cache"), "--json"]
+    for arguments in (
+        ["run", str(rents), "--actions", str(actions), *place],
+        ["grade", str(rents), str(guess), *place],
+    ):
+        main(arguments)
+        captured = capfd.readouterr()
+        assert json.loads(captured.out) and "LABEL" not in captured.out
 
 
 def test_all_that_is_wrong_is_named_at_once_and_no_part_of_it_twice(rents):
@@ -171,6 +268,8 @@ def test_a_prepare_that_fails_is_an_error_that_says_where(rents, script, message
         ("id,rent\n1,2\n1,3\n", "different in every row"),
         ("id,rent,half\n1,2,reward\n2,3,public\n", "must hold `reward` and `report`"),
         ("id,rent\n1,2\n", "each half needs some"),
+        ("id,rent\n1,\n2,3\n", "row 2: rent is '', not a finite number"),
+        ("id,rent,area\n1,2,3\n2,3,4\n", "column 'area', whose kind nothing states: .*`answers: {area: text}`"),
     ],
 )
 def test_answers_that_cannot_be_used_are_an_error(rents, rows, message):
@@ -183,22 +282,22 @@ def test_answers_that_cannot_be_used_are_an_error(rents, rows, message):
 def test_halves_are_drawn_by_the_seed_or_taken_from_their_column(rents):
     directory, grader = build(rents)
     assert stat.S_IMODE((directory / "private").stat().st_mode) == 0o700
-    assert grader.report.sum() == 300 and len(grader.report) == 600
-    assert not np.array_equal(grader.report, build(rents, seed=1)[1].report)
+    assert grader.in_process.report.sum() == 300 and len(grader.in_process.report) == 600
+    assert not np.array_equal(grader.in_process.report, build(rents, seed=1)[1].in_process.report)
     text = (rents / "prepare.py").read_text()
     text = text.replace(
         'test[["id", "rent"]]', 'test.assign(half=["reward", "report", "report"] * 200)[["id", "rent", "half"]]'
     )
     (rents / "prepare.py").write_text(text)
     _, grader = build(rents, seed=2)
-    assert grader.report.tolist() == [False, True, True] * 200
-    assert "half" not in grader.answers
+    assert grader.in_process.report.tolist() == [False, True, True] * 200
+    assert "half" not in grader.in_process.answers
 
 
 def test_each_half_is_graded_alone_and_by_id(rents):
     directory, grader = build(rents)
     answers = truth(directory)
-    guess = answers.assign(rent=np.where(grader.report, 2.0, 1.0) * answers["rent"])[["id", "rent"]]
+    guess = answers.assign(rent=np.where(grader.in_process.report, 2.0, 1.0) * answers["rent"])[["id", "rent"]]
     shuffled = guess.sample(frac=1.0, random_state=0).to_csv(index=False).encode()
     assert grader.grade(shuffled, "reward") == pytest.approx(0.0)
     assert grader.grade(shuffled, "report") == pytest.approx(1.0)
@@ -209,7 +308,7 @@ def test_each_half_is_graded_alone_and_by_id(rents):
     [
         ("{id},-5", "a rent is negative"),  # By grade.py itself.
         ("{id},nan", "not a finite number"),
-        ("{id},1e13", "not a finite number"),
+        ("{id},1e101", "not a finite number"),
         ("{id},12,1", "3 cells"),
         ('{id},"12', "not a CSV file"),
         ("x,12", "unknown id 'x'"),
@@ -219,7 +318,7 @@ def test_an_invalid_submission_says_why_and_nothing_of_the_answers(rents, change
     directory, grader = build(rents)
     answers = truth(directory)
     lines = ["id,rent", *(f"{name},1" for name in answers["id"])]
-    place = 1 + int(np.flatnonzero(~grader.report)[0])
+    place = 1 + int(np.flatnonzero(~grader.in_process.report)[0])
     lines[place] = change_row.format(id=answers["id"][place - 1])
     with pytest.raises(InvalidSubmissionError, match=message) as error:
         grader.grade("\n".join(lines).encode(), "reward")
@@ -228,18 +327,20 @@ def test_an_invalid_submission_says_why_and_nothing_of_the_answers(rents, change
 
 @pytest.mark.parametrize(
     ("body", "message"),
-    [("return submission['price']", r"grade\.py, line 2 raised KeyError"), ("return 'good'", "'good', not a number")],
+    [("return submission['price']", "KeyError: 'price'"), ("return 'good'", "'good', not a number")],
 )
 def test_a_grade_that_fails_is_an_error_of_the_task(rents, body, message):
     (rents / "grade.py").write_text(f"def grade(submission, answers):\n    {body}\n")
     directory, grader = build(rents)
     guess = truth(directory)[["id", "rent"]].to_csv(index=False).encode()
-    with pytest.raises(TaskError, match=message):
+    (directory / CONTROL).write_bytes(guess)
+    with pytest.raises(GraderError) as error:
         grader.grade(guess, "reward")
+    assert message in error.value.details and message not in str(error.value)
 
 
 def test_texts_and_integers_are_columns_too(rents):
-    change(rents, submission={"columns": {"rent": "integer", "note": "text"}, "id": "id"})
+    change(rents, submission={"columns": {"rent": "integer", "note": "text"}, "id": "id"}, answers={"rent": "number"})
     (rents / "grade.py").write_text(
         "def grade(submission, answers):\n    return (submission['note'] == 'a, b').mean() + submission['rent'].sum()\n"
     )

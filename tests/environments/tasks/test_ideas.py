@@ -7,9 +7,10 @@ import ast
 import pytest
 
 from environments import tasks
+from environments.actions.edits import read_cells, replace_cell
 from environments.tasks.generated import micro
 from environments.tasks.generated.ideas import candidates_for, ideas_for, library, variations
-from environments.tasks.generated.scripts import CELLS, read_cells, replace_cell
+from environments.tasks.generated.scripts import CELLS
 
 ALL = [*tasks.names(), *micro.names("train", 18, 0), *micro.names("held_out", 8, 0)]
 

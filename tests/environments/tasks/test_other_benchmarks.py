@@ -16,6 +16,7 @@ from environments.actions import Action
 from environments.interfaces.command_line import main
 from environments.protocol import OutcomeKind
 from environments.tasks import InvalidSubmissionError, TaskError
+from environments.tasks.task import GraderError
 
 
 @pytest.fixture
@@ -65,8 +66,9 @@ def test_answers_stay_private_and_the_sample_is_public(mlebench, tmp_path):
 def test_each_half_is_scored_by_their_grader(mlebench, tmp_path):
     grader = build("mlebench-rows", tmp_path / "built")
     answers = truth(mlebench)
-    assert grader.report.sum() == 40
-    guess = answers.assign(value=answers["value"] + np.where(grader.report, 0.5, 0.25)).sample(frac=1, random_state=1)
+    assert grader.in_process.report.sum() == 40
+    error = np.where(grader.in_process.report, 0.5, 0.25)
+    guess = answers.assign(value=answers["value"] + error).sample(frac=1, random_state=1)
     assert grader.grade(as_bytes(guess), "reward") == pytest.approx(0.25)
     assert grader.grade(as_bytes(guess), "report") == pytest.approx(0.5)
     assert grader.official(as_bytes(guess))["score"] == round(np.sqrt((0.25**2 + 0.5**2) / 2), 5)
@@ -111,12 +113,12 @@ def test_what_their_grader_refuses_is_invalid_and_says_nothing_of_the_answers(ml
 def test_answers_without_rows_of_their_own_have_no_halves(mlebench, tmp_path):
     grader = build("mlebench-records", tmp_path / "built")
     submission = b"word\nhidden0\nhidden2\n"
-    assert grader.report is None
+    assert grader.in_process.report is None
     assert grader.grade(submission, "reward") == grader.grade(submission, "report") == pytest.approx(2 / 3)
     assert grader.official(submission)["medal"] == "bronze"
 
 
-def test_a_competition_is_played_and_reported(mlebench, tmp_path, bubblewrap, capsys):
+def test_a_competition_is_played_and_reported(mlebench, tmp_path, bubblewrap, capfd):
     task = tasks.prepare("mlebench-rows", tmp_path / "cache" / "tasks", 0, bubblewrap)
     assert task.scale.m_best == pytest.approx(np.linspace(0.1, 2, 300)[9]) and task.has_medals
     action = Action("Edit Script (Cell)", {"script_name": "train.py", "cell": "predict"},
@@ -130,11 +132,11 @@ def test_a_competition_is_played_and_reported(mlebench, tmp_path, bubblewrap, ca
     truth(mlebench).to_csv(guess, index=False)
     options = ["--cache-dir", str(tmp_path / "cache"), "--json"]
     assert main(["grade", "mlebench-rows", str(guess), *options]) == 0
-    found = json.loads(capsys.readouterr().out)
+    found = json.loads(capfd.readouterr().out)
     assert found["official"]["medal"] == "gold" and found["reward"] == found["report"] == 0
     guess.write_text("key,value\n")
     assert main(["grade", "mlebench-rows", str(guess), *options]) == 1
-    assert "once for each row" in json.loads(capsys.readouterr().out)["invalid"]
+    assert "once for each row" in json.loads(capfd.readouterr().out)["invalid"]
 
 
 def test_what_is_missing_of_mlebench_is_an_error_with_the_command(mlebench, tmp_path, monkeypatch):
@@ -241,5 +243,6 @@ def test_what_is_wrong_with_a_benchmark_is_said(benchmark, tmp_path):
     (unknown / "scripts" / "eval.py").write_text("import no_such_package\n")
     (tmp_path / "built").mkdir()
     tasks.get(str(unknown)).build(tmp_path / "built", 0)
-    with pytest.raises(TaskError, match="no_such_package"):
+    with pytest.raises(GraderError) as error:
         tasks.prepared.load_grader(tmp_path / "built" / "private").grade(b"", "reward")
+    assert error.value.host and "no_such_package" in error.value.details

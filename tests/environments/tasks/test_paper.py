@@ -20,6 +20,7 @@ from environments.interfaces.command_line import main
 from environments.sandbox.base import Ending
 from environments.tasks import InvalidSubmissionError, TaskError, paper
 from environments.tasks.folders import archives, splits
+from environments.tasks.grading import graders
 from environments.tasks.prepared import run_script
 
 needs.package("PIL.Image")
@@ -64,7 +65,7 @@ def build(name, directory, seed=0):
     """The folder that a recipe writes, and its grader."""
     directory.mkdir()
     tasks.get(name).build(directory, seed)
-    return directory, tasks.prepared.load_grader(directory / "private")
+    return directory, graders.load_in_process(directory / "private")
 
 
 def files(folder):

@@ -9,10 +9,10 @@ import needs
 import pytest
 
 from environments import tasks
+from environments.actions.edits import replace_cell
 from environments.sandbox import Sandbox
 from environments.tasks.generated import micro
 from environments.tasks.generated.ideas import ideas_for
-from environments.tasks.generated.scripts import replace_cell
 from environments.tasks.prepared import run_script
 from tools.headroom import stability
 

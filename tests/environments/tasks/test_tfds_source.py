@@ -13,6 +13,7 @@ import pytest
 from environments import tasks
 from environments.tasks import TaskError
 from environments.tasks.folders import tfds_source
+from environments.tasks.grading import graders
 
 tfds = pytest.importorskip("tensorflow_datasets")
 image = needs.package("PIL.Image")
@@ -104,5 +105,5 @@ def test_a_folder_makes_its_task_of_such_data(rents, data_dir, tmp_path):
     )
     (tmp_path / "built").mkdir()
     tasks.get(str(rents)).build(tmp_path / "built", 0)
-    grader = tasks.prepared.load_grader(tmp_path / "built" / "private")
+    grader = graders.load_in_process(tmp_path / "built" / "private")
     assert grader.rows == 8 and grader.report.sum() == 4

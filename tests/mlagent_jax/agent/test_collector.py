@@ -98,3 +98,29 @@ def test_what_waited_while_the_run_was_stopped_is_not_silence(queue, monkeypatch
 def test_silence_ends_the_wait(queue):
     with pytest.raises(QueueError, match="worker"):
         Collector(queue, "run", 0.1).gather([job(0)])
+
+
+def test_jobs_that_fail_are_told_while_nothing_comes_back_and_when_they_are_given_up(queue, caplog, monkeypatch):
+    jobs = [job(n) for n in range(2)]
+    collector = Collector(queue, "run", 600.0)
+    collector.submit(jobs)
+    monkeypatch.setattr(module, "WORD_SECONDS", 0.0)
+    queue.fail(queue.claim("worker", CAPABILITIES), "host: the image is missing")
+    arrivals = collector.arrivals(jobs)
+    assert next(arrivals)[0] == {}
+    assert "1 of 2 jobs that are out failed and are tried again; the last: host: the image is missing" in caplog.text
+    queue.complete(queue.claim("worker", CAPABILITIES), outcome(1))
+    assert len(next(arrivals)[0]) == 1
+    queue.cancel("run")
+    caplog.clear()
+    assert next(arrivals)[0][jobs[0].id].kind is OutcomeKind.INFRASTRUCTURE_ERROR
+    assert caplog.text == ""
+
+
+def test_a_job_that_is_given_up_is_told_with_its_reason(queue, caplog):
+    collector = Collector(queue, "run", 600.0)
+    collector.submit([job(0)])
+    lease = queue.claim("worker", CAPABILITIES)
+    queue._execute(queue._leases.set_aside, {"job_id": lease.job.id, "held_token": lease.token, "failure": "no job"})
+    collector.gather([job(0)])
+    assert "1 jobs failed for good, the last: no job" in caplog.text

@@ -205,3 +205,21 @@ def test_a_wrong_address_or_key_is_said_without_the_key(config, tmp_path):
     with pytest.raises(ConfigError, match=r"\$MLAGENT_ENDPOINT_KEY") as raised:
         EndpointClient(config, tmp_path, {"MLAGENT_ENDPOINT_KEY": f"{KEY}\n{KEY}"})
     assert KEY not in str(raised.value)
+
+
+def test_what_a_model_refuses_can_be_left_out(server, config, tmp_path):
+    bare = dataclasses.replace(config, send_temperature=False, send_top_p=False, send_seed=False)
+    with client(bare, tmp_path) as one:
+        one.chat(ASK)
+    assert server.requests[0][2] == {"model": "m", "messages": ASK, "max_tokens": 20}
+
+
+def test_an_answer_that_went_into_reasoning_alone_is_paid_for_once(server, config, tmp_path):
+    choice = {"message": {"content": None, "reasoning_content": "so"}, "finish_reason": "length"}
+    answer = {"choices": [choice], "usage": {"prompt_tokens": 10, "completion_tokens": 20}}
+    server.script = [(200, {}, json.dumps(answer).encode())]
+    with client(config, tmp_path) as one:
+        said = one.chat(ASK)
+        assert (said.text, said.finish_reason) == ("", "length")
+        assert one.spent.tokens == 30
+    assert len(server.requests) == 1

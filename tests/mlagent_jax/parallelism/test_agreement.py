@@ -17,7 +17,7 @@ from mlagent_jax.agents import job_client as collecting
 from mlagent_jax.agents.job_client import Collector
 from mlagent_jax.rl import in_flight
 from mlagent_jax.rl.in_flight import Group, UnderWay
-from mlagent_jax.runs.run import _check_inputs
+from mlagent_jax.runs.inputs import check_inputs
 from mlagent_jax.runtime import processes
 from mlagent_jax.runtime.errors import ConfigError, PeerError
 from mlagent_jax.runtime.interruption import Interruption, Stopped
@@ -28,10 +28,10 @@ SECONDS = 60  # for one to wait for another
 
 def test_collecting_with_a_language_model_is_for_one_process(monkeypatch):
     config = Config(stages=("collect",), collect=CollectConfig(expert="endpoint"))
-    _check_inputs(config)
+    check_inputs(config)
     monkeypatch.setattr(processes, "count", lambda: 2)
     with pytest.raises(ConfigError, match=r"config\.stages has collect.*collect in one process"):
-        _check_inputs(config)
+        check_inputs(config)
 
 
 def test_a_time_between_heartbeats_that_is_no_number_is_named(monkeypatch):

@@ -1,11 +1,13 @@
 """The figures of a run, from its records."""
 
 import json
+import types
 
 import numpy as np
 import pytest
 
 from environments.protocol import OutcomeKind
+from mlagent_jax import report
 from mlagent_jax.reporting import summary, table
 from mlagent_jax.runtime import jsonl
 
@@ -163,3 +165,13 @@ def test_tables_of_a_run_that_has_only_begun_are_headers(tmp_path):
     found = summary.summarize(tmp_path)
     assert len(table.policy_table(found).splitlines()) == 3
     assert len(table.task_table(found).splitlines()) == 2
+
+
+def test_what_records_hold_reaches_no_terminal_as_codes(finished_run, monkeypatch, capsys):
+    workdir = finished_run(policies=("sft",))
+    path = workdir / "evaluation" / "sft.jsonl"
+    jsonl.replace(path, [{**record, "task": record["task"] + "\x1b]0;OWNED\x07"} for record in read(path)])
+    for flag in ("_SERVE", "_JSON"):
+        monkeypatch.setattr(report, flag, types.SimpleNamespace(value=False))
+    report.main(["report", str(workdir)])
+    assert "OWNED" in (shown := capsys.readouterr().out) and "\x1b" not in shown

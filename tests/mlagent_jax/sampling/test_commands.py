@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from environments.interfaces.command_line import _read_actions
 from mlagent_jax.sampling import Sampler, load
 from mlagent_jax.sampling.lines import read_prompts
 
@@ -90,3 +91,14 @@ def test_a_bad_line_is_named(tmp_path, line):
     path.write_text(f'{{"prompt": "a"}}\n{line}\n')
     with pytest.raises(ValueError, match=r"prompts.jsonl, line 2 is n"):
         read_prompts(path)
+
+
+@pytest.mark.parametrize("letter", ["\u2028", "\x85", "\x0b", "\x1c"], ids=ascii)
+def test_a_line_ends_at_a_newline_alone(tmp_path, letter):
+    path = tmp_path / "prompts.jsonl"
+    rows = [json.dumps({"prompt": text, "action": text}, ensure_ascii=False) for text in (f"a{letter}b", "c")]
+    text = "\n".join(rows)
+    if ord(letter) < 32:  # JSON has it escaped
+        text = text.replace(letter, json.dumps(letter)[1:-1])
+    path.write_bytes(b"\xef\xbb\xbf" + text.encode())
+    assert read_prompts(path) == _read_actions(str(path)) == [f"a{letter}b", "c"]

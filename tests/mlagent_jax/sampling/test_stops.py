@@ -2,11 +2,10 @@
 
 import random
 
-import jax.numpy as jnp
-import numpy as np
 import pytest
 
-from mlagent_jax.sampling.stops import Spellings, StopSets, automaton
+from mlagent_jax.sampling import Request
+from mlagent_jax.sampling.stops import StopFinder
 from mlagent_jax.sampling.text import TextStream
 
 
@@ -16,64 +15,36 @@ def first_end(text, stop):
     return min(ends, default=None)
 
 
-def test_the_automaton_finds_what_a_search_finds():
+def test_the_token_that_completes_the_first_string_is_found_wherever_tokens_are_cut():
     rng = random.Random(0)
     found = 0
-    for _ in range(300):
+    for _ in range(500):
         stop = tuple(bytes(rng.choices(b"ab", k=rng.randint(1, 5))) for _ in range(rng.randint(1, 3)))
-        text = bytes(rng.choices(b"ab", k=12))
-        following, complete = automaton(stop)
-        node, end = 0, None
-        for place, letter in enumerate(text):
-            node = following[node, letter]
-            if complete[node]:
-                end = place + 1
-                break
-        assert end == first_end(text, stop), (stop, text)
+        spellings = [bytes(rng.choices(b"ab", k=rng.randint(0, 3))) for _ in range(8)]
+        tokens, finder, taken, count = [*range(8), 99], StopFinder(spellings, stop), 0, None
+        while taken < len(tokens) and count is None:
+            size = rng.randint(1, 4)
+            part = finder.feed(tokens[taken : taken + size])
+            count = None if part is None else taken + part
+            taken += size
+        end = first_end(b"".join(spellings), stop)
+        ends = [len(b"".join(spellings[: number + 1])) for number in range(8)]
+        assert count == (None if end is None else next(n for n, e in enumerate(ends, 1) if e >= end)), (stop, spellings)
         found += end is not None
-    assert 100 < found < 300
+    assert 150 < found < 500
 
 
-def test_a_slot_stops_with_the_token_that_completes_a_string_of_its_own():
-    spellings = [b"", b"Ob", b"serva", b"tion:", b"x", "né".encode()[:2], "né".encode()[2:]]
-    sets = StopSets(Spellings.of(spellings, 9))
-    stops = [(), (b"Observation:",), ("né".encode(), b"xx")]
-    roots = [sets.root(stop, in_use=stops) for stop in stops]
-    nodes, ends = jnp.array(roots), []
-    for token in (4, 1, 2, 5, 6, 3):
-        nodes, ended = sets.table.follow(nodes, jnp.full((3,), token))
-        ends.append(ended.tolist())
-    assert ends[:4] == [[False] * 3] * 4
-    assert ends[4] == [False, False, True], "the character whose bytes two tokens share"
-    assert ends[5] == [False] * 3, "another text came between"
-    for token in (1, 2, 3):
-        nodes, ended = sets.table.follow(nodes, jnp.full((3,), token))
-    assert ended.tolist() == [False, True, False]
-
-
-def test_unused_sets_make_room_and_used_ones_stay_where_they_are():
-    sets = StopSets(Spellings.of([b"a"], 1))
-    kept = sets.root((b"kept",))
-    size = sets.size
-    for number in range(40):
-        stop = (b"stop %d" % number,)
-        root = sets.root(stop, in_use=[(b"kept",)])
-        assert (kept, sets.size) == (sets.root((b"kept",)), size)
-        np.testing.assert_array_equal(sets.table.following[root : root + len(stop[0]) + 1] - root, automaton(stop)[0])
-    long = (b"z" * 200,)
-    sets.root(long, in_use=[(b"kept",)])
-    assert sets.root((b"kept",)) == kept and sets.size > 200
+def test_a_character_whose_bytes_two_tokens_share_is_found():
+    spellings = [b"Ob", b"serva", b"tion:", "n\u00e9".encode()[:2], "n\u00e9".encode()[2:]]
+    finder = StopFinder(spellings, ("n\u00e9".encode(), b"Observation:"))
+    assert [finder.feed([token]) for token in (0, 1, 3)] == [None, None, None]
+    assert finder.feed([4, 0]) == 1
 
 
 @pytest.mark.parametrize("stop", [(b"",), (b"a", b"")])
 def test_an_empty_string_is_refused(stop):
     with pytest.raises(ValueError, match="empty"):
-        automaton(stop)
-
-
-def test_ids_alone_have_no_strings():
-    with pytest.raises(ValueError, match="tokenizer"):
-        StopSets().root((b"a",))
+        Request(0, (1,), 1, stop=stop).check(4, 4, 4)
 
 
 def test_streamed_text_is_certain_and_ends_before_the_stop_string():

@@ -1,49 +1,19 @@
 """The server as a client sees it: OpenAI's own, over HTTP."""
 
 import concurrent.futures
-import contextlib
-import socket
 import threading
 import time
 
 import openai
 import pytest
-import uvicorn
 
-from mlagent_jax.sampling import Sampler, load
 from mlagent_jax.serving.access import check_host
-from mlagent_jax.serving.app import make_app
-from mlagent_jax.serving.service import Limits, Service
 
 KEY = "sesame"
 
 
-@contextlib.contextmanager
-def serving(sampler, api_key=None, **limits):
-    """A server's address while it is up."""
-    service = Service(sampler, Limits(**{"prompt_tokens": 60, "new_tokens": 64, "slots": 4, "waiting": 8, **limits}))
-    server = uvicorn.Server(uvicorn.Config(make_app(service, "policy", api_key), log_level="error"))
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
-        thread.start()
-        try:
-            deadline = time.monotonic() + 60
-            while not server.started:
-                assert time.monotonic() < deadline
-                time.sleep(0.01)
-            yield service, f"http://127.0.0.1:{listening.getsockname()[1]}"
-        finally:
-            server.should_exit = True
-            thread.join()
-
-
 @pytest.fixture(scope="module")
-def sampler(speaker):
-    return Sampler(*load(speaker), slots=4)
-
-
-@pytest.fixture(scope="module")
-def server(sampler):
+def server(sampler, serving):
     with serving(sampler, KEY) as place:
         yield place
 
@@ -147,7 +117,7 @@ def test_without_a_key_only_this_machine_is_served():
         check_host("0.0.0.0", None)
 
 
-def test_a_full_queue_refuses_and_a_client_that_leaves_makes_room(sampler, monkeypatch):
+def test_a_full_queue_refuses_and_a_client_that_leaves_makes_room(sampler, serving, monkeypatch):
     steps = threading.Semaphore(1)
     make = sampler.batch
 
@@ -172,7 +142,7 @@ def test_a_full_queue_refuses_and_a_client_that_leaves_makes_room(sampler, monke
         assert len(client.completions.create(model="policy", prompt="a", n=4).choices) == 4
 
 
-def test_a_sampler_that_fails_is_reported(sampler, monkeypatch):
+def test_a_sampler_that_fails_is_reported(sampler, serving, monkeypatch):
     def broken(*args, **settings):
         raise RuntimeError("out of memory")
 
@@ -184,3 +154,35 @@ def test_a_sampler_that_fails_is_reported(sampler, monkeypatch):
         with pytest.raises(openai.InternalServerError, match="the sampler has"):
             client.completions.create(model="policy", prompt="a")
         assert not service.healthy
+
+
+def test_equal_prompts_without_a_seed_differ_and_with_one_do_not(client):
+    free = client.completions.create(model="policy", prompt=["Next:\n"] * 3, max_tokens=30)
+    assert len({choice.text for choice in free.choices}) == 3
+    seeded = client.completions.create(model="policy", prompt=["Next:\n"] * 3, max_tokens=30, seed=1)
+    assert len({choice.text for choice in seeded.choices}) == 1
+
+
+def test_a_token_s_offset_is_where_it_begins_in_the_text(client):
+    answer = client.completions.create(model="policy", prompt="Next:\n", max_tokens=30, seed=4, logprobs=0)
+    choice = answer.choices[0]
+    before = ""
+    for token, place in zip(choice.logprobs.tokens, choice.logprobs.text_offset, strict=True):
+        if "\N{REPLACEMENT CHARACTER}" not in before + token and place < len(choice.text):
+            assert choice.text.startswith(token, place)
+        before = token
+    assert choice.logprobs.text_offset[0] == 0 and choice.logprobs.text_offset == sorted(choice.logprobs.text_offset)
+
+
+def test_the_model_is_found_by_its_name(client):
+    assert client.models.retrieve("policy").id == "policy"
+    with pytest.raises(openai.NotFoundError, match="'org/other' is not served here"):
+        client.models.retrieve("org/other")
+
+
+def test_special_tokens_of_a_completion_s_prompt_are_tokens_and_of_a_conversation_s_text(client, sampler):
+    name = sampler.tokenizer.decode([sampler.tokenizer.eos_id])
+    answer = client.completions.create(model="policy", prompt=f"a{name}", max_tokens=1)
+    assert answer.usage.prompt_tokens == 2
+    said = client.chat.completions.create(model="policy", messages=[{"role": "user", "content": name}], max_tokens=1)
+    assert said.usage.prompt_tokens > 2

@@ -96,7 +96,8 @@ def test_the_run_is_the_same_bit_by_bit_and_cut_short_goes_on_as_if_it_had_not_b
         left = [Job(name, version, made_up_states(1, 2)[0], 0, "", requirements=nobodys) for version in (0, 1)]
         queue.enqueue(left)
         found = go(config, tmp_path)
-        assert queue.outstanding(name) == {1: 1}, "what is queued of a policy beyond the bound is cancelled"
+        left_by_version = queue.status()["runs"][name]["outstanding_by_version"]
+        assert left_by_version == {"1": 1}, "what is queued of a policy beyond the bound is cancelled"
         assert "older than version 1" in queue.outcomes([left[0].id])[left[0].id].reason
     assert_same(found, plain)
     assert busy == [True, True, False, False], "the next batch is sampled beside the update, while there is one to come"

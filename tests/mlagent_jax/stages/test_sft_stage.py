@@ -127,7 +127,7 @@ def test_training_stops_early_and_keeps_the_policy_of_the_lowest_loss(tmp_path):
     evaluated = HeldOutSteps(
         split_trajectories(RECORDS, 0.34, 0)[1], renderer(again, base_policy(again)), run.config.sft
     )
-    with jax.set_mesh(run.mesh):
+    with jax.set_mesh(run.devices.mesh):
         policy = trained_policy(run, "sft")
         last = trained_policy(run, "sft", len(rows)).params
         with pytest.raises(ConfigError, match="sft@999 was not kept"):

@@ -1,0 +1,104 @@
+"""Checks of what a config names on this host and only a later stage will read, made before any work is done."""
+
+from __future__ import annotations
+
+import os
+
+from etils import epath
+
+from environments.actions.second_model import MODEL_VARIABLE, URL_VARIABLE, configured_endpoint, editor_id
+from mlagent_jax.checkpoints import hub
+from mlagent_jax.runtime import processes, trackers
+from mlagent_jax.runtime.errors import ConfigError
+from mlagent_jax.settings.agent_names import OF_THE_RUN, parse_agent
+from mlagent_jax.settings.schema import Config
+from mlagent_jax.trajectories.store import TrajectoryStore
+
+EXECUTING = {"collect", "evaluate", "rl"}
+"""Stages that hand out jobs; the others need neither queue nor workers, and export not even tasks."""
+
+
+def collection_asks_endpoint(config: Config) -> bool:
+    """Tell whether the collect stage sends requests to `config.endpoint`."""
+    return "endpoint" in (config.collect.expert, config.ideas.source, config.ideas.embedder)
+
+
+def editor_required(config: Config) -> tuple[str, ...]:
+    """Return the id of the second model that jobs require of their workers, if prompts offer its actions."""
+    return (editor_id(config.prompt.editor),) if config.prompt.editor else ()
+
+
+def check_editor(config: Config) -> None:
+    """Check that workers started on this host, which inherit its environment variables, will have the second model.
+
+    Raises:
+      ConfigError: the variables name none, or another.
+    """
+    try:
+        endpoint = configured_endpoint()
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    if (required := editor_required(config)) and (endpoint is None or endpoint.id not in required):
+        raise ConfigError(
+            f"config.prompt.editor is {config.prompt.editor!r}, and this host's workers would have "
+            f"{endpoint.model if endpoint else 'no second model'}: set ${URL_VARIABLE} and ${MODEL_VARIABLE}, or "
+            "config.workers.slots to 0 where workers are started elsewhere"
+        )
+
+
+def check_inputs(config: Config) -> None:
+    """Look for trackers, checkpoint and trajectories, and for what several processes cannot do.
+
+    Raises:
+      ConfigError: one is missing, or the stages need one process.
+    """
+    trackers.check_installed(config.tracking.trackers)
+    if collection_asks_endpoint(config) and "collect" in config.stages and processes.count() > 1:
+        raise ConfigError(
+            f"config.stages has collect, which would ask config.endpoint in each of {processes.count()} processes: "
+            "collect in one process, and name its workdir in config.pool.trajectories"
+        )
+    checkpoint, trajectories = config.policy.checkpoint, config.pool.trajectories
+    there = hub.is_hub_id(checkpoint) or (epath.Path(checkpoint) / "config.json").exists()
+    if checkpoint and not there and _needs_policy(config):
+        raise ConfigError(
+            f"config.policy.checkpoint is {checkpoint!r}; that folder has no config.json: name a Hugging Face "
+            "checkpoint, for example the export of another run"
+        )
+    if trajectories:
+        try:
+            TrajectoryStore.open(epath.Path(trajectories) / "trajectories" / "collect")
+        except ConfigError as error:
+            raise ConfigError(
+                f"config.pool.trajectories is {trajectories!r}: {error}; or name the workdir of another run"
+            ) from error
+
+
+def check_remote(config: Config, workdir: epath.PathLike) -> None:
+    """Look for what cannot be kept in a workdir that is in a bucket.
+
+    Raises:
+      ConfigError: the config would put a database or the tasks there.
+    """
+    stages = set(config.stages)
+    asking = "collect" in stages and collection_asks_endpoint(config)
+    asking |= "evaluate" in stages and any(parse_agent(name).kind == "endpoint" for name in config.evaluate.policies)
+    where = os.fspath(workdir)
+    if asking:
+        raise ConfigError(
+            f"--workdir is {where}, and config.stages would ask config.endpoint, whose answers are kept in a "
+            "database: do that in a workdir on this host, and name it in config.pool.trajectories"
+        )
+    for field, value, is_used, remedy in (
+        ("tasks.folder", config.tasks.folder, stages != {"export"}, "a folder on this host"),
+        ("workers.queue", config.workers.queue, EXECUTING & stages, "a postgresql:// one"),
+    ):
+        if is_used and not value:
+            raise ConfigError(f"config.{field} is empty and would be in the workdir, {where}, a bucket: name {remedy}")
+
+
+def _needs_policy(config: Config) -> bool:
+    """Tell whether a stage begins with `policy.checkpoint`: an evaluation of others alone does not."""
+    if set(config.stages) != {"evaluate"}:
+        return True
+    return any(parse_agent(name).kind in OF_THE_RUN for name in config.evaluate.policies)
