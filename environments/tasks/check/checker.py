@@ -71,7 +71,7 @@ def check(name: str, sandbox: Sandbox, seed: int = 0) -> list[Finding]:
             Finding("folder", True, f"{spec.name}: {spec.kind}, {spec.metric}, {_better(spec.higher_is_better)}")
         ]
         try:
-            task = tasks.prepare(name, root, seed, sandbox)
+            task = tasks.prepare(name, root, seed, sandbox, warn=False)
         except TaskError as error:
             remedy = "the message names the file; run it by hand on the data that prepare.py writes"
             return [*findings, Finding("prepare", False, str(error), remedy)]
@@ -105,7 +105,7 @@ def _headroom(task: FolderTask) -> Finding:
 
 def _same_again(name: str, task: FolderTask, root: Path, seed: int, sandbox: Sandbox) -> Finding:
     try:
-        again = tasks.prepare(name, root, seed, sandbox)
+        again = tasks.prepare(name, root, seed, sandbox, warn=False)
         same = again.key == task.key
     except TaskError:
         same = False

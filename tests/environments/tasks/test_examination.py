@@ -304,3 +304,12 @@ def test_round_prices_that_public_rows_have_as_well_are_no_leak():
 def test_a_benchmark_whose_answers_only_its_grader_knows_is_passed(numbers, monkeypatch):
     monkeypatch.setattr(type(numbers.grader), "labels", lambda self: {"id": []})
     assert examine(numbers) == examination.Examination((), (), 0, ())
+
+
+def test_preparing_a_task_of_ones_own_warns_of_its_labels_by_file_column_and_row(rents, tmp_path, bubblewrap, caplog):
+    with (rents / "prepare.py").open("a") as file:
+        file.write("    test.assign(note=test['rent'].round(1)).to_csv(public / 'notes.csv', index=False)\n")
+    for _ in range(2):  # once examined, and then remembered
+        caplog.clear()
+        tasks.prepare(str(rents), tmp_path / "tasks", 0, bubblewrap)
+        assert "task rents: data/notes.csv: column 'rent', row 2: is rent of hidden row 1" in caplog.text
