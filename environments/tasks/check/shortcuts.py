@@ -25,7 +25,9 @@ _ROWS = 4000
 _WORDS = 2000
 _DOUBT = 0.001
 """Probability that a shortcut gives to each class that it does not predict."""
-_SHIFTS = range(-3, 4)
+_SHIFTS = (0, 1, -1, 2, -2, 3, -3)
+_WIDE = 60
+"""Columns of a table from which its rows are not shifted."""
 _NAME = re.compile(r"(.*?)(\d+)")
 
 
@@ -265,7 +267,7 @@ def _columns(rows: Rows, truth: Mapping[str, np.ndarray], known: Mapping[str, np
     by_order: dict[str, tuple[float, str, np.ndarray]] = {}
     for name, wanted in truth.items():
         for column in rows.columns:
-            for shift in _SHIFTS:
+            for shift in _SHIFTS if len(rows.columns) <= _WIDE else _SHIFTS[:1]:
                 _try(column, shift, name, wanted, known, as_it_is, by_order)
     for how, best in (("as it is", as_it_is), ("by its order", by_order)):
         if len(best) == len(truth):

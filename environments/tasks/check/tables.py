@@ -32,6 +32,8 @@ LARGEST = 32 << 20
 """Bytes of a file, unpacked, that are read as a table. Of a longer one the head is read."""
 _CELLS = 2_000_000
 """Cells of a table that are read; rows beyond are left out."""
+_COLUMNS = 240
+"""Columns of a table that are read: of a wider one a third from each end, and a third spread over those between."""
 _MEMBERS = 2000
 """Files of an archive that are looked into."""
 _DELIMITERS = (",", ";", "\t", "|", r"\s+")
@@ -258,7 +260,8 @@ def _tables_of(path: str, value: Any, depth: int) -> Iterator[Table]:
 
 def _read_array(path: str, array: np.ndarray) -> Iterator[Table]:
     if array.dtype.kind in "biufUS" and array.ndim >= 1 and array.size <= _CELLS:
-        yield _table(path, pd.DataFrame(array.reshape(len(array), -1)).astype(str), header=False)
+        flat = array.reshape(len(array), -1)
+        yield _table(path, pd.DataFrame(flat.astype(str)), header=False)
 
 
 def _read_sqlite(path: str, data: bytes) -> Iterator[Table]:
@@ -280,7 +283,10 @@ def _table(path: str, frame: pd.DataFrame, header: bool) -> Table:
         first = [str(cell).strip() for cell in frame.iloc[0]] if len(frame) else []
         texts = bool(first) and np.isnan(numbers(np.array(first, dtype=object))).all()
         names = first if texts else [f"column {place}" for place in range(1, frame.shape[1] + 1)]
-    columns = tuple(
-        Column(name[:80], frame.iloc[:, place].str.strip().to_numpy(object)) for place, name in enumerate(names)
-    )
+    places = range(len(names))
+    if len(names) > _COLUMNS:
+        end = _COLUMNS // 3
+        inner = np.linspace(end, len(names) - end - 1, end).astype(int).tolist()
+        places = [*places[:end], *inner, *places[-end:]]
+    columns = tuple(Column(names[place][:80], frame.iloc[:, place].str.strip().to_numpy(object)) for place in places)
     return Table(path, columns, frame.index.to_numpy() + 1)
