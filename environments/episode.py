@@ -184,6 +184,7 @@ def make(
     """
     from environments import tasks
     from environments.sandbox import open_sandbox
+    from environments.sandbox.speed import HostSpeed, work_seconds
 
     if profile not in PROFILES:
         raise ValueError(f"profile is {profile!r}; choose one of {', '.join(PROFILES)}")
@@ -198,7 +199,8 @@ def make(
     opened = owned or sandbox
     try:
         prepared = tasks.prepare(task, root / "tasks", seed, opened)
-        environment = Environment(root / "tasks", opened, open_store(root / "store"), cache=cache, editor=editor)
+        speed, store = HostSpeed(lambda: work_seconds(opened)), open_store(root / "store")
+        environment = Environment(root / "tasks", opened, store, cache=cache, editor=editor, speed=speed)
         return Episode(
             environment,
             prepared.key,

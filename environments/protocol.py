@@ -236,6 +236,12 @@ class Job(_Record):
     seed: int = 0
     version: int = VERSION
 
+    def __post_init__(self) -> None:
+        """Make the action text that can be stored: an endpoint's answer may be cut within a character."""
+        if not self.action.isascii():
+            whole = self.action.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+            object.__setattr__(self, "action", whole)
+
     @property
     def id(self) -> str:
         """Identity: enqueueing the same action of the same policy from the same state twice is harmless."""
@@ -292,7 +298,7 @@ class Outcome(_Record):
     final: bool = False
     """The agent ended the episode (`Final Answer`)."""
     progress: tuple[str, ...] = ()
-    """Stages observed from outside the sandbox, of: parsed, applied, started, submission_written, valid, scored."""
+    """Stages that the host saw for itself, of: parsed, applied, started, submission_written, valid, scored."""
     seconds: float = 0.0
     """Execution: wall time of the script alone (queue wait and failed infrastructure attempts excluded)."""
     cpu_seconds: float = 0.0

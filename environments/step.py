@@ -46,13 +46,14 @@ from environments.files.execution_cache import ExecutionCache, Measurement, cach
 from environments.files.hostile import HostileFileError, place, read_regular, remove
 from environments.files.owned import OwnedFolder, remove_abandoned
 from environments.files.snapshots import Snapshots
-from environments.protocol import Job, Outcome, OutcomeKind, State
+from environments.protocol import Job, Limits, Outcome, OutcomeKind, State
 from environments.sandbox.base import Ending, Execution, Sandbox, SandboxError
+from environments.sandbox.speed import HostSpeed, scaled
 from environments.tasks.grading.isolated import tell
 from environments.tasks.prepared import open_task
+from environments.tasks.running import Run, run_in
 from environments.tasks.task import GraderError, GraderLimitError, InvalidSubmissionError, PreparedTask
 
-MAX_SUBMISSION_BYTES = 16 << 20
 MAX_SCRIPT_BYTES = 256 << 10
 MAX_KEPT_TEXT = 20_000
 """Characters of a script's standard output, of its standard error and of a diff that are kept, head and tail."""
@@ -91,6 +92,7 @@ class Environment:
         cache: bool | Path = True,
         scratch: Path | None = None,
         editor: Endpoint | None = None,
+        speed: HostSpeed | None = None,
     ) -> None:
         """Open the environment.
 
@@ -102,10 +104,12 @@ class Environment:
           editor: the second language model of `ASSISTED_ACTIONS`, its cache and log kept in `tasks`. They are offered
             to jobs that require it (`Requirements.guarantees` holds its id), and to no others: what a step leads to
             does not depend on which worker takes it.
+          speed: of this host; limits in CPU seconds scale with it. None: they are taken as they are.
         """
         self._tasks = tasks
         self.sandbox = sandbox
         self.store = store
+        self._speed = speed
         self._opened: dict[str, PreparedTask] = {}
         self._lock = threading.Lock()
         self._scratch = scratch or default_scratch()
@@ -165,10 +169,20 @@ class Environment:
             outcome = dataclasses.replace(before, kind=OutcomeKind.INFRASTRUCTURE_ERROR, reason=reason)
         return dataclasses.replace(outcome, reward=rewards.compute(job.reward, outcome))
 
+    def interrupt(self) -> None:
+        """Make the steps that are being taken fail soon, and all later ones: close the sandbox and end graders."""
+        self.sandbox.close()
+        self._end_graders()
+
+    def _end_graders(self) -> None:
+        with self._lock:
+            opened = list(self._opened.values())
+        for task in opened:
+            task.close()
+
     def close(self) -> None:
         """Close the caches and end graders. The sandbox and the store are the caller's."""
-        for task in list(self._opened.values()):
-            task.close()
+        self._end_graders()
         if self._cache is not None:
             self._cache.close()
         if self._editor is not None:
@@ -182,7 +196,11 @@ class Environment:
         except ActionError as error:
             return _invalid(before, error, profile)
         parsed = dataclasses.replace(
-            before, action_name=action.name, action_input=dict(action.arguments), progress=("parsed",)
+            before,
+            action_name=action.name,
+            action_input=dict(action.arguments),
+            progress=("parsed",),
+            reason=f"repaired: {', '.join(action.repairs)}" if action.repairs else "",
         )
         with self._workspace(task, job.state.snapshot) as root:
             files = AgentFiles(root, task.public, task.spec.read_only, shadows=_shadows(task))
@@ -190,7 +208,7 @@ class Environment:
                 effect = action.apply(files, ask=self._editor and self._editor.ask)
                 runs = effect.measured or effect.execute is not None
                 if runs:
-                    remove(root / task.spec.submission)  # That of an earlier step is never graded again.
+                    remove(root / task.spec.submission)  # Not in the snapshot that the execution starts from.
                 start, script = before.snapshot, before.script
                 if runs or effect.changed:
                     start, script = self._snapshot(task, root), _script(root / task.spec.entry)
@@ -237,7 +255,7 @@ class Environment:
             progress=(*applied.progress, "started", *(name for name, reached in stages if reached)),
             seconds=measurement.execution.wall_seconds,
             cpu_seconds=measurement.execution.cpu_seconds,
-            reason=measurement.reason or measurement.problem or _exit_reason(measurement.execution),
+            reason=measurement.reason or measurement.problem or _exit_reason(measurement.execution) or applied.reason,
             submission=measurement.submission,
             cached=cached,
         )
@@ -262,31 +280,38 @@ class Environment:
             known = self._cache.get(key)
             if known is not None and self._is_kept(known, applied.snapshot):
                 return known, True
-        gpus = job.requirements.gpus
-        execution = self.sandbox.run(root, script, job.limits, data=task.public, seed=job.seed, gpus=gpus)
-        execution = dataclasses.replace(
-            execution,
-            stdout=observation.cut(observation.sanitise(execution.stdout), MAX_KEPT_TEXT),
-            stderr=observation.cut(observation.sanitise(execution.stderr), MAX_KEPT_TEXT),
-        )
-        before = Measurement(execution, snapshot=applied.snapshot, script=applied.script)
-        measurement = self._inspect(task, script, before, root)
+        slowdown = self._speed.slowdown if self._speed else 1.0
+        run = self._run(job, task, script, root, scaled(job.limits, slowdown))
+        again = self._speed.again(run.execution, job.limits) if self._speed else None
+        if again is None:
+            measurement = self._inspect(task, run, applied, root)
+        else:  # The host was slower than it is known to be: that is not the script's fault.
+            limits = scaled(job.limits, again, run.execution.wall_seconds)
+            with self._workspace(task, applied.snapshot) as fresh:
+                measurement = self._inspect(task, self._run(job, task, script, fresh, limits), applied, fresh)
         if self._cache is not None:
             self._cache.put(key, measurement)
         return measurement, False
+
+    def _run(self, job: Job, task: PreparedTask, script: str, root: Path, limits: Limits) -> Run:
+        gpus = job.requirements.gpus
+        return run_in(root, script, task.spec, self.sandbox, limits, data=task.public, seed=job.seed, gpus=gpus)
 
     def _is_kept(self, measurement: Measurement, before: str) -> bool:
         """Whether all that a measurement names is in the store, where the workspace `before` it is."""
         submission = [measurement.submission] if measurement.submission else []
         return Snapshots(self.store).is_whole(measurement.snapshot, submission, known=before)
 
-    def _inspect(self, task: PreparedTask, script: str, found: Measurement, root: Path) -> Measurement:
-        """Add what an execution left in `root`: everything there is hostile."""
-        submission = root / task.spec.submission
-        if script == task.spec.entry:
-            found = dataclasses.replace(found, written=os.path.lexists(submission))
-            if found.ended_well:
-                found = self._grade(task, submission, found)
+    def _inspect(self, task: PreparedTask, run: Run, applied: Outcome, root: Path) -> Measurement:
+        """What an execution in `root` gave; everything that it left there is hostile."""
+        execution = dataclasses.replace(
+            run.execution,
+            stdout=observation.cut(observation.sanitise(run.execution.stdout), MAX_KEPT_TEXT),
+            stderr=observation.cut(observation.sanitise(run.execution.stderr), MAX_KEPT_TEXT),
+        )
+        found = Measurement(execution, applied.snapshot, applied.script, written=run.written, problem=run.problem)
+        if run.submission is not None:
+            found = self._grade(task, run.submission, found)
         try:
             return dataclasses.replace(
                 found, snapshot=self._snapshot(task, root), script=_script(root / task.spec.entry)
@@ -295,14 +320,8 @@ class Environment:
             problem = f"the script left a workspace that cannot be kept: {error}."
             return dataclasses.replace(found, metric=None, problem=problem)
 
-    def _grade(self, task: PreparedTask, path: Path, found: Measurement) -> Measurement:
+    def _grade(self, task: PreparedTask, data: bytes, found: Measurement) -> Measurement:
         """Grade the submission: from bytes read once, so that nothing can change them any more."""
-        if not found.written:
-            return dataclasses.replace(found, problem=f"the script ended without writing {task.spec.submission}.")
-        try:
-            data = read_regular(path, MAX_SUBMISSION_BYTES)
-        except HostileFileError as error:
-            return dataclasses.replace(found, problem=f"invalid submission: {error}.")
         found = dataclasses.replace(found, submission=self.store.put(data))
         try:
             metric = task.grade(data)
@@ -318,11 +337,6 @@ class Environment:
             tell(task.key, failure, "host")
             raise failure from error
         return dataclasses.replace(found, metric=float(metric))
-
-    def _is_kept(self, known: Measurement, start: str) -> bool:
-        """Whether the store still holds all that a measurement refers to: a collection may have taken a part of it."""
-        submission = known.submission is None or self.store.has(known.submission)
-        return submission and Snapshots(self.store).complete(known.snapshot, beside=start)
 
     def _snapshot(self, task: PreparedTask, root: Path) -> str:
         return Snapshots(self.store).snapshot(root, exclude=_excluded(task))

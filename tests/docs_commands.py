@@ -91,6 +91,7 @@ COMMANDS: dict[str, Run | Like | Elsewhere | Needs] = {
     "python -m mlagent_jax.train --config=configs/quickstart.py --workdir=runs/mine --config.rl": Like(OWN_TASK),
     "python -m mlagent_jax.train --config=configs/quickstart.py --workdir=runs/own": COLLECT,
     "python -m mlagent_jax.train --config=configs/quickstart.py --workdir=runs/s0": Like(OWN_TASK),
+    "python -m mlagent_jax.train --config=configs/quickstart.py --workdir=runs/gspo": Like(OWN_TASK),
     "python -m mlagent_jax.train --config=configs/quickstart.py --workdir=runs/noise": Run(
         f"{TINY} --config.stages=rl --config.policy.checkpoint=runs/smoke/export --config.pool.trajectories=runs/smoke"
         " --config.workers.store=runs/smoke/store"
@@ -185,7 +186,7 @@ COMMANDS: dict[str, Run | Like | Elsewhere | Needs] = {
         "tests/mlagent_jax/data/test_exchange.py::test_tensorflow_datasets_reads_it_by_index_without_tensorflow"
     ),
     "MLAGENT_TEST_EXECUTIONS=1000 python -m pytest": Elsewhere(
-        "tests/environments/sandbox/test_abuse.py::test_many_executions_a_third_of_them_killed_leave_nothing"
+        "tests/environments/sandbox/test_left_behind.py::test_many_executions_a_third_of_them_hostile_leave_nothing"
     ),
     # Those that need more than a test has.
     "MLAGENT_ENDPOINT_KEY=... python -m mlagent_jax.train": Needs("a language model served elsewhere, and money"),
@@ -213,12 +214,18 @@ IN_THE_TEXT: dict[str, str | Elsewhere | Needs] = {
     "python tools/degenerate_policies.py": Elsewhere(
         "tests/tools/test_degenerate_policies.py::test_ours_pays_none_of_them_more_than_an_honest_attempt_that_fails_to_gain"
     ),
+    "python tools/import_gguf.py": Elsewhere(
+        "tests/mlagent_jax/checkpoints/test_gguf.py::test_the_command_writes_a_folder_or_says_why_not"
+    ),
     "python tools/headroom.py": "python tools/headroom.py iris --ideas 1",
     "python tools/bench/bench_rl_iteration.py": Needs("a minute to compile four loops; the study of time runs one"),
     "python tools/bench/mesh_differences.py": "python tools/bench/mesh_differences.py --checkpoint=runs/quickstart"
     " --meshes=8,1,1 --prompts=1 --n=1 --max_new_tokens=2",
     "python -m environments actions": Elsewhere(
         "tests/environments/test_main.py::test_actions_prints_what_a_reply_may_hold"
+    ),
+    "python -m environments self-check": Elsewhere(
+        "tests/environments/sandbox/test_self_check.py::test_a_sandbox_of_an_installed_package_is_checked_by_name"
     ),
     "python tools/config_reference.py": Elsewhere("tests/test_docs.py::test_the_config_reference_is_current"),
     "python -m mlagent_jax.studies.sleeping": Elsewhere(SLEEPING),
@@ -236,6 +243,7 @@ SNIPPETS: dict[str, Run | Elsewhere] = {
     "from environments.tasks.folders import tfds_source": Elsewhere(
         "tests/environments/tasks/test_tfds_source.py::test_a_folder_makes_its_task_of_such_data"
     ),
+    "import jax.numpy as jnp": Elsewhere("tests/mlagent_jax/algorithms/test_own_loss.py::test_the_loss_of_the_page"),
     "from typing import Annotated": Elsewhere("tests/environments/test_own_reward.py::test_a_worker_process_pays_it"),
     'setup(..., entry_points={"mlagent_jax.rewards"': Elsewhere(
         "tests/environments/test_own_reward.py::test_an_installed_package_brings_one"

@@ -27,6 +27,7 @@ from environments.protocol import Job, Outcome, OutcomeKind, State
 from environments.registry import RegistryError
 from environments.rewards import REWARDS, changes_the_score, compute
 from environments.sandbox import open_sandbox
+from environments.seeds import execution_seed
 from environments.step import Environment
 from environments.tasks import FolderTask
 from environments.tasks.generated.ideas import ideas_for
@@ -96,7 +97,7 @@ def _take(
     environment: Environment, task: FolderTask, state: State, action: Action, seconds: float | None = None
 ) -> tuple[Outcome, State]:
     limits = task.spec.limits if seconds is None else dataclasses.replace(task.spec.limits, cpu_seconds=seconds)
-    job = Job("degenerate", 0, state, 0, action.render(), limits=limits)
+    job = Job("degenerate", 0, state, 0, action.render(), limits=limits, seed=execution_seed(0))
     outcome = environment.take(job)
     return outcome, outcome.next_state(job)
 

@@ -34,7 +34,7 @@ from environments.tasks import FolderTask, InvalidSubmissionError
 from environments.tasks.generated import micro
 from environments.tasks.generated.ideas import Idea, ideas_for
 from environments.tasks.grading.submissions import Answers, read_submission
-from environments.tasks.prepared import run_script
+from environments.tasks.running import run_script
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,12 +61,13 @@ class Trial:
 
 def execute(task: FolderTask, script: str, sandbox: Sandbox) -> tuple[OutcomeKind, float | None, float, str]:
     """Run `script` as the task's entry: how it ended, its metric, CPU seconds, and what it printed."""
-    run, submission = run_script(script, task.folder, task.spec, sandbox)
+    done = run_script(script, task.folder, task.spec, sandbox)
+    run = done.execution
     limit = {Ending.TIME_LIMIT: OutcomeKind.TIME_LIMIT, Ending.MEMORY_LIMIT: OutcomeKind.MEMORY_LIMIT}
     if run.ending is not Ending.EXITED or run.exit_code != 0:
         return limit.get(run.ending, OutcomeKind.SCRIPT_ERROR), None, run.cpu_seconds, run.stderr[-300:]
     try:
-        return OutcomeKind.SCORED, task.grade(submission or b""), run.cpu_seconds, run.stdout.strip()
+        return OutcomeKind.SCORED, task.grade(done.submission or b""), run.cpu_seconds, run.stdout.strip()
     except InvalidSubmissionError as error:
         return OutcomeKind.SCRIPT_ERROR, None, run.cpu_seconds, str(error)
 
@@ -123,9 +124,9 @@ class Stability:
 
 def stability(task: FolderTask, sandbox: Sandbox, draws: int = 200) -> Stability:
     """Measure a task whose labels are `grading.Answers`: an embedded one, or a micro-task."""
-    start, _ = run_script(task.script, task.folder, task.spec, sandbox)
+    start = run_script(task.script, task.folder, task.spec, sandbox).execution
     reference = (task.folder / "private" / "reference.py").read_text(encoding="utf-8")
-    _, submission = run_script(reference, task.folder, task.spec, sandbox)
+    submission = run_script(reference, task.folder, task.spec, sandbox).submission
     answers = Answers.load(task.folder / "private" / "answers.npz")
     form, columns = answers.metric.form, answers.columns
     prediction = read_submission(submission or b"", form, columns, len(answers.truth), answers.classes)

@@ -24,7 +24,8 @@ from environments.sandbox import open_sandbox
 from environments.sandbox.base import Sandbox
 from environments.tasks import FolderTask
 from environments.tasks.grading.submissions import Answers
-from environments.tasks.prepared import open_task, run_script
+from environments.tasks.prepared import open_task
+from environments.tasks.running import run_script
 
 
 def permute(task: FolderTask, output: Path, seed: int, sandbox: Sandbox) -> FolderTask:
@@ -43,11 +44,12 @@ def permute(task: FolderTask, output: Path, seed: int, sandbox: Sandbox) -> Fold
     truth[rows] = truth[np.random.default_rng(seed).permutation(rows)]
     permuted = dataclasses.replace(answers, truth=truth)
     permuted.save(folder / "private" / "answers.npz")
-    _, submission = run_script(task.script, folder, task.spec, sandbox)
+    submission = run_script(task.script, folder, task.spec, sandbox).submission
     if submission is None:
         raise ValueError(f"task {task.spec.name}: its starting script left no submission")
     start = permuted.grade(submission, "reward")
-    scale = Scale(start, start + (task.scale.m_best - task.scale.m_init), task.scale.higher_is_better)
+    gain = task.scale.m_best - task.scale.m_init
+    scale = Scale(start, start + gain, task.scale.higher_is_better, task.scale.noise)
     record = json.loads((folder / "task.json").read_text(encoding="utf-8"))
     record["scale"] = scale.to_dict()
     (folder / "task.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")

@@ -30,7 +30,7 @@ def sanitise(text: str) -> str:
     Of a line that was written over with carriage returns, as progress bars are, the last state is left.
     """
     text = _ANSI.sub("", text)
-    text = re.sub(r"\r+\n|[\x0b\x0c\x85\u2028\u2029]", "\n", text)
+    text = re.sub(r"[\x0b\x0c\x85\u2028\u2029]", "\n", text.replace("\r\n", "\n"))
     if "\r" in text:
         text = "\n".join(map(_last_state, text.split("\n")))
     if not text.isascii() or any(character < " " for character in set(text) - {"\n", "\t"}) or "\x7f" in text:

@@ -44,10 +44,6 @@ class Measurement:
     """Grading did not end by a limit."""
 
     @property
-    def ended_well(self) -> bool:
-        return self.execution.ending is Ending.EXITED and self.execution.exit_code == 0
-
-    @property
     def repeatable(self) -> bool:
         """It depends on nothing but its start. A limit depends on the load of the host, and a death by signal may be
         the host's doing."""

@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
-from sqlalchemy import Connection, Row, Update, delete, select, true, update
+from sqlalchemy import Connection, Row, Update, delete, func, select, true, update
 
 from environments.files.blobs import Store, StoreError
 from environments.protocol import (
@@ -306,10 +306,12 @@ class SqlQueue:
 
         return sum(iter(remove, 0))
 
-    def texts(self) -> Iterator[str]:
+    def texts(self, steps: Mapping[str, int]) -> Iterator[str]:
+        over = [(jobs.c.run == run) & (jobs.c.consumed_step < step) for run, step in steps.items()]
+        in_use = [~func.coalesce(condition, False) for condition in over]
         last = 0
         while True:
-            query = select(jobs.c.seq, jobs.c.payload, jobs.c.outcome).where(jobs.c.seq > last)
+            query = select(jobs.c.seq, jobs.c.payload, jobs.c.outcome).where(jobs.c.seq > last, *in_use)
             query = query.order_by(jobs.c.seq).limit(_CHUNK)
             rows = self._transact(lambda connection, query=query: connection.execute(query).all(), write=False)
             if not rows:

@@ -72,6 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from environments.files.blobs import open_store
     from environments.sandbox import open_sandbox
     from environments.sandbox.base import SandboxError
+    from environments.sandbox.speed import HostSpeed, work_seconds
     from environments.step import Environment
 
     arguments = _arguments(argv)
@@ -88,7 +89,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             editor = configured_endpoint(url=arguments.editor_url, model=arguments.editor_model)
             os.environ.pop(KEY_VARIABLE, None)
             sandbox = stack.enter_context(contextlib.closing(open_sandbox(arguments.sandbox)))
-            environment = Environment(arguments.tasks, sandbox, store, editor=editor)
+            speed = HostSpeed(lambda: work_seconds(sandbox))
+            if speed.is_slow:
+                log("slow_host", slowdown=round(speed.slowdown, 2))
+            environment = Environment(arguments.tasks, sandbox, store, editor=editor, speed=speed)
             stack.callback(environment.close)
         except (SandboxError, OSError, ValueError) as error:
             reason = f"{type(error).__name__}: {error}"
@@ -104,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             environment.take,
             arguments.slots,
             capabilities,
-            interrupt=sandbox.close,
+            interrupt=environment.interrupt,
             lease_seconds=arguments.lease_seconds,
             drain_seconds=arguments.drain_seconds,
             parent_pid=arguments.parent_pid,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import logging
 import math
 import os
 import re
@@ -32,6 +33,9 @@ from mlagent_jax.models.config import ModelConfig
 from mlagent_jax.models.decoder import Graph, Params, abstract
 from mlagent_jax.models.tokenizer import Tokenizer
 from mlagent_jax.parallelism import Rules
+from mlagent_jax.runtime.files import read_json
+
+log = logging.getLogger(__name__)
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -63,6 +67,7 @@ LAYER_TENSORS = {
     "mlp/up/kernel": ("mlp.up_proj.weight", 1),
     "mlp/down/kernel": ("mlp.down_proj.weight", 1),
 }
+HEAD = "lm_head.weight"
 # Tensors that older files carry and no model reads.
 _IGNORED = re.compile(r".*\.rotary_emb\.inv_freq")
 
@@ -140,7 +145,7 @@ def read_config(folder: epath.Path) -> ModelConfig:
     path = folder / "config.json"
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist: is {folder} a Hugging Face checkpoint?")
-    return ModelConfig.from_hf(json.loads(path.read_text(encoding="utf-8")))
+    return ModelConfig.from_hf(read_json(path))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,8 +160,10 @@ class Origin:
 
 def read_origin(folder: epath.Path) -> Origin:
     """What a checkpoint's folder says of its origin."""
-    raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    raw = read_json(folder / "config.json")
     generation = folder / GENERATION
+    if generation.exists():
+        read_json(generation)
     return Origin(
         {name: raw[name] for name in _TOKEN_IDS if name in raw},
         generation.read_bytes() if generation.exists() else None,
@@ -190,9 +197,10 @@ def load(
     folder = epath.Path(folder)
     config = read_config(folder)
     dtype = np.dtype(dtype or config.dtype)
+    tensors = _open(folder)
+    config = _with_own_head(config, tensors)
     graph, target = abstract(config, dtype=dtype, mesh=mesh, rules=rules, **options)
     slots = _slots(config, target)
-    tensors = _open(folder, config)
     for slot in slots:
         if slot.name not in tensors:
             raise TensorFileError(f"{folder} lacks tensor {slot.name!r}")
@@ -247,14 +255,34 @@ def _set_layer(stacked: jax.Array, layer: jax.Array, index: int) -> jax.Array:
     return jax.lax.dynamic_update_index_in_dim(stacked, layer, index, 0)
 
 
-def _open(folder: epath.Path, config: ModelConfig) -> dict[str, Tensor]:
-    """The tensors of a checkpoint's files by name, none of them read."""
+def _with_own_head(config: ModelConfig, tensors: dict[str, Tensor]) -> ModelConfig:
+    """Return `config` untied where a file's head differs from its embedding; drop a head that is only a copy.
+
+    transformers decides likewise: a config may say that they are tied and the weights say otherwise.
+    """
+    head, embedding = tensors.get(HEAD), tensors.get(f"{TOP_TENSORS['embedder/embedding'][0]}")
+    if not config.tie_word_embeddings or head is None or embedding is None:
+        return config
+    if head.shape == embedding.shape and np.array_equal(head.map(), embedding.map()):
+        del tensors[HEAD]
+        return config
+    log.warning(
+        "%s: lm_head.weight differs from the embedding it is said to be tied to, and is used as it is", head.path
+    )
+    return dataclasses.replace(config, tie_word_embeddings=False)
+
+
+def _open(folder: epath.Path) -> dict[str, Tensor]:
+    """Return the tensors of a checkpoint's files by name, none of them read."""
     index = folder / INDEX
-    if index.exists():
-        placed: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+    placed: dict[str, str] = {}
+    if (folder / SINGLE).exists():  # before an index, as transformers does: an index beside the one file is stale
+        names = [SINGLE]
+    elif index.exists():
+        placed = read_json(index).get("weight_map") or {}
+        if not placed:
+            raise TensorFileError(f"{index} has no weight_map: download it again")
         names = sorted(set(placed.values()))
-    elif (folder / SINGLE).exists():
-        placed, names = {}, [SINGLE]
     else:
         raise FileNotFoundError(f"{folder} has neither {SINGLE} nor {INDEX}: are its weights in another format?")
     tensors: dict[str, Tensor] = {}
@@ -263,9 +291,7 @@ def _open(folder: epath.Path, config: ModelConfig) -> dict[str, Tensor]:
             lost = next(tensor for tensor, file in placed.items() if file == name)
             raise TensorFileError(f"{folder / name} does not exist: the index says it holds tensor {lost!r}")
         tensors |= tensor_files.read_header(folder / name)
-    # With tied embeddings some files carry the output projection too, as a copy.
-    ignored = {"lm_head.weight"} if config.tie_word_embeddings else set()
-    return {name: tensor for name, tensor in tensors.items() if name not in ignored and not _IGNORED.fullmatch(name)}
+    return {name: tensor for name, tensor in tensors.items() if not _IGNORED.fullmatch(name)}
 
 
 def save(
@@ -319,7 +345,7 @@ def save(
             if len(files) > 1:
                 placed = {name: file for file, names in files.items() for name in names}
                 total = sum(math.prod(slot.file_shape) for slot in slots) * stored.itemsize
-                _write_json(epath.Path(folder / INDEX), {"metadata": {"total_size": total}, "weight_map": placed})
+                write_json(epath.Path(folder / INDEX), {"metadata": {"total_size": total}, "weight_map": placed})
             describe(folder, config, tokenizer, origin)
             if tokenizer is not None:
                 tokenizer.check_loads_alike(folder)
@@ -364,16 +390,22 @@ def describe(
     folder.mkdir(parents=True, exist_ok=True)
     origin = origin or Origin()
     ids = {} if tokenizer is None else {"eos_token_id": tokenizer.eos_id, "pad_token_id": tokenizer.pad_id}
-    _write_json(folder / "config.json", {**config.to_hf(), **(origin.token_ids or ids)})
+    write_json(folder / "config.json", {**config.to_hf(), **(origin.token_ids or ids)})
     if origin.generation is None:
-        _write_json(folder / GENERATION, ids)
+        ends = {} if tokenizer is None else {"eos_token_id": _one_or_all(tokenizer.stop_ids)}
+        write_json(folder / GENERATION, {**ids, **ends})
     else:
         (folder / GENERATION).write_bytes(origin.generation)
     if tokenizer is not None:
         tokenizer.save(folder)
 
 
-def _write_json(path: epath.Path, value: Mapping[str, Any]) -> None:
+def _one_or_all(ids: tuple[int, ...]) -> int | list[int]:
+    return ids[0] if len(ids) == 1 else list(ids)
+
+
+def write_json(path: epath.Path, value: Mapping[str, Any]) -> None:
+    """Write a JSON file as transformers does."""
     path.write_text(json.dumps(value, indent=2) + "\n")
 
 

@@ -19,6 +19,8 @@ import ml_dtypes
 import numpy as np
 from etils import epath
 
+from mlagent_jax.runtime.files import refuse_pointer
+
 DTYPES: dict[str, np.dtype] = {
     "F32": np.dtype(np.float32),
     "F16": np.dtype(np.float16),
@@ -63,6 +65,10 @@ def read_header(path: epath.Path) -> dict[str, Tensor]:
     Raises:
       TensorFileError: the file is cut short or is no safetensors file, or a tensor's dtype is not a float of `DTYPES`.
     """
+    try:
+        refuse_pointer(path)
+    except ValueError as error:
+        raise TensorFileError(str(error)) from error
     with path.open("rb") as file:
         size = file.seek(0, os.SEEK_END)
         file.seek(0)

@@ -19,8 +19,10 @@ ARCHITECTURES: dict[str, str] = {
     "qwen3": "Qwen3ForCausalLM",
     "llama": "LlamaForCausalLM",
 }
-_ROPE_THETA = {"qwen2": 1_000_000.0, "qwen3": 1_000_000.0, "llama": 10_000.0}  # where a config.json leaves it out
+# What transformers takes where a config.json leaves a field out; a test reads transformers' own defaults.
+_ROPE_THETA = 10_000.0
 _MAX_POSITIONS = {"qwen2": 32_768, "qwen3": 32_768, "llama": 2_048}
+_KV_HEADS = {"qwen2": 32, "qwen3": 32}  # Llama's: as many as there are heads
 
 # Fields that change the computation in a way that is not implemented, with the values that leave it unchanged.
 _ONLY_SUPPORTED_VALUES: dict[str, tuple[Any, ...]] = {
@@ -74,14 +76,14 @@ class RopeScaling:
         if kind == "default":
             return cls()
         original = raw.get("original_max_position_embeddings") or max_position_embeddings
-        factor = raw.get("factor")
-        if factor is None and kind == "yarn":
-            factor = max_position_embeddings / original
-        if factor is None:
-            raise ValueError(f"rope_scaling of type {kind!r} lacks the field 'factor'")
+        for name in ("factor", *(("low_freq_factor", "high_freq_factor") if kind == "llama3" else ())):
+            if raw.get(name) is None:
+                raise ValueError(f"rope_scaling of type {kind!r} lacks the field {name!r}")
         names = {field.name for field in dataclasses.fields(cls)} - {"kind", "factor"}
         given = {name: raw[name] for name in names if raw.get(name) is not None}
-        return cls(**{**given, "kind": kind, "factor": float(factor), "original_max_position_embeddings": original})
+        return cls(
+            **{**given, "kind": kind, "factor": float(raw["factor"]), "original_max_position_embeddings": original}
+        )
 
     def to_hf(self) -> dict[str, Any]:
         """The object under `rope_scaling`, with only the fields that its kind reads."""
@@ -185,11 +187,11 @@ class ModelConfig:
             hidden_size=required("hidden_size"),
             num_layers=required("num_hidden_layers"),
             num_heads=num_heads,
-            num_kv_heads=raw.get("num_key_value_heads") or num_heads,
+            num_kv_heads=raw.get("num_key_value_heads", _KV_HEADS.get(model_type)) or num_heads,
             head_dim=raw.get("head_dim") or (128 if model_type == "qwen3" else required("hidden_size") // num_heads),
             intermediate_size=required("intermediate_size"),
             model_type=model_type,
-            rope_theta=float(rope.get("rope_theta") or raw.get("rope_theta") or _ROPE_THETA[model_type]),
+            rope_theta=float(rope.get("rope_theta") or raw.get("rope_theta") or _ROPE_THETA),
             rope_scaling=RopeScaling.from_hf(rope, max_positions),
             rms_norm_eps=float(raw.get("rms_norm_eps", 1e-6)),
             tie_word_embeddings=bool(raw.get("tie_word_embeddings", False)),

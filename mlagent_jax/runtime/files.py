@@ -1,15 +1,46 @@
-"""Whole-file writes and locks in a workdir, local or in a bucket."""
+"""Whole-file writes, locks and careful reads of files, local or in a bucket."""
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import json
 import os
 from collections.abc import Iterator
+from typing import Any
 
 from etils import epath
 
 from mlagent_jax.runtime.errors import ConfigError
+
+_LFS_POINTER = b"version https://git-lfs"
+
+
+def refuse_pointer(path: epath.Path) -> None:
+    """Check that a file is the file itself.
+
+    Raises:
+      ValueError: it is the pointer that Git LFS leaves where it has not downloaded a file; the message names it.
+    """
+    with path.open("rb") as file:
+        if file.read(len(_LFS_POINTER)) == _LFS_POINTER:
+            raise ValueError(f"{path} is a Git LFS pointer and not the file: run `git lfs pull` in its repository")
+
+
+def read_json(path: epath.Path) -> dict[str, Any]:
+    """Read a JSON object from a file that others wrote; a byte-order mark is passed over.
+
+    Raises:
+      ValueError: the file holds no whole JSON object; the message names it.
+    """
+    refuse_pointer(path)
+    try:
+        value = json.loads(path.read_bytes().decode("utf-8-sig"))
+    except ValueError as error:
+        raise ValueError(f"{path} is no whole JSON ({error}): download it again") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} holds a {type(value).__name__} and not an object: download it again")
+    return value
 
 
 def write_whole(path: epath.PathLike, data: str | bytes) -> epath.Path:

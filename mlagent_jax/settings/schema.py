@@ -1,13 +1,13 @@
 """Every setting of a run, with its unit and default; the files under `configs/` change what they need.
 
 A config file returns `default_config()` with changes: an ml_collections ConfigDict, so that absl flags override any
-field (`--config.rl.clip=0.1`). The program itself reads the frozen `Config` that `freeze` makes of it.
+field (`--config.rl.loss=ppo_clip:low=0.1`). The program itself reads the frozen `Config` that `freeze` makes of it.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 from ml_collections import ConfigDict
 
@@ -337,16 +337,23 @@ class RLConfig:
     """Reward by name: improvement, paper_v1, paper_v2, noise (a control), or one of your own (docs/add_a_reward.md).
     Parameters follow a colon: `improvement:neutral=0.2`; `python -m environments rewards` lists them."""
     estimator: str = "gae"
-    """Advantages: gae, grpo, rloo or reinforce_plus_plus."""
+    """Advantage estimator, NAME or NAME:PARAMETER=VALUE,...: gae, grpo, rloo, opo, reinforce_plus_plus,
+    reinforce_plus_plus_baseline, single_stream, or a registered one (docs/algorithms.md)."""
+    normalisation: str = "auto"
+    """Scale of the advantages: none, group (the spread of a state's rewards), batch (mean 0 and variance 1 over the
+    tokens of the batch), or auto: the one that the estimator was published with."""
     best_of: int = 1
     """Above 1: an action is rewarded by what it adds to the best of so many from its state, at most `samples`."""
     best_of_weight: float = 1.0
-    """Of the best of `best_of` in what is maximised; the rest of 1 is the mean reward's, which alone punishes a failure
-    beside a success."""
-    gamma: float = 1.0
-    """Discount a token of the action."""
-    gae_lambda: float = 1.0
-    """Lambda of generalised advantage estimation, a token of the action; the action's last token is terminal."""
+    """Weight of the best of `best_of` in the objective; the mean reward, which alone punishes a failure beside a
+    success, gets the rest of 1."""
+    loss: str = "ppo_clip"
+    """Policy loss, NAME or NAME:PARAMETER=VALUE,...: ppo_clip, gspo, cispo, dppo, sapo, or a registered one."""
+    corrections: str = "truncate_tokens:limit=5"
+    """Off-policy corrections, joined by `+`: none, truncate_tokens, truncate_sequences, mask_tokens, mask_geometric,
+    mask_outliers, or registered ones."""
+    aggregation: str = "token"
+    """Mean of the loss: token, sequence, or constant (every action's sum is divided by `prompt.max_action_tokens`)."""
     epochs: int = 2
     """Passes over a batch."""
     minibatches: int = 2
@@ -358,6 +365,10 @@ class RLConfig:
     policy and takes as much memory as the policy."""
     critic_learning_rate: float = 1e-3
     """Of the value head, or of the separate critic as a whole (then about the policy's)."""
+    critic_warmup: int = 0
+    """Iterations in which the critic alone is trained, before the policy moves."""
+    critic_pretraining: int = 0
+    """Passes over the expert's steps and their rewards that the critic is trained for before the first iteration."""
     max_grad_norm: float = 1.0
     """Gradients of a larger global norm are scaled down to it."""
     micro_batch: int = 0
@@ -366,12 +377,6 @@ class RLConfig:
     """Tokens a pass of the device, padding included, in place of `micro_batch`; 0: by `micro_batch`."""
     duration_weighting: bool = False
     """Actions count in the policy's gradient in proportion to their execution seconds (arXiv 2509.01684)."""
-    clip: float = 0.2
-    """The ratio of the policies counts from 1 - clip to 1 + clip."""
-    clip_high: float = 0.0
-    """Upper clip of the ratio, 0: the same as `clip`."""
-    dual_clip: float = 0.0
-    """Bound on the ratio where the advantage is negative, above 1; 0: off."""
     value_clip: float = 0.2
     """How far a value may move from its old one in a batch."""
     value_coefficient: float = 0.5
@@ -383,15 +388,20 @@ class RLConfig:
     kl_in: str = "loss"
     """Where the KL to the SFT policy counts: loss, or reward (of each token, before advantages)."""
     kl_estimator: str = "k3"
-    """Of the KL to the SFT policy: k1, k2 or k3; k1 belongs in the reward."""
-    kl_target: float = 0.0
-    """Adaptive KL coefficient: the target in nats a token; 0: fixed."""
+    """Estimate of the KL a token: k1 (in the reward alone), k2, k3, or unbiased (k3 times the importance weight, whose
+    gradient is that of the KL for stale samples, too)."""
+    kl_controller: str = "fixed"
+    """Controller of `kl_coefficient`: fixed, adaptive:target=NATS, or a registered one."""
+    reference_every: int = 0
+    """Iterations after which the policy of the time becomes the reference of the KL; 0: the SFT policy stays it. Above
+    0 the reference is a copy of what is trained."""
     max_kl: float = 10.0
-    """Nats a token to the SFT policy: above it the run stops, with the batch saved."""
-    aggregation: str = "token"
-    """Mean of the loss: token or sequence."""
-    max_importance_weight: float = 5.0
-    """Truncation of proximal / behaviour, when batches are stale."""
+    """Nats a token to the reference: above it the run stops, with the batch saved."""
+    silent_groups: str = "keep"
+    """Groups whose rewards are all equal: keep, drop (their actions are not trained on), or resample (other states take
+    their place, DAPO's dynamic sampling; synchronous)."""
+    resample_executions: int = 64
+    """Executions an iteration may spend on other states, where `silent_groups` is resample."""
     max_staleness: int = 1
     """Policy versions between sampling and training. 0: synchronous, every action is of the current version."""
     sample_ahead: bool = True
@@ -405,6 +415,41 @@ class RLConfig:
     keep_every: int = 0
     """Checkpoints of iterations that it divides stay, so that `evaluate.policies` may name them (`rl@8`); 0: the last
     two alone."""
+    save_batches: bool = False
+    """Every iteration's batch is written to `batches/` in the workdir before it is trained on."""
+    replay: str = ""
+    """File of such a batch: every iteration trains on it, and nothing is sampled or executed."""
+
+    MOVED: ClassVar[dict[str, str]] = {
+        "clip": "config.rl.loss=ppo_clip:low=VALUE",
+        "clip_high": "config.rl.loss=ppo_clip:high=VALUE",
+        "dual_clip": "config.rl.loss=ppo_clip:dual=VALUE",
+        "gamma": "config.rl.estimator=gae:gamma=VALUE",
+        "gae_lambda": "config.rl.estimator=gae:lam=VALUE,critic_lam=VALUE",
+        "kl_target": "config.rl.kl_controller=adaptive:target=VALUE",
+        "max_importance_weight": "config.rl.corrections=truncate_tokens:limit=VALUE",
+    }
+    """Fields that became parameters of what reads them."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ValidationConfig:
+    """Evaluation while rl trains: the policy acts in the same states, with the same draws, each time."""
+
+    every: int = 0
+    """Iterations between validations; 0: none."""
+    split: str = "held_in"
+    """Tasks that the states are of: held_in or held_out."""
+    states: int = 16
+    """Fixed states, one of each task and depth before a second."""
+    samples: int = 1
+    """Actions a state."""
+    metric: str = "reward"
+    """Mean over all actions that decides: reward, or valid (the share of valid actions)."""
+    keep_best: bool = False
+    """The policy of the best validation is that of the stage, instead of the last one."""
+    patience: int = 0
+    """Validations in a row without a better one, after which training stops; 0: it goes on to the end."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -505,6 +550,7 @@ class Config:
     sampling: SamplingConfig = dataclasses.field(default_factory=SamplingConfig)
     rl: RLConfig = dataclasses.field(default_factory=RLConfig)
     pool: PoolConfig = dataclasses.field(default_factory=PoolConfig)
+    validation: ValidationConfig = dataclasses.field(default_factory=ValidationConfig)
     evaluate: EvaluateConfig = dataclasses.field(default_factory=EvaluateConfig)
     export: ExportConfig = dataclasses.field(default_factory=ExportConfig)
     tracking: TrackingConfig = dataclasses.field(default_factory=TrackingConfig)
@@ -558,7 +604,7 @@ def _plain(value: Any) -> Any:
 
 
 def check_field(path: str) -> Any:
-    """The type of the field of this name, for example `rl.clip`.
+    """The type of the field of this name, for example `rl.loss`.
 
     Raises:
       ConfigError: there is none; the message names the nearest.

@@ -73,6 +73,11 @@ def test_a_line_that_was_written_over_is_shown_in_its_last_state():
     assert observe(COMPACT, stdout=f"accuracy 0.9\n{bar}\nsaved\n").startswith("accuracy 0.9\n")
 
 
+@pytest.mark.parametrize("piece", ["\r", "a\r", "\r\n", " ", "`", "\x1b]", "Next:", "\n"])
+def test_a_million_of_anything_is_cleaned_in_linear_time(piece):
+    assert len(cut(sanitise(piece * 1_000_000), 5000)) <= 5000
+
+
 @pytest.mark.parametrize("profile", [COMPACT, FULL])
 @pytest.mark.parametrize(
     ("exit_code", "stderr", "told"),

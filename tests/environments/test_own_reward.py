@@ -15,7 +15,8 @@ from environments.files.blobs import open_store
 from environments.protocol import Job, OutcomeKind
 from environments.queue import open_queue
 from environments.registry import PLUGINS_VARIABLE, RegistryError
-from environments.rewards import REWARDS, compute
+from environments.rewards import REWARDS, compute, relative_delta
+from environments.seeds import execution_seed
 from environments.step import initial_state
 from environments.worker.supervision import start_workers
 
@@ -50,7 +51,7 @@ def test_a_worker_process_pays_it(plugin, tmp_path):
     state = initial_state(task, store)
     run = 'Action: Execute Script\nAction Input: {"script_name": "train.py"}\n'
     cell = 'Action: Edit Script (Cell)\nAction Input: {"script_name": "train.py", "cell": "predict"}\n'
-    job = Job("run", 0, state, 0, run, reward="frugal:price=2", limits=task.spec.limits)
+    job = Job("run", 0, state, 0, run, reward="frugal:price=2", limits=task.spec.limits, seed=execution_seed(0))
     jobs = [
         job,
         dataclasses.replace(job, sample=1, action=f"{cell}```python\nsave(model, z)\n# a comment\n```\n"),
@@ -66,7 +67,9 @@ def test_a_worker_process_pays_it(plugin, tmp_path):
             workers.stop()
     again, comment, ours = (found[job.id] for job in jobs)
     assert again.kind is OutcomeKind.NO_EDIT and again.reward == pytest.approx(-1 - 2 * again.cpu_seconds)
-    assert comment.kind is OutcomeKind.SCORED and comment.reward == pytest.approx(-2 * comment.cpu_seconds)
+    assert comment.kind is OutcomeKind.SCORED and comment.reward == pytest.approx(
+        relative_delta(comment) - 2 * comment.cpu_seconds
+    )
     assert ours.reward == 0.2
     assert compute("frugal:price=2", comment) == comment.reward
 

@@ -32,7 +32,7 @@ class SleepingSandbox:
 
 
 class SleepingEnvironment:
-    def __init__(self, tasks, sandbox, store, editor):
+    def __init__(self, tasks, sandbox, store, editor, speed):
         self._sandbox = sandbox
 
     def take(self, job):
@@ -49,6 +49,9 @@ class SleepingEnvironment:
             OutcomeKind.NO_EDIT, observation, state.snapshot, state.script, state.metric, None, scale, reward=0.5
         )
 
+    def interrupt(self):
+        self._sandbox.close()
+
     def close(self):
         pass
 
@@ -58,5 +61,7 @@ if __name__ == "__main__":
     sandbox, environment = types.ModuleType("environments.sandbox"), types.ModuleType("environments.step")
     sandbox.open_sandbox, environment.Environment = SleepingSandbox, SleepingEnvironment
     sandbox.base = sys.modules["environments.sandbox.base"]
-    sys.modules |= {sandbox.__name__: sandbox, environment.__name__: environment}
+    speed = types.ModuleType("environments.sandbox.speed")
+    speed.HostSpeed, speed.work_seconds = lambda measure: types.SimpleNamespace(is_slow=False), None
+    sys.modules |= {module.__name__: module for module in (sandbox, environment, speed)}
     sys.exit(worker.main())

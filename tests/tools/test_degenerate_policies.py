@@ -22,7 +22,7 @@ def found(tmp_path_factory):
             return list(tool.play(environment, task, ideas=8, steps=2))
 
 
-@pytest.mark.parametrize("reward", ["improvement", "improvement:neutral=0.1"])
+@pytest.mark.parametrize("reward", ["improvement", "improvement:neutral=0.1", "staged"])
 def test_ours_pays_none_of_them_more_than_an_honest_attempt_that_fails_to_gain(found, reward):
     paid = tool.means(found, reward)
     assert set(paid) == {tool.HONEST, tool.GAINED, "always the same edit", *tool.DEGENERATE}
@@ -38,9 +38,9 @@ def test_every_kind_of_step_that_changes_nothing_has_one_value(found):
 
 
 def test_the_papers_rewards_pay_them_as_published(found):
-    assert tool.means(found, "paper_v1")["always comments"] == pytest.approx(0.5)
+    assert tool.means(found, "paper_v1")["always looks"] == 0.5
     assert tool.means(found, "paper_v1")["always waits for the time limit"] == 0.5
-    assert tool.means(found, "paper_v2")["always comments"] == 0.0
+    assert tool.means(found, "paper_v2")["always looks"] == 0.0
     text = tool.table(found, ("improvement", "paper_v1"))
     assert "improvement: none earns more" in text
     assert "always waits for the time limit" in text.partition("paper_v1: ")[2]

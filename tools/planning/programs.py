@@ -107,6 +107,7 @@ def ppo_program(blueprint: Blueprint) -> Program:
         rewards=batch(),
         groups=batch(dtype=jnp.int32),
         weights=batch(),
+        baselines=batch(),
     )
     targets = ppo.Targets(*(batch(action) for _ in dataclasses.fields(ppo.Targets)))
     policy = config.policy

@@ -32,7 +32,7 @@ from environments.sandbox.rootfs import closure
 LOCK_FILE = Path(__file__).with_name("requirements.lock")
 CHOICE = "MLAGENT_ENVIRONMENT"
 """Environment variable with the digest of the root that sandboxes run, where it is not that of this host's Python."""
-VERSION = 1
+VERSION = 2
 """Of this builder: part of the digest, raised whenever it makes another root from the same lock file."""
 
 PYTHON = f"python{sys.version_info.major}.{sys.version_info.minor}"
@@ -81,6 +81,8 @@ _ETC = {
     "resolv.conf": "",
     "hostname": "sandbox\n",
 }
+_LOCALE = Path("usr/lib/locale/C.utf8")
+"""Of LANG in the sandbox: without these data `locale.setlocale(LC_ALL, "")` fails."""
 MOUNT_POINTS = ("dev", "proc", "run", "sys", "tmp", "workspace", "workspace/data", "store", "opt/mlagent")
 
 
@@ -227,6 +229,8 @@ def _build(root: Path, progress: Callable[[str], None]) -> None:
     _install_packages(root / SITE_PACKAGES)
     progress("locked Python environment: copying shared libraries (3 of 4)")
     closure.install(root, originals)
+    if (locale := Path("/") / _LOCALE).is_dir():
+        shutil.copytree(locale, root / _LOCALE)
     write_skeleton(root)
     progress("locked Python environment: compiling to byte code (4 of 4)")
     _compile(root)

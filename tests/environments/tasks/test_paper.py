@@ -21,7 +21,7 @@ from environments.sandbox.base import Ending
 from environments.tasks import InvalidSubmissionError, TaskError, paper
 from environments.tasks.folders import archives, splits
 from environments.tasks.grading import graders
-from environments.tasks.prepared import run_script
+from environments.tasks.running import run_script
 
 needs.package("PIL.Image")
 NAMES = paper.names()
@@ -140,7 +140,8 @@ def test_an_edit_of_a_task_is_scored(built, bubblewrap):
     directory, grader = built(name)
     task = tasks.get(name)
     script = (directory / "env" / "train.py").read_text().replace("Ridge()", "Ridge(alpha=10)")
-    execution, submission = run_script(script, directory, task.spec, bubblewrap)
+    run = run_script(script, directory, task.spec, bubblewrap)
+    execution, submission = run.execution, run.submission
     assert execution.ending is Ending.EXITED and "validation pcc" in execution.stdout, execution.stderr
     assert -1 <= grader.grade(submission, "reward") <= 1
 

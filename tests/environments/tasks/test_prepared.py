@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import stat
 from pathlib import Path
@@ -10,7 +11,8 @@ import numpy as np
 import pytest
 
 from environments import tasks
-from environments.protocol import Limits
+from environments.protocol import Limits, Outcome, OutcomeKind
+from environments.rewards import compute
 from environments.sandbox.base import Ending, Execution
 from environments.tasks import NoHeadroomError, TaskError, open_task, prepare_task
 from environments.tasks.generated.dataset import Dataset
@@ -32,17 +34,23 @@ class WritingSandbox:
 
     name, environment_digest, guarantees = "writing", "environment-1", frozenset()
 
-    def __init__(self, start: float = 0.0, reference: float = 100.0, exit_code: int = 0) -> None:
-        self.values, self.exit_code = {"Start": start, "Best": reference}, exit_code
+    def __init__(self, start: float = 0.0, reference: float = 100.0, exit_code: int = 0, by_seed: float = 0.0) -> None:
+        self.values, self.exit_code, self.by_seed = {"Start": start, "Best": reference}, exit_code, by_seed
         self.runs = 0
+        self.seeds: list[int] = []
         self.seen: list[bytes] = []
+
+    def place_of(self, seed: int) -> int:
+        """-2 of the first seed, 2 of the fifth."""
+        self.seeds += [] if seed in self.seeds else [seed]
+        return self.seeds.index(seed) - 2
 
     def run(
         self, workspace: Path, script: str, limits: Limits, data: Path | None = None, seed: int = 0, gpus: int = 0
     ) -> Execution:
         self.runs += 1
         text = (workspace / script).read_text()
-        value = next(value for name, value in self.values.items() if name in text)
+        value = next(value for name, value in self.values.items() if name in text) + self.by_seed * self.place_of(seed)
         rows = len((data / "test.csv").read_text().splitlines()) - 1
         lines = ["id,value", *(f"{row},{value}" for row in range(rows))]
         (workspace / "submission.csv").write_text("\n".join(lines) + "\n")
@@ -63,11 +71,32 @@ def test_both_scripts_are_measured_on_both_halves(tmp_path):
     assert task.grade_report(constant) == pytest.approx(task.report_scale.m_best)
 
 
+def test_a_starting_script_that_scores_by_its_seed_starts_at_the_mean_and_its_noise_is_known(tmp_path):
+    sandbox = WritingSandbox(by_seed=1.0)
+    noisy = prepare_task(recipe(), tmp_path, 0, sandbox)
+    steady = prepare_task(recipe("steady"), tmp_path, 0, WritingSandbox())
+    assert sandbox.runs == 6  # five seeds, and the reference
+    assert noisy.scale.m_init == pytest.approx(steady.scale.m_init, abs=0.5)
+    # The scores are m - 2 ... m + 2: their standard deviation is the root of 2.5.
+    assert noisy.scale.noise == pytest.approx(2 * (2 * 2.5) ** 0.5)
+    assert steady.scale.noise == 0.0
+    assert open_task(tmp_path, noisy.key).scale == noisy.scale
+    # A step that changes nothing gains nothing, whatever the seed of the run.
+    outcome = Outcome(OutcomeKind.SCORED, "", "", "", noisy.scale.m_init, None, noisy.scale)
+    for score in (noisy.scale.m_init - 2, noisy.scale.m_init + 2):
+        assert compute("improvement", dataclasses.replace(outcome, metric_after=score)) == 0.1
+
+
+def test_a_gap_within_the_noise_is_no_headroom(tmp_path):
+    with pytest.raises(NoHeadroomError, match="by its seed, up to"):
+        prepare_task(recipe(), tmp_path, 0, WritingSandbox(start=97.0, by_seed=2.0))
+
+
 def test_a_prepared_task_is_reused_and_opens_as_it_was(tmp_path):
     sandbox = WritingSandbox()
     first = prepare_task(recipe(), tmp_path, 0, sandbox)
     second = prepare_task(recipe(), tmp_path, 0, sandbox)
-    assert sandbox.runs == 2
+    assert sandbox.runs == 3  # the starting script with two seeds, which make no difference, and the reference
     assert first == second == open_task(tmp_path, first.key)
     assert [path.name for path in tmp_path.iterdir()] == [first.key]
 

@@ -14,7 +14,7 @@ from environments.sandbox import Sandbox
 from environments.tasks.check.examination import examine
 from environments.tasks.generated import micro
 from environments.tasks.generated.ideas import ideas_for
-from environments.tasks.prepared import run_script
+from environments.tasks.running import run_script
 from tools.headroom import stability
 
 FAMILIES = [*micro.family_names("train"), *micro.family_names("held_out")]
@@ -40,7 +40,8 @@ def test_a_task_is_prepared_and_its_ideas_run(name, tmp_path, sandbox):
     failed = {}
     for idea in ideas:
         script = replace_cell(task.script, idea.cell, idea.code)
-        execution, submission = run_script(script, task.folder, task.spec, sandbox)
+        run = run_script(script, task.folder, task.spec, sandbox)
+        execution, submission = run.execution, run.submission
         if execution.exit_code == 0:
             assert execution.stdout.startswith(f"validation {task.spec.metric} ")
             task.grade(submission), task.grade_report(submission)
@@ -71,5 +72,5 @@ def test_the_same_script_scores_the_same_again(tmp_path, sandbox):
     task = tasks.prepare("breast-cancer", tmp_path, 0, sandbox)
     code = "from sklearn.ensemble import RandomForestClassifier\nmodel = RandomForestClassifier(n_estimators=5)"
     script = replace_cell(task.script, "model", code)
-    (_, first), (_, second) = (run_script(script, task.folder, task.spec, sandbox) for _ in range(2))
-    assert first == second
+    first, second = (run_script(script, task.folder, task.spec, sandbox) for _ in range(2))
+    assert first.submission == second.submission

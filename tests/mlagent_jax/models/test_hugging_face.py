@@ -249,6 +249,49 @@ def test_what_old_or_tied_checkpoints_carry_beside_is_ignored(tmp_path):
     assert "head" not in hugging_face.load(tmp_path)[2]
 
 
+def test_a_head_that_differs_from_the_embedding_it_is_tied_to_counts(tmp_path):
+    """As in transformers, which believes the weights and not the config."""
+    make_checkpoint(tmp_path, "llama-tied")
+    head = np.random.default_rng(1).normal(size=(VOCAB, 32)).astype(np.float32)
+    edit_tensors(tmp_path, lambda tensors: tensors.update({"lm_head.weight": head}))
+    config, graph, params = hugging_face.load(tmp_path)
+    assert not config.tie_word_embeddings
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
+    tokens = np.arange(12).reshape(1, 12)
+    np.testing.assert_allclose(our_logits(graph, params, tokens), their_logits(theirs, tokens), atol=2e-4, rtol=0)
+
+
+POINTER = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 11421896\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("config.json", '{"model_type": "lla', r"config\.json is no whole JSON"),
+        ("config.json", "[]", r"config\.json holds a list"),
+        ("config.json", POINTER, r"config\.json is a Git LFS pointer"),
+        ("model.safetensors", POINTER, r"model\.safetensors is a Git LFS pointer"),
+        ("model.safetensors.index.json", "{}", r"index\.json has no weight_map"),
+        ("model.safetensors.index.json", POINTER, r"index\.json is a Git LFS pointer"),
+    ],
+)
+def test_a_broken_file_is_named(tmp_path, name, content, message):
+    make_checkpoint(tmp_path, "llama")
+    if "index" in name:
+        (tmp_path / "model.safetensors").unlink()
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError, match=message):
+        hugging_face.load(tmp_path)
+
+
+def test_an_index_beside_the_one_file_is_stale_and_a_byte_order_mark_is_passed_over(tmp_path):
+    make_checkpoint(tmp_path, "llama")
+    stale = {"weight_map": {"model.norm.weight": "model-00001-of-00002.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(stale))
+    (tmp_path / "config.json").write_bytes(b"\xef\xbb\xbf" + (tmp_path / "config.json").read_bytes())
+    assert hugging_face.load(tmp_path)[0].model_type == "llama"
+
+
 def test_a_lost_file_or_folder_is_named(tmp_path):
     make_checkpoint(tmp_path / "model", "llama", max_shard_size="20KB")
     lost = sorted((tmp_path / "model").glob("*.safetensors"))[1]

@@ -44,6 +44,9 @@ def test_the_published_7b_is_read_as_it_is():
         ({"mlp_bias": True}, "mlp_bias"),
         ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "dynamic"),
         ({"rope_scaling": {"type": "linear"}}, "factor"),
+        ({"rope_scaling": {"rope_type": "yarn"}}, "factor"),
+        ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0, "high_freq_factor": 4.0}}, "low_freq_factor"),
+        ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0}}, "high_freq_factor"),
         ({"quantization_config": {"bits": 4}}, "quantization_config"),
         ({"vocab_size": None}, "vocab_size"),
         ({"num_key_value_heads": 5}, "num_kv_heads=5"),
@@ -88,3 +91,32 @@ def test_a_combination_that_no_architecture_has_is_not_exported():
     config = ModelConfig(97, 32, 2, 4, 2, 8, 48, model_type="qwen2", attention_bias=False)
     with pytest.raises(ValueError, match="attention_bias"):
         config.to_hf()
+
+
+OPTIONAL = {
+    "num_key_value_heads": lambda config: config.num_kv_heads,
+    "rms_norm_eps": lambda config: config.rms_norm_eps,
+    "rope_parameters": lambda config: {"rope_theta": config.rope_theta, "rope_type": config.rope_scaling.kind},
+    "tie_word_embeddings": lambda config: config.tie_word_embeddings,
+    "max_position_embeddings": lambda config: config.max_position_embeddings,
+    "initializer_range": lambda config: config.initializer_range,
+}
+"""Fields that a config.json may leave out, and where ours are."""
+
+
+@pytest.mark.parametrize("field", OPTIONAL)
+@pytest.mark.parametrize("model_type", ["qwen2", "qwen3", "llama"])
+def test_a_field_that_is_left_out_is_what_transformers_takes(model_type, field):
+    raw = AutoConfig.for_model(model_type, num_attention_heads=32, hidden_size=2048).to_dict()
+    for name in (field, "rope_theta", "rope_scaling"):
+        raw.pop(name, None)
+    theirs = type(AutoConfig.for_model(model_type)).from_dict(raw)
+    assert OPTIONAL[field](ModelConfig.from_hf(raw)) == getattr(theirs, field)
+
+
+@pytest.mark.parametrize("model_type", ["qwen2", "qwen3", "llama"])
+def test_a_head_size_that_is_left_out_is_what_transformers_takes(model_type):
+    raw = AutoConfig.for_model(model_type, num_attention_heads=32, hidden_size=2048).to_dict()
+    raw.pop("head_dim", None)
+    theirs = getattr(type(AutoConfig.for_model(model_type)).from_dict(raw), "head_dim", None) or 2048 // 32
+    assert ModelConfig.from_hf(raw).head_dim == theirs
