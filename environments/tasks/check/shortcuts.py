@@ -294,7 +294,7 @@ def _try(
         return
     guess = np.where(np.isfinite(guess), guess, np.nanmedian(guess))
     _keep(as_it_is, name, -np.abs(guess - wanted).mean(), said, guess)
-    if name in known and guess.std() > 0:
+    if name in known and guess.std() > 0 and wanted.std() > 0:
         fit = np.corrcoef(_ranks(guess), _ranks(wanted))[0, 1]
         _keep(by_order, name, abs(fit), said, _in_order(guess if fit > 0 else -guess, known[name]))
 
