@@ -220,11 +220,10 @@ def _check_sampling(config: Config) -> None:
         raise ConfigError(
             f"config.sampling.temperature is {sampling.temperature}; it is from 0 (greedy) to {MOST_TEMPERATURE:g}"
         )
-    if not 0 <= sampling.top_k <= MOST_TOP_K or not 0 < sampling.top_p <= 1:
-        raise ConfigError(
-            f"config.sampling.top_k is {sampling.top_k} and top_p {sampling.top_p}; top_k is from 0 (all) to "
-            f"{MOST_TOP_K}, top_p above 0 and at most 1 (all)"
-        )
+    if not 0 <= sampling.top_k <= MOST_TOP_K:
+        raise ConfigError(f"config.sampling.top_k is {sampling.top_k}; it is from 0 (all) to {MOST_TOP_K}")
+    if not 0 < sampling.top_p <= 1:
+        raise ConfigError(f"config.sampling.top_p is {sampling.top_p}; it is above 0 and at most 1 (all)")
     if "rl" in config.stages and not sampling.temperature:
         raise ConfigError(
             "config.sampling.temperature is 0 and the stages list rl, which learns from different actions of one "
