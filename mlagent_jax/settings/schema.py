@@ -63,7 +63,8 @@ class MeshConfig:
 
 @dataclasses.dataclass(frozen=True)
 class LoRAConfig:
-    """Low-rank adapters (Hu et al. 2021). sft and rl train only the adapters; the policy before the stage stays frozen."""
+    """Low-rank adapters (Hu et al. 2021). sft and rl train only the adapters, on top of the frozen policy before the
+    stage."""
 
     rank: int = 0
     """Rank of the adapters. 0: no adapters, every parameter is trained."""
