@@ -145,5 +145,5 @@ def staged(
 
 @REWARDS.register
 def noise(outcome: Outcome) -> float:
-    """A control, uniform in [0, 1]: training on it must not improve anything. Depends on the outcome's identity alone."""
+    """A control, uniform in [0, 1]: training on it must not improve anything. Depends on the outcome's texts only."""
     return int(digest([outcome.snapshot, outcome.observation, outcome.diff])[:8], 16) / 0xFFFFFFFF
