@@ -316,6 +316,10 @@ class SamplingConfig:
     """Smallest set of tokens of at least this probability; 1: all."""
     slots: int = 32
     """Sequences decoded at once."""
+    rules: str = ""
+    """Rows of the sampler's sharding rules that differ from its own choice (docs/memory.md), in the form of
+    `mesh.rules`, for example `heads=tensor,kv_heads=tensor`. The choice: weights split over all devices that divide
+    them, slots over those that the heads leave."""
 
 
 @dataclasses.dataclass(frozen=True)
