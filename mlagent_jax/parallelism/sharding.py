@@ -104,6 +104,7 @@ DEFAULT_RULES = Rules.of(
         "mlp_batch": ("data", "fsdp"),
         "vocab_batch": ("data", "fsdp"),
         "slots": ("data", "fsdp"),
+        "draws": ("data", "fsdp"),
         "time": (),
         "hidden": (),
         # parameters; heads, mlp and vocab name activations too

@@ -7,6 +7,7 @@ anew once (`sampling.weights`).
 
     heads, kv_heads   the mesh axes, tensor first, whose product divides the key-value heads
     slots, batch      the other axes
+    draws             all axes, where they divide the slots: each device draws for its share
     mlp, vocab        all axes whose product divides them; activations along them are whole by slot
 """
 
@@ -44,6 +45,7 @@ def sampling_rules(model: ModelConfig, mesh: Mesh | AbstractMesh, training: Rule
     table = dict(training.table) | {
         "batch": rest,
         "slots": rest,
+        "draws": AXES,
         "embed": (),
         "heads": heads,
         "kv_heads": heads,
