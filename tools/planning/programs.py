@@ -178,8 +178,10 @@ def decode_program(blueprint: Blueprint) -> Program:
 
 
 def reference_bytes(blueprint: Blueprint) -> int:
-    """A device, of the policy that rl compares with; the base of adapters is it, and stands there anyway."""
-    return bytes_a_device(blueprint.base) if blueprint.adapters is None else 0
+    """A device, of the policy that rl compares with; the base of adapters is it, and stands there anyway. One that is
+    refreshed is a copy of what is trained, beside the policy that rl began with."""
+    moving = bytes_a_device(blueprint.trained) if blueprint.config.rl.reference_every else 0
+    return moving + (bytes_a_device(blueprint.base) if blueprint.adapters is None else 0)
 
 
 def _beside_sampling(blueprint: Blueprint) -> int:
