@@ -169,10 +169,20 @@ class Environment:
             outcome = dataclasses.replace(before, kind=OutcomeKind.INFRASTRUCTURE_ERROR, reason=reason)
         return dataclasses.replace(outcome, reward=rewards.compute(job.reward, outcome))
 
+    def interrupt(self) -> None:
+        """Make the steps that are being taken fail soon, and all later ones: close the sandbox and end graders."""
+        self.sandbox.close()
+        self._end_graders()
+
+    def _end_graders(self) -> None:
+        with self._lock:
+            opened = list(self._opened.values())
+        for task in opened:
+            task.close()
+
     def close(self) -> None:
         """Close the caches and end graders. The sandbox and the store are the caller's."""
-        for task in list(self._opened.values()):
-            task.close()
+        self._end_graders()
         if self._cache is not None:
             self._cache.close()
         if self._editor is not None:

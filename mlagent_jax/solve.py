@@ -187,7 +187,7 @@ def _agent(
         distribution=Distribution(temperature),
         slots=1,
         prefill_rows=1,
-        stop_token_ids=(tokenizer.eos_id, *model.stop_token_ids),
+        stop_token_ids=tokenizer.stop_ids,
         pad_id=tokenizer.pad_id,
     )
     sampler = TokenSampler(model.graph, settings)

@@ -182,6 +182,9 @@ COMMANDS: dict[str, Run | Like | Elsewhere | Needs] = {
     ),
     "MLEBENCH_DATA_DIR=~/.cache/mle-bench/data python -m environments prepare": Elsewhere(MLE_BENCH),
     "python -m environments grade mlebench-spooky-author-identification": Elsewhere(MLE_BENCH),
+    "python tools/clean_store.py": Elsewhere(
+        "tests/tools/test_clean_store.py::test_what_a_live_state_needs_stays_and_the_rest_goes"
+    ),
     "python tools/trajectories.py export runs/all exports/tfds": Elsewhere(
         "tests/mlagent_jax/data/test_exchange.py::test_tensorflow_datasets_reads_it_by_index_without_tensorflow"
     ),

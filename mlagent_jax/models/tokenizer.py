@@ -13,6 +13,7 @@ such words the vocabulary is SentencePiece's (BPE).
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import json
 import os
@@ -91,6 +92,28 @@ class Tokenizer:
     def eos_id(self) -> int:
         """Ends an action."""
         return self._tokenizer.eos_token_id
+
+    @functools.cached_property
+    def stop_ids(self) -> tuple[int, ...]:
+        """All that ends a reply, in training, evaluation, sampling and serving alike, ascending.
+
+        The end-of-text token; what the checkpoint's generation_config.json names, and its config.json (which
+        transformers takes where the former does not exist); and the token that closes the assistant's turn in its chat
+        template.
+        """
+        return tuple(sorted({self.eos_id, *_named_ends(self._folder), *self._turn_end()}))
+
+    def _turn_end(self) -> tuple[int, ...]:
+        """The special token that the chat template has after what the assistant says, if it has one."""
+        said = "A reply."
+        turns = [{"role": "user", "content": "A question."}, {"role": "assistant", "content": said}]
+        try:
+            text = self._tokenizer.apply_chat_template(turns, tokenize=False) if self.has_chat_template else ""
+        except Exception:  # A template is a program of the checkpoint's: it may raise anything.
+            text = ""
+        after = text.rpartition(said)[2].lstrip()
+        closing = max((name for name in self._markup if after.startswith(name)), key=len, default=None)
+        return () if closing is None else (self._tokenizer.convert_tokens_to_ids(closing),)
 
     @property
     def pad_id(self) -> int:
@@ -187,6 +210,17 @@ class Tokenizer:
                 f"beside the config.json in {directory} AutoTokenizer makes a {type(loaded).__name__} of the tokenizer "
                 f"in {self._folder}, which cuts text in another way: use a tokenizer of the model's own kind"
             )
+
+
+def _named_ends(folder: epath.Path) -> set[int]:
+    """Ids that a checkpoint's files name as the end of a text."""
+    ends: set[int] = set()
+    for name in ("generation_config.json", "config.json"):
+        path = folder / name
+        found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        named = found.get("eos_token_id") if isinstance(found, dict) else None
+        ends |= {token for token in (named if isinstance(named, list) else [named]) if type(token) is int}
+    return ends
 
 
 @contextlib.contextmanager

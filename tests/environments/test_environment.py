@@ -195,6 +195,15 @@ def test_a_grader_that_breaks_is_ours_told_to_the_operator_and_never_cached(envi
     assert outcome.kind is OutcomeKind.SCORED and not outcome.cached and len(sandbox.runs) == 2
 
 
+def test_interrupting_ends_sandbox_and_graders(environment, task, sandbox, monkeypatch):
+    environment.initial_state("guess@0")
+    closed = []
+    monkeypatch.setattr(type(task), "close", lambda task: closed.append(task))
+    monkeypatch.setattr(sandbox, "close", lambda: closed.append(sandbox))
+    environment.interrupt()
+    assert closed == [sandbox, task]
+
+
 def test_a_submission_that_alone_exceeds_the_graders_limit_is_the_scripts_and_never_cached(environment, task, sandbox):
     def slow(data):
         raise GraderLimitError("the grader cannot score it (time limit)")
