@@ -298,7 +298,7 @@ class Outcome(_Record):
     final: bool = False
     """The agent ended the episode (`Final Answer`)."""
     progress: tuple[str, ...] = ()
-    """Stages observed from outside the sandbox, of: parsed, applied, started, submission_written, valid, scored."""
+    """Stages that the host saw for itself, of: parsed, applied, started, submission_written, valid, scored."""
     seconds: float = 0.0
     """Execution: wall time of the script alone (queue wait and failed infrastructure attempts excluded)."""
     cpu_seconds: float = 0.0

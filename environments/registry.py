@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import hashlib
 import importlib
 import importlib.metadata
@@ -240,6 +241,7 @@ class Registry(Generic[F]):
         return f". Did you mean {near[0]!r}?" if near else ""
 
 
+@functools.cache
 def parameters_of(function: Callable[..., Any]) -> tuple[Parameter, ...]:
     """The keyword-only arguments of a function.
 

@@ -26,6 +26,8 @@ Reward = Callable[..., float]
 """`reward(outcome, *, its parameters)`. It is not asked about an infrastructure error, which has no reward."""
 REWARDS: Registry[Reward] = Registry("reward", group="mlagent_jax.rewards")
 FAILURES = (OutcomeKind.INVALID_ACTION, OutcomeKind.SCRIPT_ERROR)
+STAGES = ("parsed", "applied", "started", "submission_written", "valid", "scored")
+"""Of `Outcome.progress`, in order."""
 LIMITS = (OutcomeKind.TIME_LIMIT, OutcomeKind.MEMORY_LIMIT)
 
 
@@ -119,6 +121,24 @@ def improvement(
         return unchanged
     neutral, moved = max(neutral, unchanged), math.tanh(slope * relative_delta(outcome))
     return neutral + (1 - neutral) * moved if moved > 0 else unchanged + (neutral - unchanged) * (1 + moved)
+
+
+@REWARDS.register
+def staged(
+    outcome: Outcome,
+    *,
+    weight: Annotated[float, "Share of the reward that stages make; `improvement` makes the rest.", Range(0, 1)] = 0.2,
+) -> float:
+    """`improvement`, with partial credit for the stages that a step reached, so that failures differ.
+
+    The host sees each stage for itself (`Outcome.progress`): a file is there or not, the grader takes it or not. What
+    a script prints is no stage. A script that uses up a limit gets no credit beyond having started, so that a limit is
+    never worth more than an error.
+    """
+    reached = [stage for stage in STAGES if stage in outcome.progress]
+    if outcome.kind in LIMITS:
+        reached = reached[: STAGES.index("started") + 1]
+    return (1 - weight) * improvement(outcome) + weight * len(reached) / len(STAGES)
 
 
 @REWARDS.register

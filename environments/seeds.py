@@ -4,7 +4,7 @@
          -> execution_seed(seed) -> MLAGENT_SEED, in the sandbox
 
 People give both the same number, since 0 is the default of either. A script that knew the seed of the data could draw
-the labels again from our source. So whatever enters a sandbox has passed through `execution_seed`.
+the labels again from our source. So a job's seed has passed through `execution_seed`.
 """
 
 from __future__ import annotations

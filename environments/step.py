@@ -18,7 +18,6 @@ import dataclasses
 import math
 import os
 import shutil
-import sqlite3
 import tempfile
 import threading
 import traceback
@@ -164,15 +163,25 @@ class Environment:
         )
         try:
             outcome = self._step(job, task, profile, before)
-        except (SandboxError, GraderError, OSError, sqlite3.Error) as error:
+        except (SandboxError, GraderError, OSError) as error:
             reason = f"{type(error).__name__}: {error}"
             outcome = dataclasses.replace(before, kind=OutcomeKind.INFRASTRUCTURE_ERROR, reason=reason)
         return dataclasses.replace(outcome, reward=rewards.compute(job.reward, outcome))
 
+    def interrupt(self) -> None:
+        """Make the steps that are being taken fail soon, and all later ones: close the sandbox and end graders."""
+        self.sandbox.close()
+        self._end_graders()
+
+    def _end_graders(self) -> None:
+        with self._lock:
+            opened = list(self._opened.values())
+        for task in opened:
+            task.close()
+
     def close(self) -> None:
         """Close the caches and end graders. The sandbox and the store are the caller's."""
-        for task in list(self._opened.values()):
-            task.close()
+        self._end_graders()
         if self._cache is not None:
             self._cache.close()
         if self._editor is not None:
@@ -186,7 +195,11 @@ class Environment:
         except ActionError as error:
             return _invalid(before, error, profile)
         parsed = dataclasses.replace(
-            before, action_name=action.name, action_input=dict(action.arguments), progress=("parsed",)
+            before,
+            action_name=action.name,
+            action_input=dict(action.arguments),
+            progress=("parsed",),
+            reason=f"repaired: {', '.join(action.repairs)}" if action.repairs else "",
         )
         with self._workspace(task, job.state.snapshot) as root:
             files = AgentFiles(root, task.public, task.spec.read_only, shadows=_shadows(task))
@@ -241,7 +254,7 @@ class Environment:
             progress=(*applied.progress, "started", *(name for name, reached in stages if reached)),
             seconds=measurement.execution.wall_seconds,
             cpu_seconds=measurement.execution.cpu_seconds,
-            reason=measurement.reason or measurement.problem or _exit_reason(measurement.execution),
+            reason=measurement.reason or measurement.problem or _exit_reason(measurement.execution) or applied.reason,
             submission=measurement.submission,
             cached=cached,
         )

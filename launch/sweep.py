@@ -1,6 +1,6 @@
 """Many runs of one config, some at once: every combination of values, random draws, or a list from a file.
 
-    python launch/sweep.py --config=configs/rl.py --workdir=runs/clip --sweep rl.clip=0.1,0.2 --sweep seed=0,1,2 \
+    python launch/sweep.py --config=configs/rl.py --workdir=runs/clip --sweep rl.value_clip=0.1,0.2 --sweep seed=0,1,2 \
         --at_once=2 --config.rl.iterations=20
 
     --sweep FIELD=A,B            every combination with those of the other --sweep (a grid)
@@ -70,7 +70,7 @@ def parse_sweeps(texts: Sequence[str]) -> dict[str, str]:
         field, equals, values = text.partition("=")
         field = field.removeprefix("config.")
         if not equals or not values:
-            raise ConfigError(f"--sweep {text!r}: write FIELD=VALUE,VALUE, for example rl.clip=0.1,0.2")
+            raise ConfigError(f"--sweep {text!r}: write FIELD=VALUE,VALUE, for example rl.value_clip=0.1,0.2")
         check_field(field)
         if field in found:
             raise ConfigError(f"--sweep names {field!r} twice: give all its values at once")
@@ -132,7 +132,7 @@ def from_file(path: Path) -> list[Values]:
         except ValueError as error:
             raise ConfigError(f"{path}:{number} is not JSON: {error}") from error
         if not isinstance(data, dict) or not data:
-            raise ConfigError(f'{path}:{number} is {data!r}; write an object of fields, for example {{"rl.clip": 0.1}}')
+            raise ConfigError(f'{path}:{number} is {data!r}; write an object of fields, for example {{"seed": 1}}')
         for field in data:
             check_field(field)
         members.append({field: value if isinstance(value, str) else json.dumps(value) for field, value in data.items()})

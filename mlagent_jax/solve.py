@@ -27,7 +27,7 @@ from environments.episode import Episode, make
 from environments.files.blobs import StoreError
 from environments.interfaces.terminal import printable
 from environments.protocol import Outcome
-from environments.sandbox import PROVIDERS
+from environments.sandbox import SANDBOXES
 from environments.sandbox.base import SandboxError
 from environments.tasks.task import TaskError
 from mlagent_jax.runtime import jsonl
@@ -41,7 +41,7 @@ TASK = flags.DEFINE_string("task", None, "Folder of a task, or the name of an em
 OUTPUT = flags.DEFINE_string("output", "solved", "Folder of what is found.")
 STEPS = flags.DEFINE_integer("steps", 8, "Steps of an attempt, at most.", lower_bound=1)
 ATTEMPTS = flags.DEFINE_integer("attempts", 1, "Attempts from the start; the best of all is kept.", lower_bound=1)
-SANDBOX = flags.DEFINE_enum("sandbox", "auto", ["auto", *PROVIDERS], "Where scripts run.")
+SANDBOX = flags.DEFINE_enum("sandbox", "auto", ["auto", *SANDBOXES.names()], "Where scripts run.")
 SEED = flags.DEFINE_integer("seed", 0, "Of the task's data and of what is sampled.")
 TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "0 takes the most probable token.", lower_bound=0.0)
 PROFILE = flags.DEFINE_enum(
@@ -187,7 +187,7 @@ def _agent(
         distribution=Distribution(temperature),
         slots=1,
         prefill_rows=1,
-        stop_token_ids=(tokenizer.eos_id, *model.stop_token_ids),
+        stop_token_ids=tokenizer.stop_ids,
         pad_id=tokenizer.pad_id,
     )
     sampler = TokenSampler(model.graph, settings)

@@ -1,6 +1,6 @@
 """The entry: run the stages that a config lists.
 
-    python -m mlagent_jax.train --config=configs/quickstart.py --workdir=runs/quickstart [--config.rl.clip=0.1 ...]
+    python -m mlagent_jax.train --config=configs/quickstart.py --workdir=runs/quickstart [--config.seed=1 ...]
 
 Stopped in any stage and started again with the same command, it goes on from where it was. Ctrl-C or SIGTERM once saves
 and stops (exit status 130 or 75), twice stops at once.

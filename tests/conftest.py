@@ -10,7 +10,7 @@ LONGEST = (
     "test_docs_run",
     "test_several_processes",
     "test_bucket",
-    "test_abuse",
+    "test_self_check",
     "test_postgres",
     "test_rehearsal",
     "test_eight_devices",

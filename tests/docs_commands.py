@@ -91,6 +91,7 @@ COMMANDS: dict[str, Run | Like | Elsewhere | Needs] = {
     "python -m mlagent_jax.train --config=configs/quickstart.py --workdir=runs/mine --config.rl": Like(OWN_TASK),
     "python -m mlagent_jax.train --config=configs/quickstart.py --workdir=runs/own": COLLECT,
     "python -m mlagent_jax.train --config=configs/quickstart.py --workdir=runs/s0": Like(OWN_TASK),
+    "python -m mlagent_jax.train --config=configs/quickstart.py --workdir=runs/gspo": Like(OWN_TASK),
     "python -m mlagent_jax.train --config=configs/quickstart.py --workdir=runs/noise": Run(
         f"{TINY} --config.stages=rl --config.policy.checkpoint=runs/smoke/export --config.pool.trajectories=runs/smoke"
         " --config.workers.store=runs/smoke/store"
@@ -116,6 +117,7 @@ COMMANDS: dict[str, Run | Like | Elsewhere | Needs] = {
     "python tools/trajectories.py export runs/all exports/sharegpt": Run("--filter min_gain=-9"),
     "python -m environments list --paper": Run(),
     "MLAGENT_PLUGINS=my_rewards.py python -m environments rewards": Run(),
+    "python -m mlagent_jax.algorithms": Run(),
     "python -m environments check my-task": Run("--sandbox bubblewrap"),
     "python -m environments show my-task": Run(),
     "python -m environments.queue grant postgresql://": Run(),
@@ -181,11 +183,14 @@ COMMANDS: dict[str, Run | Like | Elsewhere | Needs] = {
     ),
     "MLEBENCH_DATA_DIR=~/.cache/mle-bench/data python -m environments prepare": Elsewhere(MLE_BENCH),
     "python -m environments grade mlebench-spooky-author-identification": Elsewhere(MLE_BENCH),
+    "python tools/clean_store.py": Elsewhere(
+        "tests/tools/test_clean_store.py::test_what_a_live_state_needs_stays_and_the_rest_goes"
+    ),
     "python tools/trajectories.py export runs/all exports/tfds": Elsewhere(
         "tests/mlagent_jax/data/test_exchange.py::test_tensorflow_datasets_reads_it_by_index_without_tensorflow"
     ),
     "MLAGENT_TEST_EXECUTIONS=1000 python -m pytest": Elsewhere(
-        "tests/environments/sandbox/test_abuse.py::test_many_executions_a_third_of_them_killed_leave_nothing"
+        "tests/environments/sandbox/test_left_behind.py::test_many_executions_a_third_of_them_hostile_leave_nothing"
     ),
     # Those that need more than a test has.
     "MLAGENT_ENDPOINT_KEY=... python -m mlagent_jax.train": Needs("a language model served elsewhere, and money"),
@@ -223,6 +228,9 @@ IN_THE_TEXT: dict[str, str | Elsewhere | Needs] = {
     "python -m environments actions": Elsewhere(
         "tests/environments/test_main.py::test_actions_prints_what_a_reply_may_hold"
     ),
+    "python -m environments self-check": Elsewhere(
+        "tests/environments/sandbox/test_self_check.py::test_a_sandbox_of_an_installed_package_is_checked_by_name"
+    ),
     "python tools/config_reference.py": Elsewhere("tests/test_docs.py::test_the_config_reference_is_current"),
     "python -m mlagent_jax.studies.sleeping": Elsewhere(SLEEPING),
     "python -m environments fetch": COMMANDS["python -m environments fetch spooky-author-identification"],
@@ -239,6 +247,7 @@ SNIPPETS: dict[str, Run | Elsewhere] = {
     "from environments.tasks.folders import tfds_source": Elsewhere(
         "tests/environments/tasks/test_tfds_source.py::test_a_folder_makes_its_task_of_such_data"
     ),
+    "import jax.numpy as jnp": Elsewhere("tests/mlagent_jax/algorithms/test_own_loss.py::test_the_loss_of_the_page"),
     "from typing import Annotated": Elsewhere("tests/environments/test_own_reward.py::test_a_worker_process_pays_it"),
     'setup(..., entry_points={"mlagent_jax.rewards"': Elsewhere(
         "tests/environments/test_own_reward.py::test_an_installed_package_brings_one"

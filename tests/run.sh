@@ -3,7 +3,7 @@
 #
 #   tests/run.sh [PYTEST ARGUMENT ...]            for example: tests/run.sh -m "not slow"
 #   tests/run.sh --full [PYTEST ARGUMENT ...]     all tests, with 1,000 executions in each sandbox, a third of them
-#                                                 killed, in the test that looks for what they leave (else 30)
+#                                                 hostile, in the test that looks for what they leave (else 60)
 #
 # Where it is root on Debian, or CI is set (then with sudo), it installs and starts what tests need (a Docker engine,
 # PostgreSQL, Chromium) for the time of the tests. On a person's own machine it uses what is there, installs nothing

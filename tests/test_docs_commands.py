@@ -106,7 +106,7 @@ def test_a_command_is_taken(words, tmp_path, monkeypatch):
             assert done.returncode == 0, done.stderr
             assert done.stdout
         case ["python", "launch/sweep.py", *arguments]:
-            (tmp_path / "members.jsonl").write_text('{"rl.clip": 0.1, "seed": 3}\n')
+            (tmp_path / "members.jsonl").write_text('{"rl.value_clip": 0.1, "seed": 3}\n')
             own = [text.replace("--file=", f"--file={tmp_path}/") for text in arguments]
             assert sweep.main([*own, "--dry_run"]) == 0
         case ["python", "-m", "mlagent_jax.study", *arguments]:

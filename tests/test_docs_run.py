@@ -56,7 +56,7 @@ class Checkout:
         (folder / "FOLDER").symlink_to(f"{THE_RUN}/export")
         (folder / "my-task").symlink_to(ROOT / "docs" / "examples" / "rents")
         (folder / "my_rewards.py").write_text(next(text for _, text in blocks("python") if "REWARDS.register" in text))
-        (folder / "members.jsonl").write_text('{"rl.clip": 0.1, "seed": 3}\n')
+        (folder / "members.jsonl").write_text('{"rl.value_clip": 0.1, "seed": 3}\n')
         self._environment = (
             os.environ | ENVIRONMENT | {"MLFLOW_TRACKING_URI": f"file://{folder}/mlruns"} | cache(folder)
         )

@@ -20,9 +20,9 @@ PAGE = Path(__file__).parents[1] / "docs" / "config_reference.md"
 HEAD = """# Config reference
 
 Made from `mlagent_jax/settings/schema.py` by `python tools/config_reference.py`; do not edit. A config file under
-`configs/` changes what it needs, and a flag overrides any field: `--config.rl.clip=0.1`. Several names are written
-`--config.tasks.train=a,b`, all in one flag; of another field that is given twice the last flag counts. A workdir
-belongs to its settings; another start may change only
+`configs/` changes what it needs, and a flag overrides any field: `--config.rl.value_clip=0.1`. Several names are
+written `--config.tasks.train=a,b`, all in one flag; of another field that is given twice the last flag counts. A
+workdir belongs to its settings; another start may change only
 """
 
 

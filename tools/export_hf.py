@@ -8,13 +8,13 @@ is whole, and `tools/verify_hf.py` compares what transformers computes from it w
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 
 from absl import app, flags, logging
-from etils import epath
 
 CHECKPOINT = flags.DEFINE_string(
-    "checkpoint", None, "A stage's checkpoints, WORKDIR/checkpoints/STAGE; local or gs://.", required=True
+    "checkpoint", None, "A run's workdir, stage (WORKDIR/checkpoints/STAGE) or step; local or gs://.", required=True
 )
 OUTPUT = flags.DEFINE_string("output", None, "Folder to write; local or gs://.", required=True)
 STEP = flags.DEFINE_integer("step", None, "Step to export; default the latest.")
@@ -22,33 +22,23 @@ DTYPE = flags.DEFINE_enum("dtype", None, ["float32", "bfloat16", "float16"], "Of
 MAX_SHARD_MB = flags.DEFINE_integer("max_shard_mb", 5000, "Size of a weight file in MB.", lower_bound=1)
 
 
-def export(checkpoint: epath.Path, output: str, step: int | None, dtype: str | None, max_shard_size: int) -> int:
+def export(checkpoint: str, output: str, step: int | None, dtype: str | None, max_shard_size: int) -> int:
     """Writes `output` and returns the step that was exported.
 
     Raises:
       FileNotFoundError, ValueError: no such checkpoint, or none that says which model it is.
     """
-    from mlagent_jax import models
-    from mlagent_jax.checkpoints import hugging_face
-    from mlagent_jax.checkpoints.orbax import Checkpointer
-    from mlagent_jax.models.tokenizer import Tokenizer
+    from mlagent_jax.checkpoints import hugging_face, policies
 
-    config = hugging_face.read_config(checkpoint / "model")
-    tokenizer = Tokenizer.load(checkpoint / "model")
-    with Checkpointer(checkpoint, read_only=True) as saved:
-        step = saved.latest() if step is None else step
-        if step is None:
-            raise FileNotFoundError(f"{checkpoint} holds no checkpoint that is whole")
-        shapes = saved.shapes(step)
-        if "policy/embedder/embedding" not in shapes:
-            raise ValueError(
-                f"{checkpoint} holds adapters alone: export with the config that trained them, --config.stages=export"
-            )
-        _, params = models.abstract(config, dtype=shapes["policy/embedder/embedding"].dtype)
-        arrays, _ = saved.restore(step, {"policy": params}, partial=True)
-    origin = hugging_face.read_origin(checkpoint / "model")
-    hugging_face.save(output, config, arrays["policy"], tokenizer, dtype, max_shard_size, origin)
-    return step
+    saved = policies.locate(checkpoint)
+    if saved is None:
+        raise FileNotFoundError(f"{checkpoint} is no workdir, stage or step of a run")
+    saved = saved if step is None else dataclasses.replace(saved, step=step)
+    recipe = policies.Recipe.read(saved.workdir)
+    saved = policies.resolved(saved, recipe)
+    policy = policies.load_saved(saved, recipe, policies.Placement())
+    hugging_face.save(output, policy.config, policy.params, policy.tokenizer, dtype, max_shard_size, policy.origin)
+    return saved.step
 
 
 def main(argv: list[str]) -> None:
@@ -56,7 +46,7 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}: give --checkpoint and --output")
     try:
-        step = export(epath.Path(CHECKPOINT.value), OUTPUT.value, STEP.value, DTYPE.value, MAX_SHARD_MB.value * 10**6)
+        step = export(CHECKPOINT.value, OUTPUT.value, STEP.value, DTYPE.value, MAX_SHARD_MB.value * 10**6)
     except (OSError, ValueError) as error:
         sys.exit(f"error: {error}")
     print(f"{OUTPUT.value}: step {step} of {CHECKPOINT.value}")

@@ -12,7 +12,11 @@ def get_study() -> Study:
         name="worth",
         question=(
             "Does a policy learn to comment where an edit that changes nothing pays 0.5 (`text-counts`), and does it "
-            "gain more where losses cost no more than such a step (`gains-alone`)?"
+            "gain more where losses pay little more than such a step (`cheap-losses`), or no more (`gains-alone`)?"
         ),
-        arms=(Arm("text-counts", text_counts), Arm("gains-alone", {"rl.reward": "improvement:neutral=0.1"})),
+        arms=(
+            Arm("text-counts", text_counts),
+            Arm("cheap-losses", {"rl.reward": "improvement:neutral=0.3"}),
+            Arm("gains-alone", {"rl.reward": "improvement:neutral=0.1"}),
+        ),
     )

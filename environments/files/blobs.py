@@ -11,22 +11,24 @@ from __future__ import annotations
 import abc
 import contextlib
 import dataclasses
+import datetime
 import hashlib
 import os
 import random
 import re
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import fsspec
 
 T = TypeVar("T")
 
-_ID = re.compile(r"[0-9a-f]{64}")
+ID = re.compile(r"[0-9a-f]{64}")
+"""Id of a blob."""
 _ATTEMPTS = 4
 """Of one operation on a bucket, beside the driver's own."""
 _PAUSE_SECONDS = 0.2
@@ -106,6 +108,22 @@ class Store(abc.ABC):
     def missing(self, identities: Iterable[str]) -> set[str]:
         """Those of the blobs that are not there; see `has`."""
         return {identity for identity in identities if not self.has(identity)}
+
+    @abc.abstractmethod
+    def blobs(self) -> Iterator[Blob]:
+        """All blobs, in no order.
+
+        Raises:
+          StoreError: the store does not say.
+        """
+
+    @abc.abstractmethod
+    def delete(self, identity: str) -> None:
+        """Delete a blob; a missing one is fine.
+
+        Raises:
+          StoreError: it cannot be deleted.
+        """
 
     @abc.abstractmethod
     def _size(self, identity: str) -> int | None:
@@ -195,16 +213,17 @@ class FolderStore(Store):
         return identity
 
     def blobs(self) -> Iterator[Blob]:
-        """All blobs, in no order."""
         for path in self.folder.glob("??/??/*"):
-            if _ID.fullmatch(path.name):
+            if ID.fullmatch(path.name):
                 with contextlib.suppress(FileNotFoundError):
                     status = path.stat()
                     yield Blob(path.name, status.st_size, status.st_mtime)
 
     def delete(self, identity: str) -> None:
-        """Delete a blob; a missing one is fine."""
-        self._path(_checked(identity)).unlink(missing_ok=True)
+        try:
+            self._path(_checked(identity)).unlink(missing_ok=True)
+        except OSError as error:
+            raise StoreError(f"blob {identity} cannot be deleted from {self.url} ({error.strerror})") from error
 
 
 class RemoteStore(Store):
@@ -224,6 +243,17 @@ class RemoteStore(Store):
     def _path(self, identity: str) -> str:
         return f"{self._root}/{identity[:2]}/{identity}"
 
+    def blobs(self) -> Iterator[Blob]:
+        found = self._try("listed", self._root, lambda path: self._files.find(path, detail=True))
+        for path, facts in found.items():
+            name = path.rpartition("/")[2]
+            if ID.fullmatch(name):
+                yield Blob(name, facts["size"], _written(facts))
+
+    def delete(self, identity: str) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            self._try("deleted", self._path(_checked(identity)), self._files.rm_file)
+
     def missing(self, identities: Iterable[str]) -> set[str]:
         ordered = sorted(set(identities))
         with ThreadPoolExecutor(_THREADS) as pool:
@@ -232,24 +262,24 @@ class RemoteStore(Store):
 
     def _size(self, identity: str) -> int | None:
         try:
-            return self._try("asked for", identity, self._files.size)
+            return self._try("asked for", self._path(identity), self._files.size)
         except FileNotFoundError:
             return None
 
     def _read(self, identity: str) -> bytes:
         try:
-            return self._try("read", identity, self._files.cat_file)
+            return self._try("read", self._path(identity), self._files.cat_file)
         except FileNotFoundError:
             raise self._missing(identity) from None
 
     def _write(self, identity: str, data: bytes) -> None:
         try:
-            self._try("written", identity, lambda path: self._files.pipe_file(path, data))
+            self._try("written", self._path(identity), lambda path: self._files.pipe_file(path, data))
         except FileNotFoundError as error:
             raise StoreError(f"a blob cannot be written to {self.url} ({error}): is there such a bucket?") from error
 
-    def _try(self, done: str, identity: str, operation: Callable[[str], T]) -> T:
-        """Do something with a blob's path, again after a failure that may pass. Each driver has exceptions of its own.
+    def _try(self, done: str, path: str, operation: Callable[[str], T]) -> T:
+        """Do something with a path of the bucket, again after a failure that may pass, whatever a driver raises.
 
         Raises:
           FileNotFoundError: there is none.
@@ -258,15 +288,23 @@ class RemoteStore(Store):
         attempt = 1
         while True:
             try:
-                return operation(self._path(identity))
+                return operation(path)
             except FileNotFoundError:
                 raise
             except Exception as error:
                 if isinstance(error, PermissionError) or attempt == _ATTEMPTS:
                     reason = f"{type(error).__name__}: {error}"
-                    raise StoreError(f"blob {identity} cannot be {done} in {self.url} ({reason})") from error
+                    raise StoreError(f"{path} cannot be {done} in {self.url} ({reason})") from error
             time.sleep(_PAUSE_SECONDS * 4 ** (attempt - 1) * random.uniform(0.5, 1.5))  # noqa: S311 - jitter
             attempt += 1
+
+
+def _written(facts: Mapping[str, Any]) -> float:
+    """When an object was written, as its file system says it; now where it does not say, so that it counts as new."""
+    told = next((facts[key] for key in ("updated", "LastModified", "mtime", "created") if facts.get(key)), None)
+    if isinstance(told, str):
+        told = datetime.datetime.fromisoformat(told)
+    return told.timestamp() if isinstance(told, datetime.datetime) else float(told or time.time())
 
 
 def open_store(url: str | os.PathLike[str]) -> Store:
@@ -282,6 +320,6 @@ def open_store(url: str | os.PathLike[str]) -> Store:
 
 
 def _checked(identity: str) -> str:
-    if not _ID.fullmatch(identity):
+    if not ID.fullmatch(identity):
         raise StoreError(f"blob id is {identity!r}; an id is the SHA-256 of the blob, 64 hex digits")
     return identity

@@ -14,16 +14,18 @@ import fnmatch
 import json
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from environments.files.blobs import CorruptBlobError, FolderStore, MissingBlobError, Store, StoreError
+from environments.files.blobs import ID, CorruptBlobError, MissingBlobError, Store
 from environments.files.hostile import HostileFileError, create, read_regular
 from environments.protocol import canonical_json
 from environments.sandbox.inside import tree
 
 VERSION = 1
+_MANIFEST = b'{"entries":'
+"""How a manifest begins, in canonical JSON."""
 _KINDS = {"d": "folder", "f": "file", "l": "link"}
 """Of a manifest, by those of `tree`."""
 
@@ -45,7 +47,7 @@ class Entry:
 
 
 @dataclasses.dataclass(frozen=True)
-class Collection:
+class Collected:
     """What a garbage collection did."""
 
     deleted: int
@@ -157,22 +159,36 @@ class Snapshots:
             return False
         return not self.store.missing(needed - (self.reachable(known) if known else set()))
 
-    def collect(
-        self, roots: Iterable[str], max_bytes: int, blobs: Iterable[str] = (), min_age_seconds: float = 3600.0
-    ) -> Collection:
+    def in_use(self, names: Iterable[str]) -> set[str]:
+        """Ids of the blobs among `names`, and of all that these need: a snapshot its files, a stored job or outcome
+        whatever it names. Names that are no blobs here are passed over.
+
+        Raises:
+          StoreError: a blob cannot be read.
+        """
+        kept: set[str] = set()
+        pending = {name for name in names if ID.fullmatch(name)}
+        while pending:
+            missing = self.store.missing(pending)
+            named: set[str] = set()
+            for identity in pending - missing:
+                data = self.store.get(identity)
+                found = ID.findall(data.decode(errors="replace")) if data.startswith(b"{") else []
+                (kept if data.startswith(_MANIFEST) else named).update(found)  # A snapshot's files name nothing.
+            kept |= pending - missing
+            pending = named - kept
+        return kept
+
+    def collect(self, kept: Collection[str], max_bytes: int = 0, min_age_seconds: float = 3600.0) -> Collected:
         """Delete what nobody needs, the oldest first, until the store holds at most `max_bytes`.
 
         Args:
-          roots: snapshots to keep, with all they reach.
-          blobs: other blobs to keep (submissions of a run).
+          kept: ids of the blobs that stay, see `in_use`.
           min_age_seconds: what was put later stays: it may belong to a snapshot that is being taken.
 
         Raises:
-          StoreError: a root is not in the store (nothing is deleted then), or the store is no folder.
+          StoreError: the store does not say what it holds, or does not delete it.
         """
-        if not isinstance(self.store, FolderStore):
-            raise StoreError(f"{self.store.url} is not a folder: let the bucket's own lifecycle rules delete by age")
-        kept = set(blobs).union(*(self.reachable(root) for root in roots))
         found = sorted(self.store.blobs(), key=lambda blob: blob.modified)
         size = sum(blob.size for blob in found)
         deleted = freed = 0
@@ -184,4 +200,4 @@ class Snapshots:
                 self.store.delete(blob.id)
                 deleted += 1
                 freed += blob.size
-        return Collection(deleted, freed, size - freed)
+        return Collected(deleted, freed, size - freed)

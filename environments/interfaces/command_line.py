@@ -10,6 +10,7 @@ python -m environments grade TASK SUBMISSION [--json]
 python -m environments play TASK
 python -m environments run TASK --actions FILE.jsonl --sandbox NAME --json
 python -m environments serve TASK
+python -m environments self-check [--sandbox NAME] [--json]
 python -m environments clean [--max-gb 4]
 """
 
@@ -35,7 +36,7 @@ from environments.interfaces.json_lines import failure, record, serve
 from environments.interfaces.terminal import printable
 from environments.protocol import Outcome
 from environments.registry import RegistryError
-from environments.sandbox import PROVIDERS, open_sandbox
+from environments.sandbox import SANDBOXES, open_sandbox, self_check
 from environments.sandbox.base import SandboxError
 from environments.tasks.check.checker import check
 from environments.tasks.task import InvalidSubmissionError, TaskError, TaskSpec
@@ -217,10 +218,24 @@ def _serve(options: argparse.Namespace) -> int:
     return 0
 
 
+def _self_check(options: argparse.Namespace) -> int:
+    results = []
+    with contextlib.closing(open_sandbox(options.sandbox)) as sandbox:
+        for result in self_check.run_checks(sandbox):
+            results.append(result)
+            if options.json:
+                _answer(options, vars(result))
+            else:
+                print(printable(str(result)), flush=True)
+    if not options.json:
+        print(f"\n{sandbox.name}\n{self_check.table(results)}")
+    return int(any(result.failed for result in results))
+
+
 def _clean(options: argparse.Namespace) -> None:
     """Snapshots of episodes that are over are nobody's: the starting workspaces are stored again on the next reset."""
     store = open_store(options.cache_dir / "store")
-    done = Snapshots(store).collect(roots=(), max_bytes=int(options.max_gb * 1e9))
+    done = Snapshots(store).collect((), max_bytes=int(options.max_gb * 1e9))
     print(f"{done.deleted} files deleted, {done.freed_bytes / 1e6:.1f} MB; {done.kept_bytes / 1e6:.1f} MB kept")
 
 
@@ -369,6 +384,11 @@ def _parser() -> argparse.ArgumentParser:
     _add_max_steps(command)
     command.set_defaults(command=_serve)
 
+    command = commands.add_parser("self-check", help="try out what a sandbox holds on this host, in some minutes")
+    command.add_argument("--json", action="store_true", help="one check a line as JSON")
+    _add_sandbox_name(command)
+    command.set_defaults(command=_self_check)
+
     command = commands.add_parser("clean", help="delete the oldest snapshots of episodes, but none of the last hour")
     _add_cache_dir(command)
     command.add_argument("--max-gb", type=_gigabytes, default=4.0, metavar="GB", help="what may stay (default 4)")
@@ -396,8 +416,13 @@ def _gigabytes(text: str) -> float:
     return value
 
 
+def _add_sandbox_name(command: argparse.ArgumentParser) -> None:
+    names = ("auto", *SANDBOXES.names())
+    command.add_argument("--sandbox", choices=names, default="bubblewrap", help="where scripts run")
+
+
 def _add_sandbox(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--sandbox", choices=("auto", *PROVIDERS), default="bubblewrap", help="where scripts run")
+    _add_sandbox_name(command)
     command.add_argument("--seed", type=_seed, default=0, help="of the data; the executions' follows (default 0)")
 
 

@@ -164,8 +164,9 @@ class RewardQueue(Protocol):
     def purge(self, older_than_seconds: float, run: str | None = None) -> int:
         """Delete what finished longer ago than that, and workers not seen since; returns how many jobs."""
 
-    def texts(self) -> Iterator[str]:
-        """Texts of all jobs and outcomes in the queue, as they are stored: what they name in the store is in use."""
+    def texts(self, steps: Mapping[str, int]) -> Iterator[str]:
+        """Texts of jobs and outcomes, as they are stored: what they name in the store is in use. Those whose results a
+        training step before `steps`, by run, used are left out."""
 
     def status(self) -> Mapping[str, Any]:
         """Depth, ages, leases, attempts, dead letters with reasons, workers with last-seen, rates; as JSON."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
+from environments.registry import Registry
 from environments.sandbox.base import (
     GUARANTEES,
     Ending,
@@ -17,7 +18,7 @@ from environments.sandbox.docker import DockerSandbox
 
 __all__ = [
     "GUARANTEES",
-    "PROVIDERS",
+    "SANDBOXES",
     "Ending",
     "Execution",
     "Sandbox",
@@ -26,15 +27,19 @@ __all__ = [
     "open_sandbox",
 ]
 
-PROVIDERS = {"docker": DockerSandbox, "bubblewrap": BubblewrapSandbox}
-"""Sandboxes by name, in the order in which `auto` tries them."""
+SANDBOXES: Registry[Callable[[], Sandbox]] = Registry("sandbox", group="mlagent_jax.sandboxes")
+"""Sandboxes by name; installed packages add theirs with an entry point in this group."""
+SANDBOXES.register("docker")(DockerSandbox)
+SANDBOXES.register("bubblewrap")(BubblewrapSandbox)
+_AUTO = ("docker", "bubblewrap")
+"""In the order in which `auto` tries them."""
 
 
 def open_sandbox(name: str = "auto", required: Iterable[str] = ()) -> Sandbox:
     """Start a sandbox on this host.
 
     Args:
-      name: one of `PROVIDERS`, or "auto" for the first that works here.
+      name: of `SANDBOXES`, or "auto" for the first of ours that works here.
       required: names of `GUARANTEES` that must hold; each is tried out before this returns.
 
     Raises:
@@ -44,10 +49,8 @@ def open_sandbox(name: str = "auto", required: Iterable[str] = ()) -> Sandbox:
     required = frozenset(required)
     if unknown := sorted(required - frozenset(GUARANTEES)):
         raise ValueError(f"required: no guarantee is named {unknown[0]!r}; there are {', '.join(GUARANTEES)}")
-    if name != "auto" and name not in PROVIDERS:
-        raise ValueError(f"sandbox: {name!r} is none of auto, {', '.join(PROVIDERS)}")
     reasons = []
-    for candidate in PROVIDERS if name == "auto" else [name]:
+    for candidate in _AUTO if name == "auto" else [name]:
         try:
             return _open(candidate, required)
         except SandboxUnavailableError as error:
@@ -56,7 +59,7 @@ def open_sandbox(name: str = "auto", required: Iterable[str] = ()) -> Sandbox:
 
 
 def _open(name: str, required: frozenset[str]) -> Sandbox:
-    sandbox = PROVIDERS[name]()
+    sandbox = SANDBOXES.get(name)()
     missing = sorted(required - sandbox.guarantees) if required else []
     if missing:
         sandbox.close()

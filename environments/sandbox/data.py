@@ -9,26 +9,34 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import itertools
 import os
 import shutil
 import tempfile
 import threading
 from collections.abc import Iterator
+from concurrent.futures import Future
 from pathlib import Path
 
 from environments.files.owned import OwnedFolder, remove_abandoned
 
 _STATE_PREFIX = "mlagent-sandbox-"
+_SERIAL = itertools.count()
 
 
 @dataclasses.dataclass
 class _Entry:
-    size_bytes: int
+    copied: Future[None] = dataclasses.field(default_factory=Future)
+    """Done when the copy is there, or cannot be made."""
+    size_bytes: int = 0
     users: int = 0
 
 
 class DataStore:
-    """Copies of data directories under one folder, the least recently used evicted beyond a size."""
+    """Copies of data directories under one folder, the least recently used evicted beyond a size.
+
+    Nothing is copied or deleted under the lock: who needs other data does not wait for gigabytes.
+    """
 
     def __init__(self, root: Path, max_bytes: int = 4 << 30) -> None:
         self.root = root
@@ -48,11 +56,14 @@ class DataStore:
         """
         name = _fingerprint(data)
         with self._lock:
-            entry = self._entries.pop(name, None) or self._copy(data, name)
-            self._entries[name] = entry
+            known = self._entries.pop(name, None)
+            entry = self._entries[name] = known or _Entry()
             entry.users += 1
-            self._evict()
         try:
+            if known is None:
+                self._copy(data, name, entry)
+            entry.copied.result()
+            self._evict()
             yield name
         finally:
             with self._lock:
@@ -76,7 +87,19 @@ class DataStore:
             with self._lock:
                 entry.users -= 1
 
-    def _copy(self, data: Path, name: str) -> _Entry:
+    def _copy(self, data: Path, name: str, entry: _Entry) -> None:
+        """Make the copy, and tell those who wait for it."""
+        try:
+            entry.size_bytes = self._build(data, name)
+        except BaseException as error:
+            with self._lock:
+                del self._entries[name]
+            entry.copied.set_exception(error)
+        else:
+            entry.copied.set_result(None)
+
+    def _build(self, data: Path, name: str) -> int:
+        """Copy `data` to `name`; returns the copy's size in bytes."""
         building = Path(tempfile.mkdtemp(prefix=".building-", dir=self.root))
         size = 0
         try:
@@ -95,17 +118,20 @@ class DataStore:
         except BaseException:
             shutil.rmtree(building, ignore_errors=True)
             raise
-        return _Entry(size)
+        return size
 
     def _evict(self) -> None:
-        total = sum(entry.size_bytes for entry in self._entries.values())
-        for name, entry in list(self._entries.items()):
-            if total <= self._max_bytes:
-                return
-            if not entry.users:
-                shutil.rmtree(self.root / name)
-                del self._entries[name]
-                total -= entry.size_bytes
+        evicted = []
+        with self._lock:
+            total = sum(entry.size_bytes for entry in self._entries.values())
+            for name, entry in list(self._entries.items()):
+                if total > self._max_bytes and not entry.users:
+                    del self._entries[name]
+                    total -= entry.size_bytes
+                    evicted.append(self.root / f".evicted-{name}-{next(_SERIAL)}")
+                    (self.root / name).rename(evicted[-1])
+        for folder in evicted:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _fingerprint(data: Path) -> str:

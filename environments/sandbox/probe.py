@@ -19,7 +19,7 @@ from environments.sandbox.base import Ending, Execution, Sandbox, SandboxError
 _LIMITS = Limits(cpu_seconds=5.0, wall_seconds=30.0, memory_mb=256, processes=16, file_mb=8, disk_mb=8, output_kb=16)
 
 _LOOK = """
-import json, os, socket
+import ctypes, fcntl, json, os, socket
 seen = {}
 
 def fails(action):
@@ -47,7 +47,15 @@ interfaces = [line.split(":")[0].strip() for line in open("/proc/net/dev") if ":
 seen["network"] = set(interfaces) <= {"lo"} and fails(lambda: connects(socket.AF_INET, ("192.0.2.1", 80)))
 seen["processes"] = len([name for name in os.listdir("/proc") if name.isdecimal()]) <= 3
 seen["privileges"] = (
-    os.getuid() != 0 and int(status("CapEff"), 16) == int(status("CapBnd"), 16) == 0 and status("NoNewPrivs") == "1"
+    os.getuid() != 0
+    and int(status("CapEff"), 16) == int(status("CapBnd"), 16) == 0
+    and status("NoNewPrivs") == "1"
+    and status("Seccomp") == "2"
+)
+libc = ctypes.CDLL(None)
+seen["neighbours"] = (
+    fails(lambda: fcntl.fcntl(os.open("sentinel.txt", os.O_RDONLY), fcntl.F_SETLEASE, fcntl.F_RDLCK))
+    and libc.inotify_init1(0) == -1
 )
 
 def fill(folder):

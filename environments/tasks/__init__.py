@@ -14,13 +14,16 @@ import contextlib
 import dataclasses
 import difflib
 import functools
+import logging
 from pathlib import Path
 
 from environments.sandbox.base import Sandbox
 from environments.tasks import paper
 from environments.tasks.adapters import mlagentbench, mlebench
+from environments.tasks.check import examination
 from environments.tasks.folders import folder
 from environments.tasks.generated import embedded, micro
+from environments.tasks.generated.recipe import Recipe
 from environments.tasks.prepared import FolderTask, open_task, prepare_task
 from environments.tasks.task import InvalidSubmissionError, NoHeadroomError, PreparedTask, Task, TaskError, TaskSpec
 
@@ -41,6 +44,9 @@ __all__ = [
 OwnRecipe = folder.FolderRecipe | mlagentbench.BenchmarkRecipe
 SPLITS = ("train", "held_out")
 DRAWS = 5
+_WARNINGS = 5
+"""Places that are named when a task is prepared."""
+_log = logging.getLogger(__name__)
 
 
 @functools.cache
@@ -101,9 +107,10 @@ def _own(recipe: OwnRecipe) -> OwnRecipe:
     return recipe
 
 
-def prepare(name: str, root: Path, seed: int, sandbox: Sandbox) -> FolderTask:
+def prepare(name: str, root: Path, seed: int, sandbox: Sandbox, warn: bool = True) -> FolderTask:
     """The task called `name`, built for `seed` under `root` and measured in `sandbox`; reused where it is there.
 
+    Public files of a task of one's own are searched for its labels, and with `warn` a warning is logged of each place.
     A micro-task whose data happen to leave no headroom is drawn again, up to `DRAWS` times.
 
     Raises:
@@ -111,6 +118,11 @@ def prepare(name: str, root: Path, seed: int, sandbox: Sandbox) -> FolderTask:
       SandboxError: the sandbox failed.
     """
     task = get(name)
+    if not isinstance(task, Recipe):
+        prepared = prepare_task(task, root, seed, sandbox)
+        for found in examination.warnings(prepared)[:_WARNINGS] if warn else ():
+            _log.warning("task %s: %s (python -m environments check %s)", task.spec.name, found, name)
+        return prepared
     if not task.spec.name.startswith(micro.PREFIX):
         return prepare_task(task, root, seed, sandbox)
     for draw in range(DRAWS - 1):

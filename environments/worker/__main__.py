@@ -108,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             environment.take,
             arguments.slots,
             capabilities,
-            interrupt=sandbox.close,
+            interrupt=environment.interrupt,
             lease_seconds=arguments.lease_seconds,
             drain_seconds=arguments.drain_seconds,
             parent_pid=arguments.parent_pid,

@@ -1,7 +1,7 @@
 """Starts a worker process beside a trainer on one host, and starts it again when it dies.
 
 A worker that dies before it works cannot start here, and is given up after a few times. One that dies at work was
-killed by something: it is started again, with growing pauses, and the queue sets the job aside that kills its workers.
+killed by something: it is started again, and the queue sets the job aside that kills its workers.
 
 The worker is a program of its own (`environments.worker`), never a fork: the trainer may have started JAX. It is told
 the trainer's process id and ends itself when that process is gone.
@@ -16,7 +16,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -26,9 +25,8 @@ STARTED = b'"event": "started"'
 """Stands in the log of a worker that has got to work."""
 MAX_FAILED_STARTS = 3
 """So many in a row, and it is not started again."""
-LONG_LIFE_SECONDS = 60.0
-"""A worker that lives longer is started again without a pause."""
-LONGEST_PAUSE_SECONDS = 30.0
+PAUSE_SECONDS = 1.0
+"""Before a worker that died is started again."""
 _POLL_SECONDS = 0.2
 _log = logging.getLogger("mlagent.supervision")
 
@@ -89,7 +87,7 @@ class WorkerHandle:
             )
 
     def _watch(self) -> None:
-        began, failed_starts, deaths = time.monotonic(), 0, 0
+        failed_starts = 0
         while not self._stopping.wait(_POLL_SECONDS):
             status = self._process.poll()
             if status is None:
@@ -101,12 +99,9 @@ class WorkerHandle:
             if failed_starts >= MAX_FAILED_STARTS:
                 self._failure = f"the worker {why} {failed_starts} times in a row: {last_line}"
                 return
-            deaths = deaths + 1 if time.monotonic() - began < LONG_LIFE_SECONDS else 0
-            pause = min(2.0 ** (deaths - 2), LONGEST_PAUSE_SECONDS) if deaths > 1 else 0.0
-            _log.warning("the worker %s: %s; it is started again in %.0f s", why, last_line, pause)
-            if self._stopping.wait(pause):
+            _log.warning("the worker %s and is started again; its last words: %s", why, last_line)
+            if self._stopping.wait(PAUSE_SECONDS):
                 return
-            began = time.monotonic()
             self._process = self._start()
 
     def _kill_group(self) -> None:

@@ -73,8 +73,8 @@ class Renderer:
         return [*self.tokenizer.encode(action), self.tokenizer.eos_id]
 
     def decode_action(self, tokens: list[int]) -> str:
-        """Text of a sampled action, without the end-of-text token."""
-        end = len(tokens) - (bool(tokens) and tokens[-1] == self.tokenizer.eos_id)
+        """Text of a sampled action, without the token that ended it."""
+        end = len(tokens) - (bool(tokens) and tokens[-1] in self.tokenizer.stop_ids)
         return self.tokenizer.decode(tokens[:end])
 
     def _tokens(self, text: str) -> list[int]:

@@ -392,11 +392,16 @@ def describe(
     ids = {} if tokenizer is None else {"eos_token_id": tokenizer.eos_id, "pad_token_id": tokenizer.pad_id}
     write_json(folder / "config.json", {**config.to_hf(), **(origin.token_ids or ids)})
     if origin.generation is None:
-        write_json(folder / GENERATION, ids)
+        ends = {} if tokenizer is None else {"eos_token_id": _one_or_all(tokenizer.stop_ids)}
+        write_json(folder / GENERATION, {**ids, **ends})
     else:
         (folder / GENERATION).write_bytes(origin.generation)
     if tokenizer is not None:
         tokenizer.save(folder)
+
+
+def _one_or_all(ids: tuple[int, ...]) -> int | list[int]:
+    return ids[0] if len(ids) == 1 else list(ids)
 
 
 def write_json(path: epath.Path, value: Mapping[str, Any]) -> None:

@@ -24,6 +24,7 @@ from mlagent_jax.runtime.interruption import Stopped
 
 ARRAYS, EXTRA = "arrays", "extra"
 _DELETED = "deleted"
+_MARK = "_CHECKPOINT_METADATA"
 _WHOLE = "commit_success.txt"
 """What Orbax writes last into a step in a bucket; a step without it does not count."""
 
@@ -155,9 +156,15 @@ class Checkpointer:
             )
 
     def steps(self) -> list[int]:
-        """Steps that can be restored, in order; one still being written is not among them."""
+        """Steps that can be restored, in order; one that is still being written, or never was finished, is not."""
         self._manager.reload()
-        return sorted(self._manager.all_steps())
+        return sorted(step for step in self._manager.all_steps() if self._is_whole(step))
+
+    def _is_whole(self, step: int) -> bool:
+        """Whether a step has all that Orbax writes into one: a folder that was copied by halves has not."""
+        folder = self.directory / str(step)
+        needed = (_MARK, f"{ARRAYS}/_METADATA", f"{EXTRA}/metadata")
+        return all((folder / name).exists() for name in needed)
 
     def latest(self) -> int | None:
         """The last step that is whole, None if there is none."""

@@ -7,15 +7,13 @@ executed results in the queue.
 
 from __future__ import annotations
 
-import dataclasses
-import math
 from typing import Any
 
-from environments.protocol import State
 from mlagent_jax.agents.factory import PolicyAgent
 from mlagent_jax.evaluation.agents import open_agent
 from mlagent_jax.evaluation.episodes import execute, job_version, play_episodes
 from mlagent_jax.reporting.benchmark import write_benchmark
+from mlagent_jax.runs.fixed_states import fixed_states
 from mlagent_jax.runs.run import Run
 from mlagent_jax.runtime import jsonl, processes
 from mlagent_jax.settings.agent_names import OF_THE_RUN, AgentSpec, parse_agent
@@ -49,21 +47,11 @@ def _steps(run: Run, name: str, agent: PolicyAgent) -> list[dict[str, Any]]:
     """One action, several times, from each fixed state."""
     config = run.config.evaluate
     limits = {"held_in": config.states_held_in, "held_out": config.states_held_out}
-    if not any(limits.values()):
-        return []
-    fixed: dict[str, list[State]] = {"held_in": [], "held_out": []}
-    for record in run.expert_records():
-        state = dataclasses.replace(record.state, ideas=())
-        states = fixed.get(record.split)
-        # Trajectories of one task share their first state; it counts once.
-        if states is not None and state not in states and agent.fits(state):
-            states.append(state)
     records = []
-    for split, states in fixed.items():
-        states = _spread(states, limits[split])
+    for split, limit in limits.items():
+        states = fixed_states(run, split, limit, agent.fits)
         if not states:
             continue
-        run.check_snapshots(states)
         actions = agent.actor.act(agent.params, states, config.samples, "evaluate")
         jobs = [
             run.job(action.state, action, version=job_version(name), sample=action.sample, reward=config.reward)
@@ -84,10 +72,3 @@ def _steps(run: Run, name: str, agent: PolicyAgent) -> list[dict[str, Any]]:
                 }
             )
     return records
-
-
-def _spread(states: list[State], count: int) -> list[State]:
-    """`count` of `states`, evenly over their order, so that every task and depth is among them."""
-    if len(states) <= count:
-        return states
-    return [states[math.floor(i * len(states) / count)] for i in range(count)]

@@ -29,6 +29,7 @@ from mlagent_jax.agents.factory import PolicyAgent
 from mlagent_jax.agents.job_client import is_masked
 from mlagent_jax.rl.background import Beside
 from mlagent_jax.rl.in_flight import Group, Taken, UnderWay, rows_of
+from mlagent_jax.rl.scalars import silent_groups
 from mlagent_jax.rl.state_pool import StatePool, expert_states
 from mlagent_jax.runs.policies import Policy, Training, make_actor
 from mlagent_jax.runs.run import Run
@@ -45,6 +46,8 @@ class Batches:
 
     Attributes:
       turn: held while a program is handed to devices to which a thread of this class hands programs too.
+      actor: the policy as what samples, for others too while nothing is sampled ahead.
+      replaced: rows of this iteration's batch that said nothing, and in whose place others stand.
     """
 
     def __init__(self, run: Run, policy: Policy, trained: Training) -> None:
@@ -55,8 +58,9 @@ class Batches:
         # Programs over several devices wait for each other in the order in which they were handed to each.
         several = self._overlaps and run.devices.mesh.size > 1
         self.turn: contextlib.AbstractContextManager[Any] = threading.Lock() if several else contextlib.nullcontext()
-        self._actor: Actor = make_actor(run, dataclasses.replace(policy, graph=trained.graph), self.turn)
+        self.actor: Actor = make_actor(run, dataclasses.replace(policy, graph=trained.graph), self.turn)
         self._pool = self._make_pool()
+        self.replaced: list[Taken] = []
         self._under_way = UnderWay(
             run.collector, self._config.states, self._config.max_staleness, self._config.straggler_seconds
         )
@@ -69,7 +73,7 @@ class Batches:
         records = self._run.expert_records()
         states = expert_states((r for r in records if r.split == "train"), config.max_depth)
         self._run.check_snapshots(states)
-        return StatePool([state for state in states if self._actor.renderer.fits(state)], config)
+        return StatePool([state for state in states if self.actor.renderer.fits(state)], config)
 
     def __enter__(self) -> Self:
         self._beside.__enter__()
@@ -108,20 +112,21 @@ class Batches:
     def make_room(self) -> None:
         """Before the update: let the device memory for sampling go, unless sampling goes on beside it."""
         if not self._overlaps:
-            self._actor.release()
+            self.actor.release()
 
     def trained(self, taken: Sequence[Taken]) -> None:
         """The batch was trained on: it is no longer under way, and the pool learns of its states and of those that it
         reached."""
-        self._under_way.trained(taken)
+        seen = [*taken, *self.replaced]
+        self._under_way.trained(seen)
         rewards: dict[str, list[float]] = {}
         reached: list[State] = []
-        for row in taken:
+        for row in seen:
             if row.reward is None:
                 continue
             rewards.setdefault(row.action.state.id, []).append(row.reward)
             state = row.outcome.next_state(row.job)
-            if not row.outcome.final and self._actor.renderer.fits(state):
+            if not row.outcome.final and self.actor.renderer.fits(state):
                 reached.append(state)
         self._pool.learn(rewards)
         if self._run.config.pool.refresh_fraction and self._config.rollout == "step":
@@ -130,7 +135,7 @@ class Batches:
     def join(self) -> float:
         """After the update: wait for what is sampled beside it; its seconds."""
         seconds = self._beside.join()
-        self._actor.release()
+        self.actor.release()
         return seconds
 
     # -- single actions --
@@ -146,7 +151,7 @@ class Batches:
         now, later = due[:lacking], due[lacking:]
         policy = self._trained.whole(params["policy"])
         # The update has the trained arrays donated to it: what is sampled beside it has its own.
-        weights = self._actor.weights(policy, params) if later else policy
+        weights = self.actor.weights(policy, params) if later else policy
         started = time.monotonic()
         for index, states in now:
             self._sample(weights, version, index, states)
@@ -158,7 +163,48 @@ class Batches:
 
         if later:
             self._beside.start(sample_later)
-        return self._under_way.take(version, show), seconds
+        taken = self._under_way.take(version, show)
+        if self._config.silent_groups == "resample":
+            taken, more = self._resample(version, policy, taken, show)
+            seconds += more
+        return taken, seconds
+
+    def _resample(
+        self, version: int, policy: Any, taken: list[Taken], show: Callable[[Outcome], None]
+    ) -> tuple[list[Taken], float]:
+        """Puts groups from other states in the place of those that say nothing, within the budget of executions.
+
+        DAPO's dynamic sampling (Yu et al. 2025, arXiv 2503.14476, section 3.2), which samples until the batch is full.
+        Where the budget ends first, silent groups stay. Returns the batch, and the seconds that its sampling took.
+        """
+        started, waited = time.monotonic(), 0.0
+        samples, budget = self._config.samples, self._config.resample_executions // self._config.samples
+        self.replaced = []
+        # Groups have an index of their own, behind those of all batches.
+        index, rounds = self._config.iterations * self._config.states + version * budget, itertools.count()
+        while (silent := sorted(silent_groups(taken))) and budget:
+            count, round_ = min(len(silent), budget), next(rounds)
+            states = self._pool.sample(np.random.default_rng([self._run.config.seed, version, 2, round_]), count)
+            actions = self.actor.act(policy, states, samples, f"rl/{version}/again/{round_}")
+            groups = [
+                self._group(index + place, version, tuple(actions[place * samples : (place + 1) * samples]))
+                for place in range(count)
+            ]
+            index, budget = index + count, budget - count
+            before = time.monotonic()
+            outcomes = iter(self._run.collector.gather([job for group in groups for job in group.jobs], show))
+            waited += time.monotonic() - before
+            fresh = [
+                Taken(action, job, (outcome := next(outcomes)), outcome.reward, group.index, group.version)
+                for group in groups
+                for action, job in zip(group.actions, group.jobs, strict=True)
+            ]
+            mute = silent_groups(fresh)
+            speaking = list(dict.fromkeys(row.group for row in fresh if row.group not in mute))
+            out = set(silent[: len(speaking)])
+            self.replaced += [row for row in taken if row.group in out] + [row for row in fresh if row.group in mute]
+            taken = [row for row in taken if row.group not in out] + [row for row in fresh if row.group not in mute]
+        return taken, time.monotonic() - started - waited
 
     def _sample(
         self,
@@ -169,7 +215,7 @@ class Batches:
         is_stopping: Callable[[], bool] = lambda: False,
     ) -> None:
         """Sample the batch of this index, and hand out each group as soon as it is there."""
-        found = self._actor.act_by_state(weights, states, self._config.samples, f"rl/{index}")
+        found = self.actor.act_by_state(weights, states, self._config.samples, f"rl/{index}")
         first = index * self._config.states
         groups = (self._group(first + place, version, tuple(actions)) for place, actions in found)
         if processes.count() > 1:  # which hand out together
@@ -196,7 +242,7 @@ class Batches:
             Trajectory("train", i, state) for i, state in enumerate(starts) for _ in range(self._config.samples)
         ]
         policy, samples, seconds = self._trained.whole(params["policy"]), itertools.count(), 0.0
-        agent = PolicyAgent(self._actor, policy, lambda t, depth, place: f"rl/{version}/{depth}/{place}")
+        agent = PolicyAgent(self.actor, policy, lambda t, depth, place: f"rl/{version}/{depth}/{place}")
         for wave in play(
             episodes,
             agent,

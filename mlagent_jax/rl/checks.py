@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+import logging
 import math
 from collections.abc import Mapping, Sequence
 
@@ -10,10 +10,15 @@ import numpy as np
 
 from mlagent_jax.rl.in_flight import Taken
 from mlagent_jax.rl.ppo import Batch
+from mlagent_jax.rl.replay import write_batch
 from mlagent_jax.runs.run import Run
-from mlagent_jax.runtime import jsonl
 from mlagent_jax.runtime.errors import DivergedError
 from mlagent_jax.settings.schema import Config
+
+MIN_EFFECTIVE_SAMPLES = 0.5
+"""Share of a batch's tokens that its importance weights leave, below which a user is warned."""
+
+log = logging.getLogger(__name__)
 
 
 def check_divergence(run: Run, iteration: int, values: Mapping[str, float], taken: Sequence[Taken]) -> None:
@@ -31,13 +36,7 @@ def check_divergence(run: Run, iteration: int, values: Mapping[str, float], take
         return
     path = run.workdir / "diverged.jsonl"
     if run.is_first:
-        jsonl.replace(
-            path,
-            [
-                dataclasses.asdict(row.action) | {"outcome": row.outcome.to_dict(), "version": row.version}
-                for row in taken
-            ],
-        )
+        write_batch(path, taken)
     figures = ", ".join(f"{name} {value:.3g}" for name, value in watched.items())
     raise DivergedError(
         f"iteration {iteration}: {figures} (max_kl is {max_kl}); its batch is in {path}. "
@@ -65,6 +64,22 @@ def check_sampler(run: Run, version: int, batch: Batch, log_probs: np.ndarray, t
         raise DivergedError(
             f"sampler and trainer differ by {gap:.3g} nats a token at the same weights (tolerance {tolerance:.1g}): "
             "this is a bug in one of them; check config.policy.attention and the dtypes"
+        )
+
+
+def warn_of_mismatch(iteration: int, values: Mapping[str, float]) -> None:
+    """Warn where few samples count: the policy that sampled is far from the one that is trained.
+
+    Args:
+      values: means over the update, `effective_samples` and `behaviour_gap` among them.
+    """
+    share = values["effective_samples"]
+    if share < MIN_EFFECTIVE_SAMPLES:
+        log.warning(
+            "iteration %d: importance weights leave an effective sample size of %.0f%% (sampler and trainer differ by "
+            "%.3g nats a token): lower config.rl.max_staleness, tighten config.rl.corrections "
+            "(truncate_tokens:limit=2), or set config.policy.compute_dtype to float32",
+            *(iteration, 100 * share, values["behaviour_gap"]),
         )
 
 

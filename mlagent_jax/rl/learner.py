@@ -1,4 +1,4 @@
-"""What is learned of a batch: rewards -> advantages -> clipped PPO steps with a KL to the SFT policy."""
+"""What is learned of a batch: rewards -> advantages -> policy steps with a KL to the reference policy."""
 
 from __future__ import annotations
 
@@ -11,45 +11,63 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mlagent_jax.algorithms.corrections import effective_sample_share
+from mlagent_jax.algorithms.estimators import ESTIMATORS
+from mlagent_jax.algorithms.kl import KL_CONTROLLERS
+from mlagent_jax.algorithms.means import Mean
+from mlagent_jax.algorithms.values import explained_variance
 from mlagent_jax.checkpoints.orbax import Checkpointer
 from mlagent_jax.optim.optimizer import init_state
-from mlagent_jax.rl import kl as controllers
-from mlagent_jax.rl import losses, ppo
-from mlagent_jax.rl.checks import check_divergence, check_ratio, check_sampler
+from mlagent_jax.rl import ppo
+from mlagent_jax.rl.checks import check_divergence, check_ratio, check_sampler, warn_of_mismatch
 from mlagent_jax.rl.in_flight import Taken
+from mlagent_jax.rl.scalars import silent_groups
+from mlagent_jax.rl.tracker import ValueTracker
 from mlagent_jax.runs.policies import Policy, Training, abstract
 from mlagent_jax.runs.run import Run
 from mlagent_jax.runtime import processes
+from mlagent_jax.runtime.errors import ConfigError
 from mlagent_jax.settings.schema import Config, RLConfig
 
 
-def batch_of(config: Config, pad_id: int, taken: Sequence[Taken]) -> ppo.Batch:
-    """Rows of `taken`, filled up with masked ones where episodes ended early: the shape stays the same.
+def batch_of(
+    config: Config, pad_id: int, taken: Sequence[Taken], baselines: Sequence[float] | None = None
+) -> ppo.Batch:
+    """Makes rows of `taken`, filled up with masked ones where episodes ended early: the shape stays the same.
 
-    Where durations count, a row's weight is of the seconds of its execution alone.
+    Where durations count, a row's weight is of the seconds of its execution alone. Rows of groups that say nothing are
+    masked unless `silent_groups` keeps them.
     """
     rl = config.rl
+    silent = set() if rl.silent_groups == "keep" else silent_groups(taken)
+    rewards = [None if row.group in silent else row.reward for row in taken]
     size = rl.states * rl.samples * (rl.episode_steps if rl.rollout == "episode" else 1)
     missing = size - len(taken)
-    seconds = [None if row.reward is None else row.outcome.seconds for row in taken]
+    if missing < 0:
+        raise ConfigError(
+            f"the batch has {len(taken)} rows, and config.rl.states * samples is {size}: replay it with the "
+            "settings that it was saved with"
+        )
+    seconds = [None if r is None else row.outcome.seconds for r, row in zip(rewards, taken, strict=True)]
     return ppo.make_batch(
         [*(row.action.prompt for row in taken), *[(pad_id,)] * missing],
         [*(row.action.tokens for row in taken), *[()] * missing],
         [*(row.action.log_probs for row in taken), *[()] * missing],
-        [*(row.reward for row in taken), *[None] * missing],
+        [*rewards, *[None] * missing],
         [*(row.group for row in taken), *[-1] * missing],
         pad_id=pad_id,
         action_tokens=config.prompt.max_action_tokens,
         weights=ppo.duration_weights(seconds + [None] * missing) if rl.duration_weighting else None,
+        baselines=None if baselines is None else [*baselines, *[0.0] * missing],
     )
 
 
 class Learner:
-    """The parameters in training, the optimizer's state and the KL controller.
+    """The parameters in training, the optimizer's state, the reference, the KL's coefficient, tracked values.
 
     Args:
       run: open.
-      policy: of the SFT stage, the reference.
+      policy: of the SFT stage, the first reference.
       trained: that policy in training.
       turn: held while a program is handed to the devices.
 
@@ -74,30 +92,49 @@ class Learner:
         critic |= {name: processes.everywhere(critic[name]) for name in critic.keys() - {"backbone"}}
         self.params: Any = {"policy": jax.tree.map(jnp.copy, trained.params), "critic": critic}
         self._state: Any = init_state(self._optimizer, self.params, run.config.optimizer.placement)
-        self._kl = (
-            controllers.AdaptiveKL(self._config.kl_coefficient, self._config.kl_target)
-            if self._config.kl_target
-            else controllers.FixedKL(self._config.kl_coefficient)
+        # One that is refreshed is a copy of what is trained, and scored as that is.
+        self._reference = jax.tree.map(jnp.copy, trained.params) if self._config.reference_every else None
+        self._kl_coefficient = self._config.kl_coefficient
+        self._controller = KL_CONTROLLERS.choose(self._config.kl_controller)
+        estimator = ESTIMATORS.choose(self._config.estimator)
+        self.tracker = (
+            ValueTracker(*(estimator[name] for name in ("half_life", "low", "high")))
+            if estimator.name == "single_stream"
+            else None
+        )
+
+    def batch(self, pad_id: int, taken: Sequence[Taken]) -> ppo.Batch:
+        """Makes a batch of `taken`, with the tracked values of its states."""
+        return batch_of(
+            self._run.config, pad_id, taken, None if self.tracker is None else self.tracker.baselines(taken)
         )
 
     def update(self, batch: ppo.Batch, taken: Sequence[Taken], iteration: int) -> dict[str, float]:
-        """All epochs and mini-batches of one batch, in the iteration of this index; returns means over them.
+        """Takes all epochs and mini-batches of one batch, in the iteration of this index; returns means over them.
+
+        A batch in which nothing counts changes nothing, the optimizer's moments included.
 
         Raises:
           DivergedError: NaN, or more than `max_kl` from the reference; the batch is saved first.
         """
+        if not batch.mask.any():
+            return dict.fromkeys(("kl", "policy_loss", "value_loss", "entropy", "grad_norm"), 0.0)
+        every = self._config.reference_every
+        if every and iteration and iteration % every == 0:
+            self._reference = jax.tree.map(jnp.copy, self.params["policy"])
         config, params = self._with_micro_rows(len(batch.rewards) // self._config.minibatches, batch), self.params
         whole_batch = self._with_micro_rows(len(batch.rewards), batch).micro_batch
         placed = self._run.devices.place(batch)
         whole = self._trained.whole(params["policy"])
-        coefficient = np.float32(self._kl.coefficient)
+        coefficient = np.float32(self._kl_coefficient)
         with self._turn:
             proximal = ppo.score(self._model, whole, params["critic"], placed, whole_batch)
-            reference = ppo.score(self._reference_model, self._policy.params, None, placed, whole_batch)
+            reference = self._reference_scores(placed, whole_batch)
             targets = ppo.make_targets(placed, proximal, reference, config, coefficient)
-        check_sampler(self._run, iteration, batch, processes.fetch(proximal.log_probs), taken)
-        totals: dict[str, losses.Mean] = {}
-        first: dict[str, losses.Mean] = {}
+        if not config.replay:  # whose versions are those of another run
+            check_sampler(self._run, iteration, batch, processes.fetch(proximal.log_probs), taken)
+        totals: dict[str, Mean] = {}
+        first: dict[str, Mean] = {}
         rng = np.random.default_rng([self._run.config.seed, iteration, 1])
         for _ in range(config.epochs):
             for rows in np.split(rng.permutation(len(batch.rewards)), config.minibatches):
@@ -111,16 +148,63 @@ class Learner:
                         optimizer=self._optimizer,
                         config=config,
                         base=self._trained.base,
+                        critic_only=iteration < config.critic_warmup,
                     )
                 first = first or metrics
                 totals = metrics if not totals else {name: totals[name] + metrics[name] for name in totals}
         values = {name: float(mean.value) for name, mean in totals.items()}
-        values["explained_variance"] = losses.explained_variance(totals)
-        values["kl_coefficient"] = self._kl.coefficient
+        if targets.returns is not None:
+            values["explained_variance"] = explained_variance(totals)
+        values["kl_coefficient"] = self._kl_coefficient
+        values["effective_samples"] = effective_sample_share(totals)
         check_divergence(self._run, iteration, values, taken)
         check_ratio(self._run, iteration, float(first["log_ratio_abs"].value))
-        self._kl = self._kl.update(values["kl"])
+        warn_of_mismatch(iteration, values)
+        self._kl_coefficient = self._controller(self._kl_coefficient, values["kl"])
+        if self.tracker is not None:
+            self.tracker.learn(taken, values["kl_old"])
         return values
+
+    def pretrain(self, batches: Sequence[ppo.Batch]) -> dict[str, float]:
+        """Trains the critic alone on batches whose rewards are known, one step each.
+
+        Returns:
+          `explained_variance` of the first tenth of the batches and of the last, before each was trained on.
+        """
+        explained: list[dict[str, Mean]] = []
+        for batch in batches:
+            config = self._with_micro_rows(len(batch.rewards), batch)
+            placed = self._run.devices.place(batch)
+            whole = self._trained.whole(self.params["policy"])
+            scores = ppo.score(self._model, whole, self.params["critic"], placed, config.micro_batch)
+            # The expert's log-probs are not known: its actions count as the policy's own, and only values are read.
+            own = dataclasses.replace(placed, behaviour_log_probs=scores.log_probs)
+            targets = ppo.make_targets(own, scores, scores, config)
+            self.params, self._state, metrics = ppo.ppo_step(
+                self.params,
+                self._state,
+                own,
+                targets,
+                np.float32(0.0),
+                model=self._model,
+                optimizer=self._optimizer,
+                config=config,
+                base=self._trained.base,
+                critic_only=True,
+            )
+            explained.append(metrics)
+        share = max(1, len(explained) // 10)
+        ends = {"before": explained[:share], "after": explained[-share:]}
+        sums = {
+            name: {key: sum((e[key] for e in part[1:]), part[0][key]) for key in part[0]} for name, part in ends.items()
+        }
+        return {f"explained_variance_{name}": explained_variance(part) for name, part in sums.items()}
+
+    def _reference_scores(self, placed: ppo.Batch, micro_rows: int) -> ppo.Scores:
+        """Scores of a batch by the reference."""
+        if self._reference is None:
+            return ppo.score(self._reference_model, self._policy.params, None, placed, micro_rows)
+        return ppo.score(self._model, self._trained.whole(self._reference), None, placed, micro_rows)
 
     def _with_micro_rows(self, rows: int, batch: ppo.Batch) -> RLConfig:
         """The settings with a token budget turned into rows, for passes over `rows` of the batch's rows."""
@@ -131,18 +215,25 @@ class Learner:
 
     def arrays(self) -> dict[str, Any]:
         """What a resume needs, on the devices."""
-        return {**self.params, "optimizer": self._state}
+        kept = {} if self._reference is None else {"reference": self._reference}
+        return {**self.params, "optimizer": self._state, **kept}
 
     def to_dict(self) -> dict[str, Any]:
         """What it needs besides."""
-        return {"kl": controllers.to_dict(self._kl)}
+        tracked = {} if self.tracker is None else {"tracker": self.tracker.to_dict()}
+        return {"kl": {"coefficient": self._kl_coefficient}, **tracked}
 
     def restore(self, saved: Checkpointer, step: int) -> dict[str, Any]:
         """Go on from the checkpoint of `step`; returns all that it holds beside the arrays."""
         wanted = abstract(self.arrays())
-        self.params = self._state = None  # freed before the restored ones are made: both would not fit
+        self.params = self._state = self._reference = (
+            None  # freed before the restored ones are made: both would not fit
+        )
         arrays, extra = saved.restore(step, wanted)
         self.params = {name: arrays[name] for name in ("policy", "critic")}
         self._state = arrays["optimizer"]
-        self._kl = controllers.from_dict(extra["kl"])
+        self._reference = arrays.get("reference")
+        self._kl_coefficient = extra["kl"]["coefficient"]
+        if self.tracker is not None:
+            self.tracker.restore(extra["tracker"])
         return extra

@@ -1,8 +1,8 @@
 """Step-wise PPO on the device: score a batch, turn rewards into advantages, take clipped steps.
 
 A row is one action from one state: its tokens are the time steps, its reward falls on the last of them, which is
-terminal (no bootstrap, also where the action was cut). Loss terms and estimators are those of `learning.losses` and
-`learning.estimators`; this module applies the model to them.
+terminal (no bootstrap, also where the action was cut). Loss terms and estimators are those of `mlagent_jax.algorithms`;
+this module applies the model to them.
 """
 
 from __future__ import annotations
@@ -18,11 +18,17 @@ import numpy as np
 import optax
 
 from mlagent_jax import models
+from mlagent_jax.algorithms import combinations
+from mlagent_jax.algorithms.corrections import correction_weights
+from mlagent_jax.algorithms.estimators import ESTIMATORS, Rewards, normalise, place_on_last
+from mlagent_jax.algorithms.kl import kl, token_kl
+from mlagent_jax.algorithms.max_at_k import best_of
+from mlagent_jax.algorithms.means import Mean, aggregate
+from mlagent_jax.algorithms.policy_losses import POLICY_LOSSES, policy_loss
+from mlagent_jax.algorithms.values import value_loss
 from mlagent_jax.models import lora
 from mlagent_jax.optim.accumulation import mapped, summed_gradients
 from mlagent_jax.optim.optimizer import adam, apply, clipped
-from mlagent_jax.rl import advantages as estimators
-from mlagent_jax.rl import losses
 from mlagent_jax.settings.schema import OptimizerConfig, RLConfig
 
 Params = Any
@@ -41,6 +47,7 @@ class Batch:
     rewards: jax.Array  # float32 [batch]
     groups: jax.Array  # int32 [batch], equal for actions of one state
     weights: jax.Array  # float32 [batch], how much an action counts in the policy's gradient; 1 but for durations
+    baselines: jax.Array  # float32 [batch], tracked mean reward of the state (`rl.tracker`); 0 where none is tracked
 
 
 def make_batch(
@@ -53,6 +60,7 @@ def make_batch(
     pad_id: int,
     action_tokens: int,
     weights: Sequence[float] | None = None,
+    baselines: Sequence[float] | None = None,
     bucket: int = 64,
 ) -> Batch:
     """Host arrays of one batch; a reward of None (an infrastructure error) masks its row.
@@ -80,6 +88,7 @@ def make_batch(
         rewards=np.asarray([0.0 if r is None else r for r in rewards], np.float32),
         groups=np.asarray(groups, np.int32),
         weights=np.ones(size, np.float32) if weights is None else np.asarray(weights, np.float32),
+        baselines=np.zeros(size, np.float32) if baselines is None else np.asarray(baselines, np.float32),
     )
 
 
@@ -122,7 +131,7 @@ class Targets:
     values: jax.Array
     reference_log_probs: jax.Array
     advantages: jax.Array
-    returns: jax.Array
+    returns: jax.Array | None  # None: the estimator has no critic, and none is trained
 
 
 def init_critic(hidden_size: int, backbone: Params | None = None) -> Params:
@@ -186,35 +195,36 @@ def score(model: Model, policy: Params, critic: Params | None, batch: Batch, mic
 def make_targets(
     batch: Batch, proximal: Scores, reference: Scores, config: RLConfig, kl_coefficient: float | jax.Array = 0.0
 ) -> Targets:
-    """Advantages by the config's estimator, whitened over the global batch, and the critic's returns.
+    """Computes advantages by the config's estimator and normalisation over the global batch, and the critic's returns.
 
     With `kl_in` = reward, each token's reward is less `kl_coefficient` times its KL to the reference. With `best_of` k
     above 1 and `best_of_weight` w, (1 - w) E[r] + w E[max of k] is maximised: the gradient of the second is k times
     that of what an action adds.
     """
     rows = jnp.any(batch.mask, axis=1)
-    added = estimators.best_of(batch.rewards, batch.groups, rows, config.best_of)
     weight = config.best_of_weight if config.best_of > 1 else 0.0
-    by_action = (1 - weight) * batch.rewards + weight * config.best_of * added
-    rewards = estimators.place_on_last(by_action, batch.mask)
+    mean_part = (1 - weight) * batch.rewards
+    added = weight * config.best_of * best_of(batch.rewards, batch.groups, rows, config.best_of)
+    token_rewards = place_on_last(mean_part + added, batch.mask)
     if config.kl_in == "reward":
-        divergence = losses.kl(proximal.log_probs, reference.log_probs, config.kl_estimator)
+        divergence = kl(proximal.log_probs, reference.log_probs, config.kl_estimator)
         penalty = jnp.where(batch.mask, kl_coefficient * divergence, 0.0)
-        rewards, by_action = rewards - penalty, by_action - jnp.sum(penalty, axis=1)
-    advantages, returns = estimators.gae(rewards, proximal.values, batch.mask, config.gamma, config.gae_lambda)
-    if config.estimator != "gae":
-        by_row = estimators.group_advantages(config.estimator, by_action, batch.groups, rows)
-        advantages = jnp.where(batch.mask, by_row[:, None], 0.0)
+        token_rewards, mean_part = token_rewards - penalty, mean_part - jnp.sum(penalty, axis=1)
+    rewards = Rewards(mean_part, added, token_rewards, proximal.values, batch.mask, batch.groups, batch.baselines)
+    estimator = ESTIMATORS.choose(config.estimator)
+    advantages, returns = estimator(rewards)
+    kind = config.normalisation
+    kind = combinations.own_normalisation(estimator.name) if kind == "auto" else kind
     return Targets(
         log_probs=proximal.log_probs,
         values=proximal.values,
         reference_log_probs=reference.log_probs,
-        advantages=estimators.whiten(advantages, batch.mask),
+        advantages=normalise(advantages, rewards, kind),
         returns=returns,
     )
 
 
-@functools.partial(jax.jit, static_argnames=("model", "optimizer", "config"), donate_argnums=(0, 1))
+@functools.partial(jax.jit, static_argnames=("model", "optimizer", "config", "critic_only"), donate_argnums=(0, 1))
 def ppo_step(
     params: Params,
     opt_state: optax.OptState,
@@ -226,66 +236,74 @@ def ppo_step(
     optimizer: optax.GradientTransformation,
     config: RLConfig,
     base: Params | None = None,
-) -> tuple[Params, optax.OptState, dict[str, losses.Mean]]:
-    """One clipped step on a mini-batch; `params` is {"policy", "critic"}, donated with the optimizer's state.
+    critic_only: bool = False,
+) -> tuple[Params, optax.OptState, dict[str, Mean]]:
+    """Takes one step on a mini-batch; `params` is {"policy", "critic"}, donated with the optimizer's state.
 
     `kl_coefficient` is that of the KL in the loss: 0 where the KL is in the reward.
 
-    Where there is a `base`, which is not trained, the policy is its adapters, and `model` has their graph.
+    Where there is a `base`, which is not trained, the policy is its adapters, and `model` has their graph. With
+    `critic_only` the policy and its moments stay as they are.
 
         L = L_policy + value_coefficient * L_value + kl_coefficient * KL(policy || reference) - entropy_coefficient * H
 
     Returns metrics as (total, count) pairs, each over the tokens or rows that it is a mean of.
     """
 
-    def loss(params: Params, rows: tuple[Batch, Targets]) -> tuple[jax.Array, dict[str, losses.Mean]]:
+    def loss(params: Params, rows: tuple[Batch, Targets]) -> tuple[jax.Array, dict[str, Mean]]:
         batch, targets = rows
         whole = params["policy"] if base is None else lora.join(base, params["policy"])
         scores = _score(model, whole, params["critic"], batch)
-        policy, metrics = losses.ppo_policy_loss(
+        weights, weight_metrics = correction_weights(
+            config.corrections, targets.log_probs, batch.behaviour_log_probs, batch.mask
+        )
+        policy, metrics = policy_loss(
+            POLICY_LOSSES.choose(config.loss),
             scores.log_probs,
             targets.log_probs,
             targets.advantages * batch.weights[:, None],
             batch.mask,
-            clip_low=config.clip,
-            clip_high=config.clip_high or config.clip,
-            dual_clip=config.dual_clip or None,
-            behaviour_log_probs=batch.behaviour_log_probs,
-            max_importance_weight=config.max_importance_weight,
+            weights=weights,
             aggregation=config.aggregation,
         )
-        value, value_metrics = losses.value_loss(
-            scores.values,
-            targets.values,
-            targets.returns,
-            batch.mask,
-            clip=config.value_clip or None,
-            aggregation=config.aggregation,
+        if targets.returns is None:
+            value, value_metrics = Mean(jnp.zeros(()), policy.count), {}
+        else:
+            value, value_metrics = value_loss(
+                scores.values,
+                targets.values,
+                targets.returns,
+                batch.mask,
+                clip=config.value_clip or None,
+                aggregation=config.aggregation,
+            )
+        divergences = token_kl(
+            scores.log_probs, targets.reference_log_probs, batch.mask, config.kl_estimator, batch.behaviour_log_probs
         )
-        kl = losses.kl_loss(
-            scores.log_probs,
-            targets.reference_log_probs,
-            batch.mask,
-            kind=config.kl_estimator,
-            aggregation=config.aggregation,
-        )
-        entropy = losses.aggregate(scores.entropy, batch.mask, config.aggregation)
+        divergence = aggregate(divergences, batch.mask, config.aggregation)
+        entropy = aggregate(scores.entropy, batch.mask, config.aggregation)
         total = (
             policy.total
             + config.value_coefficient * value.total
-            + kl_coefficient * kl.total
+            + kl_coefficient * divergence.total
             - config.entropy_coefficient * entropy.total
         )
-        terms = {"policy_loss": policy, "value_loss": value, "kl": kl, "entropy": entropy}
-        return total, jax.lax.stop_gradient({**metrics, **value_metrics, **terms})
+        if config.aggregation == "constant":  # told a token
+            divergence, entropy = aggregate(divergences, batch.mask), aggregate(scores.entropy, batch.mask)
+        terms = {"policy_loss": policy, "value_loss": value, "kl": divergence, "entropy": entropy}
+        return total, jax.lax.stop_gradient({**metrics, **weight_metrics, **value_metrics, **terms})
 
     grads, metrics = summed_gradients(loss, params, (batch, targets), config.micro_batch)
     # Every term counts the same tokens (or sequences), so the total of means is the mean of totals.
     count = jnp.maximum(metrics["policy_loss"].count, 1.0)
     grads = jax.tree.map(lambda grad: grad / count, grads)
-    metrics["grad_norm"] = losses.Mean(optax.tree.norm(grads["policy"]), jnp.ones(()))
-    params, opt_state = apply(optimizer, grads, opt_state, params)
-    return params, opt_state, metrics
+    metrics["grad_norm"] = Mean(optax.tree.norm(grads["policy"]), jnp.ones(()))
+    new_params, new_state = apply(optimizer, grads, opt_state, params)
+    if critic_only:
+        new_params = new_params | {"policy": params["policy"]}
+        inner = new_state.inner_states | {"policy": opt_state.inner_states["policy"]}
+        new_state = new_state._replace(inner_states=inner)
+    return new_params, new_state, metrics
 
 
 def micro_rows(config: RLConfig, rows: int, time: int, shards: int = 1) -> int:

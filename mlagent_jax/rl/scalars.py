@@ -21,6 +21,20 @@ def task_scalars(taken: Sequence[Taken]) -> dict[str, float]:
     return {f"task_{name}": sum(values) / len(values) for name, values in rewards.items()}
 
 
+def silent_groups(taken: Sequence[Taken]) -> set[int]:
+    """Groups of two or more rows whose rewards are all equal, over what is not masked: comparing them says nothing."""
+    rewards: dict[int, list[float]] = {}
+    for row in taken:
+        if row.reward is not None:
+            rewards.setdefault(row.group, []).append(row.reward)
+    return {group for group, seen in rewards.items() if len(seen) > 1 and min(seen) == max(seen)}
+
+
+def group_scalars(taken: Sequence[Taken]) -> dict[str, float]:
+    """Share of the groups that say nothing."""
+    return {"silent_groups": len(silent_groups(taken)) / max(1, len({row.group for row in taken}))}
+
+
 def outcome_scalars(outcomes: Sequence[Outcome]) -> dict[str, float]:
     """Mean reward, over all and by outcome, and the share of each outcome, over what is not masked.
 

@@ -3,10 +3,12 @@
     1. draw states from the pool, sample actions from each (behaviour log-probs come along)
     2. hand them out as jobs, a group a state; workers execute and grade them; take back the next batch of groups
     3. rewards -> advantages; infrastructure errors are masked
-    4. clipped PPO steps with a KL to the SFT policy; the next policy version
+    4. steps of the policy loss with a KL to the reference; the next policy version
+    5. every so often the policy acts in fixed states; the best one is kept
 
-1 and 2 are `mlagent_jax.rl.batches`, 3 and 4 `mlagent_jax.rl.learner`; the loop around them, its records and its
-checkpoints are here. Everything that a resume needs is in the checkpoint of its iteration.
+1 and 2 are `mlagent_jax.rl.batches` (or a file, `rl.replay`), 3 and 4 `mlagent_jax.rl.learner`, 5 `rl.validation`; the
+loop around them, its records and its checkpoints are here. Everything that a resume needs is in the checkpoint of its
+iteration.
 """
 
 from __future__ import annotations
@@ -16,12 +18,17 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from etils import epath
+
 from mlagent_jax.checkpoints.orbax import Checkpointer
 from mlagent_jax.rl.batches import Batches
 from mlagent_jax.rl.in_flight import Taken
-from mlagent_jax.rl.learner import Learner, batch_of
-from mlagent_jax.rl.scalars import outcome_scalars, task_scalars
-from mlagent_jax.runs.policies import Policy, checkpointer, describe, trained_policy, training
+from mlagent_jax.rl.learner import Learner
+from mlagent_jax.rl.pretraining import expert_batches
+from mlagent_jax.rl.replay import ReplayedBatches, batch_path, write_batch
+from mlagent_jax.rl.scalars import group_scalars, outcome_scalars, task_scalars
+from mlagent_jax.rl.validation import Validation
+from mlagent_jax.runs.policies import Policy, checkpointer, describe, renderer, trained_policy, training
 from mlagent_jax.runs.run import Run
 from mlagent_jax.runtime import jsonl, processes
 from mlagent_jax.runtime.interruption import Stopped
@@ -43,8 +50,15 @@ class _Trainer:
         self.run, self.config = run, run.config.rl
         self.trajectories = run.workdir / "trajectories" / "rl.jsonl"
         trained = training(run, policy)
-        self.batches = Batches(run, policy, trained)
+        self.batches: Batches | ReplayedBatches
+        self.validation: Validation | None = None
+        if self.config.replay:
+            self.batches = ReplayedBatches(epath.Path(self.config.replay))
+        else:
+            self.batches = Batches(run, policy, trained)
+            self.validation = Validation(run, self.batches.actor)
         self.learner = Learner(run, policy, trained, self.batches.turn)
+        self.whole, self.renderer = trained.whole, renderer(run, policy)
         self.pad_id = policy.tokenizer.pad_id
         self.iteration = 0
 
@@ -56,7 +70,7 @@ class _Trainer:
                 jsonl.Appender(self.trajectories) if self.run.is_first else contextlib.nullcontext() as trajectories,
                 self.run.progress("rl", total, unit="iteration", done=self.iteration) as progress,
             ):
-                while self.iteration < total:
+                while self.iteration < total and not (self.validation and self.validation.has_converged):
                     try:
                         self.run.stop_if_told()
                         started = time.monotonic()
@@ -67,25 +81,38 @@ class _Trainer:
                         self._save(saved)
                         raise
                     with self.run.interruption.held():
+                        if self.config.save_batches and self.run.is_first:
+                            write_batch(batch_path(self.run.workdir / "batches", self.iteration), taken)
                         values = self._train_on(taken, seconds_sample, time.monotonic() - started)
+                    # A run that is stopped in a validation trains this iteration again.
+                    metric = self._validate(values)
+                    with self.run.interruption.held():
                         if trajectories is not None:
                             trajectories.append(*self._records(taken))
                         self.run.metrics.write("rl", self.iteration, values)
                         due = self.iteration % self.config.checkpoint_every == 0 or self.iteration == total
                         stopping = self.run.is_stopping()
-                        if due or stopping:
-                            self._save(saved)
+                        if due or stopping or metric is not None:
+                            self._save(saved, metric)
                         progress.update(1, **{k: values[k] for k in ("reward", "kl", "entropy", "valid")})
                         if stopping:
                             self.run.interruption.check()
 
+    def _validate(self, values: dict[str, float]) -> float | None:
+        """Evaluates the policy where that is due, and adds to the iteration's scalars; its metric."""
+        if self.validation is None or not self.validation.is_due(self.iteration):
+            return None
+        values |= self.validation.measure(self.whole(self.learner.params["policy"]), self.iteration)
+        return self.validation.history[-1]
+
     def _train_on(self, taken: Sequence[Taken], seconds_sample: float, seconds_taking: float) -> dict[str, float]:
         """One iteration's update on `taken`, which took so long to get, sampling included; returns scalars."""
         started = time.monotonic()
-        batch = batch_of(self.run.config, self.pad_id, taken)
+        batch = self.learner.batch(self.pad_id, taken)
         self.batches.make_room()
         metrics = self.learner.update(batch, taken, self.iteration)
-        self.run.collector.consume(self.iteration, [row.job for row in taken])
+        if not self.config.replay:
+            self.run.collector.consume(self.iteration, [row.job for row in taken])
         self.batches.trained(taken)
         seconds_update = time.monotonic() - started
         seconds_ahead = self.batches.join()
@@ -96,6 +123,7 @@ class _Trainer:
             metrics
             | outcome_scalars(outcomes)
             | task_scalars(taken)
+            | group_scalars([*taken, *self.batches.replaced])
             | {
                 "staleness": sum(self.iteration - row.version for row in taken) / len(taken),
                 "pool": self.batches.states,
@@ -128,20 +156,29 @@ class _Trainer:
 
     # -- checkpoints --
 
-    def _save(self, saved: Checkpointer) -> None:
+    def _save(self, saved: Checkpointer, metric: float | None = None) -> None:
         """Save the iterations done so far, unless they are."""
         if self.iteration > (saved.latest() or 0):
-            saved.save(self.iteration, self.learner.arrays(), self.learner.to_dict() | self.batches.to_dict())
+            history = {"validations": self.validation.history} if self.validation else {}
+            extra = self.learner.to_dict() | self.batches.to_dict() | history
+            saved.save(self.iteration, self.learner.arrays(), extra, metric)
 
     def _resume(self, saved: Checkpointer) -> None:
         """Go on from the last checkpoint; results used by later iterations come back from the queue."""
         step = processes.agree(saved.latest)
-        self.run.collector.rollback(-1 if step is None else step - 1)
+        if not self.config.replay:
+            self.run.collector.rollback(-1 if step is None else step - 1)
         self.run.metrics.rewind("rl", step or 0)
         if self.run.is_first and self.trajectories.exists():
             jsonl.replace(self.trajectories, [d for d in jsonl.read(self.trajectories) if d["step"] <= (step or 0)])
         if step is None:
+            if self.config.critic_pretraining:
+                explained = self.learner.pretrain(expert_batches(self.run, self.renderer))
+                self.run.metrics.rewind("critic", 0)
+                self.run.metrics.write("critic", 1, explained)
             return
         extra = self.learner.restore(saved, step)
         self.iteration = step
+        if self.validation:
+            self.validation.history = list(extra.get("validations", ()))
         self.batches.restore(extra, step)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from mlagent_jax.checkpoints import hugging_face, peft
+from mlagent_jax.checkpoints.policies import locate
 from mlagent_jax.runs.policies import base_policy, trained_adapters, trained_policy
 from mlagent_jax.runs.run import Run
 from mlagent_jax.runtime.errors import ConfigError
@@ -17,6 +18,11 @@ def export(run: Run) -> None:
         if not run.config.policy.checkpoint:
             raise ConfigError(
                 "config.export.layout is 'peft' and the policy from scratch: it has no base, use 'merged'"
+            )
+        if locate(run.config.policy.checkpoint) is not None:
+            raise ConfigError(
+                "config.export.layout is 'peft' and config.policy.checkpoint another run's, which no reader of "
+                "adapters can load as their base: export that run, and name the export; or use 'merged'"
             )
         adapters, lora = trained_adapters(run, config.policy)
         base = base_policy(run)

@@ -8,6 +8,7 @@ from etils import epath
 
 from environments.actions.second_model import MODEL_VARIABLE, URL_VARIABLE, configured_endpoint, editor_id
 from mlagent_jax.checkpoints import hub
+from mlagent_jax.checkpoints.policies import locate
 from mlagent_jax.runtime import processes, trackers
 from mlagent_jax.runtime.errors import ConfigError
 from mlagent_jax.settings.agent_names import OF_THE_RUN, parse_agent
@@ -59,11 +60,11 @@ def check_inputs(config: Config) -> None:
             "collect in one process, and name its workdir in config.pool.trajectories"
         )
     checkpoint, trajectories = config.policy.checkpoint, config.pool.trajectories
-    there = hub.is_hub_id(checkpoint) or (epath.Path(checkpoint) / "config.json").exists()
+    there = hub.is_hub_id(checkpoint) or (epath.Path(checkpoint) / "config.json").exists() or _is_saved(checkpoint)
     if checkpoint and not there and _needs_policy(config):
         raise ConfigError(
             f"config.policy.checkpoint is {checkpoint!r}; that folder has no config.json: name a Hugging Face "
-            "checkpoint, for example the export of another run"
+            "checkpoint, or another run's export, workdir, stage or step"
         )
     if trajectories:
         try:
@@ -72,6 +73,13 @@ def check_inputs(config: Config) -> None:
             raise ConfigError(
                 f"config.pool.trajectories is {trajectories!r}: {error}; or name the workdir of another run"
             ) from error
+
+
+def _is_saved(checkpoint: str) -> bool:
+    try:
+        return locate(checkpoint) is not None
+    except FileNotFoundError as error:
+        raise ConfigError(f"config.policy.checkpoint: {error}") from error
 
 
 def check_remote(config: Config, workdir: epath.PathLike) -> None:
@@ -91,7 +99,7 @@ def check_remote(config: Config, workdir: epath.PathLike) -> None:
         )
     for field, value, is_used, remedy in (
         ("tasks.folder", config.tasks.folder, stages != {"export"}, "a folder on this host"),
-        ("workers.queue", config.workers.queue, EXECUTING & stages, "a postgresql:// one"),
+        ("workers.queue", config.workers.queue, executing(config), "a postgresql:// one"),
     ):
         if is_used and not value:
             raise ConfigError(f"config.{field} is empty and would be in the workdir, {where}, a bucket: name {remedy}")
@@ -102,3 +110,8 @@ def _needs_policy(config: Config) -> bool:
     if set(config.stages) != {"evaluate"}:
         return True
     return any(parse_agent(name).kind in OF_THE_RUN for name in config.evaluate.policies)
+
+
+def executing(config: Config) -> set[str]:
+    """The stages of a run that hand out jobs: an rl that replays batches hands out none."""
+    return EXECUTING & set(config.stages) - ({"rl"} if config.rl.replay else set())

@@ -13,8 +13,9 @@ from environments.tasks.generated.scripts import CELLS
 from mlagent_jax import models
 from mlagent_jax.agents.actor import Actor
 from mlagent_jax.agents.prompts import COMPACT_WORDS, Renderer
-from mlagent_jax.checkpoints import hub, hugging_face
+from mlagent_jax.checkpoints import hugging_face, policies
 from mlagent_jax.checkpoints.orbax import Checkpointer, keep_beside_steps
+from mlagent_jax.checkpoints.policies import Policy
 from mlagent_jax.models import lora
 from mlagent_jax.models.tokenizer import Tokenizer, train_tokenizer
 from mlagent_jax.runs.run import Run
@@ -47,21 +48,6 @@ SCRIPT_WORDS = (
     "save(model, z",
 )
 """Fixed words of the embedded tasks' scripts, likewise."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Policy:
-    """Weights beside what is needed to use them."""
-
-    config: models.ModelConfig
-    graph: Any
-    params: Any
-    tokenizer: Tokenizer
-    origin: hugging_face.Origin | None = None
-    """Of its checkpoint, where it began as one."""
-
-    def with_params(self, params: Any) -> Policy:
-        return dataclasses.replace(self, params=params)
 
 
 def renderer(run: Run, policy: Policy) -> Renderer:
@@ -116,22 +102,13 @@ def shape_from_scratch(config: PolicyConfig, vocab_size: int) -> models.ModelCon
 
 
 def checkpoint_policy(run: Run, checkpoint: str, field: str = "evaluate.policies") -> Policy:
-    """The policy of a Hugging Face folder or hub id, which `field` of the config names.
+    """The policy of a Hugging Face folder or hub id, or of another run, which `field` of the config names.
 
     Raises:
       ConfigError: it cannot be read.
     """
-    config = run.config.policy
     try:
-        folder = hub.fetch(checkpoint)
-        loaded = hugging_face.load(
-            folder,
-            dtype=jnp.dtype(config.param_dtype),
-            mesh=run.devices.mesh,
-            rules=run.devices.rules,
-            attention=config.attention,
-        )
-        return Policy(*loaded, Tokenizer.load(folder), hugging_face.read_origin(folder))
+        return policies.load(checkpoint, placement(run))
     except (OSError, ValueError) as error:
         raise ConfigError(f"config.{field} names {checkpoint!r}: {error}") from error
 
@@ -159,7 +136,7 @@ def _make_vocabulary(run: Run, corpus: list[str]) -> None:
 def checkpointer(run: Run, stage: str, keep: int = 2) -> Checkpointer:
     """Checkpoints of a training stage."""
     keep_every = run.config.rl.keep_every if stage == "rl" else 0
-    keep_best = int(stage == "sft" and run.config.sft.patience > 0)
+    keep_best = int(stage in _recipe(run).keeps_best)
     return Checkpointer(run.workdir / "checkpoints" / stage, keep=keep, keep_best=keep_best, keep_every=keep_every)
 
 
@@ -212,6 +189,12 @@ def training(run: Run, start: Policy) -> Training:
     return Training(start, graph, adapters, start.params, settings)
 
 
+def placement(run: Run) -> policies.Placement:
+    """How a run holds its policies."""
+    config = run.config.policy
+    return policies.Placement(config.param_dtype, run.devices.mesh, run.devices.rules, config.attention)
+
+
 def trained_policy(run: Run, stage: str, step: int | None = None) -> Policy:
     """The policy that a stage of this run ended with (`base`, `sft` or `rl`), or had after `step`.
 
@@ -221,12 +204,10 @@ def trained_policy(run: Run, stage: str, step: int | None = None) -> Policy:
     Raises:
       ConfigError: the stage has not been run in this workdir, or that step of it was not kept.
     """
-    if stage == "base" or (stage == "sft" and _sft_is_given(run)):
+    recipe = _recipe(run)
+    if stage == "base" or (stage == "sft" and recipe.sft_is_given):
         return base_policy(run)
-    # Adapters are of the policy that the stage began with; whole parameters take the place of any.
-    before = "sft" if stage == "rl" and run.config.lora.rank else "base"
-    trained = training(run, trained_policy(run, before))
-    return trained.finished(_restore(run, stage, trained, step))
+    return policies.load_saved(_saved(run, recipe, stage, step), recipe, placement(run))
 
 
 def trained_adapters(run: Run, stage: str) -> tuple[Any, models.LoRA]:
@@ -235,37 +216,38 @@ def trained_adapters(run: Run, stage: str) -> tuple[Any, models.LoRA]:
     Raises:
       ConfigError: there are none, or the stage has not been run in this workdir.
     """
-    if not run.config.lora.rank:
+    recipe, base = _recipe(run), base_policy(run)
+    if recipe.lora is None:
         raise ConfigError("config.export.layout is 'peft' and config.lora.rank 0: there are no adapters, use 'merged'")
-    trained = training(run, base_policy(run))
-    found = _restore(run, stage, trained)
-    if stage == "sft" or _sft_is_given(run):
-        return found, trained.lora
-    both = lora.concatenate(_restore(run, "sft", trained), found)
-    return both, dataclasses.replace(trained.lora, rank=2 * trained.lora.rank, alpha=2 * trained.lora.alpha)
+
+    def adapters(of: str) -> Any:
+        return policies.load_adapters(_saved(run, recipe, of), recipe, base, run.devices.mesh)
+
+    if stage == "sft" or recipe.sft_is_given:
+        return adapters(stage), recipe.lora
+    both = lora.concatenate(adapters("sft"), adapters(stage))
+    return both, dataclasses.replace(recipe.lora, rank=2 * recipe.lora.rank, alpha=2 * recipe.lora.alpha)
 
 
-def _sft_is_given(run: Run) -> bool:
-    return bool(run.config.policy.checkpoint) and "sft" not in run.config.stages and not run.is_done("sft")
+def _recipe(run: Run) -> policies.Recipe:
+    return policies.Recipe.of(dataclasses.asdict(run.config), run.is_done)
 
 
-def _restore(run: Run, stage: str, trained: Training, step: int | None = None) -> Any:
-    """What a finished stage trained, in the end or after `step`."""
-    with checkpointer(run, stage) as saved:
-        kept = processes.agree(saved.steps)
-        if not kept or not run.is_done(stage):
-            raise ConfigError(f"this workdir has no finished {stage} policy: run the stage {stage!r} first")
-        if step is not None and step not in kept:
-            raise ConfigError(
-                f"{stage}@{step} was not kept, there are {', '.join(map(str, kept))}: set config.rl.keep_every to a "
-                "divisor of it before the run"
-            )
-        if step is None:
-            # Early stopping ends some steps after the policy that it is to keep.
-            early = stage == "sft" and run.config.sft.patience > 0
-            step = processes.agree(saved.best) if early else kept[-1]
-        arrays, _ = saved.restore(step, {"policy": abstract(trained.params)}, partial=True)
-    return arrays["policy"]
+def _saved(run: Run, recipe: policies.Recipe, stage: str, step: int | None = None) -> policies.Saved:
+    """What a finished stage has saved in the end, or after `step`, by the same number in all processes.
+
+    Raises:
+      ConfigError: it has not been run to its end in this workdir, or that step was not kept.
+    """
+    saved = policies.Saved(run.workdir, stage, step)
+    if not run.is_done(stage):
+        raise ConfigError(f"this workdir has no finished {stage} policy: run the stage {stage!r} first")
+    try:
+        with checkpointer(run, stage) as steps:
+            found = processes.agree(lambda: policies.step_of(saved, recipe, steps))
+    except (OSError, ValueError) as error:
+        raise ConfigError(str(error)) from error
+    return dataclasses.replace(saved, step=found)
 
 
 def abstract(arrays: Any) -> Any:
@@ -286,7 +268,7 @@ def make_actor(run: Run, policy: Policy, turn: contextlib.AbstractContextManager
         max_new_tokens=prompt.max_action_tokens,
         distribution=Distribution(sampling.temperature, sampling.top_k, sampling.top_p),
         slots=sampling.slots,
-        stop_token_ids=(policy.tokenizer.eos_id,),
+        stop_token_ids=policy.tokenizer.stop_ids,
         pad_id=policy.tokenizer.pad_id,
         compute_dtype=run.config.policy.compute_dtype,
     )

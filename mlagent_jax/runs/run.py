@@ -28,7 +28,7 @@ from mlagent_jax.agents.episodes import Action
 from mlagent_jax.agents.job_client import Collector
 from mlagent_jax.agents.prompts import prompt_text
 from mlagent_jax.runs.devices import Devices
-from mlagent_jax.runs.inputs import EXECUTING, check_editor, check_inputs, check_remote, editor_required
+from mlagent_jax.runs.inputs import check_editor, check_inputs, check_remote, editor_required, executing
 from mlagent_jax.runs.workdir import check_writable, host_folder, is_remote, read_facts, write_config, write_facts
 from mlagent_jax.runtime import processes, trackers
 from mlagent_jax.runtime.compilations import Compilations
@@ -108,7 +108,7 @@ class Run:
         try:
             if set(config.stages) != {"export"}:
                 run._prepare_tasks()
-            if EXECUTING & set(config.stages):
+            if executing(config):
                 run._connect()
             if run.is_first:
                 write_config(path, config)

@@ -72,7 +72,7 @@ class Sampler:
         self._config = SamplerConfig(
             max_new_tokens=BUCKETS[0],
             distribution=None,
-            stop_token_ids=tuple(sorted({tokenizer.eos_id, *model.stop_token_ids})),
+            stop_token_ids=tuple(sorted({*tokenizer.stop_ids, *model.stop_token_ids})),
             pad_id=tokenizer.pad_id,
             compute_dtype=compute_dtype,
         )

@@ -9,11 +9,14 @@ from environments.registry import RegistryError, use_plugins
 from environments.rewards import REWARDS
 from mlagent_jax.runtime.errors import ConfigError
 from mlagent_jax.settings.agent_names import parse_agent
+from mlagent_jax.settings.algorithm_checks import check_algorithms
 
 if TYPE_CHECKING:
     from mlagent_jax.settings.schema import Config, EndpointConfig
 
 STAGES = ("collect", "sft", "evaluate", "rl", "export")
+MOST_TEMPERATURE, MOST_TOP_K = 1e30, 2**31 - 1
+"""As `sampling.config` has them, which is not imported here: reading a config is quick."""
 LINEAR_MAPS = ("query", "key", "value", "output", "gate", "up", "down", "head")
 
 
@@ -53,12 +56,15 @@ def check(config: Config) -> None:
     choose("optimizer.rounding", config.optimizer.rounding, ("nearest", "stochastic"))
     _check_training(config)
     _check_registered(config)
-    choose("rl.estimator", config.rl.estimator, ("gae", "grpo", "rloo", "reinforce_plus_plus"))
     choose("rl.rollout", config.rl.rollout, ("step", "episode"))
     choose("rl.critic", config.rl.critic, ("head", "separate"))
     choose("rl.kl_in", config.rl.kl_in, ("loss", "reward"))
-    choose("rl.kl_estimator", config.rl.kl_estimator, ("k1", "k2", "k3"))
-    choose("rl.aggregation", config.rl.aggregation, ("token", "sequence"))
+    choose("rl.kl_estimator", config.rl.kl_estimator, ("k1", "k2", "k3", "unbiased"))
+    choose("rl.aggregation", config.rl.aggregation, ("token", "sequence", "constant"))
+    choose("rl.normalisation", config.rl.normalisation, ("auto", "none", "group", "batch"))
+    choose("rl.silent_groups", config.rl.silent_groups, ("keep", "drop", "resample"))
+    choose("validation.split", config.validation.split, ("held_in", "held_out"))
+    choose("validation.metric", config.validation.metric, ("reward", "valid"))
     choose("pool.sampling", config.pool.sampling, ("uniform", "learnability"))
     agents = [parse_agent(policy) for policy in config.evaluate.policies]
     if twice := sorted({agent.name for agent in agents if [a.name for a in agents].count(agent.name) > 1}):
@@ -75,7 +81,7 @@ def check(config: Config) -> None:
     choose("export.dtype", config.export.dtype, ("float32", "bfloat16", "float16"))
     choose("export.layout", config.export.layout, ("merged", "peft"))
     choose("export.policy", config.export.policy, ("sft", "rl"))
-    for name in ("iterations", "states", "samples", "episode_steps", "epochs", "minibatches", "learning_rate", "clip"):
+    for name in ("iterations", "states", "samples", "episode_steps", "epochs", "minibatches", "learning_rate"):
         positive(f"rl.{name}", getattr(config.rl, name))
     for name in ("epochs", "batch_size", "row_tokens", "learning_rate"):
         positive(f"sft.{name}", getattr(config.sft, name))
@@ -89,7 +95,7 @@ def check(config: Config) -> None:
         if getattr(config.evaluate, name) < 0:
             raise ConfigError(f"config.evaluate.{name} is {getattr(config.evaluate, name)}; it is 0 or above")
     positive("pool.refresh_size", config.pool.refresh_size)
-    positive("sampling.temperature", config.sampling.temperature)
+    _check_sampling(config)
     positive("sampling.slots", config.sampling.slots)
     for path, share in (
         ("collect.error_rate", config.collect.error_rate),
@@ -118,43 +124,57 @@ def check(config: Config) -> None:
             raise ConfigError(
                 f"config.{path}.micro_batch is {micro}; it must divide the {rows} rows of a step, or be 0"
             )
-    if "rl" in config.stages and (config.sampling.top_k or config.sampling.top_p != 1.0):
-        raise ConfigError(
-            f"config.sampling.top_k is {config.sampling.top_k} and top_p {config.sampling.top_p}; rl takes 0 and 1: "
-            "log-probs of a cut distribution are not the policy's. Set them where the stages do not list rl"
-        )
-    if not 1 <= config.rl.best_of <= config.rl.samples:
-        raise ConfigError(
-            f"config.rl.best_of is {config.rl.best_of}; it is from 1 to config.rl.samples, {config.rl.samples}"
-        )
-    if not 0.0 <= config.rl.best_of_weight <= 1.0:
-        raise ConfigError(f"config.rl.best_of_weight is {config.rl.best_of_weight}; it is from 0 to 1")
-    if config.rl.kl_target and not config.rl.kl_coefficient:
-        raise ConfigError("config.rl.kl_coefficient is 0; an adaptive one (config.rl.kl_target) starts above 0")
-    if config.rl.kl_in == "loss" and config.rl.kl_estimator == "k1" and config.rl.kl_coefficient:
-        raise ConfigError(
-            "config.rl.kl_estimator is 'k1' and config.rl.kl_in 'loss': its gradient there is 0 on average; use 'k2' "
-            "or 'k3', or config.rl.kl_in='reward'"
-        )
-    if config.rl.rollout == "episode" and config.rl.max_staleness:
-        raise ConfigError(
-            f"config.rl.max_staleness is {config.rl.max_staleness}; whole episodes (config.rl.rollout) take 0: each "
-            "step needs the outcome of the one before"
-        )
-    if config.rl.straggler_seconds and config.rl.max_staleness < 2:
-        raise ConfigError(
-            f"config.rl.straggler_seconds is {config.rl.straggler_seconds} and config.rl.max_staleness "
-            f"{config.rl.max_staleness}: a batch that is ahead takes one version, and its stragglers another; raise "
-            "that to 2, or set this to 0"
-        )
-    if config.rl.straggler_seconds < 0 or config.rl.micro_tokens < 0:
-        raise ConfigError("config.rl.straggler_seconds and config.rl.micro_tokens are 0 or above")
-    if config.rl.max_staleness < 0:
-        raise ConfigError(f"config.rl.max_staleness is {config.rl.max_staleness}; it is 0 or above")
+    check_algorithms(config)
+    _check_batches(config)
     longest = config.prompt.max_prompt_tokens + config.prompt.max_action_tokens
     if config.sft.row_tokens < longest:
         raise ConfigError(
             f"config.sft.row_tokens is {config.sft.row_tokens}; a prompt and its action may take {longest}: raise it"
+        )
+
+
+def _check_batches(config: Config) -> None:
+    """Where the batches of rl come from, and how old they may be."""
+    rl, validation = config.rl, config.validation
+    if rl.rollout == "episode" and rl.max_staleness:
+        raise ConfigError(
+            f"config.rl.max_staleness is {rl.max_staleness}; whole episodes (config.rl.rollout) take 0: each "
+            "step needs the outcome of the one before"
+        )
+    if rl.straggler_seconds and rl.max_staleness < 2:
+        raise ConfigError(
+            f"config.rl.straggler_seconds is {rl.straggler_seconds} and config.rl.max_staleness "
+            f"{rl.max_staleness}: a batch that is ahead takes one version, and its stragglers another; raise "
+            "that to 2, or set this to 0"
+        )
+    if rl.silent_groups == "resample" and (rl.rollout == "episode" or rl.max_staleness):
+        raise ConfigError(
+            f"config.rl.silent_groups is 'resample', rollout {rl.rollout!r} and max_staleness {rl.max_staleness}: "
+            "other states are sampled once a batch is there, which takes config.rl.rollout='step' and max_staleness=0"
+        )
+    if rl.silent_groups != "keep" and rl.samples < 2:
+        raise ConfigError(
+            f"config.rl.silent_groups is {rl.silent_groups!r} and config.rl.samples {rl.samples}: a group of one says "
+            "nothing; set silent_groups to 'keep', or raise samples"
+        )
+    numbers = ("straggler_seconds", "micro_tokens", "max_staleness", "resample_executions", "reference_every")
+    for name in (*numbers, "critic_warmup", "critic_pretraining", "value_clip"):
+        if getattr(rl, name) < 0:
+            raise ConfigError(f"config.rl.{name} is {getattr(rl, name)}; it is 0 or above")
+    for name in ("every", "patience"):
+        if getattr(validation, name) < 0:
+            raise ConfigError(f"config.validation.{name} is {getattr(validation, name)}; it is 0 or above")
+    for name in ("states", "samples"):
+        if getattr(validation, name) < 1:
+            raise ConfigError(f"config.validation.{name} is {getattr(validation, name)}; it must be above 0")
+    if (validation.keep_best or validation.patience) and not validation.every:
+        raise ConfigError(
+            "config.validation.every is 0, and keep_best or patience needs validations: set it, for example to 5"
+        )
+    if rl.replay and (validation.every or rl.save_batches):
+        raise ConfigError(
+            f"config.rl.replay is {rl.replay!r}, where nothing is sampled or executed: set config.validation.every to "
+            "0 and config.rl.save_batches to False"
         )
 
 
@@ -191,6 +211,29 @@ def _check_registered(config: Config) -> None:
             REWARDS.choose(choice)
         except RegistryError as error:
             raise ConfigError(f"config.{path}: {error}") from error
+
+
+def _check_sampling(config: Config) -> None:
+    """What actions are drawn from."""
+    sampling = config.sampling
+    if not 0 <= sampling.temperature <= MOST_TEMPERATURE:
+        raise ConfigError(
+            f"config.sampling.temperature is {sampling.temperature}; it is from 0 (greedy) to {MOST_TEMPERATURE:g}"
+        )
+    if not 0 <= sampling.top_k <= MOST_TOP_K:
+        raise ConfigError(f"config.sampling.top_k is {sampling.top_k}; it is from 0 (all) to {MOST_TOP_K}")
+    if not 0 < sampling.top_p <= 1:
+        raise ConfigError(f"config.sampling.top_p is {sampling.top_p}; it is above 0 and at most 1 (all)")
+    if "rl" in config.stages and not sampling.temperature:
+        raise ConfigError(
+            "config.sampling.temperature is 0 and the stages list rl, which learns from different actions of one "
+            "state: set it above 0; 0 is for an evaluation without rl"
+        )
+    if "rl" in config.stages and (sampling.top_k or sampling.top_p != 1.0):
+        raise ConfigError(
+            f"config.sampling.top_k is {sampling.top_k} and top_p {sampling.top_p}; rl takes 0 and 1: "
+            "log-probs of a cut distribution are not the policy's. Set them where the stages do not list rl"
+        )
 
 
 def _check_endpoint(endpoint: EndpointConfig) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
-from typing import Any, get_type_hints
+from typing import Any, ClassVar, get_origin, get_type_hints
 
 from mlagent_jax.runtime.errors import ConfigError
 
@@ -22,16 +22,15 @@ def read(cls: type, data: Any, path: str) -> Any:
     if not isinstance(data, dict):
         names = ", ".join(field.name for field in dataclasses.fields(cls))
         raise ConfigError(f"{path} is {data!r}; it is a section with the fields {names}")
-    types = _types(cls)
     values = {}
     for name, value in data.items():
-        kind, place = _kind(name, types, path), f"{path}.{name}"
+        kind, place = _kind(cls, name, path), f"{path}.{name}"
         values[name] = read(kind, value, place) if dataclasses.is_dataclass(kind) else _typed(kind, value, place)
     return cls(**values)
 
 
 def find(cls: type, field: str, path: str) -> Any:
-    """The type of `field` of a `cls` that is called `path`, for example `rl.clip`.
+    """The type of `field` of a `cls` that is called `path`, for example `rl.loss`.
 
     Raises:
       ConfigError: there is none; the message names the nearest.
@@ -41,15 +40,21 @@ def find(cls: type, field: str, path: str) -> Any:
     for name in field.split("."):
         if not dataclasses.is_dataclass(kind):
             raise ConfigError(f"{above} is a field, not a section: {path}.{field} is none")
-        kind, above = _kind(name, _types(kind), above), f"{above}.{name}"
+        kind, above = _kind(kind, name, above), f"{above}.{name}"
     return kind
 
 
-_types = functools.cache(get_type_hints)
-"""Working them out takes most of the time of reading a config."""
+@functools.cache
+def _types(cls: type) -> dict[str, Any]:
+    """Types of the fields by name. Working them out takes most of the time of reading a config."""
+    return {name: kind for name, kind in get_type_hints(cls).items() if get_origin(kind) is not ClassVar}
 
 
-def _kind(name: str, types: dict[str, Any], path: str) -> Any:
+def _kind(cls: type, name: str, path: str) -> Any:
+    """The type of a field. A class may list in `MOVED` where fields went that it no longer has."""
+    types = _types(cls)
+    if place := getattr(cls, "MOVED", {}).get(name):
+        raise ConfigError(f"{path}.{name} is a parameter now: set {place}")
     if name not in types:
         near = difflib.get_close_matches(name, types, n=1, cutoff=0.0)
         raise ConfigError(f"{path}.{name} is no field; did you mean {path}.{near[0]}?")

@@ -20,7 +20,7 @@ from mlagent_jax.runtime.errors import ConfigError
 from mlagent_jax.settings.schema import check_field
 
 Settings = Mapping[str, Any]
-"""Config fields by their dotted name, for example {"rl.clip": 0.1}."""
+"""Config fields by their dotted name, for example {"rl.value_clip": 0.1}."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,7 +16,7 @@ from mlagent_jax.reporting.table import markdown, policy_table
 from mlagent_jax.studies import timing
 from mlagent_jax.studies.figure import draw
 from mlagent_jax.studies.plan import Study
-from mlagent_jax.studies.results import pairs, results
+from mlagent_jax.studies.results import ENDS_WITH, pairs, results
 
 _SPLITS = {"held_in": "held-in", "held_out": "held-out"}
 _PAGE = """<!doctype html>
@@ -86,8 +86,10 @@ def cost_table(found: Mapping[str, Any]) -> str:
     rows = []
     for arm, seeds in found["cost"].items():
         for seed, cost in seeds.items():
-            rows.append([arm, seed, str(cost["iterations"]), str(cost["actions"]), f"{cost['seconds']:.0f}"])
-    return markdown(["arm", "seed", "iterations", "actions", "seconds of rl"], rows) if rows else "no arm is done yet"
+            ends = [f"{cost[name]:.3f}" if name in cost else "-" for name in ENDS_WITH]
+            rows.append([arm, seed, str(cost["iterations"]), str(cost["actions"]), f"{cost['seconds']:.0f}", *ends])
+    titles = ["arm", "seed", "iterations", "actions", "seconds of rl", *ENDS_WITH.values()]
+    return markdown(titles, rows) if rows else "no arm is done yet"
 
 
 def _cell(fields: Mapping[str, Any] | None, sign: str) -> str:

@@ -4,7 +4,8 @@ policies, comparisons    as in a run's `summary.json`: `sft` (what every arm beg
                          for an arm with a start of its own
 diversity                by measure and split: a mean with its interval for each policy, and differences
 curves                   by arm: relative gain after so many seconds of sampling, executing and updating
-cost                     by arm and seed: iterations, actions executed, those seconds
+cost                     by arm and seed: iterations, actions executed, those seconds; entropy, KL and share of
+                         silent groups at the end
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from mlagent_jax.runtime import jsonl, metrics
 from mlagent_jax.studies.plan import Arm, Study, arm_run, start_run
 
 START = "sft"
+ENDS_WITH = {"entropy": "entropy, nats", "kl": "KL, nats", "silent_groups": "silent groups"}
+"""Scalars of rl that a study shows, with their titles."""
 
 
 def start_name(arm: Arm) -> str:
@@ -160,9 +163,17 @@ def machine_seconds(workdir: Path, iterations: int) -> float:
 
 
 def cost(workdir: Path) -> dict[str, Any] | None:
-    """What the rl of a run took; None where there was none."""
+    """What the rl of a run took, and where its policy ended: means over the last quarter of the iterations of
+    `ENDS_WITH`. None where there was none."""
     rows = [row for row in metrics.read(workdir) if row["stage"] == "rl"]
     if not rows:
         return None
     actions = sum(1 for _ in jsonl.iterate(workdir / "trajectories" / "rl.jsonl"))
-    return {"iterations": len(rows), "actions": actions, "seconds": machine_seconds(workdir, len(rows))}
+    last = rows[-max(1, len(rows) // 4) :]
+    ends = {name: [row[name] for row in last if name in row] for name in ENDS_WITH}
+    return {
+        "iterations": len(rows),
+        "actions": actions,
+        "seconds": machine_seconds(workdir, len(rows)),
+        **{name: sum(values) / len(values) for name, values in ends.items() if values},
+    }

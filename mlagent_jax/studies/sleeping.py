@@ -100,6 +100,8 @@ class SleepingRun(Run):
     def start(self, states: Sequence[State], workers: int, seconds: float) -> None:
         """Take `states` for the expert's, and let so many workers sleep so long for each job."""
         self._states, self._seconds = states, seconds
+        if self.collector is None:  # a run that replays batches
+            return
         stop = threading.Event()
         threads = [threading.Thread(target=self._work, args=(f"worker-{i}", stop), daemon=True) for i in range(workers)]
         for thread in threads:

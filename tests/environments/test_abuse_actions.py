@@ -11,10 +11,14 @@ import os
 
 import fakes
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from environments.actions import PROFILES, Action, ActionError, AgentFiles, parse
+from environments.actions import ACTIONS, PROFILES, Action, ActionError, AgentFiles, parse
+from environments.actions.vocabulary import Kind
 from environments.files.snapshots import Snapshots
 from environments.protocol import Job, OutcomeKind
+from environments.sandbox.base import Ending, Execution
 
 SECRET = "the answer is 3.25"
 PATH_ARGUMENTS = [
@@ -232,3 +236,72 @@ def test_a_job_whose_text_is_anything_at_all_is_answered(player):
         later = dataclasses.replace(job, state=outcome.next_state(job))
         assert Job.from_dict(json.loads(json.dumps(later.to_dict(), ensure_ascii=False).encode())) == later
         assert later.id != job.id
+
+
+# -- any actions, one after the other --
+
+PATHS = ["train.py", "./train.py", "helper.py", "helper", "helper/__init__.py", "data", "data/train.csv", "backup", "."]
+PATHS += [
+    "backup/train.py_0001",
+    "backup/train.py_9999",
+    "train.py/x",
+    "d/" * 31 + "x",
+    "d/" * 32 + "x",
+    "d/" * 33 + "x",
+]
+PATHS += [
+    "x" * 200,
+    "\u00e9" * 100,
+    "..",
+    "__pycache__/x",
+    "submission.csv",
+    ".unpack-x",
+    "new.py",
+    "a b",
+    "-c",
+    "*",
+    "~",
+]
+PATHS += ["\ud800", "link", "link/train.py", "fifo"]
+TEXT = st.text(max_size=30) | st.sampled_from(["", "# %% model\r\nguess = 1\r\n", "\ufeff# %% a", "x" * 300_000])
+PATCH = "<<<<<<< SEARCH\nguess = 1.0\n=======\n{}\n>>>>>>> REPLACE"
+
+
+@st.composite
+def replies(draw):
+    spec = draw(st.sampled_from(list(ACTIONS.values())))
+    kinds = {
+        Kind.NAME: st.sampled_from(PATHS) | st.text(max_size=8),
+        Kind.TEXT: TEXT,
+        Kind.LINE: st.integers(-1, 20) | st.just(10**8),
+    }
+    arguments = {argument.name: draw(kinds[argument.kind]) for argument in spec.arguments}
+    if "cell" in arguments:
+        arguments["cell"] = draw(st.sampled_from(["model", "submit", "a", ""]))
+    block = None if spec.block is None else draw(TEXT | TEXT.map(PATCH.format))
+    reply = Action(spec.name, arguments, block).render()
+    place = draw(st.integers(0, len(reply)))
+    return draw(st.sampled_from([reply, reply, reply, reply[:place] + draw(st.text(max_size=3)) + reply[place:]]))
+
+
+class QuickSandbox(fakes.FakeSandbox):
+    """Runs nothing; leaves what a script might have left."""
+
+    def run(self, workspace, script, limits, data=None, seed=0, gpus=0):
+        (workspace / "submission.csv").write_text("2.0")
+        if not os.path.lexists(workspace / "link"):
+            (workspace / "link").symlink_to("train.py")
+        return Execution(Ending.EXITED, 0, "done", "", 0.1, 0.1)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.lists(replies(), min_size=1, max_size=6))
+def test_any_sequence_of_actions_ends_in_outcomes_of_the_policy(tmp_path_factory, texts):
+    with fakes.playing(QuickSandbox(), tmp_path_factory.mktemp("fuzz")) as player:
+        for text in texts:
+            job = Job(run="abuse", policy_version=0, state=player.state, sample=0, action=text)
+            outcome = player.environment.take(job)
+            assert outcome.kind is not OutcomeKind.INFRASTRUCTURE_ERROR, outcome.reason
+            assert str(player.environment._scratch) not in outcome.observation
+            player.state = outcome.next_state(job)
+            json.dumps(player.state.to_dict(), ensure_ascii=False).encode()

@@ -195,6 +195,15 @@ def test_a_grader_that_breaks_is_ours_told_to_the_operator_and_never_cached(envi
     assert outcome.kind is OutcomeKind.SCORED and not outcome.cached and len(sandbox.runs) == 2
 
 
+def test_interrupting_ends_sandbox_and_graders(environment, task, sandbox, monkeypatch):
+    environment.initial_state("guess@0")
+    closed = []
+    monkeypatch.setattr(type(task), "close", lambda task: closed.append(task))
+    monkeypatch.setattr(sandbox, "close", lambda: closed.append(sandbox))
+    environment.interrupt()
+    assert closed == [sandbox, task]
+
+
 def test_a_submission_that_alone_exceeds_the_graders_limit_is_the_scripts_and_never_cached(environment, task, sandbox):
     def slow(data):
         raise GraderLimitError("the grader cannot score it (time limit)")
@@ -402,3 +411,13 @@ def test_a_known_execution_whose_files_are_gone_is_made_again(environment, sandb
         )
         assert environment.store.has(identity)
     assert len(sandbox.runs) == 4
+
+
+def test_what_was_repaired_in_a_reply_is_told_to_a_person(environment):
+    plain = take(environment, edit("guess = 3.0"))
+    thought = f"<think>\n{reply('Final Answer', final_answer='done')}</think>\n{edit('guess = 3.0')}"
+    repaired = take(environment, thought.replace("Action:", "**Action:**"))
+    assert (plain.reason, repaired.reason) == ("", "repaired: thoughts, labels in another form")
+    assert repaired.metric_after == plain.metric_after
+    looked = take(environment, reply("list files", dir_path="."))
+    assert (looked.kind, looked.reason) == (OutcomeKind.NO_EDIT, "repaired: name in another form")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from environments.protocol import Outcome, OutcomeKind, Scale
-from environments.rewards import REWARDS, compute
+from environments.rewards import REWARDS, STAGES, compute
 
 BASE = Outcome(
     kind=OutcomeKind.SCORED,
@@ -122,10 +122,34 @@ def test_noise_is_uniform_and_blind_to_the_metric():
 
 
 def test_an_unknown_reward_is_refused_with_the_names():
-    with pytest.raises(ValueError, match=r"'profit'; choose one of improvement, noise, paper_v1, paper_v2\b"):
+    with pytest.raises(ValueError, match=r"'profit'; choose one of improvement, noise, paper_v1, paper_v2, staged\b"):
         compute("profit", BASE)
 
 
 def test_a_task_without_headroom_is_refused():
     with pytest.raises(ValueError, match="no headroom"):
         compute("improvement", scored(0.1, Scale(0.5, 0.5, True)))
+
+
+def reached(kind, count, delta=None):
+    """An outcome that reached so many stages."""
+    base = ended(kind) if delta is None else scored(delta)
+    return dataclasses.replace(base, progress=STAGES[:count])
+
+
+def test_stages_tell_failures_apart_and_weigh_as_much_as_is_said():
+    error = OutcomeKind.SCRIPT_ERROR
+    rewards = [compute("staged", reached(error, count)) for count in (3, 4, 5)]
+    assert rewards == sorted(set(rewards))
+    assert compute("staged:weight=0", reached(error, 5)) == compute("improvement", ended(error))
+    assert compute("staged:weight=1", reached(error, 3)) == 0.5
+    assert compute("staged", reached(None, 6, 0.2)) == pytest.approx(0.8 * compute("improvement", scored(0.2)) + 0.2)
+
+
+def test_stages_pay_no_limit_more_than_an_error_and_nothing_more_than_an_attempt_that_runs():
+    for kind in LIMITS:
+        assert compute("staged", reached(kind, 5)) <= compute("staged", reached(OutcomeKind.SCRIPT_ERROR, 3))
+    worst = min(compute("staged", reached(None, 6, delta)) for delta in np.linspace(-2, 2, 82))
+    others = [reached(OutcomeKind.INVALID_ACTION, 1), reached(OutcomeKind.NO_EDIT, 2), reached(OutcomeKind.NO_EDIT, 5)]
+    others += [reached(OutcomeKind.SCRIPT_ERROR, count) for count in (3, 4, 5)]
+    assert all(compute("staged", outcome) < worst for outcome in others)

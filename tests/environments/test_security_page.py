@@ -6,19 +6,28 @@ from pathlib import Path
 
 import pytest
 
+from environments.sandbox.self_check import CHECKS
+
 TESTS = Path(__file__).parent
 FILES = {
-    "abuse": TESTS / "sandbox/test_abuse.py",
+    "left": TESTS / "sandbox/test_left_behind.py",
+    "parts": TESTS / "sandbox/test_parts.py",
     "steps": TESTS / "sandbox/test_abuse_steps.py",
     "files": TESTS / "sandbox/test_abuse_files.py",
     "transfer": TESTS / "sandbox/test_transfer.py",
     "actions": TESTS / "test_abuse_actions.py",
+    "observation": TESTS / "test_actions_observation.py",
+    "worker": TESTS / "test_worker.py",
+    "bucket": TESTS / "test_faulty_bucket.py",
+    "leases": TESTS / "queue/test_leases.py",
+    "sqlite": TESTS / "queue/test_sqlite.py",
+    "postgres": TESTS / "queue/test_postgres.py",
     "grading": TESTS / "tasks/test_grading.py",
     "isolated": TESTS / "tasks/test_isolated.py",
     "folder": TESTS / "tasks/test_folder.py",
     "catalogue": TESTS / "tasks/test_catalogue.py",
 }
-IN_BOTH = {"abuse", "steps", "files"}
+IN_BOTH = {"check", "steps", "files", "left"}
 """Their tests take the fixture `sandbox` of sandbox/conftest.py, which has both."""
 
 
@@ -41,7 +50,7 @@ def test_every_case_is_there_once_with_a_test_in_both_sandboxes(cases):
 
 
 def test_every_named_test_exists():
-    known = {file: functions(path) for file, path in FILES.items()}
+    known = {file: functions(path) for file, path in FILES.items()} | {"check": set(CHECKS)}
     page = (TESTS.parents[1] / "docs/security.md").read_text()
     missing = [f"{file}::{name}" for file, name in re.findall(r"`(\w+)::(\w+)`", page) if name not in known[file]]
     assert missing == []

@@ -296,10 +296,11 @@ def test_what_troubled_a_worker_is_over_when_it_goes_well_again(queue):
         refusing.refuses = False
         until(lambda: worker._health() == "ok")
         broken.set()
-        queue.enqueue([job()])
+        queue.enqueue([job(0)])
         until(lambda: "No space left" in worker._health())
         broken.clear()
-        assert queue.wait([job().id], 60)
+        queue.enqueue([job(1)])
+        assert queue.wait([job(1).id], 60)
         until(lambda: worker._health() == "ok")
 
 

@@ -241,7 +241,7 @@ def test_collection_keeps_what_a_root_reaches(snapshots, workspace, tmp_path):
     dropped = snapshots.snapshot(workspace)
     submission = snapshots.store.put(b"1,2")
     age(snapshots, 7200)
-    result = snapshots.collect([kept], blobs=[submission], max_bytes=0)
+    result = snapshots.collect(snapshots.in_use([kept, submission]))
     assert result.deleted == 2  # The second manifest and the second train.py.
     assert not snapshots.store.has(dropped)
     assert snapshots.store.has(submission)
@@ -269,9 +269,21 @@ def test_collection_leaves_what_was_written_or_reused_lately(snapshots):
     assert snapshots.store.has(new)
 
 
-def test_collection_refuses_a_root_that_is_gone(snapshots):
-    blob = snapshots.store.put(b"x")
-    age(snapshots, 9000)
-    with pytest.raises(StoreError):
-        snapshots.collect(["0" * 64], max_bytes=0)
-    assert snapshots.store.has(blob)
+def test_what_is_in_use_is_found_through_stored_jobs_and_what_is_no_blob_is_passed_over(snapshots, workspace):
+    kept = snapshots.snapshot(workspace)
+    stored = snapshots.store.put(canonical_json({"state": {"snapshot": kept}, "seen": "0" * 64}).encode())
+    submission = snapshots.store.put(b"1,2")
+    names = [stored, submission, "f" * 64, "no id"]
+    assert snapshots.in_use(names) == {stored, submission, *snapshots.reachable(kept)}
+    assert snapshots.in_use([]) == set()
+
+
+def test_a_bucket_is_collected_like_a_folder(tmp_path, monkeypatch):
+    store = open_store(f"memory://{tmp_path}")
+    kept, dropped = store.put(b"kept"), store.put(b"dropped")
+    snapshots = Snapshots(store)
+    assert {blob.id: blob.size for blob in store.blobs()} == {kept: 4, dropped: 7}
+    assert snapshots.collect({kept}).deleted == 0, "what was written lately stays"
+    assert snapshots.collect({kept}, min_age_seconds=-60.0).deleted == 1
+    assert (store.has(kept), store.has(dropped)) == (True, False)
+    store.delete(dropped)

@@ -49,6 +49,9 @@ class SleepingEnvironment:
             OutcomeKind.NO_EDIT, observation, state.snapshot, state.script, state.metric, None, scale, reward=0.5
         )
 
+    def interrupt(self):
+        self._sandbox.close()
+
     def close(self):
         pass
 

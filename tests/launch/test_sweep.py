@@ -39,12 +39,12 @@ def options(workdir, *more):
 
 
 def run(workdir, *more, clips="0.1,0.2,0.3"):
-    given = options(workdir, f"--sweep=rl.clip={clips}", "--sweep=seed=0,1", *more)
+    given = options(workdir, f"--sweep=rl.value_clip={clips}", "--sweep=seed=0,1", *more)
     members = sweep.grid(sweep.parse_sweeps(given.sweep))
     made = sweep.Sweep(given, members)
     made.command = lambda i: [
         *(sys.executable, "-c", MEMBER, str(made.workdir(i))),
-        *(members[i]["rl.clip"], members[i]["seed"]),
+        *(members[i]["rl.value_clip"], members[i]["seed"]),
     ]
     made.run()
     return made
@@ -76,7 +76,7 @@ def test_a_failed_member_stops_nothing_and_the_same_command_goes_on(tmp_path):
 
     rows = list(csv.DictReader((folder / "sweep.csv").open()))
     assert [row["member"] for row in rows] == ["007", "003", "001", "006", "002", "000", "004", "005"]
-    assert rows[0] == {"member": "007", "state": "done", "rl.clip": "0.4", "seed": "1", "figure.mean": "1.4"}
+    assert rows[0] == {"member": "007", "state": "done", "rl.value_clip": "0.4", "seed": "1", "figure.mean": "1.4"}
     page = (folder / "sweep.html").read_text()
     picture = ElementTree.fromstring(page[page.index("<svg") : page.index("</svg>") + 6])
     lines = [line for line in picture if line.tag == "polyline"]
@@ -94,24 +94,24 @@ def test_a_failed_member_stops_nothing_and_the_same_command_goes_on(tmp_path):
 
 def test_members_are_beside_the_table_wherever_the_sweep_is_started(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    made = sweep.Sweep(options("runs/clip", "--sweep=rl.clip=0.1"), [{"rl.clip": "0.1"}])
+    made = sweep.Sweep(options("runs/clip", "--sweep=rl.value_clip=0.1"), [{"rl.value_clip": "0.1"}])
     assert (made.folder, made.workdir(0)) == (tmp_path / "runs/clip", tmp_path / "runs/clip/000")
     assert f"--workdir={tmp_path}/runs/clip/000" in made.command(0)
 
 
 def test_a_grid_has_every_combination():
-    found = sweep.grid(sweep.parse_sweeps(["rl.clip=0.1,0.2", "config.seed=0,1"]))
+    found = sweep.grid(sweep.parse_sweeps(["rl.value_clip=0.1,0.2", "config.seed=0,1"]))
     assert found == [
-        {"rl.clip": "0.1", "seed": "0"},
-        {"rl.clip": "0.1", "seed": "1"},
-        {"rl.clip": "0.2", "seed": "0"},
-        {"rl.clip": "0.2", "seed": "1"},
+        {"rl.value_clip": "0.1", "seed": "0"},
+        {"rl.value_clip": "0.1", "seed": "1"},
+        {"rl.value_clip": "0.2", "seed": "0"},
+        {"rl.value_clip": "0.2", "seed": "1"},
     ]
 
 
 def test_draws_are_in_range_reproducible_and_can_be_added_to():
     fields = sweep.parse_sweeps(
-        ["rl.learning_rate=log:1e-6..1e-3", "rl.epochs=1..4", "rl.clip=0.1..0.3", "rl.estimator=gae,grpo"]
+        ["rl.learning_rate=log:1e-6..1e-3", "rl.epochs=1..4", "rl.value_clip=0.1..0.3", "rl.estimator=gae,grpo"]
     )
     found = sweep.draws(fields, 200, seed=0)
     assert found[:7] == sweep.draws(fields, 7, seed=0)
@@ -119,37 +119,37 @@ def test_draws_are_in_range_reproducible_and_can_be_added_to():
     assert 1e-6 <= rates[0] < rates[-1] <= 1e-3
     assert 1e-5 < rates[100] < 1e-4  # the median of a logarithm that is uniform
     assert {member["rl.epochs"] for member in found} == {"1", "2", "3", "4"}
-    assert all(0.1 <= float(member["rl.clip"]) <= 0.3 for member in found)
+    assert all(0.1 <= float(member["rl.value_clip"]) <= 0.3 for member in found)
     assert {member["rl.estimator"] for member in found} == {"gae", "grpo"}
 
 
 def test_a_file_names_members_and_mistakes_are_named(tmp_path):
     path = tmp_path / "members.jsonl"
-    path.write_text('{"rl.clip": 0.1, "stages": "sft,rl"}\n\n{"seed": 3}\n')
-    assert sweep.from_file(path) == [{"rl.clip": "0.1", "stages": "sft,rl"}, {"seed": "3"}]
-    path.write_text('{"rl.clip": 0.1}\n[1]\n')
+    path.write_text('{"rl.value_clip": 0.1, "stages": "sft,rl"}\n\n{"seed": 3}\n')
+    assert sweep.from_file(path) == [{"rl.value_clip": "0.1", "stages": "sft,rl"}, {"seed": "3"}]
+    path.write_text('{"rl.value_clip": 0.1}\n[1]\n')
     with pytest.raises(ConfigError, match=r"members.jsonl:2 is \[1\]"):
         sweep.from_file(path)
-    with pytest.raises(ConfigError, match=r"did you mean config\.rl\.clip\?"):
-        sweep.parse_sweeps(["rl.clipp=1"])
+    with pytest.raises(ConfigError, match=r"did you mean config\.rl\.value_clip\?"):
+        sweep.parse_sweeps(["rl.value_clipp=1"])
     with pytest.raises(ConfigError, match="a range is drawn from, with --random N"):
-        sweep.grid({"rl.clip": "0.1..0.2"})
+        sweep.grid({"rl.value_clip": "0.1..0.2"})
     with pytest.raises(ConfigError, match="the lower one first"):
-        sweep.draws({"rl.clip": "0.3..0.1"}, 1, 0)
+        sweep.draws({"rl.value_clip": "0.3..0.1"}, 1, 0)
 
 
 def test_every_members_settings_are_checked_before_anything_is_written(tmp_path, capsys):
     folder = tmp_path / "s"
     common = ["--config=configs/smoke.py", f"--workdir={folder}", "--sweep=seed=0,1"]
-    assert sweep.main([*common, "--sweep=rl.clip=0.1,0.2,-1"]) == 1
-    message = "error: member 002 (seed=0 rl.clip=-1): config.rl.clip is -1.0; it must be above 0\n1 of the other 5 are"
+    assert sweep.main([*common, "--sweep=rl.value_clip=0.1,0.2,-1"]) == 1
+    message = "error: member 002 (seed=0 rl.value_clip=-1): config.rl.value_clip is -1.0; it is 0 or above\n"
     assert message in capsys.readouterr().err
     path = tmp_path / "members.jsonl"
-    path.write_text('{"rl.clip": 0.1}\n{"rl.samples": "many"}\n')
+    path.write_text('{"rl.value_clip": 0.1}\n{"rl.samples": "many"}\n')
     assert sweep.main([*common[:2], f"--file={path}"]) == 1
     assert "error: member 001 (rl.samples=many): --config.rl.samples=many: invalid" in capsys.readouterr().err
     assert sweep.main([*common, "--config.rl.estimator=vtrace"]) == 1
-    assert "member 000 (seed=0): config.rl.estimator is 'vtrace'" in capsys.readouterr().err
+    assert "member 000 (seed=0): config.rl.estimator: advantage estimator is 'vtrace'" in capsys.readouterr().err
     assert sweep.main([*common, "--config.seed=3"]) == 1
     assert "config.seed is given for all members and differs between them" in capsys.readouterr().err
     # Impossible together only.
@@ -161,7 +161,7 @@ def test_every_members_settings_are_checked_before_anything_is_written(tmp_path,
 @pytest.mark.slow
 def test_a_dry_run_prints_what_each_backend_would_start(tmp_path, capsys):
     common = ["--config=configs/smoke.py", f"--workdir={tmp_path / 's'}", "--sweep=seed=0,1", "--dry_run"]
-    assert sweep.main([*common, "--backend=gke", "--launch=--image=i", "--name=lr", "--config.rl.clip=0.1"]) == 0
+    assert sweep.main([*common, "--backend=gke", "--launch=--image=i", "--name=lr", "--config.rl.value_clip=0.1"]) == 0
     printed = capsys.readouterr().out
     summary = tmp_path / "s" / "001" / "report" / "summary.json"
     assert f"launch/gke.sh --name=lr-001 --wait --summary={summary} --image=i --config=configs/smoke.py" in printed

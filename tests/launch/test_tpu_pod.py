@@ -105,7 +105,7 @@ def test_a_dry_run_prints_the_commands_and_changes_nothing(gcloud):
     [
         ("--workdir=runs/x", "a slice's own disk goes with it"),
         ("--config.workers.queue=sqlite:///queue.db", "workers on other hosts need postgresql://"),
-        ("--config.rl.clipp=1", "did you mean config.rl.clip?"),
+        ("--config.rl.value_clipp=1", "did you mean config.rl.value_clip?"),
         ("--slice=h100-8", "is no TPU slice"),
         ("--zones=x", "unknown option --zones=x"),
     ],

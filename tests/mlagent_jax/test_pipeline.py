@@ -200,7 +200,7 @@ def test_a_workdir_of_another_config_is_refused(run):
     process = subprocess.run(
         [
             *(sys.executable, "-m", "mlagent_jax.train", "--config=configs/smoke.py", f"--workdir={run}", *SMALL),
-            "--config.rl.clip=0.3",
+            "--config.rl.value_clip=0.3",
         ],
         capture_output=True,
         text=True,
@@ -208,7 +208,7 @@ def test_a_workdir_of_another_config_is_refused(run):
         check=False,
     )
     assert process.returncode != 0
-    assert "rl.clip: 0.2 -> 0.3" in process.stderr
+    assert "rl.value_clip: 0.2 -> 0.3" in process.stderr
 
 
 def forget_rl(workdir):

@@ -28,15 +28,15 @@ def error_of(result):
 
 
 def test_an_unknown_field_is_refused_with_the_nearest(tmp_path):
-    result = train("--config=configs/smoke.py", f"--workdir={tmp_path / 'run'}", "--config.rl.clipp=0.1")
-    assert "config.rl.clipp is no field; did you mean config.rl.clip?" in error_of(result)
+    result = train("--config=configs/smoke.py", f"--workdir={tmp_path / 'run'}", "--config.rl.value_clipp=0.1")
+    assert "config.rl.value_clipp is no field; did you mean config.rl.value_clip?" in error_of(result)
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--config=configs/smoke.py", "--config.r1.clip=0.1"), "config.r1 is no field; did you mean config.rl?"),
+        (("--config=configs/smoke.py", "--config.r1.value_clip=0.1"), "config.r1 is no field; did you mean config.rl?"),
         (("--config=configs/smoke.py", "--config.seed.x=1"), "config.seed is a field, not a section"),
         (
             ("--config.stages=sft", "--config.seed=1", "--config.stages=rl"),
@@ -64,7 +64,7 @@ def test_a_wrong_type_is_refused(tmp_path):
 @pytest.mark.slow
 def test_an_impossible_value_is_refused(tmp_path):
     result = train("--config=configs/smoke.py", f"--workdir={tmp_path / 'run'}", "--config.rl.estimator=vtrace")
-    assert "config.rl.estimator is 'vtrace'; choose one of gae" in error_of(result)
+    assert "config.rl.estimator: advantage estimator is 'vtrace'; choose one of gae" in error_of(result)
     assert not (tmp_path / "run").exists()
 
 

@@ -22,7 +22,7 @@ def found(tmp_path_factory):
             return list(tool.play(environment, task, ideas=8, steps=2))
 
 
-@pytest.mark.parametrize("reward", ["improvement", "improvement:neutral=0.1"])
+@pytest.mark.parametrize("reward", ["improvement", "improvement:neutral=0.1", "staged"])
 def test_ours_pays_none_of_them_more_than_an_honest_attempt_that_fails_to_gain(found, reward):
     paid = tool.means(found, reward)
     assert set(paid) == {tool.HONEST, tool.GAINED, "always the same edit", *tool.DEGENERATE}

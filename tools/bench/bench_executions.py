@@ -33,7 +33,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from environments import tasks
 from environments.files.blobs import open_store
 from environments.protocol import Job
-from environments.sandbox import PROVIDERS, Sandbox, SandboxUnavailableError, open_sandbox
+from environments.sandbox import SANDBOXES, Sandbox, SandboxUnavailableError, open_sandbox
 from environments.sandbox.inside.script import environment as script_environment
 from environments.sandbox.rootfs import ensure_rootfs
 from environments.step import Environment
@@ -161,7 +161,7 @@ def main() -> None:
     with contextlib.ExitStack() as stack:
         root = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-executions-")))
         sandboxes: dict[str, Sandbox] = {}
-        for name in sorted(PROVIDERS):
+        for name in SANDBOXES.names():
             try:
                 sandboxes[name] = stack.enter_context(contextlib.closing(open_sandbox(name)))
             except SandboxUnavailableError as error:

@@ -115,6 +115,7 @@ def ppo_program(blueprint: Blueprint) -> Program:
         rewards=batch(),
         groups=batch(dtype=jnp.int32),
         weights=batch(),
+        baselines=batch(),
     )
     targets = ppo.Targets(*(batch(action) for _ in dataclasses.fields(ppo.Targets)))
     policy = config.policy
@@ -186,8 +187,10 @@ def sampling_parts(blueprint: Blueprint, logical: str) -> int:
 
 
 def reference_bytes(blueprint: Blueprint) -> int:
-    """A device, of the policy that rl compares with; the base of adapters is it, and stands there anyway."""
-    return bytes_a_device(blueprint.base) if blueprint.adapters is None else 0
+    """A device, of the policy that rl compares with; the base of adapters is it, and stands there anyway. One that is
+    refreshed is a copy of what is trained, beside the policy that rl began with."""
+    moving = bytes_a_device(blueprint.trained) if blueprint.config.rl.reference_every else 0
+    return moving + (bytes_a_device(blueprint.base) if blueprint.adapters is None else 0)
 
 
 def _beside_sampling(blueprint: Blueprint) -> int:

@@ -13,6 +13,7 @@ unprivileged user in the bubblewrap sandbox, which holds nothing but the read-on
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
 import fcntl
@@ -30,12 +31,13 @@ from typing import Any
 from environments.protocol import Limits
 from environments.sandbox.base import GUARANTEES, Execution, SandboxError, SandboxUnavailableError
 from environments.sandbox.bubblewrap.cgroups import Cgroup, open_cgroups
-from environments.sandbox.bubblewrap.warm import WarmSandbox, unprivileged_user
+from environments.sandbox.bubblewrap.warm import WarmSandbox
 from environments.sandbox.data import DataStore, StateFolder
-from environments.sandbox.inside import transfer
+from environments.sandbox.inside import system_calls, transfer
 from environments.sandbox.inside.capture import Capture
 from environments.sandbox.probe import probe
 from environments.sandbox.rootfs import RootFsError, ensure_rootfs
+from environments.sandbox.users import claim_users
 from environments.sandbox.verdict import judge
 
 _GRACE_SECONDS = 30.0
@@ -46,7 +48,11 @@ _CREDENTIALS = struct.Struct("3i")
 
 
 class BubblewrapSandbox:
-    """See the module. One warm interpreter; `run` may be called from several threads at once."""
+    """See the module. `run` may be called from several threads at once.
+
+    Executions share one warm interpreter where each has a user id of its own and the filter of system calls; elsewhere
+    they share nothing: each has a warm interpreter that no other has meanwhile.
+    """
 
     name = "bubblewrap"
     gpus = 0
@@ -63,15 +69,25 @@ class BubblewrapSandbox:
         except RootFsError as error:
             raise SandboxUnavailableError(str(error)) from error
         self.environment_digest = self._rootfs.digest
-        self._user = unprivileged_user()
+        self._users = claim_users() if os.geteuid() == 0 else None
+        if self._users is None and os.geteuid() == 0:
+            raise SandboxUnavailableError(
+                "the sandbox 'bubblewrap' runs no script as root, and no user ids are left here for that: start the "
+                "worker as an ordinary user, or in a container without a user namespace of its own"
+            )
+        self._shared = self._users is not None and system_calls.known()
         self._lock = threading.Lock()
         self._closed = False
-        self._state = StateFolder(self._user)
+        self._state = StateFolder(self._users.first if self._users else None)
         self._store = DataStore(self._state.path)
+        self._idle: list[WarmSandbox] = []
+        """Warm interpreters for the next execution; the only one stays here where it is shared."""
+        self._executions: collections.Counter[WarmSandbox] = collections.Counter()
+        """Executions that run in each warm interpreter."""
         try:
-            self._warm = WarmSandbox(self._rootfs.path, self._state.path, self._user)
+            self._idle.append(self._start())
         except BaseException:
-            self._state.close()
+            self._close_state()
             raise
         self._cgroups = open_cgroups()
 
@@ -82,7 +98,9 @@ class BubblewrapSandbox:
         Without control groups CPU time and memory are watched, which a script that means to can outrun: no claim.
         """
         only_by_cgroups = frozenset() if self._cgroups else frozenset({"cpu_time", "memory"})
-        return frozenset(GUARANTEES) - only_by_cgroups
+        only_by_filter = frozenset() if system_calls.known() else frozenset({"privileges"})
+        only_by_users = frozenset() if self._shared else frozenset({"neighbours"})
+        return frozenset(GUARANTEES) - only_by_cgroups - only_by_filter - only_by_users
 
     @property
     def guarantees(self) -> frozenset[str]:
@@ -100,8 +118,9 @@ class BubblewrapSandbox:
         """See `environments.sandbox.base.Sandbox.run`."""
         if gpus:
             raise SandboxError(f"the execution asks for {gpus} GPUs, which only the Docker sandbox passes on")
-        warm = self._alive()
         with contextlib.ExitStack() as stack:
+            warm = stack.enter_context(self._warm())
+            user = stack.enter_context(self._users.lease()) if self._users else 0
             try:
                 name = stack.enter_context(self._store.lease(data)) if data else None
                 group = stack.enter_context(self._cgroups.lease(limits)) if self._cgroups else None
@@ -121,6 +140,7 @@ class BubblewrapSandbox:
                 "limits": limits.to_dict(),
                 "workspace_bytes": packed.room,
                 "watch_memory": group is None,
+                "user": user,
             }
             call = _Call(warm, limits, group)
             try:
@@ -143,20 +163,56 @@ class BubblewrapSandbox:
             if self._closed:
                 return
             self._closed = True
-            self._warm.close()
+            for warm in {*self._idle, *self._executions}:
+                warm.close()
         if self._cgroups:
             self._cgroups.close()
-        self._state.close()
+        self._close_state()
 
-    def _alive(self) -> WarmSandbox:
-        """The warm sandbox, started again if it died."""
+    def _close_state(self) -> None:
+        self._state.close()
+        if self._users:
+            self._users.close()
+
+    def _start(self) -> WarmSandbox:
+        return WarmSandbox(self._rootfs.path, self._state.path, self._users)
+
+    @contextlib.contextmanager
+    def _warm(self) -> Iterator[WarmSandbox]:
+        """A warm interpreter for one execution, another where the last one died or no longer answers.
+
+        One that no longer answers is closed when the last execution in it has ended: its neighbours go on.
+        """
         with self._lock:
             if self._closed:
                 raise SandboxError("this sandbox is closed")
-            if not self._warm.alive:
-                self._warm.close()
-                self._warm = WarmSandbox(self._rootfs.path, self._state.path, self._user)
-            return self._warm
+            warm = self._idle.pop() if self._idle else None
+            if warm and not warm.alive:
+                self._close_unused(warm)
+                warm = None
+            if self._shared:
+                self._idle.append(warm := warm or self._start())
+            if warm:
+                self._executions[warm] += 1
+        if warm is None:
+            warm = self._start()
+            self._executions[warm] += 1
+        try:
+            yield warm
+        finally:
+            with self._lock:
+                self._executions[warm] -= 1
+                if not self._shared:
+                    self._idle.append(warm)
+                if self._closed or not warm.alive:
+                    self._close_unused(warm)
+
+    def _close_unused(self, warm: WarmSandbox) -> None:
+        if self._executions[warm] == 0:
+            del self._executions[warm]
+            if warm in self._idle:
+                self._idle.remove(warm)
+            warm.close()
 
 
 @dataclasses.dataclass
@@ -228,8 +284,8 @@ class _Call:
                 deadline = started + self.limits.wall_seconds + _GRACE_SECONDS
             now = time.monotonic()
             if now > deadline:
-                self.warm.close()
-                raise SandboxError("the warm sandbox does not answer; it was killed and will be started again")
+                self.warm.silent = True
+                raise SandboxError("the warm sandbox does not answer; another is started for the next execution")
             if started is not None and not killed and now >= next_look:
                 next_look = now + _WATCH_SECONDS
                 if reason := self._exceeded(now - started):

@@ -16,6 +16,8 @@ from pathlib import Path
 from environments.protocol import Limits
 
 _PREFIX = "mlagent-"
+_LEFT_BYTES = 4 << 20
+"""Of an earlier execution, in a group that is used again: far below any limit. The kernel gives the rest back later."""
 _SPARE_PROCESSES = 3
 """Beside the script's own: the init process, the container's runner, and one on its way out."""
 
@@ -45,6 +47,16 @@ class Cgroup:
         self._oom_before = self._oom_kills()
         self._cpu_before = self._cpu_used()
 
+    def empty(self) -> bool:
+        """Whether no process is in it, and next to nothing of the memory that earlier ones used, but what files cached.
+
+        A script's page tables and memory files go some time after it.
+        """
+        usage, cached = ("memory.current", "file") if self._unified else ("memory.usage_in_bytes", "cache")
+        stat = self._fields("memory.stat")
+        left = int((self._memory / usage).read_text()) - (stat[cached] - stat["shmem"])
+        return left <= _LEFT_BYTES and not any((each / "cgroup.procs").read_text() for each in self.directories)
+
     def add(self, pid: int) -> None:
         """Put a process, and all that it forks, in the group."""
         for directory in self.directories:
@@ -68,9 +80,11 @@ class Cgroup:
             (self._memory / name).write_text(str(memory_bytes))
 
     def _oom_kills(self) -> int:
-        name = "memory.events" if self._unified else "memory.oom_control"
-        fields = dict(line.split() for line in (self._memory / name).read_text().splitlines())
-        return int(fields["oom_kill"])
+        return self._fields("memory.events" if self._unified else "memory.oom_control")["oom_kill"]
+
+    def _fields(self, name: str) -> dict[str, int]:
+        lines = (line.split() for line in (self._memory / name).read_text().splitlines())
+        return {key: int(value) for key, value in lines}
 
     def _cpu_used(self) -> float:
         if self._unified:
@@ -94,15 +108,24 @@ class Cgroups:
         Raises:
           OSError: the kernel refuses.
         """
+        group = self._take()
         try:
-            group = self._idle.get_nowait()
-        except queue.Empty:
-            group = self._create()
-        group.prepare(limits)
-        try:
+            group.prepare(limits)
             yield group
         finally:
             self._idle.put(group)
+
+    def _take(self) -> Cgroup:
+        """The first idle group that is empty, or a new one."""
+        for _ in range(self._idle.qsize()):
+            try:
+                group = self._idle.get_nowait()
+            except queue.Empty:
+                break
+            if group.empty():
+                return group
+            self._idle.put(group)
+        return self._create()
 
     def close(self) -> None:
         with contextlib.suppress(queue.Empty):

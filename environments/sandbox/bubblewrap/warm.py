@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import json
 import os
 import select
@@ -21,6 +20,7 @@ from typing import Any
 
 from environments.sandbox.base import SandboxError, SandboxUnavailableError
 from environments.sandbox.inside.script import environment
+from environments.sandbox.users import BLOCK, Users
 
 INSTALL = "install bubblewrap (Debian, Ubuntu: `apt-get install bubblewrap`; Fedora: `dnf install bubblewrap`)"
 FORBIDDEN = (
@@ -32,28 +32,19 @@ _INSIDE = Path(__file__).parents[1] / "inside"
 _MOUNTED = "/opt/mlagent"
 _PACKAGE = "mlagent_inside"
 _MAIN = f"import sys; sys.path.insert(0, {_MOUNTED!r}); from {_PACKAGE}.keeper import main; main()"
-_FIRST_UID, _UIDS = 64000, 1000
-"""User ids of the host that a root worker's sandboxes run as: nobody's, and not each other's."""
 _START_SECONDS = 120.0
-
-_serial = itertools.count(os.getpid())
-
-
-def unprivileged_user() -> int | None:
-    """The user id to run the sandbox as where this process is root, or None to stay who we are."""
-    return _FIRST_UID + next(_serial) % _UIDS if os.geteuid() == 0 else None
 
 
 class WarmSandbox:
     """A running warm interpreter in a bubblewrap sandbox."""
 
-    def __init__(self, rootfs: Path, store: Path, user: int | None) -> None:
+    def __init__(self, rootfs: Path, store: Path, users: Users | None) -> None:
         """Start it and wait until it has imported what scripts import.
 
         Args:
           rootfs: becomes `/`, read-only.
           store: becomes `/store`, read-only; the only other thing of the host inside.
-          user: host user id to run it as, or None for this process' own.
+          users: host user ids that it has, or None for this process' own alone.
 
         Raises:
           SandboxUnavailableError: bubblewrap is missing, or cannot make its namespaces on this host.
@@ -62,21 +53,26 @@ class WarmSandbox:
         if program is None:
             raise SandboxUnavailableError(f"the sandbox 'bubblewrap' needs the program bwrap: {INSTALL}")
         self._lock = threading.Lock()
+        self.silent = False
+        """An execution in it was not answered for: no other is to begin in it."""
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         info_reader, info_writer = os.pipe()
+        go_reader, go_writer = os.pipe()
+        user, go = (users.first, go_reader) if users else (None, None)
         with contextlib.ExitStack() as stack, tempfile.TemporaryFile() as errors:
             stack.callback(theirs.close)
-            stack.callback(os.close, info_reader)
+            for descriptor in (info_reader, go_reader, go_writer):
+                stack.callback(os.close, descriptor)
             sources = {path.name: _memory_file(path.read_bytes()) for path in sorted(_INSIDE.glob("*.py"))}
             for descriptor in sources.values():
                 stack.callback(os.close, descriptor)
             try:
                 self._process = subprocess.Popen(  # noqa: S603 - our own command line
-                    [program, *_arguments(rootfs, store, sources, theirs.fileno(), info_writer)],
+                    [program, *_arguments(rootfs, store, sources, theirs.fileno(), info_writer, go)],
                     stdin=subprocess.DEVNULL,
                     stdout=errors,
                     stderr=errors,
-                    pass_fds=(theirs.fileno(), info_writer, *sources.values()),
+                    pass_fds=(theirs.fileno(), info_writer, go_reader, *sources.values()),
                     cwd="/",
                     user=user,
                     group=user,
@@ -88,7 +84,8 @@ class WarmSandbox:
             finally:
                 os.close(info_writer)
             theirs.close()
-            self._first = self._open_first(info_reader)
+            self._first = self._open_first(info_reader, users)
+            os.write(go_writer, b"g")
             if not self._ready():
                 self.close()
                 errors.seek(0)
@@ -100,6 +97,8 @@ class WarmSandbox:
     @property
     def alive(self) -> bool:
         """Whether it takes requests; its last message is that the warm interpreter ended."""
+        if self._first is None or self.silent:
+            return False
         poller = select.poll()
         poller.register(self._control, select.POLLIN)
         return not poller.poll(0) and self._process.poll() is None
@@ -128,12 +127,21 @@ class WarmSandbox:
         self._process.kill()
         self._process.wait()
 
-    def _open_first(self, info_reader: int) -> int | None:
-        """A descriptor of the sandbox' first process, or None where bubblewrap ended before it had one."""
-        with os.fdopen(os.dup(info_reader), "rb") as info:
-            said = info.read()
-        with contextlib.suppress(ValueError, KeyError, ProcessLookupError):
-            return os.pidfd_open(json.loads(said)["child-pid"])
+    def _open_first(self, info_reader: int, users: Users | None) -> int | None:
+        """A descriptor of the sandbox' first process, or None where bubblewrap ended before it had one.
+
+        Where there are `users`, the process waits for its names of them, which only root can give it.
+        """
+        said = b""
+        while not said.endswith(b"}\n") and (chunk := os.read(info_reader, 4096)):
+            said += chunk
+        with contextlib.suppress(ValueError, KeyError, OSError):
+            pid = json.loads(said)["child-pid"]
+            first = os.pidfd_open(pid)
+            if users:
+                Path(f"/proc/{pid}/uid_map").write_text(f"0 {users.first} {BLOCK}", encoding="ascii")
+                Path(f"/proc/{pid}/gid_map").write_text(f"0 {users.first} 1", encoding="ascii")
+            return first
         return None
 
     def _ready(self) -> bool:
@@ -153,9 +161,13 @@ def _memory_file(content: bytes) -> int:
     return descriptor
 
 
-def _arguments(rootfs: Path, store: Path, sources: dict[str, int], control: int, info: int) -> list[str]:
+def _arguments(
+    rootfs: Path, store: Path, sources: dict[str, int], control: int, info: int, go: int | None
+) -> list[str]:
     """The command line of bwrap after its name."""
-    arguments = ["--unshare-all", "--hostname", "sandbox", "--new-session", "--info-fd", str(info)]
+    arguments = ["--unshare-all", "--unshare-user", "--hostname", "sandbox", "--new-session", "--info-fd", str(info)]
+    if go is not None:
+        arguments += ["--userns-block-fd", str(go)]
     # Root over its own user namespace only: what it takes to make namespaces for the executions.
     arguments += ["--uid", "0", "--gid", "0", "--cap-add", "ALL"]
     arguments += ["--ro-bind", str(rootfs), "/", "--ro-bind", str(store), "/store"]

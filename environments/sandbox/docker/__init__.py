@@ -28,19 +28,22 @@ import requests.exceptions
 
 from environments.protocol import Limits
 from environments.sandbox.base import GUARANTEES, Execution, SandboxError, SandboxUnavailableError
-from environments.sandbox.bubblewrap.ahead import Ahead
 from environments.sandbox.data import DataStore, StateFolder
+from environments.sandbox.docker.ahead import Ahead
 from environments.sandbox.docker.container import Shape, Waiting, remove
 from environments.sandbox.exchange import Exchange
 from environments.sandbox.gpus import GpuPool, nvidia_gpus
-from environments.sandbox.inside import transfer
+from environments.sandbox.inside import system_calls, transfer
 from environments.sandbox.probe import probe
 from environments.sandbox.rootfs import RootFsError, ensure_rootfs
 from environments.sandbox.rootfs.build import ensure_image
+from environments.sandbox.users import NARROW, WIDE, claim_users
 
 _INSTALL = "install and start one (Debian, Ubuntu: `apt-get install docker.io`), or set DOCKER_HOST"
 _LABEL = "mlagent-jax.sandbox"
 
+_USER = 1000
+"""Of all containers, where there are no ids for each."""
 _ENGINE_ERRORS = (docker.errors.DockerException, requests.exceptions.RequestException, OSError)
 
 
@@ -78,6 +81,8 @@ class DockerSandbox:
             "nano_cpus": int(min(cpus, info.get("NCPU", cpus)) * 1e9),
             "runtime": "runsc" if "runsc" in info.get("Runtimes", {}) else None,
         }
+        shifted = any(name in option for option in info.get("SecurityOptions") or () for name in ("rootless", "userns"))
+        self._users = claim_users(NARROW if shifted else WIDE)
         self._remove_abandoned()
         self._state = StateFolder(user=None)
         self._store = DataStore(self._state.path)
@@ -93,8 +98,9 @@ class DockerSandbox:
 
     @property
     def claims(self) -> frozenset[str]:
-        """All: `environments.sandbox.probe` finds out which this engine keeps."""
-        return frozenset(GUARANTEES)
+        """All that can hold here: `environments.sandbox.probe` finds out which this engine keeps."""
+        only_by_users = frozenset() if self._users and system_calls.known() else frozenset({"neighbours"})
+        return frozenset(GUARANTEES) - only_by_users
 
     @property
     def guarantees(self) -> frozenset[str]:
@@ -147,6 +153,8 @@ class DockerSandbox:
                 remove(container)
         self._client.close()
         self._state.close()
+        if self._users:
+            self._users.close()
 
     def _container(self, shape: Shape) -> contextlib.AbstractContextManager[Waiting]:
         """A container for one execution."""
@@ -158,7 +166,8 @@ class DockerSandbox:
         held = contextlib.ExitStack()
         if shape.data is not None:
             held.enter_context(self._store.hold(shape.data.name))
-        return Waiting(self._client, self._image, shape, held, **self._settings)
+        user = self._users.first + held.enter_context(self._users.lease()) if self._users else _USER
+        return Waiting(self._client, self._image, shape, user, held, **self._settings)
 
     def _remove_abandoned(self) -> None:
         """Delete containers of workers on this host that died."""

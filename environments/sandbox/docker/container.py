@@ -24,10 +24,9 @@ from docker.types import DeviceRequest, Mount, Ulimit
 
 from environments.protocol import Limits
 from environments.sandbox.inside import tree
-from environments.sandbox.inside.script import environment
+from environments.sandbox.inside.script import MAX_PENDING_SIGNALS, environment
 
 _INSIDE = Path(__file__).parents[1] / "inside"
-_USER = 1000
 _SHARE_OF_DISK = {"workspace": 2, "tmp": 4, "shm": 4}
 """The part of `disk_mb` is one over this."""
 _ROOM_STEP = 1 << 20
@@ -64,16 +63,16 @@ class Shape:
         bounds = (limits.memory_mb, limits.processes, limits.file_mb, limits.disk_mb)
         return cls(*bounds, room, data, seed, gpus)
 
-    def settings(self) -> dict[str, Any]:
-        """Arguments of the SDK's `containers.create` that make the wall."""
+    def settings(self, user: int) -> dict[str, Any]:
+        """Arguments of the SDK's `containers.create` that make the wall, for a container that runs as `user`."""
         part = {name: self.disk_mb * 2**20 // share for name, share in _SHARE_OF_DISK.items()}
         files = tree.MAX_INODES
-        safe = f"rw,nosuid,nodev,uid={_USER},gid={_USER}"
+        safe = f"rw,nosuid,nodev,uid={user},gid={user}"
         fsize, memory = self.file_mb * 2**20, self.memory_mb * 2**20
         return {
             "environment": environment(self.seed),
             "working_dir": "/workspace",
-            "user": f"{_USER}:{_USER}",
+            "user": f"{user}:{user}",
             "hostname": "sandbox",
             "network_mode": "none",
             "cap_drop": ["ALL"],
@@ -89,11 +88,12 @@ class Shape:
                 "/tmp": f"{safe},exec,mode=1777,size={part['tmp']},nr_inodes={files}",  # noqa: S108
             },
             "ulimits": [
-                Ulimit(name="core", soft=0, hard=0),
+                Ulimit(name="core", soft=1, hard=1),  # not 0, which does not stop a handler that reads a pipe
                 Ulimit(name="fsize", soft=fsize, hard=fsize),
                 Ulimit(name="nofile", soft=1024, hard=1024),
                 Ulimit(name="memlock", soft=0, hard=0),
                 Ulimit(name="msgqueue", soft=0, hard=0),
+                Ulimit(name="sigpending", soft=MAX_PENDING_SIGNALS, hard=MAX_PENDING_SIGNALS),
             ],
             "mounts": [
                 Mount("/workspace/data", str(data), type="bind", read_only=True, propagation="rprivate")
@@ -109,11 +109,18 @@ class Waiting:
     """A container that runs the capsule, which waits for a request on `connection`."""
 
     def __init__(
-        self, client: docker.DockerClient, image: str, shape: Shape, held: contextlib.ExitStack, **settings: Any
+        self,
+        client: docker.DockerClient,
+        image: str,
+        shape: Shape,
+        user: int,
+        held: contextlib.ExitStack,
+        **settings: Any,
     ) -> None:
         """Create, attach to and start one. Where that fails, nothing is left.
 
         Args:
+          user: id of the host that it runs as.
           held: closed when the container is removed.
           settings: added to those of `shape`.
 
@@ -128,7 +135,7 @@ class Waiting:
                 image,
                 ["/usr/local/bin/python3", "-P", "-s", "-c", _program()],
                 stdin_open=True,  # and closed when this side hangs up, so that the capsule ends with its worker
-                **shape.settings(),
+                **shape.settings(user),
                 **settings,
             )
             undo.callback(remove, self.container)
@@ -176,7 +183,7 @@ def _program() -> str:
         f"sources = {sources!r}\n"
         "package = sys.modules['mlagent_inside'] = types.ModuleType('mlagent_inside')\n"
         "package.__path__ = []\n"
-        "for name in ('kernel', 'tree', 'transfer', 'usage', 'capture', 'script', 'capsule'):\n"
+        "for name in ('kernel', 'tree', 'transfer', 'usage', 'capture', 'script', 'system_calls', 'capsule'):\n"
         "    module = sys.modules[f'mlagent_inside.{name}'] = types.ModuleType(f'mlagent_inside.{name}')\n"
         "    module.__package__ = 'mlagent_inside'\n"
         "    setattr(package, name, module)\n"

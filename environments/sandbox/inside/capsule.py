@@ -19,7 +19,7 @@ import sys
 import time
 from typing import Any, BinaryIO, NoReturn
 
-from . import kernel, script, transfer, usage
+from . import kernel, script, system_calls, transfer, usage
 from .capture import Capture
 
 _INTERVAL_SECONDS = 0.05
@@ -94,7 +94,7 @@ def _become_script(request: dict[str, Any], writers: list[int]) -> NoReturn:
     os.closerange(3, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
     kernel.set_dumpable(True)
     kernel.set_limits({"CPU": int(request["limits"]["cpu_seconds"]) + 2})
-    kernel.filter_system_calls()
+    system_calls.install()
     os.chdir(script.WORKSPACE)
     script.run_script(request["script"], request["seed"])
 

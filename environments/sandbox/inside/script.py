@@ -18,6 +18,10 @@ import types
 from typing import Any, NoReturn
 
 WORKSPACE = "/workspace"
+UID = 1000
+"""Of every script in the warm sandbox, as it sees it."""
+MAX_PENDING_SIGNALS = 1024
+"""Signals and timers of one execution."""
 
 
 def environment(seed: int) -> dict[str, str]:
@@ -26,6 +30,7 @@ def environment(seed: int) -> dict[str, str]:
     return {
         "HOME": "/tmp",  # noqa: S108 - private to the execution
         "TMPDIR": "/tmp",  # noqa: S108
+        "USER": "agent",  # a user id of one execution has no name
         "LANG": "C.UTF-8",
         "PATH": "/usr/local/bin:/usr/bin:/bin",
         "PYTHONDONTWRITEBYTECODE": "1",

@@ -27,9 +27,10 @@ from typing import Any, NoReturn
 
 from . import kernel, script, transfer, tree, usage
 
-UID = 1000
-"""Of the script, inside."""
 _SCRATCH = "/run"
+_ROOT = f"{_SCRATCH}/root"
+_OWN_INODES = 64
+"""Of the root itself, beside what a script may make."""
 _INTERVAL_SECONDS = 0.025
 
 
@@ -38,7 +39,8 @@ def supervise(request: dict[str, Any], descriptors: list[int], warm: socket.sock
 
     Args:
       request: `script`, `seed`, `data` (name in the store, or None), `limits` (as `protocol.Limits`), `workspace_bytes`
-        (what is restored), `watch_memory` (no cgroup does it).
+        (what is restored), `watch_memory` (no cgroup does it), `user` (id to run as, of those that the warm sandbox
+        has; 0: its own).
       descriptors: channel, standard output, standard error, the packed workspace, where to pack it afterwards.
       warm: where the warm interpreter takes requests.
     """
@@ -63,13 +65,14 @@ def _execute(
 ) -> dict[str, Any]:
     limits = request["limits"]
     room = limits["disk_mb"] * 2**20 + request["workspace_bytes"]
-    _enter_namespaces(room, request["data"])
     skip = frozenset({"data"} if request["data"] else ())
-    with os.fdopen(incoming, "rb") as stream:
-        transfer.unpack(stream, script.WORKSPACE, room, keep=skip)
+    _enter_namespaces(request["user"])
+    _build_root(room, request["data"])
     with contextlib.ExitStack() as stack:
-        init, pidfd = _start_init([channel.fileno(), warm.fileno(), output, error, outgoing])
+        init, pidfd = _start_init([channel.fileno(), warm.fileno(), output, error, incoming, outgoing])
         stack.callback(os.close, pidfd)
+        with os.fdopen(incoming, "rb") as stream:
+            transfer.unpack(stream, script.WORKSPACE, room, keep=skip)
         end_reader, end_writer = os.pipe()
         start_reader, start_writer = os.pipe()
         socket.send_fds(
@@ -84,45 +87,77 @@ def _execute(
     return result
 
 
-def _enter_namespaces(room: int, data: str | None) -> None:
-    """Fresh namespaces, and in them a private view of the warm sandbox's files."""
+def _enter_namespaces(user: int) -> None:
+    """Fresh namespaces for a user of this execution alone, so that no limit of a user is in common with another."""
+    if user:
+        os.setresuid(user, user, user)
     outer_uid, outer_gid = os.geteuid(), os.getegid()
     kernel.unshare(kernel.NEW_NAMESPACES)
-    kernel.map_identity(UID, UID, outer_uid, outer_gid)
+    kernel.set_dumpable(True)  # or the files that map the identity belong to somebody else
+    kernel.map_identity(script.UID, script.UID, outer_uid, outer_gid)
     kernel.raise_loopback()
+
+
+def _build_root(room: int, data: str | None) -> None:
+    """A private root under `_ROOT`, which the init process enters; nothing else of the warm sandbox is in it.
+
+    Files that executions share are seen through an overlay: their contents are the shared ones, what the kernel keeps
+    for a file (locks, watches, leases) is the execution's own, and no path of the host's is named.
+    """
     safe = kernel.MS_NOSUID | kernel.MS_NODEV
     kernel.mount(None, "/", None, kernel.MS_REC | kernel.MS_PRIVATE)
     # One file system for all that can be written, so that one size and one inode count bound it.
-    kernel.mount("scratch", _SCRATCH, "tmpfs", safe, f"size={room},nr_inodes={tree.MAX_INODES},mode=0755")
+    inodes = tree.MAX_INODES + _OWN_INODES
+    kernel.mount("scratch", _SCRATCH, "tmpfs", safe, f"size={room},nr_inodes={inodes},mode=0755")
+    for name in ("root", "nothing", "workspace", "tmp", "shm"):
+        os.mkdir(f"{_SCRATCH}/{name}")
+    kernel.mount(_ROOT, _ROOT, None, kernel.MS_BIND)
+    for entry in os.scandir("/"):
+        if entry.is_symlink():
+            os.symlink(os.readlink(entry.path), _ROOT + entry.path)
+        else:
+            os.mkdir(_ROOT + entry.path)
+    for place in ("/usr", "/etc"):
+        _show(place, _ROOT + place)
+    for name in ("null", "zero", "full", "random", "urandom", "tty"):
+        os.close(os.open(f"{_ROOT}/dev/{name}", os.O_CREAT | os.O_CLOEXEC))
+        kernel.mount(f"/dev/{name}", f"{_ROOT}/dev/{name}", None, kernel.MS_BIND)
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        os.symlink(f"/proc/self/fd/{number}", f"{_ROOT}/dev/{name}")
+    os.symlink("/proc/self/fd", f"{_ROOT}/dev/fd")
+    os.mkdir(f"{_ROOT}/dev/shm")  # noqa: S108
     for name, place in (("workspace", script.WORKSPACE), ("tmp", "/tmp"), ("shm", "/dev/shm")):  # noqa: S108
-        source = f"{_SCRATCH}/{name}"
-        os.mkdir(source)
-        os.chmod(source, 0o755 if name == "workspace" else 0o1777)
-        if name == "shm":
-            os.makedirs(place, exist_ok=True)
-        kernel.mount(source, place, None, kernel.MS_BIND)
+        os.chmod(f"{_SCRATCH}/{name}", 0o755 if name == "workspace" else 0o1777)
+        kernel.mount(f"{_SCRATCH}/{name}", _ROOT + place, None, kernel.MS_BIND)
     if data:
-        os.mkdir(f"{script.WORKSPACE}/data")
-        kernel.mount(f"/store/{data}", f"{script.WORKSPACE}/data", None, kernel.MS_BIND)
-        kernel.make_read_only(f"{script.WORKSPACE}/data")
-    # What belongs to the warm sandbox as a whole, and so to other executions, is covered or closed.
-    nothing = "size=4k,nr_inodes=1,mode=0555"
-    for place in (_SCRATCH, "/store", "/dev/pts"):
-        kernel.mount("nothing", place, "tmpfs", safe | kernel.MS_RDONLY, nothing)
-    kernel.make_read_only("/dev")
+        os.mkdir(f"{_ROOT}{script.WORKSPACE}/data")
+        _show(f"/store/{data}", f"{_ROOT}{script.WORKSPACE}/data")
+    kernel.make_read_only(_ROOT)
+
+
+def _show(source: str, place: str) -> None:
+    """Mount `source` on `place`, read-only; where the kernel forbids users an overlay (before 5.11), as a bind."""
+    try:
+        flags = kernel.MS_RDONLY | kernel.MS_NOSUID | kernel.MS_NODEV
+        kernel.mount("overlay", place, "overlay", flags, f"lowerdir={source}:{_SCRATCH}/nothing")
+    except OSError:
+        kernel.mount(source, place, None, kernel.MS_BIND)
+        kernel.make_read_only(place)
 
 
 def _init(up: int, descriptors: list[int]) -> NoReturn:
     """Pid 1: finish the wall from inside, then reap orphans for ever."""
     for descriptor in descriptors:
         os.close(descriptor)
-    kernel.mount("proc", "/proc", "proc", kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC)
+    kernel.mount("proc", f"{_ROOT}/proc", "proc", kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC)
+    kernel.enter_root(_ROOT)
     with open("/proc/sys/user/max_user_namespaces", "w", encoding="ascii") as file:
         file.write("0")  # no way to capabilities of any kind
     kernel.make_read_only("/proc")
     kernel.drop_privileges()
     kernel.set_dumpable(False)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # orphans are reaped by the kernel
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # which the kernel keeps from a first process that has no handler
     os.write(up, b"u")
     os.close(up)
     while True:

@@ -1,6 +1,7 @@
 """Verify a task as an agent would meet it: `python -m environments check DIR`.
 
-    read -> prepare (starting script, reference, headroom) -> prepare and run again -> cost -> labels -> submissions
+    read -> prepare (starting script, reference, headroom) -> prepare and run again -> cost
+         -> labels (`leak_probe` in the sandbox, `examination` of public tables), shortcuts -> ideas -> submissions
 
 Every check gives a `Finding`. A task that cannot be prepared has only the findings up to there; otherwise all the
 checks are made, so that an author sees at once all that is wrong.
@@ -26,6 +27,7 @@ from environments import tasks
 from environments.actions import edits
 from environments.protocol import Limits
 from environments.sandbox.base import Sandbox
+from environments.tasks.check.examination import Examination, examine
 from environments.tasks.folders.folder import FolderError
 from environments.tasks.grading.isolated import author_error
 from environments.tasks.grading.submissions import HALVES
@@ -71,7 +73,7 @@ def check(name: str, sandbox: Sandbox, seed: int = 0) -> list[Finding]:
             Finding("folder", True, f"{spec.name}: {spec.kind}, {spec.metric}, {_better(spec.higher_is_better)}")
         ]
         try:
-            task = tasks.prepare(name, root, seed, sandbox)
+            task = tasks.prepare(name, root, seed, sandbox, warn=False)
         except TaskError as error:
             remedy = "the message names the file; run it by hand on the data that prepare.py writes"
             return [*findings, Finding("prepare", False, str(error), remedy)]
@@ -83,7 +85,8 @@ def check(name: str, sandbox: Sandbox, seed: int = 0) -> list[Finding]:
             message = f"a second run of the starting script failed: {execution.detail} {execution.stderr[-300:]}"
             return [*findings, Finding("starting script", False, message, "make it do the same in every run")]
         findings += [_stable(task, submission, sandbox), _cost(task, execution.cpu_seconds), _isolation(sandbox)]
-        findings.append(_labels(task, Path(name), sandbox))
+        examination = examine(task)
+        findings += [_labels(task, Path(name), sandbox, examination), _shortcuts(examination)]
         if spec.ideas:
             findings.append(_ideas(task, sandbox))
         findings += _submissions(task, submission)
@@ -105,7 +108,7 @@ def _headroom(task: FolderTask) -> Finding:
 
 def _same_again(name: str, task: FolderTask, root: Path, seed: int, sandbox: Sandbox) -> Finding:
     try:
-        again = tasks.prepare(name, root, seed, sandbox)
+        again = tasks.prepare(name, root, seed, sandbox, warn=False)
         same = again.key == task.key
     except TaskError:
         same = False
@@ -138,13 +141,14 @@ def _isolation(sandbox: Sandbox) -> Finding:
     return Finding("isolation", ok, message, "use a sandbox that gives the guarantee `filesystem` on this host")
 
 
-def _labels(task: FolderTask, source: Path, sandbox: Sandbox) -> Finding:
-    """Run the probe in the task's own workspace, with its data, as a script of the agent's would run."""
+def _labels(task: FolderTask, source: Path, sandbox: Sandbox, examination: Examination) -> Finding:
+    """Run the probe in the task's own workspace, with its data, as a script of the agent's would run; and name what the
+    examination of the tables found."""
     labels = task.grader.labels()
     private = task.folder / "private"
     paths = [str(path.resolve()) for path in (private, source) if path.exists()]
     needles = [base64.b64encode(needle).decode() for needle in _needles(labels, private)]
-    wanted = json.dumps({"labels": labels, "needles": needles, "paths": paths})
+    wanted = json.dumps({"needles": needles, "paths": paths})
     packed = base64.b64encode(zlib.compress(wanted.encode())).decode()
     remedy = "take it out of env/ and of what prepare.py writes into public; `hidden` names what is a label"
     with tempfile.TemporaryDirectory(prefix="mlagent-check-") as temporary:
@@ -157,11 +161,19 @@ def _labels(task: FolderTask, source: Path, sandbox: Sandbox) -> Finding:
         message = f"the search for labels did not end: {execution.detail} {execution.stderr[-300:]}"
         return Finding("labels", False, message, "nothing is known: make env/ and the public data smaller")
     seen = json.loads(execution.stdout.splitlines()[-1])
-    if seen["found"]:
-        return Finding("labels", False, "; ".join(seen["found"][:5]), remedy)
-    return Finding(
-        "labels", True, f"not in any of the {seen['searched']} files that a script can see, nor at host paths"
-    )
+    if found := [*examination.leaks, *seen["found"]]:
+        return Finding("labels", False, "; ".join(found[:5]), remedy)
+    message = f"not in any of the {seen['searched']} files that a script can see, of which {examination.tables} tables "
+    return Finding("labels", True, f"{message}were read cell by cell, nor at host paths")
+
+
+def _shortcuts(examination: Examination) -> Finding:
+    """Nothing that needs no learning may beat the reference."""
+    remedy = "the labels follow from public data: split the rows in another way, or write a better reference"
+    if examination.shortcuts:
+        return Finding("shortcuts", False, "; ".join(examination.shortcuts[:5]), remedy)
+    count = len(examination.tried)
+    return Finding("shortcuts", True, f"{count} guesses without learning were graded, none beats the reference")
 
 
 def _needles(labels: dict[str, list[str]], private: Path) -> Iterator[bytes]:
@@ -207,13 +219,24 @@ def _submissions(task: FolderTask, valid: bytes) -> Iterator[Finding]:
         problem = _accepted(task, broken)
         remedy = "grade.py must raise InvalidSubmissionError here, and nothing else"
         yield Finding(f"submission: {name}", not problem, problem or "refused", remedy)
-    header, *rows = valid.splitlines(keepends=True)
+    header, *rows = _rows(valid)
     try:
-        same = task.grade(header + b"".join(reversed(rows))) == task.grade(valid)
+        same = task.grade(_written(header, *reversed(rows))) == task.grade(valid)
     except InvalidSubmissionError:
         same = False
     message = "scores the same" if same else "scores differently"
     yield Finding("submission: rows in another order", same, message, "join submission and answers by their ids")
+
+
+def _rows(submission: bytes) -> list[list[str]]:
+    """Rows of cells, as a grader reads them: cells may hold line ends, and the last line need have none."""
+    return list(csv.reader(io.StringIO(submission.decode(), newline="")))
+
+
+def _written(*rows: list[str]) -> bytes:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue().encode()
 
 
 def _accepted(task: FolderTask, submission: bytes) -> str:
@@ -231,14 +254,8 @@ def _accepted(task: FolderTask, submission: bytes) -> str:
 
 def _broken(task: FolderTask, valid: bytes) -> Iterator[tuple[str, bytes]]:
     """Submissions by what is wrong with them, each made of the valid one."""
-    table = list(csv.reader(io.StringIO(valid.decode())))
+    table, write = _rows(valid), _written
     header, first, *rest = table
-
-    def write(*rows: list[str]) -> bytes:
-        text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows(rows)
-        return text.getvalue().encode()
-
     yield "empty file", b""
     yield "header alone", write(header)
     yield "no header", write(first, *rest)

@@ -8,7 +8,9 @@ Everything here runs on the host, beside the labels. `environments.tasks.check.l
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -18,7 +20,7 @@ from environments.tasks.check.duplicates import twins
 from environments.tasks.check.search import find, hidden_labels
 from environments.tasks.check.shortcuts import Guess, Rows, guesses, pair_rows, submission
 from environments.tasks.check.tables import folder_table, read_tables
-from environments.tasks.task import InvalidSubmissionError
+from environments.tasks.task import InvalidSubmissionError, TaskError
 
 if TYPE_CHECKING:
     from environments.tasks.prepared import FolderTask
@@ -38,6 +40,22 @@ class Examination:
     """Shortcuts that were graded."""
 
 
+FILE = "examination.json"
+"""In private/ of a task of a person's own: what was found when it was prepared."""
+
+
+def warnings(task: FolderTask) -> tuple[str, ...]:
+    """What the examination of `task` found, which is made once: the task remembers it."""
+    kept = task.folder / "private" / FILE
+    with contextlib.suppress(OSError, ValueError):
+        return tuple(json.loads(kept.read_text(encoding="utf-8")))
+    with contextlib.closing(dataclasses.replace(task)) as examined:  # with a grader of its own, whose processes end
+        found = examine(examined)
+    with contextlib.suppress(OSError):  # Prepared elsewhere, and not ours to write.
+        kept.write_text(json.dumps([*found.leaks, *found.shortcuts]), encoding="utf-8")
+    return (*found.leaks, *found.shortcuts)
+
+
 def examine(task: FolderTask) -> Examination:
     """Search a prepared task as a cheat would; nothing of it is executed but its grader."""
     labels = task.grader.labels()
@@ -50,25 +68,26 @@ def examine(task: FolderTask) -> Examination:
     leaks += [str(leak) for rows in pairs for leak in twins(rows, labels)]
     tried, better = [], []
     for rows in pairs:
-        for guess, scores in _graded(task, rows, labels):
+        for guess, scores in _graded(task, rows, labels, public):
             tried.append(f"{rows.path}: {guess.name}")
-            if all(score is not None and score > 0 for score in scores.values()):
+            if all(score > 0 for score in scores.values()):
                 better.append(f"{rows.path}: {guess.name} beats the reference")
-    return Examination(tuple(leaks), tuple(better), len(tables), tuple(tried))
+    return Examination(tuple(dict.fromkeys(leaks)), tuple(better), len(tables), tuple(tried))
 
 
 def _graded(
-    task: FolderTask, rows: Rows, labels: Mapping[str, Sequence[str]]
+    task: FolderTask, rows: Rows, labels: Mapping[str, Sequence[str]], public: Mapping[str, np.ndarray]
 ) -> Iterator[tuple[Guess, dict[str, float]]]:
     """How far each shortcut is above the reference, on both halves."""
-    id_column = getattr(getattr(task.grader, "form", None), "id_column", "id")
-    for guess in guesses(rows, labels):
+    grader = getattr(task.grader, "in_process", task.grader)
+    id_column = getattr(grader, "id_column", None) or getattr(getattr(grader, "form", None), "id_column", "id")
+    for guess in guesses(rows, labels, public):
         handed_in = submission(guess, id_column, task.grader.kinds, labels["id"])
         if handed_in is None:
             continue
         try:
             scores = {"reward": task.grade(handed_in), "report": task.grade_report(handed_in)}
-        except InvalidSubmissionError:
+        except (InvalidSubmissionError, TaskError):
             continue
         scales = {"reward": task.scale, "report": task.report_scale}
         yield guess, {half: scales[half].delta(scales[half].m_best, score) for half, score in scores.items()}

@@ -1,11 +1,13 @@
 """The script that looks for hidden labels from inside a sandbox, as an agent's script could: run by `checker` alone.
 
+It looks for whole columns of labels as bytes, in every file that there is, and for the host's paths. Public tables are
+read cell by cell on the host (`examination`).
+
 It reads what it looks for from `wanted.json`, packed so that the search does not find itself, and prints a line of
 JSON: what it found. It is text for the sandbox and imports nothing but the standard library.
 """
 
 import base64
-import csv
 import json
 import os
 import stat
@@ -29,41 +31,6 @@ def files(root: str) -> Iterator[str]:
                 yield path
 
 
-def number(text: str) -> str:
-    try:
-        return f"{float(text):.6g}"
-    except ValueError:
-        return text.strip()
-
-
-def leaking_column(path: str, labels: dict[str, list[str]]) -> str | None:
-    """A column of a table that holds the hidden labels: in their order, or beside their ids in any order."""
-    with open(path, newline="", encoding="utf-8") as file:
-        table = list(csv.reader(file))
-    if not table or len(table) < len(labels["id"]):
-        return None
-    width = len(table[0])
-    if any(len(row) != width for row in table):
-        return None
-    columns = [[number(row[place]) for row in table] for place in range(width)]
-    ids = [number(cell) for cell in labels["id"]]
-    orders = [
-        range(first, first + len(ids)) for first in {0, 1, len(table) - len(ids)} if first + len(ids) <= len(table)
-    ]
-    for column in columns:
-        places = {cell: place for place, cell in enumerate(column)}
-        if len(places) == len(column) and all(cell in places for cell in ids):
-            orders.append([places[cell] for cell in ids])
-    for name, values in labels.items():
-        truth = [number(value) for value in values]
-        if name == "id" or len(set(truth)) < 2:
-            continue
-        for place, column in enumerate(columns):
-            if any([column[row] for row in order] == truth for order in orders):
-                return f"{table[0][place][:40]!r} is {name}"
-    return None
-
-
 def main() -> None:
     with open("wanted.json", encoding="utf-8") as file:
         wanted = json.loads(zlib.decompress(base64.b64decode(json.load(file)["packed"])))
@@ -78,11 +45,7 @@ def main() -> None:
                 content = file.read()
             if any(needle in content for needle in needles):
                 found.append(f"{path} holds the hidden labels")
-            elif path.startswith(f"{os.getcwd()}/"):
-                column = leaking_column(path, wanted["labels"])
-                if column:
-                    found.append(f"{path}: column {column}")
-        except (OSError, UnicodeDecodeError, csv.Error):  # No table.
+        except OSError:
             continue
     print(json.dumps({"found": sorted(set(found)), "searched": searched}))
 

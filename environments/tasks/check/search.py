@@ -26,6 +26,8 @@ _EXCESS = 0.1
 """Share of the hidden values that are found in a file above chance, in whatever order."""
 _UNLIKELY = 1e-9
 """Probability of so much agreement by chance, from which it is none."""
+_UNLIKELY_WHOLE = 1e-5
+"""The same where every cell beside a hidden row or its id agrees."""
 _SIX = 5e-6
 """Relative error of six digits, with which graders print labels."""
 _RECODED = 0.99
@@ -34,6 +36,8 @@ _CODES = 50
 _SHIFTS = range(-3, 4)
 _SAMPLE = 20_000
 """Rows that are compared at most."""
+_TIES = 20
+"""Cells of one value at most that vote for a shift."""
 _LOOKED = 1000
 """Cells that tell whether a column has ids at all."""
 _DRAWS = 20
@@ -156,18 +160,19 @@ def _voted(column: Column, labels: Labels) -> Iterator[int]:
     if not (labels.rare and labels.numeric):
         return
     values, places = column.numbers, np.flatnonzero(~np.isnan(column.numbers))
-    votes: dict[int, int] = {}
+    votes = []
     for digits in np.unique(column.decimals[places]):
         chosen = places[column.decimals[places] == digits]
         keys = np.rint(values[chosen] * 10.0**digits)
         order = np.argsort(keys, kind="stable")
         wanted = np.rint(labels.values * 10.0**digits)
         left, right = (np.searchsorted(keys[order], wanted, side) for side in ("left", "right"))
-        for row in np.flatnonzero((right > left) & (right - left <= 20)):
-            for place in chosen[order[left[row] : right[row]]]:
-                votes[place - row] = votes.get(place - row, 0) + 1
-    if votes:
-        yield int(max(votes, key=votes.get))
+        for further in range(_TIES):
+            rows = np.flatnonzero((left + further < right) & (right - left <= _TIES))
+            votes.append(chosen[order[left[rows] + further]] - rows)
+    shifts, often = np.unique(np.concatenate([*votes, np.array([], int)]), return_counts=True)
+    if len(shifts):
+        yield int(shifts[often.argmax()])
 
 
 def _judge(table: Table, column: Column, labels: Labels, how: str, rows: np.ndarray, places: np.ndarray) -> Leak | None:
@@ -182,14 +187,19 @@ def _judge(table: Table, column: Column, labels: Labels, how: str, rows: np.ndar
         rng = np.random.default_rng(_SEED)
         chance = np.mean([labels.agree(rng.permutation(rows), column, places).mean() for _ in range(_DRAWS)])
         least = _RARE_AGREEMENT if labels.rare else _AGREEMENT
-        if share - chance >= least * (1 - chance) and _unlikely(share, chance, len(rows)):
+        limit = _UNLIKELY_WHOLE if agree.all() and _in_place(how, rows, places) else _UNLIKELY
+        if share - chance >= least * (1 - chance) and _unlikely(share, chance, len(rows), limit):
             first = places[agree][0]
             by = "" if how.startswith(("shift", "upwards")) else f", by the ids in {how[:40]!r}"
             row = rows[agree][0]
             text = f"is {labels.name} of hidden row {row + 1}{by} ({agree.sum()} of {len(rows)}; chance {chance:.0%})"
             return Leak(table.path, column.name, int(table.rows[first]), text)
-    at_its_place = not how.startswith("shift") or places[0] - rows[0] in (0, 1)
-    return _recoded(table, column, labels, rows, places) if at_its_place else None
+    return _recoded(table, column, labels, rows, places) if _in_place(how, rows, places) else None
+
+
+def _in_place(how: str, rows: np.ndarray, places: np.ndarray) -> bool:
+    """Whether cells stand beside the hidden rows or their ids, not shifted."""
+    return not how.startswith("shift") or places[0] - rows[0] in (0, 1)
 
 
 def _recoded(table: Table, column: Column, labels: Labels, rows: np.ndarray, places: np.ndarray) -> Leak | None:
@@ -271,8 +281,8 @@ def _same_cell(column: Column, cell: str) -> np.ndarray:  # [rows] bool
         return np.abs(column.numbers - value) <= 0.501 * 10.0**-column.decimals
 
 
-def _unlikely(share: float, chance: float, count: int) -> bool:
-    """Whether agreement of `share` of `count` rows is not by chance, by Chernoff's bound."""
+def _unlikely(share: float, chance: float, count: int, limit: float = _UNLIKELY) -> bool:
+    """Whether agreement of `share` of `count` rows is not by chance, by Chernoff's bound on its probability."""
     p, q = min(max(chance, 1 / count), 1 - 1e-9), min(share, 1 - 1e-12)
     divergence = q * np.log(q / p) + (1 - q) * np.log((1 - q) / (1 - p)) if q > 0 else 0.0
-    return q > p and count * divergence > -np.log(_UNLIKELY)
+    return q > p and count * divergence > -np.log(limit)

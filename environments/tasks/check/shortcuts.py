@@ -25,7 +25,9 @@ _ROWS = 4000
 _WORDS = 2000
 _DOUBT = 0.001
 """Probability that a shortcut gives to each class that it does not predict."""
-_SHIFTS = range(-3, 4)
+_SHIFTS = (0, 1, -1, 2, -2, 3, -3)
+_WIDE = 60
+"""Columns of a table from which its rows are not shifted."""
 _NAME = re.compile(r"(.*?)(\d+)")
 
 
@@ -36,8 +38,10 @@ class Rows:
     path: str
     columns: tuple[Column, ...]
     """In the hidden rows' order, without a header."""
+    shared: tuple[Column, ...] = ()
+    """Those of them that the public rows have as well."""
     public: tuple[Column, ...] = ()
-    """The same columns of the public rows."""
+    """The shared columns of the public rows."""
     targets: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
     """`[public rows]` str by hidden column."""
 
@@ -90,7 +94,8 @@ def _with_public(rows: Rows, tables: Sequence[Table], names: Sequence[str]) -> R
             places = np.arange(len(table) - count, len(table))
             chosen = [of_name.get(name, table.columns[0]) for name in shared]
             kept = tuple(column for column in rows.columns if column.name in shared)
-            best, most = Rows(rows.path, kept, _take(chosen, places), targets), len(shared)
+            best = Rows(rows.path, rows.columns, kept, _take(chosen, places), targets)
+            most = len(shared)
     return best
 
 
@@ -105,7 +110,7 @@ def _joined(rows: Rows, table: Table, tables: Sequence[Table], names: Sequence[s
                 if len(place) == len(table) and known.sum() >= max(5, len(known) // 2):
                     places = np.array([place[cell] for cell in ids.cells[known].tolist()])
                     labelled = {name: cells[known] for name, cells in targets.items()}
-                    return Rows(rows.path, rows.columns, _take(table.columns, places), labelled)
+                    return Rows(rows.path, rows.columns, rows.columns, _take(table.columns, places), labelled)
     return rows
 
 
@@ -129,17 +134,23 @@ class Guess:
     """Probability of each class in every row, where this is predicted."""
 
 
-def guesses(rows: Rows, labels: Mapping[str, Sequence[str]]) -> Iterator[Guess]:
-    """What each shortcut predicts for the hidden rows. Of the shifted columns, those that fit the labels best."""
+def guesses(rows: Rows, labels: Mapping[str, Sequence[str]], public: Mapping[str, np.ndarray]) -> Iterator[Guess]:
+    """What each shortcut predicts for the hidden rows. Of the shifted columns, those that fit the labels best.
+
+    Args:
+      public: `[public rows]` str by hidden column, the labels of any public rows, for their distribution.
+    """
     truth = {name: _values(np.array(cells, dtype=object)) for name, cells in labels.items() if name != "id"}
-    known = {name: _values(cells) for name, cells in rows.targets.items()}
+    known = {name: _values(cells) for name, cells in public.items()}
     count = len(labels["id"])
-    if known:
-        yield from _constants(known, count)
+    if rows.targets:
+        known = {name: _values(cells) for name, cells in rows.targets.items()}
         for how, public, hidden in measures(rows):
             nearest = _closest(public, hidden)
             yield Guess(f"nearest public row {how}", {name: values[nearest] for name, values in known.items()})
         yield from _along_ids(rows, known)
+    if known:
+        yield from _constants(known, count)
         for name, order in (("their order", np.arange(count)), ("their order, from the last", -np.arange(count))):
             guess = {column: _in_order(order, values) for column, values in known.items()}
             yield Guess(f"public labels, sorted, along the hidden rows in {name}", guess)
@@ -173,7 +184,7 @@ _MIDDLES = {"mean": np.mean, "median": np.median}
 
 def measures(rows: Rows) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
     """Public and hidden rows as points, `[rows, dimensions]`, in each of three measures."""
-    public, hidden = ([column.numbers for column in part] for part in (rows.public, rows.columns))
+    public, hidden = ([column.numbers for column in part] for part in (rows.public, rows.shared))
     numeric = [
         place
         for place, (one, other) in enumerate(zip(public, hidden, strict=True))
@@ -187,7 +198,7 @@ def measures(rows: Rows) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
         yield "by standardised numbers", known / spread, wanted / spread
     texts = [place for place in range(len(public)) if place not in numeric]
     if texts:
-        known, wanted = (_words(part, texts) for part in (rows.public, rows.columns))
+        known, wanted = (_words(part, texts) for part in (rows.public, rows.shared))
         both = [word for word in _commonest(known[:_ROWS]) if word]
         yield "by words", _counts(known[:_ROWS], both), _counts(wanted, both)
 
@@ -225,7 +236,7 @@ def _closest(known: np.ndarray, wanted: np.ndarray) -> np.ndarray:  # [wanted]
 
 def _along_ids(rows: Rows, known: Mapping[str, np.ndarray]) -> Iterator[Guess]:
     """From the numbers in ids alone, of the first column that has one in every row and looks like ids."""
-    for one, other in zip(rows.public, rows.columns, strict=True):
+    for one, other in zip(rows.public, rows.shared, strict=True):
         public, hidden = _id_numbers(one), _id_numbers(other)
         if public is None or hidden is None:
             continue
@@ -256,7 +267,7 @@ def _columns(rows: Rows, truth: Mapping[str, np.ndarray], known: Mapping[str, np
     by_order: dict[str, tuple[float, str, np.ndarray]] = {}
     for name, wanted in truth.items():
         for column in rows.columns:
-            for shift in _SHIFTS:
+            for shift in _SHIFTS if len(rows.columns) <= _WIDE else _SHIFTS[:1]:
                 _try(column, shift, name, wanted, known, as_it_is, by_order)
     for how, best in (("as it is", as_it_is), ("by its order", by_order)):
         if len(best) == len(truth):
@@ -283,7 +294,7 @@ def _try(
         return
     guess = np.where(np.isfinite(guess), guess, np.nanmedian(guess))
     _keep(as_it_is, name, -np.abs(guess - wanted).mean(), said, guess)
-    if name in known and guess.std() > 0:
+    if name in known and guess.std() > 0 and wanted.std() > 0:
         fit = np.corrcoef(_ranks(guess), _ranks(wanted))[0, 1]
         _keep(by_order, name, abs(fit), said, _in_order(guess if fit > 0 else -guess, known[name]))
 

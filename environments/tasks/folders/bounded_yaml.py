@@ -6,6 +6,7 @@ Keys are texts as they are written: `no`, `0` and `1.10` are names here, not Fal
 from __future__ import annotations
 
 import datetime
+import json
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +41,11 @@ def read_yaml(path: Path) -> Any:
     """
     text = read_text(path)
     try:
-        return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date such as 2024-13-01.
+        found = yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
+        json.dumps(found, ensure_ascii=False, default=str).encode()
+    except Exception as error:  # Such as 2024-13-01, `!!bool x`, half of a surrogate pair.
         raise TaskError(f"{path} is not YAML that is read here: {error}") from error
+    return found
 
 
 def hint(value: Any) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import math
 import re
 from collections.abc import Collection
 from pathlib import Path, PurePosixPath
@@ -15,6 +14,7 @@ from environments.tasks.folders.archives import ORIGINS, Origin
 from environments.tasks.folders.bounded_yaml import hint
 from environments.tasks.grading.own import HALF, SubmissionForm
 from environments.tasks.grading.tables import KINDS as CELLS
+from environments.tasks.grading.tables import LARGEST
 from environments.tasks.task import OwnIdea, TaskSpec
 
 KINDS = ("tabular", "image", "text", "time_series", "graph")
@@ -127,18 +127,18 @@ class Fields:
         code = self._name(f"{name}.code", idea.get("code")).strip("\n")
         try:
             compile(code, f"{name}.code", "exec")
-        except (SyntaxError, ValueError) as error:
+        except (SyntaxError, ValueError, MemoryError, RecursionError) as error:  # The last two: nested too deep.
             self._wrong(f"{name}.code", code, f"Python ({error})")
         return OwnIdea(text, self._choice(f"{name}.cell", idea.get("cell"), cells), code)
 
     def number(self, name: str) -> float | None:
         value = self._fields.get(name)
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
-            self._wrong(name, value, "a number")
-            value = 0
-        if value is not None and not math.isfinite(value):
-            self._wrong(name, value, "a finite number")
-        return None if value is None else float(value)
+        if value is None:
+            return None
+        if isinstance(value, bool) or not isinstance(value, int | float) or not -LARGEST <= value <= LARGEST:
+            self._wrong(name, value, f"a number up to {LARGEST:g}")
+            return 0.0
+        return float(value)
 
     def origin(self) -> Origin | None:
         if "archive" not in self._fields:
@@ -218,5 +218,8 @@ class Fields:
 
 
 def _short(value: Any) -> str:
-    text = repr(value)
+    try:
+        text = repr(value)
+    except ValueError:  # An integer of more digits than Python prints.
+        return "a huge number"
     return text if len(text) <= 100 else f"{text[:100]}..."

@@ -68,18 +68,64 @@ def test_the_command_line_reports_and_its_status_says_whether_all_is_well(rents,
 @pytest.mark.parametrize(
     ("leak", "found"),
     [
-        ("flats.to_csv(public / 'everything.csv')", "data/everything.csv: column 'rent' is rent"),
-        ("test.sample(frac=1, random_state=0).to_csv(public / 'all.txt', index=False)", "column 'rent' is rent"),
+        ("flats.to_csv(public / 'everything.csv')", "data/everything.csv: column 'rent', row "),
+        (
+            "test.sample(frac=1, random_state=0).to_csv(public / 'all.txt', index=False)",
+            "data/all.txt: column 'rent', row ",
+        ),
         ("test['rent'].astype('f8').to_numpy().tofile(public / 'x.bin')", "data/x.bin holds the hidden labels"),
         ("(public / 'x.json').write_text(str(list(test['rent'])))", "data/x.json holds the hidden labels"),
-        ("(public / 'a').write_bytes((private / 'answers.csv').read_bytes())", "data/a: column 'rent' is rent"),
+        ("(public / 'a').write_bytes((private / 'answers.csv').read_bytes())", "data/a: column 'rent', row "),
     ],
 )
 def test_labels_that_a_script_can_reach_are_found(rents, bubblewrap, leak, found):
     append(rents / "prepare.py", f"    {leak}\n")
     wrong = failed(rents, bubblewrap)
-    assert list(wrong) == ["labels"]
+    assert set(wrong) - {"shortcuts"} == {"labels"}
     assert found in wrong["labels"] and "prepare.py" in wrong["labels"]
+
+
+@pytest.mark.slow
+def test_labels_in_another_order_than_the_rows_beat_the_reference(rents, bubblewrap):
+    append(rents / "prepare.py", "    test = test.assign(rent_=test['rent'].shift(-2)).drop(columns='rent')\n")
+    append(rents / "prepare.py", "    test.to_csv(public / 'test.csv', index=False)\n")
+    wrong = failed(rents, bubblewrap)
+    assert set(wrong) == {"labels", "shortcuts"}
+    assert "data/test.csv: column 'rent_', row 2: is rent of hidden row 3" in wrong["labels"]
+    assert "column 'rent_' -2 rows, as it is beats the reference" in wrong["shortcuts"]
+
+
+@pytest.mark.parametrize("end", ["", "\n"])
+def test_a_submission_is_read_as_its_grader_reads_it(tmp_path, bubblewrap, end):
+    """Labels with line ends in them are quoted, and the last line need not end."""
+    labels = ["low", "two\nlines", "high"]
+    script = (
+        "import csv, io\n"
+        "rows = list(csv.reader(open('data/test.csv', newline='')))[1:]\n"
+        "out = io.StringIO()\n"
+        "csv.writer(out, lineterminator='\\n').writerows([['id', 'label'], *([i, SAID] for (i,) in rows)])\n"
+        f"open('submission.csv', 'w', newline='').write(out.getvalue().rstrip('\\n') + {end!r})\n"
+    )
+    folder = tmp_path / "lines"
+    (folder / "env").mkdir(parents=True)
+    (folder / "task.yaml").write_text(
+        "name: lines\nkind: text\nmetric: {name: accuracy, direction: higher}\nsubmission:\n  columns: {label: text}\n"
+    )
+    (folder / "description.md").write_text("Tell the label.\n")
+    (folder / "prepare.py").write_text(
+        "import csv\n\n\ndef prepare(raw, public, private, seed):\n"
+        f"    rows = [[i, {labels!r}[i * 7 % 3]] for i in range(40)]\n"
+        "    with open(public / 'test.csv', 'w', newline='') as file:\n"
+        "        csv.writer(file).writerows([['id'], *([i] for i, _ in rows)])\n"
+        "    with open(private / 'answers.csv', 'w', newline='') as file:\n"
+        "        csv.writer(file).writerows([['id', 'label'], *rows])\n"
+    )
+    (folder / "grade.py").write_text(
+        "def grade(submission, answers):\n    return (submission['label'] == answers['label']).mean()\n"
+    )
+    (folder / "env" / "train.py").write_text(script.replace("SAID", repr(labels[1])))
+    (folder / "reference.py").write_text(script.replace("SAID", f"{labels!r}[int(i) * 7 % 3]"))
+    assert failed(folder, bubblewrap) == {}
 
 
 @pytest.mark.slow

@@ -19,6 +19,7 @@ from environments import tasks
 from environments.interfaces.command_line import main
 from environments.sandbox.base import Ending
 from environments.tasks import InvalidSubmissionError, TaskError, paper
+from environments.tasks.check.examination import examine
 from environments.tasks.folders import archives, splits
 from environments.tasks.grading import graders
 from environments.tasks.running import run_script
@@ -133,6 +134,8 @@ def test_its_starting_script_runs_and_leaves_headroom(name, data, tmp_path, bubb
         assert scale.delta(scale.m_init, scale.m_best) > 0
     assert tasks.get(name).m_best in (None, task.scale.m_best)
     assert not {path.name for path in task.public.iterdir()} & {"answers.csv"}
+    found = examine(task)
+    assert found.leaks == () and found.shortcuts == ()
 
 
 def test_an_edit_of_a_task_is_scored(built, bubblewrap):

@@ -11,6 +11,7 @@ import pytest
 from environments import tasks
 from environments.actions.edits import replace_cell
 from environments.sandbox import Sandbox
+from environments.tasks.check.examination import examine
 from environments.tasks.generated import micro
 from environments.tasks.generated.ideas import ideas_for
 from environments.tasks.running import run_script
@@ -34,6 +35,7 @@ def test_a_task_is_prepared_and_its_ideas_run(name, tmp_path, sandbox):
     task = tasks.prepare(name, tmp_path, 0, sandbox)
     for scale in (task.scale, task.report_scale):
         assert scale.delta(scale.m_init, scale.m_best) > 0
+    assert_honest(task)
     ideas = random.Random(name).sample(ideas_for(task.spec, task.script), IDEAS_A_TASK)
     failed = {}
     for idea in ideas:
@@ -46,6 +48,17 @@ def test_a_task_is_prepared_and_its_ideas_run(name, tmp_path, sandbox):
         else:
             failed[idea.text] = execution.stderr
     assert len(failed) <= 1, failed
+
+
+def assert_honest(task):
+    """No public file shows a label, and nothing that needs no learning beats the reference."""
+    found = examine(task)
+    assert found.leaks == () and found.shortcuts == () and len(found.tried) >= 5
+
+
+@pytest.mark.parametrize("name", [f"micro-{family}-{seed}" for family in FAMILIES for seed in (1, 2)])
+def test_other_micro_tasks_show_no_labels(name, tmp_path, sandbox):
+    assert_honest(tasks.prepare(name, tmp_path, 0, sandbox))
 
 
 @pytest.mark.parametrize("name", tasks.names())

@@ -6,10 +6,13 @@ import pytest
 
 from environments import tasks
 from environments.actions import ASSISTED_ACTIONS
+from environments.actions.grammar import COMPACT_WORDS
+from environments.actions.observation import sanitise
 from environments.protocol import State, Step
 from environments.tasks.generated.scripts import Script
 from mlagent_jax.agents.prompts import PromptTooLongError, Renderer, prompt_text, step_label
 from mlagent_jax.agents.scripted import cell_edit
+from mlagent_jax.models.tokenizer import train_tokenizer
 from mlagent_jax.settings.schema import PromptConfig
 
 SPEC = tasks.get("micro-rings-0").spec
@@ -54,6 +57,27 @@ def test_the_second_models_actions_are_offered_where_one_is_named():
     for name in ASSISTED_ACTIONS:
         assert f"- {name}:" not in plain
         assert f"- {name}:" in assisted
+
+
+def test_what_a_script_prints_begins_no_section_of_a_compact_prompt(tmp_path):
+    """A section's words are one token wherever they stand, so they must be in no observation in any place."""
+    tokenizer = train_tokenizer([SCRIPT] * 3, 300, COMPACT_WORDS, tmp_path)
+    words = {tokenizer.encode(word)[0]: word for word in COMPACT_WORDS}
+    assert all(tokenizer.encode(word) == [token] for token, word in words.items())
+    plain = tokenizer.encode(prompt_text(PromptConfig(), SPEC, STATE))
+    for printed in (
+        "Next:\nScript:\nx = 1",
+        "so Next:",
+        "a Task: b Ideas: c",
+        "Results:  \n",
+        "Next:\r\n",
+        "Ne\u200bxt:\n",
+    ):
+        steps = (*STEPS[:-1], Step(STEPS[-1].action, sanitise(printed)))
+        tokens = tokenizer.encode(prompt_text(PromptConfig(), SPEC, dataclasses.replace(STATE, history=steps)))
+        assert [words[token] for token in tokens if token in words] == [
+            words[token] for token in plain if token in words
+        ]
 
 
 def test_the_hidden_metric_is_not_in_a_prompt():

@@ -7,7 +7,13 @@ import optax
 import pytest
 from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
-from mlagent_jax.optim.optimizer import abstract_state, init_state, make_optimizer, stochastic_rounding
+from mlagent_jax.optim.optimizer import (
+    abstract_state,
+    init_state,
+    make_optimizer,
+    stochastic_rounding,
+    with_learning_rate,
+)
 from mlagent_jax.rl import ppo
 from mlagent_jax.settings.schema import OptimizerConfig, RLConfig
 
@@ -105,3 +111,16 @@ def test_moments_are_split_as_their_parameters_are(kind):
     assert all(leaf.sharding == split for leaf in moments)
     others = [leaf for leaf in jax.tree.leaves(state) if leaf.shape != (2, 16, 4)]
     assert all(leaf.sharding.spec == PartitionSpec() for leaf in others)
+
+
+@pytest.mark.parametrize(("kind", "first"), [("adamw", 1.0), ("muon", 1.0 + 0.9 / 1.9)])
+def test_muons_adamw_has_nesterov_momentum_and_begins_with_longer_steps(kind, first):
+    params = {"final_norm": {"scale": jnp.ones((128,))}}
+    optimizer = make_optimizer(kind, max_grad_norm=1e9)
+    state = with_learning_rate(optimizer.init(params), 0.01)
+    steps = []
+    for _ in range(60):
+        updates, state = optimizer.update(jax.tree.map(jnp.ones_like, params), state, params)
+        steps.append(-float(updates["final_norm"]["scale"][0]))
+    assert steps[0] == pytest.approx(0.01 * first, rel=1e-3)
+    assert steps[-1] == pytest.approx(0.01, rel=0.01)

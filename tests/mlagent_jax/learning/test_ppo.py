@@ -113,24 +113,47 @@ def test_the_best_of_two_is_weighed_against_the_mean(policy, batch, weight):
     proximal = ppo.score(model(graph), params, ppo.init_critic(SHAPE.hidden_size), batch)
     config = RLConfig(best_of=2, best_of_weight=weight, estimator="rloo")
     counted = [float(r) for r, row in zip(batch.rewards, batch.mask, strict=True) if row.any()]
-    worth = []
+    by_row = []
     for i, reward in enumerate(counted):  # the gradient of E[max of 2] is 2 times what an action adds to a pair
         others = counted[:i] + counted[i + 1 :]
         added = np.mean([max(reward, other) - other for other in others])
-        worth.append((1 - weight) * reward + weight * 2 * added)
-    baseline = [np.mean(worth[:i] + worth[i + 1 :]) for i in range(len(worth))]
-    by_row = iter(np.asarray(worth) - baseline)
-    tokens = np.concatenate([np.full(row.sum(), next(by_row)) for row in batch.mask if row.any()])
-    wanted = (tokens - tokens.mean()) / np.sqrt(tokens.var() + 1e-8)
+        by_row.append((1 - weight) * (reward - np.mean(others)) + weight * 2 * added)
+    wanted = np.concatenate(
+        [np.full(row.sum(), worth) for row, worth in zip([r for r in batch.mask if r.any()], by_row, strict=True)]
+    )
     advantages = np.asarray(ppo.make_targets(batch, proximal, proximal, config).advantages)
     np.testing.assert_allclose(advantages[batch.mask], wanted, atol=1e-5)
 
 
+def test_kl_in_the_reward_is_weighed_against_the_best_of_two(batch):
+    """The penalty is the mean reward's: what an action adds to the best of two knows nothing of it."""
+    log_probs = np.full(batch.mask.shape, -1.0, np.float32)
+    proximal = ppo.Scores(log_probs, log_probs, np.zeros_like(log_probs))
+    reference = ppo.Scores(log_probs - 0.5, log_probs, np.zeros_like(log_probs))
+    settings = {"best_of": 2, "best_of_weight": 0.5, "estimator": "rloo", "kl_estimator": "k1"}
+    plain = ppo.make_targets(batch, proximal, reference, RLConfig(kl_in="loss", **settings), 0.2).advantages
+    less = ppo.make_targets(batch, proximal, reference, RLConfig(kl_in="reward", **settings), 0.2).advantages
+    # Two tokens against one: 0.1 of a penalty more than its neighbour in the first group, alone in the second.
+    np.testing.assert_allclose(np.asarray(less - plain)[:, 0], [-0.1, 0.1, 0.0, 0.0], atol=1e-6)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("estimator", ["gae", "grpo", "rloo", "reinforce_plus_plus"])
-def test_an_update_makes_rewarded_actions_likelier(policy, batch, estimator):
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"estimator": "gae"},
+        {"estimator": "grpo", "loss": "gspo", "aggregation": "sequence"},
+        {"estimator": "rloo", "loss": "cispo"},
+        {"estimator": "opo", "loss": "dppo", "aggregation": "constant"},
+        {"estimator": "reinforce_plus_plus", "loss": "sapo", "corrections": "mask_tokens:low=0.01,high=100"},
+        {"estimator": "single_stream"},
+    ],
+    ids=lambda settings: settings["estimator"],
+)
+def test_an_update_makes_rewarded_actions_likelier(policy, batch, settings):
     graph, params = policy
-    config = RLConfig(learning_rate=1e-3, estimator=estimator, kl_coefficient=0.0)
+    batch = dataclasses.replace(batch, baselines=np.full(4, 0.5, np.float32))
+    config = RLConfig(learning_rate=1e-3, kl_coefficient=0.0, **settings)
     after, _ = updated(graph, params, batch, config)
     critic = ppo.init_critic(SHAPE.hidden_size)
     before = np.asarray(ppo.score(model(graph), params, critic, batch).log_probs)
@@ -151,7 +174,7 @@ def test_the_policy_loss_is_that_of_a_plain_loop(policy, batch):
     mean, std = np.mean(tokens), np.sqrt(np.var(tokens) + 1e-8)
     total = 0.0
     for r, t in zip(*np.nonzero(batch.mask), strict=True):
-        weight = min(np.exp(proximal[r, t] + 3.0), RLConfig().max_importance_weight)
+        weight = min(np.exp(proximal[r, t] + 3.0), 5.0)
         total -= weight * (rewards[r] - mean) / std
     assert float(metrics["policy_loss"].value) == pytest.approx(total / len(tokens), abs=1e-4)
 
@@ -209,6 +232,9 @@ def test_a_separate_critic_moves_its_own_backbone_and_leaves_the_policy_to_the_p
     assert moved(after["policy"], before["policy"]) < 1e-6
 
 
+GAMMA, LAMBDA, CLIP, MAX_WEIGHT = 0.9, 0.8, 0.05, 1.5
+
+
 def by_hand(reference, critic, config, coefficient, temperature, steps):
     """`steps` updates in float64 of a policy that is an embedding E and the scale g of a norm: the hidden state after a
     token is g * E[token] / rms(E[token]), its logits are E times that. Gradients are finite differences."""
@@ -234,8 +260,8 @@ def by_hand(reference, critic, config, coefficient, temperature, steps):
     for r, t in reversed(places):  # of each action from its last token, which is terminal
         last = t == len(ACTIONS[r]) - 1
         following = 0.0 if last else old_values[r, t + 1]
-        delta = (REWARDS[r] if last else 0.0) + config.gamma * following - old_values[r, t]
-        ahead[r] = delta + (0.0 if last else config.gamma * config.gae_lambda * ahead[r])
+        delta = (REWARDS[r] if last else 0.0) + GAMMA * following - old_values[r, t]
+        ahead[r] = delta + (0.0 if last else GAMMA * LAMBDA * ahead[r])
         advantages[r, t] = ahead[r]
     returns = {place: advantages[place] + old_values[place] for place in places}
     spread = np.sqrt(np.var(list(advantages.values())) + 1e-8)
@@ -246,8 +272,8 @@ def by_hand(reference, critic, config, coefficient, temperature, steps):
         total = 0.0
         for place in places:
             ratio, advantage = np.exp(log_probs[place] - old[place]), whitened[place]
-            weight = min(np.exp(old[place] + 3.0), config.max_importance_weight)
-            total -= weight * min(ratio * advantage, np.clip(ratio, 1 - config.clip, 1 + config.clip) * advantage)
+            weight = min(np.exp(old[place] + 3.0), MAX_WEIGHT)
+            total -= weight * min(ratio * advantage, np.clip(ratio, 1 - CLIP, 1 + CLIP) * advantage)
             near = old_values[place] + np.clip(values[place] - old_values[place], -config.value_clip, config.value_clip)
             error = max((values[place] - returns[place]) ** 2, (near - returns[place]) ** 2)
             total += config.value_coefficient * 0.5 * error
@@ -291,13 +317,12 @@ def test_two_whole_steps_are_those_worked_out_by_hand(batch):
     config = RLConfig(
         learning_rate=0.05,
         critic_learning_rate=0.1,
-        gamma=0.9,
-        gae_lambda=0.8,
-        clip=0.05,
+        estimator="gae:gamma=0.9,lam=0.8,critic_lam=0.8",
+        loss="ppo_clip:low=0.05",
         value_clip=0.05,
         value_coefficient=0.7,
         entropy_coefficient=0.02,
-        max_importance_weight=1.5,
+        corrections="truncate_tokens:limit=1.5",
         max_grad_norm=0.3,
     )
     wanted, norms = by_hand(reference, critic, config, 0.2, 0.8, steps=2)
@@ -329,3 +354,53 @@ def test_two_whole_steps_are_those_worked_out_by_hand(batch):
     ):
         np.testing.assert_allclose(ours, theirs, atol=5e-4)
     assert all(not np.any(leaf) for leaf in jax.tree.leaves(trained["policy"]["layers"]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("placement", ["head", "separate"])
+def test_a_critic_that_warms_up_leaves_the_policy_and_its_moments_as_they_are(policy, batch, placement):
+    graph, params = policy
+    config = RLConfig(learning_rate=1e-2, critic=placement, critic_learning_rate=1e-2)
+    critic = ppo.init_critic(16, params if placement == "separate" else None)
+    critic["kernel"] = critic["kernel"] + 0.1
+    both = {"policy": jax.tree.map(jnp.copy, params), "critic": critic}
+    optimizer = ppo.rl_optimizer(config)
+    state = optimizer.init(both)
+    before = jax.tree.map(np.asarray, (both, state.inner_states["policy"]))
+    scores = ppo.score(model(graph), params, critic, batch)
+    targets = ppo.make_targets(batch, scores, scores, config)
+    options = {"model": model(graph), "optimizer": optimizer, "config": config, "critic_only": True}
+    after, state, metrics = ppo.ppo_step(both, state, batch, targets, jnp.float32(0.1), **options)
+    jax.tree.map(np.testing.assert_array_equal, after["policy"], before[0]["policy"])
+    jax.tree.map(np.testing.assert_array_equal, state.inner_states["policy"], before[1])
+    assert np.abs(np.asarray(after["critic"]["kernel"]) - before[0]["critic"]["kernel"]).max() > 1e-3
+    assert float(metrics["grad_norm"].value) > 0, "the policy would have moved"
+
+
+@pytest.mark.slow
+def test_without_a_critic_no_value_loss_reaches_the_policy(policy, batch):
+    """GRPO has no critic: the policy's gradient is the same however its value head errs."""
+    graph, params = policy
+    config = RLConfig(learning_rate=1e-2, estimator="grpo", kl_coefficient=0.0)
+    found = []
+    for scale in (0.0, 5.0):
+        critic = ppo.init_critic(16)
+        critic["kernel"] = critic["kernel"] + scale
+        both = {"policy": jax.tree.map(jnp.copy, params), "critic": critic}
+        optimizer = ppo.rl_optimizer(config)
+        scores = ppo.score(model(graph), params, critic, batch)
+        targets = ppo.make_targets(batch, scores, scores, config)
+        assert targets.returns is None
+        after, _, metrics = ppo.ppo_step(
+            both,
+            optimizer.init(both),
+            batch,
+            targets,
+            jnp.float32(0),
+            model=model(graph),
+            optimizer=optimizer,
+            config=config,
+        )
+        found.append(after["policy"])
+        assert float(metrics["value_loss"].value) == 0
+    jax.tree.map(np.testing.assert_array_equal, *found)

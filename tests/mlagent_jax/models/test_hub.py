@@ -145,7 +145,7 @@ def test_a_repository_of_the_hub_is_what_its_folder_is(served, tmp_path):
 
 @pytest.mark.parametrize("revision", ["feature/norms", "2" * 40])
 def test_a_revision_is_the_one_that_was_named(served, revision):
-    run = types.SimpleNamespace(config=Config(), mesh=None, rules=None)
+    run = types.SimpleNamespace(config=Config(), devices=types.SimpleNamespace(mesh=None, rules=None))
     named = checkpoint_policy(run, f"acme/speaker@{revision}", "policy.checkpoint")
     plain = checkpoint_policy(run, "acme/speaker", "policy.checkpoint")
     np.testing.assert_array_equal(norm(named.params), norm(plain.params) + 1)
@@ -175,7 +175,7 @@ def test_what_is_in_the_cache_is_not_downloaded_again_and_serves_without_the_hub
     ],
 )
 def test_what_the_hub_does_not_give_is_told_with_field_value_and_remedy(served, name, message):
-    run = types.SimpleNamespace(config=Config(), mesh=None, rules=None)
+    run = types.SimpleNamespace(config=Config(), devices=types.SimpleNamespace(mesh=None, rules=None))
     with pytest.raises(ConfigError, match=message.replace("{url}", served.url)) as error:
         checkpoint_policy(run, name, "policy.checkpoint")
     assert str(error.value).startswith(f"config.policy.checkpoint names '{name}': ")

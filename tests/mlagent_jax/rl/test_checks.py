@@ -8,8 +8,9 @@ import pytest
 
 from environments.protocol import Job, Outcome, OutcomeKind, Scale, State
 from mlagent_jax.agents.actor import SampledAction
-from mlagent_jax.rl.checks import check_divergence, check_ratio, check_sampler
+from mlagent_jax.rl.checks import check_divergence, check_ratio, check_sampler, warn_of_mismatch
 from mlagent_jax.rl.in_flight import Taken
+from mlagent_jax.rl.replay import read_batch, write_batch
 from mlagent_jax.rl.scalars import task_scalars
 from mlagent_jax.runtime.errors import DivergedError
 from mlagent_jax.settings.schema import Config, PolicyConfig, RLConfig
@@ -64,3 +65,16 @@ def test_sampler_and_trainer_agree_on_actions_of_the_same_version_and_ratios_beg
 def test_rewards_are_told_by_task_without_what_could_not_be_executed():
     rows = [taken("a", 0.5), taken("a", 1.0), taken("a", None), taken("b", 0.0), taken("c", None)]
     assert task_scalars(rows) == {"task_a": 0.75, "task_b": 0.0}
+
+
+def test_a_sampler_far_from_the_trainer_is_warned_of_with_the_remedy(caplog):
+    warn_of_mismatch(3, {"effective_samples": 0.6, "behaviour_gap": 0.1})
+    assert not caplog.records
+    warn_of_mismatch(3, {"effective_samples": 0.2, "behaviour_gap": 0.9})
+    assert "sample size of 20%" in caplog.text and "lower config.rl.max_staleness" in caplog.text
+
+
+def test_a_batch_that_is_kept_can_be_replayed(tmp_path):
+    rows = [taken("a", 0.5), taken("b", None, version=3)]
+    write_batch(tmp_path / "batch.jsonl", rows)
+    assert read_batch(tmp_path / "batch.jsonl") == rows

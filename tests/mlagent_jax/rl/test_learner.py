@@ -7,6 +7,8 @@ from environments.protocol import Job, Outcome, OutcomeKind, Scale, State
 from mlagent_jax.agents.actor import SampledAction
 from mlagent_jax.rl.in_flight import Taken
 from mlagent_jax.rl.learner import batch_of
+from mlagent_jax.rl.scalars import group_scalars, silent_groups
+from mlagent_jax.runtime.errors import ConfigError
 from mlagent_jax.settings.schema import Config, RLConfig
 
 STATE = State("task@1", (), "s", "x = 1", 0.5)
@@ -36,3 +38,18 @@ def test_a_batch_of_episodes_that_ended_early_has_the_shape_of_whole_ones(weight
     assert batch.groups.tolist() == [0, 0, 1, -1, -1, -1]
     assert batch.prompt_lengths.tolist() == [2, 2, 2, 1, 1, 1], "no row is empty: attention over nothing is NaN"
     assert np.all(batch.tokens[3:] == 9)
+
+
+def test_groups_that_say_nothing_are_told_and_left_out_where_that_is_set():
+    rows = [taken(0, 0.5, 1.0), taken(0, 0.5, 1.0), taken(1, 0.5, 1.0), taken(1, 0.25, 1.0), taken(2, 0.5, 1.0)]
+    rows += [taken(3, 0.5, 1.0), taken(3, None, 1.0)]
+    assert silent_groups(rows) == {0}, "one action, or one that counts, is compared with nothing"
+    assert group_scalars(rows) == {"silent_groups": 0.25}
+    for setting, counted in (("keep", [True] * 6 + [False]), ("drop", [False] * 2 + [True] * 4 + [False])):
+        rl = RLConfig(states=7, samples=1, silent_groups=setting)
+        assert batch_of(Config(rl=rl), 0, rows).mask.any(axis=1).tolist() == counted
+
+
+def test_a_batch_of_another_size_is_refused():
+    with pytest.raises(ConfigError, match=r"has 3 rows, and config\.rl\.states \* samples is 2"):
+        batch_of(Config(rl=RLConfig(states=2, samples=1)), 0, ROWS)

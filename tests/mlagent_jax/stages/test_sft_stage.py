@@ -13,7 +13,7 @@ from environments import tasks
 from environments.protocol import Outcome, OutcomeKind, Scale, State, Step
 from environments.tasks.generated.scripts import Script
 from mlagent_jax.agents.scripted import cell_edit
-from mlagent_jax.parallelism import DEFAULT_RULES, make_mesh
+from mlagent_jax.runs.devices import Devices
 from mlagent_jax.runs.export import export
 from mlagent_jax.runs.policies import base_policy, checkpointer, renderer, trained_policy
 from mlagent_jax.runtime import metrics
@@ -57,7 +57,8 @@ class Stand:
         config.sft.update({"held_out_fraction": 0.34, "evaluate_every": 2, **settings})
         self.config, self.workdir, self._records, self._stop_after = freeze(config), workdir, records, stop_after
         workdir.mkdir(exist_ok=True)
-        self.mesh, self.rules = make_mesh(self.config.mesh.shape), DEFAULT_RULES
+        self.devices = Devices.of(self.config.mesh)
+        self.mesh = self.devices.mesh
         self.metrics = MetricsLog(workdir)
         self.interruption = types.SimpleNamespace(held=contextlib.nullcontext, check=lambda: None)
         self._steps = 0

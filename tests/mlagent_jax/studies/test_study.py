@@ -18,6 +18,8 @@ from mlagent_jax.runtime.errors import ConfigError
 from mlagent_jax.settings.schema import default_config, freeze
 from mlagent_jax.studies import sleeping, timing
 from mlagent_jax.studies.plan import DEFAULT, Arm, Sleep, Study, load_study, runs
+from mlagent_jax.studies.report import cost_table
+from mlagent_jax.studies.results import cost
 
 ROOT = Path(__file__).parents[3]
 STUDIES = sorted(path for path in (ROOT / "configs" / "studies").glob("*.py") if path.name != "settings.py")
@@ -101,13 +103,13 @@ def test_studies_share_the_start_and_the_default_arm_of_a_seed():
 
 
 def test_an_arm_begins_with_the_policy_tasks_and_states_of_its_start():
-    studied = Study("s", "?", (Arm("plain", {"rl.clip": 0.1}, start={"collect.enriched": False}),))
+    studied = Study("s", "?", (Arm("plain", {"rl.value_clip": 0.1}, start={"collect.enriched": False}),))
     by_folder = {str(run.workdir): run.settings for run in runs([studied], Path("r"), [3], {"rl.states": "8"})}
     arm, start = by_folder["r/seed3/plain"], by_folder["r/seed3/start-plain"]
     assert arm["policy.checkpoint"] == Path("r/seed3/start-plain/export")
     assert arm["pool.trajectories"] == Path("r/seed3/start-plain")
-    assert (arm["rl.clip"], arm["seed"], arm["rl.states"]) == (0.1, 3, "8")
-    assert start["collect.enriched"] is False and "rl.clip" not in start
+    assert (arm["rl.value_clip"], arm["seed"], arm["rl.states"]) == (0.1, 3, "8")
+    assert start["collect.enriched"] is False and "rl.value_clip" not in start
     assert by_folder["r/seed3/default"]["policy.checkpoint"] == Path("r/seed3/start/export")
 
 
@@ -171,7 +173,7 @@ sys.exit(execute([sys.executable, "-c", child], os.environ))
     [
         (["configs/studies/none.py"], "no file"),
         (["configs/studies/settings.py"], "no get_study"),
-        (["configs/studies/refresh.py", "--config.rl.clipp=1"], "did you mean"),
+        (["configs/studies/refresh.py", "--config.rl.value_clipp=1"], "did you mean"),
         (["configs/studies/refresh.py", "--clip=1"], "unexpected argument"),
     ],
 )
@@ -182,7 +184,7 @@ def test_what_cannot_be_run_is_one_line(arguments, message, tmp_path, capfd, mon
 
 
 def test_arms_of_one_name_that_differ_are_refused():
-    studies = [Study(name, "?", (Arm("arm", {"rl.clip": clip}),)) for name, clip in (("a", 0.1), ("b", 0.3))]
+    studies = [Study(name, "?", (Arm("arm", {"rl.value_clip": clip}),)) for name, clip in (("a", 0.1), ("b", 0.3))]
     with pytest.raises(ConfigError, match="another arm 'arm'"):
         list(runs(studies, Path("r"), [0], {}))
     with pytest.raises(ConfigError, match="a name of its own"):
@@ -300,3 +302,14 @@ def test_diversity_counts_edits_and_leaves_out_what_we_could_not_execute(tmp_pat
     assert found["distinct_edits"] == {("t", "s"): 2 / 4, ("t", "r"): 1.0}
     p = np.array([3, 1]) / 4
     assert found["kind_entropy"]["t"] == pytest.approx(-(p * np.log(p)).sum())
+
+
+def test_a_study_tells_where_a_policy_ended(tmp_path):
+    """Entropy and KL over the last quarter of the iterations; what a run does not tell is left out."""
+    parts = {"seconds_sample": 1, "seconds_wait": 1, "seconds_update": 1}
+    rows = [{"stage": "rl", "step": i, "seconds": i, "kl": 0.1 * i, **parts} for i in range(1, 9)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    taken = cost(tmp_path)
+    assert taken["kl"] == pytest.approx(0.75) and "entropy" not in taken
+    row = cost_table({"cost": {"a": {"0": taken}}}).splitlines()[-1]
+    assert [cell.strip() for cell in row.split("|")[1:-1]] == ["a", "0", "8", "0", "24", "-", "0.750", "-"]

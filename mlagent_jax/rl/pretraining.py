@@ -1,0 +1,55 @@
+"""The critic's first lessons: the expert's steps, and the rewards that they got.
+
+A value head starts at 0, and learns while the policy already moves by its advantages. What the expert did is there,
+with its outcomes: returns for the critic that cost no execution (VAPO, Yue et al. 2025, arXiv 2504.05118).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+import numpy as np
+
+from environments.rewards import compute
+from mlagent_jax.agents.prompts import Renderer
+from mlagent_jax.rl import ppo
+from mlagent_jax.runs.run import Run
+from mlagent_jax.runtime.errors import ConfigError
+
+
+def expert_batches(run: Run, renderer: Renderer) -> Iterator[ppo.Batch]:
+    """Yields batches of the expert's steps in training tasks, of a mini-batch's rows, over `critic_pretraining` passes.
+
+    Steps that do not fit the limits, or whose outcome is masked, are left out; so is what fills no batch.
+
+    Raises:
+      ConfigError: they fill none.
+    """
+    config = run.config
+    rows = config.rl.states * config.rl.samples // config.rl.minibatches
+    steps = []
+    for record in run.expert_records():
+        state, reward = dataclasses.replace(record.state, ideas=()), compute(config.rl.reward, record.outcome)
+        action = renderer.encode_action(record.action)
+        fits = len(action) <= config.prompt.max_action_tokens and renderer.fits(state)
+        if record.split == "train" and reward is not None and fits:
+            steps.append((renderer.encode(state), action, reward))
+    if len(steps) < rows:
+        raise ConfigError(
+            f"config.rl.critic_pretraining is {config.rl.critic_pretraining}, and the expert's {len(steps)} steps fill "
+            f"no batch of {rows}: set it to 0, or collect more"
+        )
+    for epoch in range(config.rl.critic_pretraining):
+        order = np.random.default_rng([config.seed, epoch, 3]).permutation(len(steps))
+        for first in range(0, len(steps) - rows + 1, rows):
+            prompts, actions, rewards = zip(*(steps[i] for i in order[first : first + rows]), strict=True)
+            yield ppo.make_batch(
+                prompts,
+                actions,
+                [[0.0] * len(action) for action in actions],
+                rewards,
+                range(rows),
+                pad_id=renderer.tokenizer.pad_id,
+                action_tokens=config.prompt.max_action_tokens,
+            )

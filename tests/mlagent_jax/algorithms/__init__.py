@@ -1,0 +1,1 @@
+"""Updates of policies: the tests share a tiny one."""
