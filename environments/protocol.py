@@ -74,18 +74,17 @@ class _Record:
         if unknown:
             raise ProtocolError(f"{cls.__name__} has no field {unknown[0]!r}: was it written by another version?")
         try:
-            record = cls(**cls._decode(dict(data)))
+            fields = cls._decode(dict(data))
+            for name, value in fields.items():
+                if not _is_of(value, hints[name]):
+                    raise ProtocolError(f"{cls.__name__}.{name} is {value!r:.100}, not of type {hints[name]}")
+            return cls(**fields)
         except ProtocolError:
             raise
         except KeyError as error:
             raise ProtocolError(f"{cls.__name__} lacks the field {error}") from error
         except (TypeError, ValueError) as error:
             raise ProtocolError(f"{cls.__name__}: {error}") from error
-        for name, hint in hints.items():
-            value = getattr(record, name)
-            if not _is_of(value, hint):
-                raise ProtocolError(f"{cls.__name__}.{name} is {value!r:.100}, not of type {hint}")
-        return record
 
     @classmethod
     def _decode(cls, data: dict[str, Any]) -> dict[str, Any]:

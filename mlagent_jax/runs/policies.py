@@ -272,4 +272,8 @@ def make_actor(run: Run, policy: Policy, turn: contextlib.AbstractContextManager
         pad_id=policy.tokenizer.pad_id,
         compute_dtype=run.config.policy.compute_dtype,
     )
-    return Actor(TokenSampler(policy.graph, settings, turn), renderer(run, policy), run.config.seed)
+    try:
+        sampler = TokenSampler(policy.graph, settings, turn, mesh=run.devices.mesh, rules=sampling.rules)
+    except ValueError as error:
+        raise ConfigError(f"config.sampling.rules: {error}") from error
+    return Actor(sampler, renderer(run, policy), run.config.seed)
