@@ -18,7 +18,6 @@ import dataclasses
 import math
 import os
 import shutil
-import sqlite3
 import tempfile
 import threading
 import traceback
@@ -164,7 +163,7 @@ class Environment:
         )
         try:
             outcome = self._step(job, task, profile, before)
-        except (SandboxError, GraderError, OSError, sqlite3.Error) as error:
+        except (SandboxError, GraderError, OSError) as error:
             reason = f"{type(error).__name__}: {error}"
             outcome = dataclasses.replace(before, kind=OutcomeKind.INFRASTRUCTURE_ERROR, reason=reason)
         return dataclasses.replace(outcome, reward=rewards.compute(job.reward, outcome))
