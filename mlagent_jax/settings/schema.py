@@ -315,13 +315,17 @@ class SamplingConfig:
     """Sampling of actions in rl and evaluate. Behaviour and trainer log-probs use the same temperature."""
 
     temperature: float = 1.0
-    """Divisor of the logits."""
+    """Divisor of the logits; 0: the most probable token, where the stages do not list rl."""
     top_k: int = 0
     """Number of most likely tokens sampled from. 0: all."""
     top_p: float = 1.0
     """Probability mass of the smallest token set sampled from. 1: all."""
     slots: int = 32
     """Number of sequences decoded concurrently."""
+    rules: str = ""
+    """Rows of the sampler's sharding table that replace its own choice (docs/memory.md), written as `mesh.rules`, for
+    example `heads=tensor,kv_heads=tensor`. The choice splits weights over all devices that divide them, and slots over
+    the devices that the heads leave."""
 
 
 @dataclasses.dataclass(frozen=True)
