@@ -89,7 +89,7 @@ setup(
     packages=find_packages(include=["mlagent_jax*", "environments*"]),
     include_package_data=True,
     package_data={
-        "environments": ["**/*.lock", "**/*.sh", "**/Dockerfile", "**/*.yaml", "**/*.txt", "tasks/paper/*/**"],
+        "environments": ["**/*.lock", "**/*.sh", "**/*.yaml", "**/*.txt", "tasks/paper/*/**"],
         "mlagent_jax": ["**/*.html", "**/*.j2", "**/*.js", "**/*.css"],
     },
     install_requires=WORKER,

@@ -19,8 +19,8 @@ from absl import app, flags, logging
 from environments.interfaces.terminal import printable
 from mlagent_jax.parallelism import make_mesh
 from mlagent_jax.sampling.checkpoint import load
-from mlagent_jax.sampling.lines import as_json, in_order, read_prompts
-from mlagent_jax.sampling.sampler import Sampler
+from mlagent_jax.sampling.lines import Conversation, as_json, in_order, read_conversations, read_prompts
+from mlagent_jax.sampling.sampler import Prompt, Sampler
 
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Hugging Face folder, or a run's workdir, stage or step.")
 PROMPTS = flags.DEFINE_string("prompts", None, 'File of JSON lines, {"prompt": TEXT} each.')
@@ -32,10 +32,25 @@ MIN_P = flags.DEFINE_float("min_p", 0.0, "Draw from tokens this times as probabl
 N = flags.DEFINE_integer("n", 1, "Samples a prompt.")
 STOP = flags.DEFINE_multi_string("stop", [], "A string that ends a completion and is not part of it; may be repeated.")
 SEED = flags.DEFINE_integer("seed", 0, "Of every prompt: equal prompts get equal samples.")
+CHAT = flags.DEFINE_boolean(
+    "chat", False, 'Lines are conversations, {"messages": [...]}, or what a user says: the chat template is applied.'
+)
+PARSE_SPECIAL = flags.DEFINE_boolean(
+    "parse_special", False, "Names of special tokens in prompts are those tokens, and the tokenizer's own are added."
+)
 JSON = flags.DEFINE_boolean("json", False, "Print JSON lines.")
 SLOTS = flags.DEFINE_integer("slots", None, "Sequences decoded at once; default: as many as fit.", lower_bound=1)
 DTYPE = flags.DEFINE_enum("dtype", None, ["float32", "bfloat16"], "Of weights and arithmetic; default: as stored.")
 TENSOR = flags.DEFINE_integer("tensor", 1, "Devices to split each layer over.", lower_bound=1)
+
+
+def _prompts(sampler: Sampler, read: Sequence[Prompt | Conversation]) -> Sequence[Prompt]:
+    """What was read, tokenised where flags say how."""
+    if CHAT.value:
+        return [sampler.tokenizer.apply_chat_template(each) for each in read]
+    if PARSE_SPECIAL.value:
+        return [sampler.encode(each, parse_special=True, add_special=True) for each in read]
+    return read
 
 
 def main(argv: Sequence[str]) -> None:
@@ -43,12 +58,13 @@ def main(argv: Sequence[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}: every setting is a flag")
     try:
-        prompts = read_prompts(PROMPTS.value)
+        read = read_conversations(PROMPTS.value) if CHAT.value else read_prompts(PROMPTS.value)
         mesh = make_mesh({"tensor": TENSOR.value}, jax.devices()[: TENSOR.value])
         jax.set_mesh(mesh)
         model, tokenizer = load(CHECKPOINT.value, dtype=DTYPE.value, mesh=mesh)
-        deltas = Sampler(model, tokenizer, slots=SLOTS.value).stream(
-            prompts,
+        sampler = Sampler(model, tokenizer, slots=SLOTS.value)
+        deltas = sampler.stream(
+            _prompts(sampler, read),
             n=N.value,
             max_new_tokens=MAX_NEW_TOKENS.value,
             temperature=TEMPERATURE.value,
@@ -59,7 +75,7 @@ def main(argv: Sequence[str]) -> None:
             seed=SEED.value,
         )
     except (OSError, ValueError) as error:
-        sys.exit(f"error: {error}")
+        sys.exit(printable(f"error: {error}"))
     for prompt, sample, generation in in_order(deltas, N.value):
         if JSON.value:
             print(json.dumps(as_json(prompt, sample, generation)), flush=True)

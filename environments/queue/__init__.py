@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from sqlalchemy import URL
+
 from environments.files.blobs import Store
 from environments.queue.base import QueueError, RewardQueue
-from environments.queue.engine import parse_url
+from environments.queue.engine import Engine, parse_url
 from environments.queue.leases import RetryPolicy
 from environments.queue.sql import SqlQueue
 
@@ -34,8 +36,13 @@ def open_queue(
     Raises:
       QueueError: the URL, the database or its version does not serve; the message says why, without credentials.
     """
-    parsed = parse_url(url)
-    backend = parsed.get_backend_name()
+    engine = open_engine(parse_url(url), patience_seconds, clock)
+    return SqlQueue(engine, store, create, retries)
+
+
+def open_engine(url: URL, patience_seconds: float, clock: Callable[[], float] | None = None) -> Engine:
+    """The database at `url`; see `open_queue`."""
+    backend = url.get_backend_name()
     if backend == "sqlite":
         from environments.queue.sqlite import SqliteEngine as EngineOf
     elif backend == "postgresql":
@@ -45,4 +52,4 @@ def open_queue(
             raise QueueError("psycopg is not installed: `pip install '.[postgres]'`") from None
     else:
         raise QueueError(f"the queue's URL begins with {backend}://; write sqlite:///PATH or postgresql://...")
-    return SqlQueue(EngineOf(parsed, patience_seconds, clock), store, create, retries)
+    return EngineOf(url, patience_seconds, clock)

@@ -18,7 +18,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from environments.queue import QueueError, RewardQueue, open_queue
+from environments.queue import QueueError, RewardQueue, open_engine, open_queue
 from environments.queue.engine import parse_url
 from environments.worker.supervision import QUEUE_VARIABLE
 
@@ -116,12 +116,10 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _grant(arguments: argparse.Namespace) -> None:
-    from environments.queue.postgres import PostgresEngine
-
     url = parse_url(arguments.url)
     if url.get_backend_name() != "postgresql":
         raise QueueError("only PostgreSQL has roles; a SQLite file is guarded by its permissions")
-    engine = PostgresEngine(url, patience_seconds=10.0, clock=None)
+    engine = open_engine(url, patience_seconds=10.0)
     try:
         engine.grant(arguments.role)
     finally:

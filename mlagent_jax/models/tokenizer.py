@@ -20,7 +20,7 @@ import os
 import re
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -55,6 +55,7 @@ PRE_TOKENIZER = pre_tokenizers.Sequence(
 )
 PROBE = "def f(x):\n    return  x['caf\u00e9'] + 12\n\n\tif x:  # \U0001f389"
 """A text that tokenizers of different kinds cut differently."""
+_BYTE = re.compile("<0x[0-9A-F]{2}>")
 
 
 class Tokenizer:
@@ -147,18 +148,50 @@ class Tokenizer:
     def spellings(self) -> list[bytes]:
         """The bytes of every token, by id: joined and read as UTF-8, those of some ids are their `decode`.
 
+        Of SentencePiece's kind `decode` leaves out a space at the very beginning, and these do not.
+
         Raises:
-          ValueError: the tokenizer is none of byte-level BPE, so that a token's text depends on its neighbours.
+          ValueError: the tokenizer is of another kind, whose tokens' texts depend on their neighbours.
         """
-        backend = self._tokenizer.backend_tokenizer
-        if not isinstance(backend.decoder, decoders.ByteLevel):
-            raise ValueError(f"the tokenizer in {self._folder} is not byte-level: what a token spells is not fixed")
-        letters = _bytes_of_letters()
+        spell = self._speller()
         spelled = [b""] * self.vocab_size
         for token, index in self._tokenizer.get_vocab().items():
-            known = letters.keys() >= set(token)  # as tokenizers' ByteLevel decides it, for added tokens too
-            spelled[index] = bytes(letters[letter] for letter in token) if known else token.encode()
+            spelled[index] = spell(token)
+        ids = self.encode(PROBE)
+        text = b"".join(spelled[token] for token in ids).decode(errors="replace")
+        if text.removeprefix(" ") != self.decode(ids).removeprefix(" "):
+            raise ValueError(f"the tokenizer in {self._folder}: what its tokens spell is not what it decodes")
         return spelled
+
+    def _speller(self) -> Callable[[str], bytes]:
+        decoder = self._tokenizer.backend_tokenizer.decoder
+        if isinstance(decoder, decoders.ByteLevel):
+            letters = _bytes_of_letters()
+
+            def bytes_of(token: str) -> bytes:
+                known = letters.keys() >= set(token)  # as tokenizers' ByteLevel decides it, for added tokens too
+                return bytes(letters[letter] for letter in token) if known else token.encode()
+
+            return bytes_of
+        steps = [] if decoder is None else json.loads(decoder.__getstate__())
+        steps = steps["decoders"] if steps and steps["type"] == "Sequence" else [steps]
+        kinds = {step["type"] for step in steps if step}
+        if not kinds or kinds - {"Replace", "ByteFallback", "Fuse", "Strip", "Metaspace"}:
+            kind = ", ".join(sorted(kinds)) or "none"
+            raise ValueError(
+                f"the tokenizer in {self._folder} has a decoder ({kind}) that is neither byte-level nor SentencePiece's"
+                ": what a token spells is not fixed"
+            )
+        added = set(self._tokenizer.get_added_vocab())
+
+        def text_of(token: str) -> bytes:
+            if token in added:
+                return token.encode()
+            if "ByteFallback" in kinds and _BYTE.fullmatch(token):
+                return bytes([int(token[3:5], 16)])
+            return token.replace("\u2581", " ").encode()
+
+        return text_of
 
     def apply_chat_template(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
         """Ids of a conversation ({"role", "content"} each) up to where the assistant is to speak.

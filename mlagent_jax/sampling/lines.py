@@ -11,6 +11,9 @@ from typing import Any
 
 from mlagent_jax.sampling.sampler import Delta, Generation, Prompt, joined
 
+Conversation = list[dict[str, Any]]
+"""Messages, with `role` and `content` each."""
+
 
 def read_prompts(path: str) -> list[Prompt]:
     """The prompts of a file, in order; blank lines are passed over.
@@ -19,6 +22,40 @@ def read_prompts(path: str) -> list[Prompt]:
         ValueError: A line is no object with a `prompt`; the message names file and line.
     """
     prompts: list[Prompt] = []
+    for place, row in _rows(path):
+        prompt = row.get("prompt") if isinstance(row, dict) else None
+        ids = isinstance(prompt, list) and all(type(token) is int for token in prompt)
+        if not (isinstance(prompt, str) or ids):
+            raise ValueError(f'{place} is not {{"prompt": TEXT}} or {{"prompt": [ID, ...]}}')
+        prompts.append(prompt)
+    return prompts
+
+
+def read_conversations(path: str) -> list[Conversation]:
+    """The conversations of a file, in order; a prompt is one of a single message, the user's.
+
+    Raises:
+        ValueError: A line is no object with `messages` or a text `prompt`; the message names file and line.
+    """
+    conversations: list[Conversation] = []
+    for place, row in _rows(path):
+        found = row if isinstance(row, dict) else {}
+        text = found.get("prompt")
+        messages = [{"role": "user", "content": text}] if isinstance(text, str) else found.get("messages")
+        if not (isinstance(messages, list) and messages and all(map(_is_message, messages))):
+            raise ValueError(
+                f'{place} is not {{"messages": [{{"role": TEXT, "content": TEXT}}, ...]}} or {{"prompt": TEXT}}'
+            )
+        conversations.append(messages)
+    return conversations
+
+
+def _is_message(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(value.get(name), str) for name in ("role", "content"))
+
+
+def _rows(path: str) -> Iterator[tuple[str, Any]]:
+    """(its place for messages, JSON) of each line that is not blank."""
     # Universal newlines end a line, and nothing else does: U+2028 may stand in a JSON string as it is.
     for number, line in enumerate(io.StringIO(Path(path).read_text(encoding="utf-8-sig")), 1):
         if not line.strip():
@@ -27,12 +64,7 @@ def read_prompts(path: str) -> list[Prompt]:
             row = json.loads(line)
         except json.JSONDecodeError as error:
             raise ValueError(f"{path}, line {number} is no JSON: {error}") from error
-        prompt = row.get("prompt") if isinstance(row, dict) else None
-        ids = isinstance(prompt, list) and all(type(token) is int for token in prompt)
-        if not (isinstance(prompt, str) or ids):
-            raise ValueError(f'{path}, line {number} is not {{"prompt": TEXT}} or {{"prompt": [ID, ...]}}')
-        prompts.append(prompt)
-    return prompts
+        yield f"{path}, line {number}", row
 
 
 def in_order(deltas: Iterable[Delta], n: int) -> Iterator[tuple[int, int, Generation]]:

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from mlagent_jax.settings.schema import Config, EndpointConfig
 
 STAGES = ("collect", "sft", "evaluate", "rl", "export")
+MOST_TEMPERATURE, MOST_TOP_K = 1e30, 2**31 - 1
+"""As `sampling.config` has them, which is not imported here: reading a config is quick."""
 LINEAR_MAPS = ("query", "key", "value", "output", "gate", "up", "down", "head")
 
 
@@ -93,7 +95,7 @@ def check(config: Config) -> None:
         if getattr(config.evaluate, name) < 0:
             raise ConfigError(f"config.evaluate.{name} is {getattr(config.evaluate, name)}; it is 0 or above")
     positive("pool.refresh_size", config.pool.refresh_size)
-    positive("sampling.temperature", config.sampling.temperature)
+    _check_sampling(config)
     positive("sampling.slots", config.sampling.slots)
     for path, share in (
         ("collect.error_rate", config.collect.error_rate),
@@ -122,11 +124,6 @@ def check(config: Config) -> None:
             raise ConfigError(
                 f"config.{path}.micro_batch is {micro}; it must divide the {rows} rows of a step, or be 0"
             )
-    if "rl" in config.stages and (config.sampling.top_k or config.sampling.top_p != 1.0):
-        raise ConfigError(
-            f"config.sampling.top_k is {config.sampling.top_k} and top_p {config.sampling.top_p}; rl takes 0 and 1: "
-            "log-probs of a cut distribution are not the policy's. Set them where the stages do not list rl"
-        )
     check_algorithms(config)
     _check_batches(config)
     longest = config.prompt.max_prompt_tokens + config.prompt.max_action_tokens
@@ -214,6 +211,29 @@ def _check_registered(config: Config) -> None:
             REWARDS.choose(choice)
         except RegistryError as error:
             raise ConfigError(f"config.{path}: {error}") from error
+
+
+def _check_sampling(config: Config) -> None:
+    """What actions are drawn from."""
+    sampling = config.sampling
+    if not 0 <= sampling.temperature <= MOST_TEMPERATURE:
+        raise ConfigError(
+            f"config.sampling.temperature is {sampling.temperature}; it is from 0 (greedy) to {MOST_TEMPERATURE:g}"
+        )
+    if not 0 <= sampling.top_k <= MOST_TOP_K:
+        raise ConfigError(f"config.sampling.top_k is {sampling.top_k}; it is from 0 (all) to {MOST_TOP_K}")
+    if not 0 < sampling.top_p <= 1:
+        raise ConfigError(f"config.sampling.top_p is {sampling.top_p}; it is above 0 and at most 1 (all)")
+    if "rl" in config.stages and not sampling.temperature:
+        raise ConfigError(
+            "config.sampling.temperature is 0 and the stages list rl, which learns from different actions of one "
+            "state: set it above 0; 0 is for an evaluation without rl"
+        )
+    if "rl" in config.stages and (sampling.top_k or sampling.top_p != 1.0):
+        raise ConfigError(
+            f"config.sampling.top_k is {sampling.top_k} and top_p {sampling.top_p}; rl takes 0 and 1: "
+            "log-probs of a cut distribution are not the policy's. Set them where the stages do not list rl"
+        )
 
 
 def _check_endpoint(endpoint: EndpointConfig) -> None:

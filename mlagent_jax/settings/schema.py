@@ -1,7 +1,7 @@
-"""Every setting of a run, with its unit and default; the files under `configs/` change what they need.
+"""Settings of a run, with units and defaults; the files under `configs/` change what they need.
 
-A config file returns `default_config()` with changes: an ml_collections ConfigDict, so that absl flags override any
-field (`--config.rl.loss=ppo_clip:low=0.1`). The program itself reads the frozen `Config` that `freeze` makes of it.
+A config file returns `default_config()` with changes: an ml_collections ConfigDict, so that absl flags can override any
+field (`--config.rl.loss=ppo_clip:low=0.1`). The program reads the frozen `Config` that `freeze` returns.
 """
 
 from __future__ import annotations
@@ -17,235 +17,238 @@ from mlagent_jax.settings.checks import STAGES, check
 
 @dataclasses.dataclass(frozen=True)
 class PolicyConfig:
-    """The policy: a Hugging Face checkpoint, or a Qwen2 architecture from scratch."""
+    """Policy: a Hugging Face checkpoint, or a Qwen2 architecture trained from scratch."""
 
     checkpoint: str = ""
-    """Hugging Face folder or hub id, OWNER/NAME[@REVISION]; empty: from scratch, with the shape below."""
+    """Hugging Face folder or hub id, OWNER/NAME[@REVISION]. Empty: train from scratch with the shape below."""
     hidden_size: int = 192
     """Width of the residual stream; a multiple of num_heads."""
     num_layers: int = 4
-    """Decoder layers."""
+    """Number of decoder layers."""
     num_heads: int = 6
-    """Query heads, hidden_size / num_heads wide."""
+    """Number of query heads, each hidden_size / num_heads wide."""
     num_kv_heads: int = 2
-    """Key and value heads; a divisor of num_heads."""
+    """Number of key and value heads; a divisor of num_heads."""
     intermediate_size: int = 512
     """Width of the MLP."""
     compute_dtype: str = "float32"
-    """Of activations: float32 or bfloat16."""
+    """Dtype of activations: float32 or bfloat16."""
     param_dtype: str = "float32"
-    """Of the parameters that the optimizer updates."""
+    """Dtype of the parameters that the optimizer updates."""
     remat: str = "none"
-    """What a backward pass computes again: none, dots (all but the projections) or full (whole layers)."""
+    """Activations that the backward pass recomputes: none, dots (all but the projections) or full (whole layers)."""
     attention: str = "auto"
-    """Attention kernel: auto, xla, cudnn or splash. One that cannot run here is an error."""
+    """Attention kernel: auto, xla, cudnn or splash. A kernel that cannot run on this platform is an error."""
 
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """Devices along each axis of the mesh (-1 takes what the others leave), and what is split over which."""
+    """Number of devices along each mesh axis (-1: all remaining devices), and the sharding rules."""
 
     data: int = -1
-    """Copies of the parameters, each with a share of the batch."""
+    """Number of replicas of the parameters; each gets a shard of the batch."""
     fsdp: int = 1
-    """Shares of the parameters that are gathered layer by layer; also shares of the batch."""
+    """Number of parameter shards that are gathered layer by layer; they shard the batch too."""
     tensor: int = 1
-    """Shares of each matrix that stay apart."""
+    """Number of shards of each matrix that are never gathered (tensor parallelism)."""
     rules: str = ""
-    """Rows of the table from logical axes to mesh axes that differ from the default one (docs/memory.md), for example
-    `embed=data+fsdp,vocab=`; after a `=` nothing: whole on every device."""
+    """Changed rows of the table from logical axes to mesh axes (docs/memory.md), for example `embed=data+fsdp,vocab=`.
+    Nothing after `=`: replicated."""
 
     @property
     def shape(self) -> dict[str, int]:
-        """Devices along each axis."""
+        """Return the number of devices along each axis."""
         return {"data": self.data, "fsdp": self.fsdp, "tensor": self.tensor}
 
 
 @dataclasses.dataclass(frozen=True)
 class LoRAConfig:
-    """Low-rank adapters (Hu et al. 2021): sft and rl train them alone, on the policy before the stage as it is."""
+    """Low-rank adapters (Hu et al. 2021). sft and rl train only the adapters, on top of the frozen policy before the
+    stage."""
 
     rank: int = 0
-    """0: no adapters, every parameter is trained."""
+    """Rank of the adapters. 0: no adapters, every parameter is trained."""
     alpha: float = 32.0
-    """A correction counts alpha / rank times."""
+    """Scale numerator: an adapter's output is multiplied by alpha / rank."""
     targets: tuple[str, ...] = ("query", "key", "value", "output", "gate", "up", "down")
-    """Linear maps that get an adapter: those of the layers, and `head` where it is not tied to the embedding."""
+    """Linear maps with an adapter: those of the layers, and `head` if it is not tied to the embedding."""
 
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """What the optimizer keeps for each trained parameter, in sft and rl alike."""
+    """Optimizer state of each trained parameter, for sft and rl."""
 
     moments: str = "float32"
-    """float32; bfloat16: the first moment, the second stays float32; factored: Adafactor's rows and columns of the
-    second moment, and no first."""
+    """Format of the moments: float32; bfloat16 (first moment only, the second stays float32); or factored (Adafactor's
+    row and column statistics of the second moment, no first moment)."""
     placement: str = "device"
-    """Where the moments are between updates: device, or host (pinned memory of the device's host), which leaves the
-    device's to other things and takes time at each update; the results are the same."""
+    """Location of the moments between updates: device, or host (pinned memory). Host placement frees device memory and
+    makes each update slower; the results are the same."""
     rounding: str = "nearest"
-    """Of an update to bfloat16 parameters: nearest, or stochastic, so that small updates are not lost; parameters in
-    float32 (policy.param_dtype) are master weights, and nearest is right for them."""
+    """Rounding of updates to bfloat16 parameters: nearest, or stochastic, which keeps small updates. float32 parameters
+    (policy.param_dtype) are master weights and need nearest."""
 
 
 @dataclasses.dataclass(frozen=True)
 class PlanConfig:
-    """What `tools/plan.py` plans for; a run does not read it."""
+    """Input of `tools/plan.py`; a run does not read it."""
 
     slice: str = ""
-    """Devices by name, as in `mlagent_jax/parallelism/slices.py`; empty: has to be named on the command line."""
+    """Name of an accelerator slice in `mlagent_jax/parallelism/slices.py`. Empty: name it on the command line."""
     model: str = ""
-    """A `config.json` (or a folder with one) of a policy like `policy.checkpoint`, where that does not exist yet."""
+    """Path of a `config.json` (or its folder) that describes a policy whose `policy.checkpoint` does not exist yet."""
 
 
 @dataclasses.dataclass(frozen=True)
 class TokenizerConfig:
-    """The vocabulary of a policy from scratch; a checkpoint brings its own."""
+    """Vocabulary of a policy from scratch; a checkpoint brings its own."""
 
     vocab_size: int = 1024
-    """Pieces, special tokens included."""
+    """Number of tokens, special tokens included."""
 
 
 @dataclasses.dataclass(frozen=True)
 class PromptConfig:
-    """How a state is rendered."""
+    """Rendering of states as prompts."""
 
     profile: str = "compact"
     """Grammar of replies: compact (Action and Action Input), or full (MLAgentBench's six labels)."""
     max_prompt_tokens: int = 320
-    """Prompts over it lose their oldest steps first."""
+    """Maximum tokens per prompt. Longer prompts drop their oldest steps first."""
     max_action_tokens: int = 96
-    """An action that is not finished by then is cut, and counts as invalid."""
+    """Maximum tokens per action. A longer action is cut and counts as invalid."""
     history_steps: int = 3
-    """Past steps shown."""
+    """Number of past steps shown."""
     editor: str = ""
-    """Name of a second language model, behind `Edit Script (AI)` and `Understand File`: prompts offer them (profile
-    full), and only workers whose $MLAGENT_EDITOR_MODEL it is take the jobs. Empty: they are not offered."""
+    """Name of the language model behind `Edit Script (AI)` and `Understand File` (profile full). Only workers with the
+    same $MLAGENT_EDITOR_MODEL run such jobs. Empty: the two actions are not offered."""
 
 
 @dataclasses.dataclass(frozen=True)
 class TasksConfig:
-    """What is trained and tested on."""
+    """Training and evaluation tasks."""
 
     train: tuple[str, ...] = ()
-    """Names of embedded tasks, or folders."""
+    """Training tasks: names of embedded tasks, or folders."""
     held_out: tuple[str, ...] = ()
-    """Likewise, never trained on."""
+    """Held-out tasks, never trained on: names of embedded tasks, or folders."""
     micro_train: int = 0
-    """Generated micro-tasks to train on besides, drawn over the training families."""
+    """Number of additional generated training tasks, spread over the training families."""
     micro_held_out: int = 0
-    """Generated micro-tasks of families never trained on."""
+    """Number of additional generated held-out tasks, of families never trained on."""
     seed: int = 0
     """Seed of the tasks' data. Public tables use 0."""
     folder: str = ""
-    """Where prepared tasks are kept; empty: `tasks` in the workdir."""
+    """Folder of prepared tasks. Empty: `tasks` in the workdir."""
 
 
 @dataclasses.dataclass(frozen=True)
 class WorkersConfig:
-    """The CPU hosts' side: queue, store and sandbox."""
+    """Execution on CPU hosts: queue, store and sandbox."""
 
     queue: str = ""
-    """URL, sqlite:///FILE or postgresql://...; empty: a SQLite file in the workdir."""
+    """URL of the queue, sqlite:///FILE or postgresql://... Empty: a SQLite file in the workdir."""
     store: str = ""
-    """Folder or bucket of snapshots and submissions; empty: `store` in the workdir."""
+    """Folder or bucket of snapshots and submissions. Empty: `store` in the workdir."""
     slots: int = 2
-    """Executions at once by workers started on this host; 0: workers are started elsewhere."""
+    """Concurrent executions of the workers that this host starts. 0: workers are started elsewhere."""
     sandbox: str = "auto"
-    """auto, docker or bubblewrap."""
+    """Sandbox of executions: auto, docker or bubblewrap."""
     guarantees: tuple[str, ...] = ("filesystem", "network", "processes", "privileges", "output")
-    """Guarantees without which the run does not start, and a worker gets none of its jobs."""
+    """Isolation guarantees that a worker's sandbox must give. Without them the run does not start, and a worker gets
+    none of its jobs."""
     silence_seconds: float = 600.0
-    """The run fails loudly when nothing came back for so long."""
+    """Maximum time without any result, in seconds; then the run fails."""
 
 
 @dataclasses.dataclass(frozen=True)
 class EndpointConfig:
-    """A language model behind an OpenAI-compatible endpoint: expert, source of ideas, or agent to evaluate."""
+    """Language model behind an OpenAI-compatible endpoint: expert, source of ideas, or agent to evaluate."""
 
     url: str = ""
-    """Base URL, for example http://localhost:8000/v1; empty: none."""
+    """Base URL, for example http://localhost:8000/v1. Empty: no endpoint."""
     model: str = ""
-    """Its name there."""
+    """Name of the model at the endpoint."""
     key_variable: str = "MLAGENT_ENDPOINT_KEY"
-    """Environment variable with the key, which is in no file and no argument; unset where none is needed."""
+    """Environment variable that holds the API key, so that no file or argument does. Unset it if no key is needed."""
     temperature: float = 1.0
-    """Of its answers."""
+    """Sampling temperature."""
     top_p: float = 1.0
-    """Of its answers."""
+    """Nucleus probability of sampling."""
     max_tokens: int = 1024
-    """Of an answer, at most."""
+    """Maximum tokens per completion."""
     limit_field: str = "max_tokens"
-    """What the endpoint calls that limit: max_tokens or max_completion_tokens."""
+    """Request field that carries `max_tokens`: max_tokens or max_completion_tokens."""
     send_temperature: bool = True
-    """Send `temperature` with every request; reasoning models refuse one."""
+    """Whether requests contain `temperature`; reasoning models reject it."""
     send_top_p: bool = True
-    """Send `top_p` with every request; reasoning models refuse one."""
+    """Whether requests contain `top_p`; reasoning models reject it."""
     send_seed: bool = True
-    """Send a seed with every request; some endpoints refuse one."""
+    """Whether requests contain a seed; some endpoints reject it."""
     concurrency: int = 8
-    """Requests at once."""
+    """Maximum concurrent requests."""
     requests_per_minute: int = 0
-    """At most, in any 60 seconds; 0: no limit."""
+    """Maximum requests in any 60 seconds. 0: no limit."""
     tokens_per_minute: int = 0
-    """Prompts and answers at their longest, in any 60 seconds; 0: no limit."""
+    """Maximum tokens in any 60 seconds, counting prompts and the longest possible completions. 0: no limit."""
     timeout_seconds: float = 120.0
-    """Of one attempt."""
+    """Time limit of one attempt, in seconds."""
     attempts: int = 8
-    """At one answer."""
+    """Maximum attempts per completion."""
     backoff_seconds: float = 1.0
-    """Pause after the first failed attempt; it doubles with each."""
+    """Pause after the first failed attempt, in seconds; it doubles with each further failure."""
     budget_tokens: int = 0
-    """Tokens of all prompts and answers of a run, restarts included; 0: no limit."""
+    """Maximum prompt and completion tokens per run, restarts included. 0: no limit."""
     budget_cost: float = 0.0
-    """Money, likewise, in the currency of the prices; 0: no limit."""
+    """Maximum cost per run, restarts included, in the currency of the prices. 0: no limit."""
     prompt_price: float = 0.0
-    """Of a million prompt tokens."""
+    """Price of a million prompt tokens."""
     completion_price: float = 0.0
-    """Of a million answered tokens."""
+    """Price of a million completion tokens."""
 
     def cost(self, prompt_tokens: int, completion_tokens: int) -> float:
-        """Of one answer, in the currency of the prices."""
+        """Return the cost of one completion, in the currency of the prices."""
         return (prompt_tokens * self.prompt_price + completion_tokens * self.completion_price) / 1e6
 
 
 @dataclasses.dataclass(frozen=True)
 class IdeasConfig:
-    """Which ideas the prompts of an expert are drawn from."""
+    """Ideas that enrich an expert's prompts."""
 
     source: str = "library"
-    """library: the built-in one; endpoint: the language model of `endpoint` is asked for them."""
+    """Source of the ideas: library (built in), or endpoint (generated by the language model of `endpoint`)."""
     keep: int = 0
-    """The most diverse candidates of a task that are kept, as the paper does with 10; 0: the whole library."""
+    """Number of most diverse ideas kept per task; the paper keeps 10. 0: the whole library."""
     candidates: int = 100
-    """Distinct ideas that a language model is asked for; the library has at least 100 for each embedded task."""
+    """Number of distinct ideas requested from a language model. The library has at least 100 for each embedded task."""
     embedder: str = "tfidf"
-    """Whose distances count: tfidf (offline), or endpoint (`embedding_model` of `endpoint`)."""
+    """Embedding that measures diversity: tfidf (offline), or endpoint (`embedding_model` of `endpoint`)."""
     embedding_model: str = ""
-    """Name of the embedding model there."""
+    """Name of the embedding model at the endpoint."""
 
 
 @dataclasses.dataclass(frozen=True)
 class CollectConfig:
-    """Expert trajectories, from prompts enriched with ideas."""
+    """Collection of expert trajectories from prompts enriched with ideas."""
 
     expert: str = "scripted"
-    """scripted; endpoint: the language model of `endpoint`; policy: `policy.checkpoint` itself."""
+    """Source of the trajectories: scripted; endpoint (the language model of `endpoint`); or policy (`policy.checkpoint`
+    itself)."""
     trajectories: int = 4
-    """Per training task."""
+    """Trajectories per training task."""
     steps: int = 5
-    """Per trajectory, at most."""
+    """Maximum steps per trajectory."""
     enriched: bool = True
-    """Training trajectories start from prompts with ideas. False (a control): from plain ones, and the scripted expert
-    reaches for a few favourites of its own."""
+    """Whether training trajectories start from prompts with ideas. False is a control: prompts are plain, and the
+    scripted expert uses a few fixed ideas."""
     min_ideas: int = 1
-    """Ideas drawn for a trajectory's prompt, at least."""
+    """Minimum number of ideas in a trajectory's prompt."""
     max_ideas: int = 3
-    """Ideas drawn for a trajectory's prompt, at most."""
+    """Maximum number of ideas in a trajectory's prompt."""
     error_rate: float = 0.12
-    """Share of the expert's edits that hold a slip, so that the data teaches recovery."""
+    """Fraction of the scripted expert's edits with a deliberate error, so that the data teaches recovery."""
     look_rate: float = 0.08
-    """Share of steps that only look (run, list, inspect)."""
+    """Fraction of steps that change nothing (run, list, inspect)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -253,69 +256,76 @@ class SFTConfig:
     """Supervised fine-tuning on the action tokens of expert steps."""
 
     epochs: int = 8
-    """Passes over the steps."""
+    """Number of passes over the steps."""
     renderings: int = 1
-    """Prompts made of each step an epoch."""
+    """Number of prompts rendered from each step per epoch."""
     idea_rate: float = 0.3
-    """Share of prompts that carry their trajectory's ideas; the policy acts without them later."""
+    """Fraction of prompts with their trajectory's ideas. Below 1, because the policy later acts without ideas."""
     batch_size: int = 16
-    """Rows a step."""
+    """Rows per optimizer step."""
     micro_batch: int = 0
-    """Rows a pass of the device, a divisor of `batch_size`; 0: all at once. Gradients add up exactly."""
+    """Rows per forward and backward pass, a divisor of `batch_size`. 0: the whole batch. Gradients accumulate exactly.
+    """
     packing: bool = True
-    """Several samples to a row, none of which attends to another; False: one a row, padded to the batch's longest."""
+    """Whether rows hold several samples, without attention across samples. False: one sample per row, padded to the
+    longest of the batch."""
     row_tokens: int = 512
-    """Tokens a row, at most."""
+    """Maximum tokens per row."""
     learning_rate: float = 2e-5
-    """At its highest."""
+    """Peak learning rate."""
     warmup_fraction: float = 0.0
-    """Share of the steps in which the learning rate rises from 0."""
+    """Fraction of the steps in which the learning rate rises linearly from 0."""
     schedule: str = "cosine"
-    """cosine or constant."""
+    """Learning-rate schedule after the warm-up: cosine or constant."""
     weight_decay: float = 0.0
-    """Decoupled, as AdamW's."""
+    """Coefficient of decoupled weight decay, as in AdamW."""
     optimizer: str = "adamw"
-    """adamw or muon."""
+    """Optimizer: adamw or muon."""
     max_grad_norm: float = 1.0
-    """Gradients of a larger global norm are scaled down to it."""
+    """Maximum global gradient norm; larger gradients are scaled down to it."""
     held_out_fraction: float = 0.0
-    """Share of each training task's trajectories that are evaluated on and not trained on; 0: none."""
+    """Fraction of each training task's trajectories used for evaluation and not for training. 0: none."""
     evaluate_every: int = 0
-    """Steps between evaluations on them; 0: once an epoch."""
+    """Steps between evaluations on the held-out trajectories. 0: once per epoch."""
     patience: int = 0
-    """Evaluations in a row without a lower loss, after which training stops; its policy is that of the lowest. 0: all
-    epochs are trained, and the last policy counts."""
+    """Number of consecutive evaluations without a lower loss after which training stops and keeps the policy with the
+    lowest loss. 0: train all epochs and keep the last policy."""
     checkpoint_seconds: float = 30.0
-    """Between checkpoints."""
+    """Time between checkpoints, in seconds."""
 
 
 @dataclasses.dataclass(frozen=True)
 class FilterConfig:
-    """Which recorded steps of training tasks sft imitates."""
+    """Filters on the recorded steps that sft imitates."""
 
     outcomes: tuple[str, ...] = ("scored", "no_edit")
-    """How they ended; deliberate slips are never imitated."""
+    """Outcome kinds that are imitated. Deliberate errors never are."""
     min_gain: float = -1000.0
-    """Improvement of the metric, as a share of the distance from the starting script to the best known score, at least.
-    Steps that were not scored have none, and pass."""
+    """Minimum improvement of the metric, as a fraction of the distance from the starting script to the best known
+    score. Steps without a score pass."""
     max_characters: int = 0
-    """Of prompt and action together, at most; 0: any."""
+    """Maximum length of prompt plus action, in characters. 0: no limit."""
     duplicates: bool = True
-    """Whether the same action in the same state may come again, ideas apart; False: the first one alone."""
+    """Whether the same action in the same state (ideas ignored) may occur more than once. False: only the first is
+    kept."""
 
 
 @dataclasses.dataclass(frozen=True)
 class SamplingConfig:
-    """Of actions, in rl and evaluate alike: behaviour log-probs and the trainer's are at the same temperature."""
+    """Sampling of actions in rl and evaluate. Behaviour and trainer log-probs use the same temperature."""
 
     temperature: float = 1.0
-    """Logits are divided by it."""
+    """Divisor of the logits; 0: the most probable token, where the stages do not list rl."""
     top_k: int = 0
-    """0: all."""
+    """Number of most likely tokens sampled from. 0: all."""
     top_p: float = 1.0
-    """Smallest set of tokens of at least this probability; 1: all."""
+    """Probability mass of the smallest token set sampled from. 1: all."""
     slots: int = 32
-    """Sequences decoded at once."""
+    """Number of sequences decoded concurrently."""
+    rules: str = ""
+    """Rows of the sampler's sharding table that replace its own choice (docs/memory.md), written as `mesh.rules`, for
+    example `heads=tensor,kv_heads=tensor`. The choice splits weights over all devices that divide them, and slots over
+    the devices that the heads leave."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -323,62 +333,64 @@ class RLConfig:
     """Step-wise PPO (arXiv 2505.23723)."""
 
     iterations: int = 40
-    """Batches sampled, executed and trained on."""
+    """Number of iterations; each samples, executes and trains on one batch."""
     rollout: str = "step"
-    """step: one action from each state of the pool (step-wise RL); episode: whole episodes from the tasks' starts, each
-    of their actions trained on what the episode reached (episode-wise RL, the baseline; synchronous)."""
+    """Unit of sampling: step (one action per pool state; step-wise RL), or episode (whole episodes from the tasks'
+    initial states, each action trained on the episode's final result; the episode-wise baseline, synchronous)."""
     episode_steps: int = 4
-    """Steps of an episode, at most, where `rollout` is episode."""
+    """Maximum steps per episode, if `rollout` is episode."""
     states: int = 12
-    """Drawn from the pool per iteration."""
+    """Number of states drawn from the pool per iteration."""
     samples: int = 4
-    """Actions sampled per state."""
+    """Number of actions sampled per state."""
     reward: str = "improvement"
-    """Reward by name: improvement, paper_v1, paper_v2, noise (a control), or one of your own (docs/add_a_reward.md).
-    Parameters follow a colon: `improvement:neutral=0.2`; `python -m environments rewards` lists them."""
+    """Reward, NAME or NAME:PARAMETER=VALUE: improvement, paper_v1, paper_v2, noise (a control), or a registered one
+    (docs/add_a_reward.md), for example `improvement:neutral=0.2`. `python -m environments rewards` lists them."""
     estimator: str = "gae"
     """Advantage estimator, NAME or NAME:PARAMETER=VALUE,...: gae, grpo, rloo, opo, reinforce_plus_plus,
     reinforce_plus_plus_baseline, single_stream, or a registered one (docs/algorithms.md)."""
     normalisation: str = "auto"
-    """Scale of the advantages: none, group (the spread of a state's rewards), batch (mean 0 and variance 1 over the
-    tokens of the batch), or auto: the one that the estimator was published with."""
+    """Scaling of the advantages: none, group (by the standard deviation of a state's rewards), batch (to mean 0 and
+    variance 1 over the batch's tokens), or auto (as published with the estimator)."""
     best_of: int = 1
-    """Above 1: an action is rewarded by what it adds to the best of so many from its state, at most `samples`."""
+    """Number k of actions in the best-of-k objective, at most `samples`. Above 1, an action's reward is its
+    contribution to the best of k from its state."""
     best_of_weight: float = 1.0
-    """Weight of the best of `best_of` in the objective; the mean reward, which alone punishes a failure beside a
-    success, gets the rest of 1."""
+    """Weight of the best-of-k term in the objective; the mean reward gets 1 - weight. Only the mean reward punishes a
+    failure whose group also has a success."""
     loss: str = "ppo_clip"
     """Policy loss, NAME or NAME:PARAMETER=VALUE,...: ppo_clip, gspo, cispo, dppo, sapo, or a registered one."""
     corrections: str = "truncate_tokens:limit=5"
     """Off-policy corrections, joined by `+`: none, truncate_tokens, truncate_sequences, mask_tokens, mask_geometric,
     mask_outliers, or registered ones."""
     aggregation: str = "token"
-    """Mean of the loss: token, sequence, or constant (every action's sum is divided by `prompt.max_action_tokens`)."""
+    """Averaging of the loss: token, sequence, or constant (each action's sum divided by `prompt.max_action_tokens`)."""
     epochs: int = 2
-    """Passes over a batch."""
+    """Number of passes over a batch."""
     minibatches: int = 2
-    """Optimizer steps an epoch."""
+    """Optimizer steps per epoch."""
     learning_rate: float = 1e-6
-    """Of the policy, constant."""
+    """Learning rate of the policy, constant."""
     critic: str = "head"
-    """head: a value head on the policy's backbone; separate: a backbone of its own besides, which begins as the SFT
-    policy and takes as much memory as the policy."""
+    """Critic: head (a value head on the policy's backbone), or separate (its own backbone, initialised from the SFT
+    policy, with the policy's memory again)."""
     critic_learning_rate: float = 1e-3
-    """Of the value head, or of the separate critic as a whole (then about the policy's)."""
+    """Learning rate of the value head, or of the whole separate critic (then use about the policy's)."""
     critic_warmup: int = 0
-    """Iterations in which the critic alone is trained, before the policy moves."""
+    """Number of first iterations that train the critic only."""
     critic_pretraining: int = 0
-    """Passes over the expert's steps and their rewards that the critic is trained for before the first iteration."""
+    """Number of passes over the expert's steps and rewards that train the critic before the first iteration."""
     max_grad_norm: float = 1.0
-    """Gradients of a larger global norm are scaled down to it."""
+    """Maximum global gradient norm; larger gradients are scaled down to it."""
     micro_batch: int = 0
-    """Rows a pass of the device, a divisor of a mini-batch; 0: all at once. Gradients add up exactly."""
+    """Rows per forward and backward pass, a divisor of a mini-batch. 0: the whole mini-batch. Gradients accumulate
+    exactly."""
     micro_tokens: int = 0
-    """Tokens a pass of the device, padding included, in place of `micro_batch`; 0: by `micro_batch`."""
+    """Tokens per forward and backward pass, padding included; replaces `micro_batch`. 0: use `micro_batch`."""
     duration_weighting: bool = False
-    """Actions count in the policy's gradient in proportion to their execution seconds (arXiv 2509.01684)."""
+    """Whether actions are weighted in the policy gradient by their execution seconds (arXiv 2509.01684)."""
     value_clip: float = 0.2
-    """How far a value may move from its old one in a batch."""
+    """Maximum change of a value from its old value within a batch."""
     value_coefficient: float = 0.5
     """Weight of the value loss."""
     entropy_coefficient: float = 0.0
@@ -386,39 +398,41 @@ class RLConfig:
     kl_coefficient: float = 0.01
     """Weight of the KL to the SFT policy, in the loss or the reward."""
     kl_in: str = "loss"
-    """Where the KL to the SFT policy counts: loss, or reward (of each token, before advantages)."""
+    """Place of the KL to the SFT policy: loss, or reward (per token, before advantages)."""
     kl_estimator: str = "k3"
-    """Estimate of the KL a token: k1 (in the reward alone), k2, k3, or unbiased (k3 times the importance weight, whose
+    """Per-token estimator of the KL: k1 (in the reward only), k2, k3, or unbiased (k3 times the importance weight; its
     gradient is that of the KL for stale samples, too)."""
     kl_controller: str = "fixed"
     """Controller of `kl_coefficient`: fixed, adaptive:target=NATS, or a registered one."""
     reference_every: int = 0
-    """Iterations after which the policy of the time becomes the reference of the KL; 0: the SFT policy stays it. Above
-    0 the reference is a copy of what is trained."""
+    """Iterations between replacements of the KL's reference by the current policy. 0: the SFT policy stays the
+    reference. Above 0 the reference is a copy of the trained parameters."""
     max_kl: float = 10.0
-    """Nats a token to the reference: above it the run stops, with the batch saved."""
+    """Maximum KL to the reference, in nats per token. Above it the run saves the batch and stops."""
     silent_groups: str = "keep"
-    """Groups whose rewards are all equal: keep, drop (their actions are not trained on), or resample (other states take
-    their place, DAPO's dynamic sampling; synchronous)."""
+    """Treatment of groups with equal rewards: keep, drop (from training), or resample (replace with other states;
+    DAPO's dynamic sampling, synchronous)."""
     resample_executions: int = 64
-    """Executions an iteration may spend on other states, where `silent_groups` is resample."""
+    """Maximum executions per iteration for replacement states, if `silent_groups` is resample."""
     max_staleness: int = 1
-    """Policy versions between sampling and training. 0: synchronous, every action is of the current version."""
+    """Maximum policy versions between sampling and training. 0: synchronous, every action comes from the current
+    version."""
     sample_ahead: bool = True
-    """With `max_staleness` above 0, in one process: the next batch is sampled while this one is waited for and trained
-    on, from a copy of the weights in the compute dtype, which stands beside the update with the sampler's cache."""
+    """Whether the next batch is sampled concurrently with the current one's executions and update, in one process, if
+    `max_staleness` is above 0. This needs device memory for a copy of the weights in the compute dtype and for the
+    sampler's cache."""
     straggler_seconds: float = 0.0
-    """How long a batch waits for its oldest states before younger ones take their place; the stragglers are trained on
-    later, within `max_staleness`, of which one version is left to them. 0: as long as it takes."""
+    """Time that a batch waits for its oldest states, in seconds, before younger ones replace them. Stragglers are
+    trained on later, within `max_staleness`, which reserves one version for them. 0: no limit."""
     checkpoint_every: int = 1
-    """Iterations."""
+    """Iterations between checkpoints."""
     keep_every: int = 0
-    """Checkpoints of iterations that it divides stay, so that `evaluate.policies` may name them (`rl@8`); 0: the last
-    two alone."""
+    """Period of the checkpoints that are kept, in iterations, so that `evaluate.policies` can name them (`rl@8`). 0:
+    keep only the last two."""
     save_batches: bool = False
-    """Every iteration's batch is written to `batches/` in the workdir before it is trained on."""
+    """Whether each iteration's batch is written to `batches/` in the workdir before training."""
     replay: str = ""
-    """File of such a batch: every iteration trains on it, and nothing is sampled or executed."""
+    """File of such a batch. Every iteration trains on it, without sampling or executing."""
 
     MOVED: ClassVar[dict[str, str]] = {
         "clip": "config.rl.loss=ppo_clip:low=VALUE",
@@ -429,97 +443,99 @@ class RLConfig:
         "kl_target": "config.rl.kl_controller=adaptive:target=VALUE",
         "max_importance_weight": "config.rl.corrections=truncate_tokens:limit=VALUE",
     }
-    """Fields that became parameters of what reads them."""
+    """Removed fields, and the parameters that replace them."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ValidationConfig:
-    """Evaluation while rl trains: the policy acts in the same states, with the same draws, each time."""
+    """Validation during rl: the policy acts in the same states with the same random draws each time."""
 
     every: int = 0
-    """Iterations between validations; 0: none."""
+    """Iterations between validations. 0: none."""
     split: str = "held_in"
-    """Tasks that the states are of: held_in or held_out."""
+    """Tasks of the validation states: held_in or held_out."""
     states: int = 16
-    """Fixed states, one of each task and depth before a second."""
+    """Number of fixed states, one of each task and depth before a second."""
     samples: int = 1
-    """Actions a state."""
+    """Actions per state."""
     metric: str = "reward"
-    """Mean over all actions that decides: reward, or valid (the share of valid actions)."""
+    """Mean over all actions that ranks policies: reward, or valid (the fraction of valid actions)."""
     keep_best: bool = False
-    """The policy of the best validation is that of the stage, instead of the last one."""
+    """Whether the stage's policy is the one with the best validation instead of the last."""
     patience: int = 0
-    """Validations in a row without a better one, after which training stops; 0: it goes on to the end."""
+    """Number of consecutive validations without improvement after which training stops. 0: never."""
 
 
 @dataclasses.dataclass(frozen=True)
 class PoolConfig:
-    """The state pool."""
+    """State pool of rl."""
 
     trajectories: str = ""
-    """Trajectories of another run's workdir; empty: this run's."""
+    """Trajectories of another run's workdir. Empty: this run's."""
     max_depth: int = 4
-    """Steps of history of a state, at most."""
+    """Maximum steps of history per state."""
     sampling: str = "uniform"
-    """Within a task and depth, which are balanced: uniform, or learnability (likelier where rewards varied more)."""
+    """Distribution within a task and depth (which are balanced): uniform, or learnability (prefers states with more
+    varied rewards)."""
     refresh_fraction: float = 0.0
-    """Share of a batch's states drawn from those that the policy itself reached."""
+    """Fraction of a batch's states drawn from states that the policy itself reached."""
     refresh_size: int = 256
-    """Of such states kept; the oldest leave."""
+    """Maximum number of such states; the oldest are dropped."""
 
 
 @dataclasses.dataclass(frozen=True)
 class EvaluateConfig:
-    """Fixed states (one action) and episodes, held-in and held-out."""
+    """Evaluation on fixed states (one action) and episodes, held-in and held-out."""
 
     policies: tuple[str, ...] = ("base", "sft", "rl")
-    """Agents, those of them that exist and are not evaluated yet: base, sft, rl (of this run), rl@ITERATION (see
-    `rl.keep_every`), expert (the scripted one), nothing (changes nothing), [NAME=]hf:FOLDER (a checkpoint) and
-    [NAME=]endpoint (of config.endpoint)."""
+    """Agents to evaluate, if they exist and have no results yet: base, sft, rl (of this run), rl@ITERATION (see
+    `rl.keep_every`), expert (scripted), nothing (changes nothing), [NAME=]hf:FOLDER (a checkpoint) and [NAME=]endpoint
+    (config.endpoint)."""
     reward: str = "improvement"
-    """What step rewards are reported in, whatever was trained on; see `rl.reward`."""
+    """Reward that is reported, independent of the one trained on; see `rl.reward`."""
     states_held_in: int = 48
-    """Fixed states of training tasks, for policies; 0: none."""
+    """Number of fixed states of training tasks, for policies. 0: none."""
     states_held_out: int = 48
-    """Fixed states of held-out tasks."""
+    """Number of fixed states of held-out tasks, for policies. 0: none."""
     samples: int = 4
     """Actions per fixed state."""
     episode_tasks_held_in: int = 6
-    """Training tasks that episodes are played on, the first ones of tasks.train."""
+    """Number of training tasks with episodes, the first ones of tasks.train."""
     episode_tasks_held_out: int = 4
-    """Likewise, of tasks.held_out."""
+    """Number of held-out tasks with episodes, the first ones of tasks.held_out."""
     trajectories: int = 3
-    """Episodes a task."""
+    """Episodes per task."""
     best_of: int = 3
-    """The k of best@k, reported without bias from all trajectories of a task."""
+    """k of the reported best@k, estimated without bias from all trajectories of a task."""
     steps: int = 4
-    """Steps an episode, at most."""
+    """Maximum steps per episode."""
     minutes: float = 30.0
-    """Of an episode's own replies and scripts; no step begins after them."""
+    """Time limit of an episode's replies and scripts, in minutes; no step starts after it."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ExportConfig:
-    """The Hugging Face folder."""
+    """Exported Hugging Face folder."""
 
     policy: str = "rl"
-    """Which one: sft or rl."""
+    """Policy to export: sft or rl."""
     layout: str = "merged"
-    """merged: a whole checkpoint, adapters added to its weights; peft: the adapters alone, as PEFT keeps them."""
+    """Layout of the folder: merged (a whole checkpoint, adapters added to the weights), or peft (only the adapters, in
+    PEFT's format)."""
     dtype: str = "float32"
-    """Of the files: float32, bfloat16 or float16."""
+    """Dtype of the files: float32, bfloat16 or float16."""
     max_shard_mb: int = 4096
-    """Size of a file of weights, at most."""
+    """Maximum size of a weight file, in MB."""
 
 
 @dataclasses.dataclass(frozen=True)
 class TrackingConfig:
-    """Where metrics go besides `metrics.jsonl` and TensorBoard, which are always written."""
+    """Metric trackers in addition to `metrics.jsonl` and TensorBoard, which are always written."""
 
     trackers: tuple[str, ...] = ()
-    """wandb, mlflow; what they take from the environment ($WANDB_API_KEY, $MLFLOW_TRACKING_URI) is as ever."""
+    """Trackers: wandb, mlflow. Their environment variables ($WANDB_API_KEY, $MLFLOW_TRACKING_URI) apply as usual."""
     project: str = "mlagent-jax"
-    """The project (wandb), or the experiment (mlflow)."""
+    """Name of the project (wandb) or experiment (mlflow)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -527,12 +543,12 @@ class Config:
     """A whole run."""
 
     stages: tuple[str, ...] = STAGES
-    """In order; a stage may come twice (evaluate does, before and after rl)."""
+    """Stages in order. A stage may come twice, for example evaluate before and after rl."""
     seed: int = 0
-    """Of everything random but the tasks' data."""
+    """Seed of all randomness except the tasks' data."""
     plugins: tuple[str, ...] = ()
-    """Python files (paths that end in .py) and modules that register functions of your own when they are imported.
-    Workers on other hosts take them from $MLAGENT_PLUGINS."""
+    """Python files (paths that end in .py) and modules that register your own functions when imported. Workers on other
+    hosts read them from $MLAGENT_PLUGINS."""
     policy: PolicyConfig = dataclasses.field(default_factory=PolicyConfig)
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     lora: LoRAConfig = dataclasses.field(default_factory=LoRAConfig)
@@ -562,16 +578,17 @@ MAY_CHANGE = (
     *("stages", "workers", "mesh", "plan", "sampling.slots", "optimizer.placement", "tracking", "plugins"),
     *(f"endpoint.{name}" for name in (*_PACE, *_LIMITS)),
 )
-"""Settings that another start of the same workdir may change: they decide where and how fast, not what."""
+"""Settings that may change when a workdir is reopened: they decide where and how fast a run computes, not its results.
+"""
 
 
 def default_config() -> ConfigDict:
-    """All fields at their defaults; config files change what they need."""
+    """Return all fields at their defaults; config files change what they need."""
     return ConfigDict(dataclasses.asdict(Config()))
 
 
 def freeze(config: ConfigDict) -> Config:
-    """The typed, checked form.
+    """Return the typed, checked form.
 
     Raises:
       ConfigError: an unknown field (the nearest is named), a wrong type or an impossible value.
@@ -582,21 +599,22 @@ def freeze(config: ConfigDict) -> Config:
 
 
 def differences(stored: dict[str, Any], config: Config) -> list[str]:
-    """What differs between a workdir's stored config and this one, `MAY_CHANGE` left out: `name: stored -> new`."""
-    new, found = dataclasses.asdict(config), []
+    """List fields that differ between a workdir's stored config and this one, except `MAY_CHANGE`: `name: stored ->
+    new`."""
+    new, changed = dataclasses.asdict(config), []
 
     def walk(old: Any, now: Any, default: Any, path: str) -> None:
         if path in MAY_CHANGE:
             return
         if isinstance(old, dict) and isinstance(now, dict):
-            old = default | old  # a workdir from before a field existed has it at its default
+            old = default | old  # a workdir older than a field has its default
             for name in sorted({*old, *now}):
                 walk(old.get(name), now.get(name), default.get(name, {}), f"{path}.{name}" if path else name)
         elif _plain(old) != _plain(now):
-            found.append(f"{path}: {old!r} -> {now!r}")
+            changed.append(f"{path}: {old!r} -> {now!r}")
 
     walk(stored, new, dataclasses.asdict(Config()), "")
-    return found
+    return changed
 
 
 def _plain(value: Any) -> Any:
@@ -604,9 +622,9 @@ def _plain(value: Any) -> Any:
 
 
 def check_field(path: str) -> Any:
-    """The type of the field of this name, for example `rl.loss`.
+    """Return the type of the field with this name, for example `rl.loss`.
 
     Raises:
-      ConfigError: there is none; the message names the nearest.
+      ConfigError: there is no such field; the message names the nearest.
     """
     return typed_fields.find(Config, path, "config")

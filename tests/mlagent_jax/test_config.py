@@ -32,6 +32,10 @@ def test_an_unknown_field_names_the_nearest():
     [
         ("sft", "epochs", 0, "above 0"),
         ("workers", "sandbox", "chroot", "docker"),
+        ("sampling", "temperature", 0.0, "0 is for an evaluation without rl"),
+        ("sampling", "temperature", float("nan"), "from 0 .greedy."),
+        ("sampling", "top_k", 2**31, "from 0 .all."),
+        ("sampling", "top_p", 0.0, "above 0"),
         ("rl", "minibatches", 7, "divide"),
         ("rl", "max_staleness", -1, "0 or above"),
         ("rl", "straggler_seconds", 5.0, "raise that to 2"),
@@ -151,3 +155,9 @@ def test_algorithms_that_do_not_exist_or_go_together_are_refused(fields, message
         config.rl[name] = value
     with pytest.raises(ConfigError, match=message):
         freeze(config)
+
+
+def test_an_evaluation_without_rl_may_be_greedy():
+    config = default_config()
+    config.stages, config.sampling.temperature = ("evaluate",), 0.0
+    assert freeze(config).sampling.temperature == 0

@@ -28,8 +28,8 @@ import requests.exceptions
 
 from environments.protocol import Limits
 from environments.sandbox.base import GUARANTEES, Execution, SandboxError, SandboxUnavailableError
-from environments.sandbox.bubblewrap.ahead import Ahead
 from environments.sandbox.data import DataStore, StateFolder
+from environments.sandbox.docker.ahead import Ahead
 from environments.sandbox.docker.container import Shape, Waiting, remove
 from environments.sandbox.exchange import Exchange
 from environments.sandbox.gpus import GpuPool, nvidia_gpus

@@ -104,21 +104,10 @@ class RootFs:
         return f"mlagent-jax-sandbox:{self.digest}"
 
 
-def environment_digest(
-    implementation: str | None = None, python: str | None = None, machine: str | None = None, origin: str = ""
-) -> str:
-    """SHA-256 (first 16 hex digits) over lock file, interpreter (default: this one), machine type and builder version.
-
-    `origin` names the base image of a root that was not made of a host's own interpreter.
-    """
-    parts = [
-        LOCK_FILE.read_text(encoding="utf-8"),
-        implementation or platform.python_implementation(),
-        python or platform.python_version(),
-        machine or platform.machine(),
-        str(VERSION),
-        *([origin] if origin else []),
-    ]
+def environment_digest() -> str:
+    """SHA-256 (first 16 hex digits) over lock file, this interpreter's version, machine type and builder version."""
+    interpreter = (platform.python_implementation(), platform.python_version(), platform.machine())
+    parts = (LOCK_FILE.read_text(encoding="utf-8"), *interpreter, str(VERSION))
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
@@ -142,36 +131,22 @@ def ensure_rootfs(progress: Callable[[str], None] = say) -> RootFs:
     """The root file system that sandboxes run: the one whose digest `MLAGENT_ENVIRONMENT` names, else that of this
     interpreter and lock file, built on the first call of a machine (under a minute).
 
-    Raises:
-      RootFsError: it cannot be built, was not built, or is not where an unprivileged user can read it.
-    """
-    if not (chosen := os.environ.get(CHOICE)):
-        return build_once(environment_digest(), _build, progress)
-
-    def refuse(root: Path, progress: Callable[[str], None]) -> None:
-        del root, progress
-        raise RootFsError(
-            f"{CHOICE} is {chosen!r}, and {cache_directory() / 'rootfs'} has no such root: build it "
-            "(environments/sandbox/rootfs/build.sh --base=...), or unset the variable to use this host's Python"
-        )
-
-    return build_once(chosen, refuse, progress)
-
-
-def build_once(
-    digest: str, build: Callable[[Path, Callable[[str], None]], None], progress: Callable[[str], None] = say
-) -> RootFs:
-    """The root file system called `digest`, made by `build(folder, progress)` where this machine has none yet.
-
     Atomic: a directory with this name is complete. Two processes that ask at once build it once.
 
     Raises:
-      RootFsError: it cannot be built, or not where an unprivileged user can read it.
+      RootFsError: it cannot be built, is not there, or is not where an unprivileged user can read it.
     """
+    chosen = os.environ.get(CHOICE)
+    digest = chosen or environment_digest()
     if not digest.isalnum():
         raise RootFsError(f"{CHOICE} is {digest!r}, which is no digest of an environment")
     folder = cache_directory() / "rootfs"
     path = folder / digest
+    if chosen and not path.is_dir():
+        raise RootFsError(
+            f"{CHOICE} is {chosen!r}, and {folder} has no such root: copy the folder {chosen} there from the host that "
+            "built it (environments/sandbox/rootfs/build.sh), or unset the variable to use this host's Python"
+        )
     if not path.is_dir():
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -181,7 +156,7 @@ def build_once(
             ) from error
         with _only_builder(folder / f"{digest}.lock"):
             if not path.is_dir():
-                _build_atomically(path, build, progress)
+                _build_atomically(path, progress)
     _require_readable(path)
     return RootFs(path=path, digest=digest)
 
@@ -205,14 +180,12 @@ def _require_readable(path: Path) -> None:
             )
 
 
-def _build_atomically(
-    path: Path, build: Callable[[Path, Callable[[str], None]], None], progress: Callable[[str], None]
-) -> None:
+def _build_atomically(path: Path, progress: Callable[[str], None]) -> None:
     for leftover in path.parent.glob(f"{path.name}.building-*"):  # of a builder that died; we hold the lock
         shutil.rmtree(leftover, ignore_errors=True)
     building = Path(tempfile.mkdtemp(prefix=f"{path.name}.building-", dir=path.parent))
     try:
-        build(building, progress)
+        _build(building, progress)
         building.chmod(0o755)
         building.rename(path)
     except (OSError, closure.ClosureError, subprocess.CalledProcessError) as error:
@@ -231,7 +204,7 @@ def _build(root: Path, progress: Callable[[str], None]) -> None:
     closure.install(root, originals)
     if (locale := Path("/") / _LOCALE).is_dir():
         shutil.copytree(locale, root / _LOCALE)
-    write_skeleton(root)
+    _write_skeleton(root)
     progress("locked Python environment: compiling to byte code (4 of 4)")
     _compile(root)
     _open_to_all(root)
@@ -285,7 +258,7 @@ def _install_packages(site_packages: Path) -> None:
             data.unlink(missing_ok=True)
 
 
-def write_skeleton(root: Path) -> None:
+def _write_skeleton(root: Path) -> None:
     """/etc, and the places where a sandbox mounts."""
     (root / "etc").mkdir(exist_ok=True)
     for name, text in _ETC.items():
@@ -312,9 +285,3 @@ def _open_to_all(root: Path) -> None:
             path = os.path.join(folder, name)
             if not os.path.islink(path):
                 os.chmod(path, 0o755 if os.stat(path).st_mode & 0o100 else 0o644)
-
-
-def main(root: str) -> None:
-    """Assemble a root file system from the interpreter that runs this: in the builder of `Dockerfile`."""
-    Path(root).mkdir()
-    _build(Path(root), say)

@@ -1,9 +1,8 @@
-"""`python -m environments.sandbox.rootfs.build [--docker] [--base=IMAGE]`: build the locked environment ahead of need.
+"""`python -m environments.sandbox.rootfs.build [--docker]`: build the locked environment ahead of need.
 
-Sandboxes build what they need by themselves; this is for the setup of a machine. Without `--base` the root is made of
-this host's interpreter, and the image is that root, imported as it is: no image registry, no Dockerfile. With it both
-are made from a base image (`environments.sandbox.rootfs.base_image`), and are the same on hosts with different Pythons.
-Either way the packages are those of one lock file.
+Sandboxes build what they need by themselves; this is for the setup of a machine. The root is made of this host's
+interpreter and the packages of one lock file; the image is that root, imported as it is: no image registry, no
+Dockerfile. Hosts with other Pythons run the same environment from a copy of the folder (`MLAGENT_ENVIRONMENT`).
 """
 
 from __future__ import annotations
@@ -16,8 +15,7 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from environments.sandbox.rootfs import base_image
-from environments.sandbox.rootfs.assemble import CHOICE, RootFs, RootFsError, ensure_rootfs, say
+from environments.sandbox.rootfs.assemble import RootFs, RootFsError, ensure_rootfs, say
 
 if TYPE_CHECKING:
     import docker
@@ -63,30 +61,20 @@ def main() -> None:
     description = __doc__.partition("\n")[0]
     parser = argparse.ArgumentParser(prog="environments/sandbox/rootfs/build.sh", description=description)
     parser.add_argument("--docker", action="store_true", help="also import it as an image into the Docker engine")
-    parser.add_argument(
-        "--base",
-        metavar="IMAGE",
-        help="make root and image from this base image instead of this host's Python: a name, "
-        f"`{base_image.DEBOOTSTRAP}` (Debian's packages, no image registry), or `{base_image.AUTO}` "
-        f"({base_image.DEFAULT_IMAGE} where it can be pulled, else Debian's packages)",
-    )
     arguments = parser.parse_args()
     try:
-        if not (arguments.docker or arguments.base):
-            print(f"bubblewrap root: {ensure_rootfs().path}")
+        rootfs = ensure_rootfs()
+        print(f"bubblewrap root: {rootfs.path}")
+        if not arguments.docker:
             return
         import docker
         import docker.errors
 
         try:
             client = docker.from_env(timeout=600)
-            rootfs = base_image.build_from_base(client, arguments.base) if arguments.base else ensure_rootfs()
-            print(f"bubblewrap root: {rootfs.path}")
             print(f"Docker image: {ensure_image(client, rootfs)}")
         except docker.errors.DockerException as error:
             sys.exit(f"no image was made: {error}; is the engine running, and DOCKER_HOST right?")
-        if arguments.base:
-            print(f"to use it: export {CHOICE}={rootfs.digest}")
     except RootFsError as error:
         sys.exit(str(error))
 

@@ -2,8 +2,8 @@
 # Builds the locked Python environment of the sandboxes: the root file system, and with --docker the image.
 #
 #   environments/sandbox/rootfs/build.sh [--docker]        of this host's Python (PYTHON=... to choose it)
-#   environments/sandbox/rootfs/build.sh --base=auto       root and image from the Dockerfile, or from Debian's packages where
-#                                                  no image registry answers; the same for hosts with other Pythons
+#
+# Hosts with other Pythons run the same environment from a copy of the folder that this prints (docs/security.md).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../../.."
 exec "${PYTHON:-python3}" -m environments.sandbox.rootfs.build "$@"

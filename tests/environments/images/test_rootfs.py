@@ -1,17 +1,21 @@
 """The locked environment: one identity, built once, self-contained, without the originals that tasks are made of."""
 
+import contextlib
 import io
 import os
 import re
+import shutil
 import stat
 import subprocess
 import sys
 import tarfile
+import tempfile
 import threading
 
 import needs
 import pytest
 
+from environments.protocol import Limits
 from environments.sandbox.rootfs import RootFsError, assemble, build, closure, ensure_rootfs
 
 
@@ -176,17 +180,28 @@ def test_it_builds_from_nothing_and_the_interpreter_in_it_runs_alone(empty_cache
     assert done.stdout.strip() == str(root / assemble.PREFIX), done.stderr
 
 
-def test_a_root_that_is_chosen_but_not_built_is_an_error_with_the_command(empty_cache, monkeypatch):
+def test_a_root_that_is_chosen_but_not_there_is_an_error_with_the_remedy(empty_cache, monkeypatch):
     monkeypatch.setenv(assemble.CHOICE, "0123456789abcdef")
-    with pytest.raises(RootFsError, match=r"0123456789abcdef.*build\.sh --base"):
+    with pytest.raises(RootFsError, match=r"copy the folder 0123456789abcdef there"):
         ensure_rootfs(lambda text: None)
-    (empty_cache / "rootfs" / "0123456789abcdef").mkdir()
+    (empty_cache / "rootfs" / "0123456789abcdef").mkdir(parents=True)
     assert ensure_rootfs(lambda text: None).digest == "0123456789abcdef"
     monkeypatch.setenv(assemble.CHOICE, "../elsewhere")
     with pytest.raises(RootFsError, match="no digest"):
         ensure_rootfs(lambda text: None)
 
 
-def test_another_base_is_another_environment():
-    digests = {assemble.environment_digest(origin=origin) for origin in ("", "debian bookworm", "python:3.11-slim")}
-    assert len(digests) == 3 and assemble.environment_digest() in digests
+@pytest.mark.slow
+def test_a_copy_of_another_hosts_root_is_what_scripts_run_in(monkeypatch, tmp_path):
+    built = ensure_rootfs()
+    (tmp_path / "train.py").write_text("import sys; print(open('/usr/mark').read(), sys.prefix)")
+    with tempfile.TemporaryDirectory() as cache:
+        os.chmod(cache, 0o755)
+        copy = assemble.Path(cache, "rootfs", "0123456789abcdef")
+        shutil.copytree(built.path, copy, symlinks=True)
+        (copy / "usr" / "mark").write_text("of another host")
+        monkeypatch.setenv("MLAGENT_CACHE", cache)
+        monkeypatch.setenv(assemble.CHOICE, copy.name)
+        with contextlib.closing(needs.sandbox("bubblewrap")) as sandbox:
+            assert sandbox.environment_digest == copy.name
+            assert sandbox.run(tmp_path, "train.py", Limits()).stdout == "of another host /usr/local\n"

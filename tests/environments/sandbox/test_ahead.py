@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from environments.sandbox.bubblewrap.ahead import Ahead
+from environments.sandbox.docker.ahead import Ahead
 
 
 class Factory:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import os
+import shutil
 import stat
 
 import numpy as np
@@ -19,6 +20,7 @@ from environments.actions.edits import replace_cell
 from environments.files.hostile import remove
 from environments.interfaces.command_line import main
 from environments.protocol import OutcomeKind
+from environments.sandbox.base import SandboxError
 from environments.tasks import InvalidSubmissionError, TaskError, TaskSpec
 from environments.tasks.generated.ideas import ideas_for
 from environments.tasks.generated.scripts import Script
@@ -203,6 +205,27 @@ def test_what_the_scripts_of_a_task_print_is_in_no_answer(rents, tmp_path, bubbl
         main(arguments)
         captured = capfd.readouterr()
         assert json.loads(captured.out) and "LABEL" not in captured.out
+
+
+def test_a_grader_that_broke_since_is_no_fault_of_a_script_and_tells_nobody_but_the_operator(
+    rents, tmp_path, bubblewrap, caplog
+):
+    task = tasks.prepare(str(rents), tmp_path / "cache" / "tasks", 0, bubblewrap)
+    (task.folder / "private" / "grade.py").write_text(
+        "def grade(submission, answers):\n    raise RuntimeError(f'LABELS {list(answers.rent)[:3]}')\n"
+    )
+    write = Action("Write File", {"file_name": "train.py", "content": f"{task.script}\nprint('better')\n"})
+    with environments.make(str(rents), sandbox=bubblewrap, cache_dir=tmp_path / "cache") as episode:
+        episode.reset()
+        for _ in range(2):  # Nothing of the first is cached.
+            with pytest.raises(SandboxError, match=r"grade\.py, line 2") as error:
+                episode.step(write.render())
+            assert "LABELS" not in str(error.value)
+        shutil.copy(rents / "grade.py", task.folder / "private" / "grade.py")
+    assert caplog.text.count("RuntimeError: LABELS") == 2
+    with environments.make(str(rents), sandbox=bubblewrap, cache_dir=tmp_path / "cache") as episode:
+        episode.reset()
+        assert episode.step(write.render())[4]["outcome"].kind is OutcomeKind.SCORED
 
 
 def test_all_that_is_wrong_is_named_at_once_and_no_part_of_it_twice(rents):

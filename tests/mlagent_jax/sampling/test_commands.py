@@ -15,7 +15,7 @@ import pytest
 
 from environments.interfaces.command_line import _read_actions
 from mlagent_jax.sampling import Sampler, load
-from mlagent_jax.sampling.lines import read_prompts
+from mlagent_jax.sampling.lines import read_conversations, read_prompts
 
 PAGE = (Path(__file__).parents[3] / "docs" / "sampling.md").read_text()
 FENCES = re.findall(r"```(\w*)\n(.*?)```", PAGE, re.DOTALL)
@@ -102,3 +102,16 @@ def test_a_line_ends_at_a_newline_alone(tmp_path, letter):
         text = text.replace(letter, json.dumps(letter)[1:-1])
     path.write_bytes(b"\xef\xbb\xbf" + text.encode())
     assert read_prompts(path) == _read_actions(str(path)) == [f"a{letter}b", "c"]
+
+
+def test_lines_of_conversations(tmp_path):
+    path = tmp_path / "chats.jsonl"
+    path.write_text('{"prompt": "a"}\n{"messages": [{"role": "system", "content": "b"}]}\n')
+    assert read_conversations(str(path)) == [
+        [{"role": "user", "content": "a"}],
+        [{"role": "system", "content": "b"}],
+    ]
+    for line in ('{"messages": []}', '{"messages": [{"role": "user"}]}', '{"prompt": [1]}', "[]"):
+        path.write_text(line)
+        with pytest.raises(ValueError, match=r"chats.jsonl, line 1 is not"):
+            read_conversations(str(path))
