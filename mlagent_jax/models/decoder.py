@@ -303,7 +303,7 @@ def token_log_probs(
 
     def one(head: Params, hidden: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
         scaled = graph.bind(part, head).project(hidden) / temperature
-        scaled = constrain(scaled, ("batch", "time", "vocab"), graph.rules, "logits")
+        scaled = constrain(scaled, ("vocab_batch", "time", "vocab"), graph.rules, "logits")
         normaliser = jax.nn.logsumexp(scaled, axis=-1)
         # A masked sum, not a gather: its gradient is no scatter, and a split vocabulary needs no exchange.
         chosen = jnp.arange(vocab) == targets[..., None]

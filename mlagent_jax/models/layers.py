@@ -163,7 +163,7 @@ class GatedMLP(nnx.Module):
     def __call__(self, x: jax.Array, rules: Rules) -> jax.Array:
         """[batch, time, hidden] -> the same"""
         inner = jax.nn.silu(self.gate(x)) * self.up(x)
-        return self.down(constrain(inner, ("batch", "time", "mlp"), rules, "mlp activation"))
+        return self.down(constrain(inner, ("mlp_batch", "time", "mlp"), rules, "mlp activation"))
 
 
 class DecoderLayer(nnx.Module):

@@ -1,7 +1,8 @@
-"""From logical axis names to shardings, through one table.
+"""From logical axis names to shardings, through a table.
 
-Parameters and activations name their axes by meaning ("mlp", "batch"); only this table knows the mesh. To train with
-another layout, a config changes rows of it (`config.mesh.rules`); no model code changes.
+Parameters and activations name their axes by meaning ("mlp", "batch"); only a table knows the mesh. `DEFAULT_RULES` is
+the trainer's; the sampler has one of its own (`sampling.layout`). For another layout, a config changes rows
+(`config.mesh.rules`, `config.sampling.rules`); no model code changes.
 """
 
 from __future__ import annotations
@@ -49,6 +50,8 @@ class Rules:
                 raise ValueError(f"the sharding rule {row!r} splits over {text!r}: use {', '.join(AXES)}, each once")
             seen.add(logical)
             table[logical] = axes
+        if "batch" in seen and table["mlp_batch"]:  # () in a sampler's table: whole there
+            table["mlp_batch"] = table["vocab_batch"] = table["batch"]
         for together in TOGETHER:
             flat = [axis for logical in together for axis in table[logical]]
             if twice := sorted({axis for axis in flat if flat.count(axis) > 1}):
@@ -96,9 +99,12 @@ class Rules:
 
 DEFAULT_RULES = Rules.of(
     {
-        # activations
+        # activations; rows of those that are split by mlp or by vocabulary have names of their own
         "batch": ("data", "fsdp"),
+        "mlp_batch": ("data", "fsdp"),
+        "vocab_batch": ("data", "fsdp"),
         "slots": ("data", "fsdp"),
+        "draws": ("data", "fsdp"),
         "time": (),
         "hidden": (),
         # parameters; heads, mlp and vocab name activations too
@@ -116,7 +122,9 @@ CHANGEABLE = ("batch", "slots", "embed", "vocab", "heads", "kv_heads", "mlp")
 """Rows that a config may change; the others are whole on every device in all that we compute."""
 
 TOGETHER: tuple[tuple[str, ...], ...] = (
-    *(("batch", "time", axis) for axis in ("hidden", "mlp", "vocab")),
+    ("batch", "time", "hidden"),
+    ("mlp_batch", "time", "mlp"),
+    ("vocab_batch", "time", "vocab"),
     *(("batch", "time", axis, "head_dim") for axis in ("heads", "kv_heads")),
     *(("layers", "embed", axis) for axis in ("vocab", "mlp")),
     *(("layers", "embed", axis, "head_dim") for axis in ("heads", "kv_heads")),
