@@ -1,7 +1,7 @@
-"""A task as a stateful environment with the interface of Gymnasium: `reset`, `step`, `close`.
+"""A task as a stateful environment with Gymnasium's interface: `reset`, `step`, `close`.
 
-A thin shell around `Environment.take`, for people and for other training stacks: it holds the current state, and
-prepares the task on first use. Training itself holds states in its own pool and calls `take` through the queue.
+A thin wrapper of `Environment.take`, for interactive use and other training stacks. It holds the current state and
+prepares the task on first use. Training keeps states in its own pool and calls `take` through the queue.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from environments.tasks.task import TaskSpec
 
 
 def default_cache_dir() -> Path:
-    """Where prepared tasks, snapshots and executions are kept unless a caller says otherwise."""
+    """Return the default folder of prepared tasks, snapshots and cached executions."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mlagent-jax"
 
 
 class Episode:
     """One agent in one task.
 
-    `step` returns `(observation, reward, terminated, truncated, info)`; `info["outcome"]` is the full `Outcome`,
-    `info["state"]` the `State` it led to.
+    `step` returns `(observation, reward, terminated, truncated, info)`. `info["outcome"]` is the full `Outcome`,
+    `info["state"]` the next `State`.
     """
 
     def __init__(
@@ -45,11 +45,12 @@ class Episode:
         seed: int = 0,
         owned_sandbox: Sandbox | None = None,
     ) -> None:
-        """Begin at the task's initial state.
+        """Start at the task's initial state.
 
         Args:
           max_steps: number of steps after which `truncated` is True.
-          owned_sandbox: closed together with the episode; None leaves the environment's sandbox to the caller.
+          owned_sandbox: sandbox to close together with the episode; None leaves the environment's sandbox to the
+            caller.
         """
         self._environment = environment
         self._task = environment.task(task_key)
@@ -63,13 +64,14 @@ class Episode:
 
     @property
     def spec(self) -> TaskSpec:
-        """What is known of the task without its data."""
+        """Description of the task, without its data."""
         return self._task.spec
 
     def reset(self, *, seed: int | None = None) -> tuple[str, dict[str, Any]]:
         """Start over. The observation is the prompt: tools, research problem, reply format and starting script.
 
-        The executions' seed follows from `seed` from here on; the task's data stay the same.
+        Args:
+          seed: seed of later executions, if given; the task's data stay the same.
         """
         if seed is not None:
             self._seed = seed
@@ -77,11 +79,15 @@ class Episode:
         return self.prompt(), {"state": self.state}
 
     def step(self, action: str, *, cut: bool = False) -> tuple[str, float, bool, bool, dict[str, Any]]:
-        """Take one step; `action` is the raw text of a reply, `cut` whether a token limit cut it (then it is invalid).
+        """Take one step.
+
+        Args:
+          action: raw text of a reply.
+          cut: whether a token limit cut the reply, which makes it invalid.
 
         Raises:
-          SandboxError: the environment failed, not the action: the same step can be tried again.
-          TypeError: `action` is no text.
+          SandboxError: the environment failed, not the action: the same step can be retried.
+          TypeError: `action` is not a string.
         """
         if not isinstance(action, str):
             raise TypeError(f"action is {action!r}; it must be the text of a reply")
@@ -92,7 +98,7 @@ class Episode:
         return outcome.observation, outcome.reward, outcome.final, len(self.state.history) >= self.max_steps, info
 
     def job(self, state: State, action: str, *, cut: bool = False) -> Job:
-        """The step that `action` is in `state`."""
+        """Return the job that executes `action` in `state`."""
         return Job(
             run="episode",
             policy_version=0,
@@ -108,10 +114,10 @@ class Episode:
         )
 
     def take(self, job: Job) -> Outcome:
-        """Execute a step of `job`, wherever the episode stands.
+        """Execute `job`, which may start from any state, and leave the episode's state unchanged.
 
         Raises:
-          SandboxError: the environment failed, not the action: the same step can be tried again.
+          SandboxError: the environment failed, not the action: the same step can be retried.
         """
         outcome = self._environment.take(job)
         if outcome.kind is OutcomeKind.INFRASTRUCTURE_ERROR:
@@ -124,13 +130,17 @@ class Episode:
         return self._task.key
 
     def report_score(self, submission: str | None) -> float:
-        """Score on the report half of the labels: of a submission (`Outcome.submission`), or of the starting script."""
+        """Return the score on the report half of the labels.
+
+        Args:
+          submission: id of a submission (`Outcome.submission`); None for the starting script's.
+        """
         if submission is None:
             return self._task.report_init
         return self._task.grade_report(self._environment.store.get(submission))
 
     def prompt(self) -> str:
-        """What an agent is told at the start."""
+        """Return the agent's first prompt."""
         spec = self.spec
         offered = ACTIONS | ASSISTED_ACTIONS if self._editor else ACTIONS
         return (
@@ -141,7 +151,7 @@ class Episode:
         )
 
     def close(self) -> None:
-        """Close the cache, and the sandbox if it is the episode's own. Idempotent."""
+        """Close the environment, and the sandbox if the episode owns it. Idempotent."""
         self._environment.close()
         if self._owned_sandbox is not None:
             self._owned_sandbox.close()
@@ -165,22 +175,22 @@ def make(
     cache: bool = True,
     editor: Endpoint | None = None,
 ) -> Episode:
-    """An episode in the task called `task`, prepared on first use.
+    """Open an episode in the task called `task`, which is prepared on first use.
 
     Args:
-      sandbox: name of a sandbox, or an open one, which stays open.
+      sandbox: name of a sandbox, or an open sandbox, which the caller closes.
       profile: `full` or `compact`.
-      reward: one of `environments.rewards`, with parameters where wanted: `improvement:neutral=0.2`.
-      max_steps: after so many steps the episode is truncated.
-      seed: of the task's data. The executions' seed follows from it one way (`environments.seeds`).
+      reward: name of a reward in `environments.rewards`, with optional parameters: `improvement:neutral=0.2`.
+      max_steps: number of steps after which the episode is truncated.
+      seed: seed of the task's data. The executions' seed is a one-way function of it (`environments.seeds`).
       cache_dir: folder of prepared tasks and snapshots; default `default_cache_dir()`.
-      cache: keep executions, so that the same script on the same data runs once.
-      editor: second language model; with one, `Edit Script (AI)` and `Understand File` are offered.
+      cache: whether to cache executions, so that the same script on the same data runs once.
+      editor: second language model; enables `Edit Script (AI)` and `Understand File`.
 
     Raises:
       TaskError: no such task.
       SandboxUnavailableError: this sandbox cannot run on this host.
-      ValueError: another argument is not one of those above; it is named.
+      ValueError: an argument is invalid; the message names it.
     """
     from environments import tasks
     from environments.sandbox import open_sandbox
@@ -193,7 +203,7 @@ def make(
         raise ValueError(f"max_steps is {max_steps!r}; it must be a whole number from 1")
     if not isinstance(seed, numbers.Integral) or seed < 0:
         raise ValueError(f"seed is {seed!r}; it must be a whole number from 0")
-    tasks.get(task)  # A name that is not known is said so before a sandbox is started.
+    tasks.get(task)  # Report an unknown name before a sandbox starts.
     root = Path(cache_dir) if cache_dir is not None else default_cache_dir()
     owned = open_sandbox(sandbox) if isinstance(sandbox, str) else None
     opened = owned or sandbox

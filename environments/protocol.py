@@ -1,7 +1,7 @@
-"""What crosses the line between the trainer and the CPU hosts: plain, versioned, JSON-serialisable data.
+"""The data that trainer and CPU hosts exchange: plain, versioned, JSON-serialisable.
 
-The way of one action: the trainer puts a `Job` (a `State` and ONE action text) in the queue, a worker takes the
-step and answers an `Outcome`. Nothing else crosses. This module imports nothing of the project.
+The trainer enqueues a `Job`: a `State` and ONE action text. A worker takes the step and returns an `Outcome`. Nothing
+else is exchanged. This module imports nothing of the project.
 """
 
 from __future__ import annotations
@@ -20,52 +20,52 @@ VERSION = 1
 
 
 def canonical_json(value: Any) -> str:
-    """JSON with sorted keys and no spaces: equal data gives equal text, so that its hash is an identity."""
+    """Return JSON with sorted keys and no spaces: equal data gives equal text, so its hash is an identity."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
 def digest(value: Any) -> str:
-    """SHA-256 (hex) of the canonical JSON of `value`."""
+    """Return the SHA-256 (hex) of the canonical JSON of `value`."""
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()
 
 
 class ProtocolError(ValueError):
-    """Data of another version or shape than this program speaks; the message names the field and the remedy."""
+    """Data of an unsupported version or shape. The message names the field and the remedy."""
 
 
 class VersionError(ProtocolError):
-    """Data of another version of this package, which can be read by that version."""
+    """Data written by another version of this package; that version can read it."""
 
 
 class OutcomeKind(enum.StrEnum):
-    """How a step ended, and who is to blame for it."""
+    """How a step ended, and whose fault it is."""
 
     INVALID_ACTION = "invalid_action"
     """The action is unparsable, cut off, unknown, has bad arguments, does not apply, or names a forbidden path."""
     SCRIPT_ERROR = "script_error"
-    """Non-zero exit, no or invalid submission, or any limit but the two below."""
+    """Non-zero exit, missing or invalid submission, or any limit other than time and memory."""
     NO_EDIT = "no_edit"
-    """A valid step that changes nothing that is scored (`Final Answer` included)."""
+    """A valid step that changes nothing scored (`Final Answer` included)."""
     TIME_LIMIT = "time_limit"
     MEMORY_LIMIT = "memory_limit"
     SCORED = "scored"
     """An edit that ran and was graded."""
     INFRASTRUCTURE_ERROR = "infrastructure_error"
-    """Ours, never the policy's: retried, then masked out of the loss. It has no reward."""
+    """A failure of the host, never of the policy: retried, then masked out of the loss. Has no reward."""
 
 
 class _Record:
-    """JSON for the frozen dataclasses below. Unknown fields are an error: they mean another version."""
+    """JSON conversion for the frozen dataclasses below. An unknown field is an error: it means another version."""
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        """The record that `data` holds, every field of the type it is declared with.
+        """Build a record from `data` and check the type of every field.
 
         Raises:
-          ProtocolError: `data` is no such record.
+          ProtocolError: `data` is not such a record.
         """
         if not isinstance(data, Mapping):
             raise ProtocolError(f"{cls.__name__} is {type(data).__name__}, not a JSON object")
@@ -74,18 +74,17 @@ class _Record:
         if unknown:
             raise ProtocolError(f"{cls.__name__} has no field {unknown[0]!r}: was it written by another version?")
         try:
-            record = cls(**cls._decode(dict(data)))
+            fields = cls._decode(dict(data))
+            for name, value in fields.items():
+                if not _is_of(value, hints[name]):
+                    raise ProtocolError(f"{cls.__name__}.{name} is {value!r:.100}, not of type {hints[name]}")
+            return cls(**fields)
         except ProtocolError:
             raise
         except KeyError as error:
             raise ProtocolError(f"{cls.__name__} lacks the field {error}") from error
         except (TypeError, ValueError) as error:
             raise ProtocolError(f"{cls.__name__}: {error}") from error
-        for name, hint in hints.items():
-            value = getattr(record, name)
-            if not _is_of(value, hint):
-                raise ProtocolError(f"{cls.__name__}.{name} is {value!r:.100}, not of type {hint}")
-        return record
 
     @classmethod
     def _decode(cls, data: dict[str, Any]) -> dict[str, Any]:
@@ -103,12 +102,12 @@ def _check_version(name: str, data: Mapping[str, Any]) -> None:
 
 @functools.cache
 def _hints(record: type) -> dict[str, Any]:
-    """Types of a record's fields, by name."""
+    """Return the type of each field, by name."""
     return typing.get_type_hints(record)
 
 
 def _is_of(value: Any, hint: Any) -> bool:
-    """Whether a value read from JSON is of a field's type. An integer is a float too; a truth value is neither."""
+    """Check whether a JSON value has a field's type. An integer also counts as a float; a boolean counts as neither."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:
         return True
@@ -131,7 +130,7 @@ class Step(_Record):
 
 @dataclasses.dataclass(frozen=True)
 class State(_Record):
-    """s_t: everything an action is chosen from and taken in."""
+    """s_t: the input of the policy and of the step."""
 
     task: str
     """Key of the prepared task, `name@digest`."""
@@ -139,11 +138,11 @@ class State(_Record):
     snapshot: str
     """Id of the workspace's manifest in the snapshot store."""
     script: str
-    """Text of the entry script in that snapshot, so that a prompt is rendered without the store."""
+    """Text of the entry script in that snapshot, so that a prompt can be rendered without the store."""
     metric: float
-    """Metric so far on the reward half: that of the last scored script on the way here, `m_init` at the start."""
+    """Current metric on the reward half: that of the last scored script, or `m_init` at the start."""
     ideas: tuple[str, ...] = ()
-    """The ideas that enrich the prompt, if any."""
+    """Ideas added to the prompt, if any."""
 
     @property
     def id(self) -> str:
@@ -162,19 +161,22 @@ class State(_Record):
 
 @dataclasses.dataclass(frozen=True)
 class Limits(_Record):
-    """What one execution may use. CPU time is the script's own budget; the wall limit is generous, so that a busy
-    machine does not turn into a reward."""
+    """Resource limits of one execution.
+
+    CPU time is the script's budget. The wall limit is generous, so that the load of a machine does not affect the
+    reward.
+    """
 
     cpu_seconds: float = 10.0
     wall_seconds: float = 120.0
     memory_mb: int = 1024
     processes: int = 64
     file_mb: int = 64
-    """Largest file that can be written."""
+    """Largest file that may be written."""
     disk_mb: int = 128
-    """All that can be written, workspace and temporary files together."""
+    """Total size of all written files, workspace and temporary files together."""
     output_kb: int = 256
-    """Standard output and standard error, each; the rest is cut, head and tail kept."""
+    """Size limit of standard output and of standard error, each. Longer output keeps its head and tail."""
 
 
 LIMIT_RANGES: dict[str, tuple[float, float]] = {
@@ -186,11 +188,11 @@ LIMIT_RANGES: dict[str, tuple[float, float]] = {
     "disk_mb": (1, 1 << 22),
     "output_kb": (1, 1 << 20),
 }
-"""Lowest and highest value of each limit. Those in whole units take no fraction."""
+"""Lowest and highest value of each limit. Limits with integer bounds take integers only."""
 
 
 def limit_problem(name: str, value: Any) -> str:
-    """What the limit `name` of `LIMIT_RANGES` must be, where `value` is not that; else empty."""
+    """Return what the limit `name` of `LIMIT_RANGES` must be if `value` is invalid, else an empty string."""
     low, high = LIMIT_RANGES[name]
     whole = isinstance(low, int)
     right = isinstance(value, int if whole else int | float) and not isinstance(value, bool) and low <= value <= high
@@ -199,7 +201,7 @@ def limit_problem(name: str, value: Any) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Requirements(_Record):
-    """What a worker must offer to take a job."""
+    """Capabilities that a worker must offer to take a job."""
 
     cores: int = 1
     memory_mb: int = 1024
@@ -207,7 +209,7 @@ class Requirements(_Record):
     image: str | None = None
     """Digest of the locked Python environment, or None for any."""
     guarantees: tuple[str, ...] = ()
-    """Sandbox guarantees by name (see `environments.sandbox.base.GUARANTEES`)."""
+    """Names of sandbox guarantees (see `environments.sandbox.base.GUARANTEES`)."""
 
     @classmethod
     def _decode(cls, data: dict[str, Any]) -> dict[str, Any]:
@@ -217,34 +219,35 @@ class Requirements(_Record):
 
 @dataclasses.dataclass(frozen=True)
 class Job(_Record):
-    """A state and ONE action text to take in it."""
+    """A state and ONE action text to execute in it."""
 
     run: str
     policy_version: int
     state: State
     sample: int
-    """Index among the actions sampled from this state at this policy version."""
+    """Index among the actions that this policy version sampled from this state."""
     action: str
     truncated: bool = False
-    """The action was cut at the token limit: it counts as an invalid action, and is not executed."""
+    """Whether the action was cut at the token limit. A cut action is invalid and is not executed."""
     reward: str = "improvement"
-    """A reward of `environments.rewards`: `name`, or `name:parameter=value,parameter=value`."""
+    """Name of a reward in `environments.rewards`: `name`, or `name:parameter=value,parameter=value`."""
     profile: str = "compact"
-    """Action grammar profile: which labels a reply must carry."""
+    """Profile of the action grammar: the labels that a reply must carry."""
     limits: Limits = Limits()
     requirements: Requirements = Requirements()
     seed: int = 0
     version: int = VERSION
 
     def __post_init__(self) -> None:
-        """Make the action text that can be stored: an endpoint's answer may be cut within a character."""
+        """Replace lone surrogates in the action: an endpoint may cut a reply within a character, and no file can store
+        that."""
         if not self.action.isascii():
             whole = self.action.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
             object.__setattr__(self, "action", whole)
 
     @property
     def id(self) -> str:
-        """Identity: enqueueing the same action of the same policy from the same state twice is harmless."""
+        """Identity of the job: enqueueing the same action of the same policy from the same state twice is harmless."""
         return digest([self.run, self.policy_version, self.state.id, self.sample, self.action])
 
     @classmethod
@@ -258,72 +261,72 @@ class Job(_Record):
 
 @dataclasses.dataclass(frozen=True)
 class Scale(_Record):
-    """What a task's metric is measured against, on the reward half of the hidden labels."""
+    """Reference points of a task's metric, on the reward half of the hidden labels."""
 
     m_init: float
     m_best: float
     higher_is_better: bool
     noise: float = 0.0
-    """Change of the metric that running the same script again with another seed can make. A smaller gain is none."""
+    """Change of the metric caused by running the same script with another seed. A smaller gain counts as none."""
 
     @property
     def gap(self) -> float:
         return abs(self.m_best - self.m_init)
 
     def delta(self, before: float, after: float) -> float:
-        """Change of the metric, signed so that positive is better."""
+        """Return the change of the metric, signed so that positive is better."""
         return (after - before) if self.higher_is_better else (before - after)
 
 
 @dataclasses.dataclass(frozen=True)
 class Outcome(_Record):
-    """The typed result of one step, with all that its reward was made of."""
+    """Typed result of one step, with all inputs of its reward."""
 
     kind: OutcomeKind
     observation: str
-    """What the agent sees. Never holds a hidden label or anything computed from one."""
+    """Text shown to the agent. Never holds a hidden label or anything computed from one."""
     snapshot: str
-    """Workspace after the step (the one before it where the step did not apply)."""
+    """Id of the workspace after the step, or before it if the step did not apply."""
     script: str
     """Text of the entry script in that snapshot."""
     metric_before: float
     metric_after: float | None
-    """Metric of this step's submission on the reward half; None where nothing was graded."""
+    """Metric of this step's submission on the reward half; None if nothing was graded."""
     scale: Scale
     reward: float | None = None
-    """None exactly for an infrastructure error."""
+    """Reward of the step; None only for an infrastructure error."""
     action_name: str | None = None
-    """Name of the parsed action, None where it did not parse."""
+    """Name of the parsed action; None if the reply did not parse."""
     action_input: dict[str, Any] | None = None
     final: bool = False
-    """The agent ended the episode (`Final Answer`)."""
+    """Whether the agent ended the episode (`Final Answer`)."""
     progress: tuple[str, ...] = ()
-    """Stages that the host saw for itself, of: parsed, applied, started, submission_written, valid, scored."""
+    """Stages that the host itself observed, of: parsed, applied, started, submission_written, valid, scored."""
     seconds: float = 0.0
-    """Execution: wall time of the script alone (queue wait and failed infrastructure attempts excluded)."""
+    """Wall time of the script alone, without queue wait and failed infrastructure attempts."""
     cpu_seconds: float = 0.0
     reason: str = ""
-    """Why, in one line, for a person (may name hosts and paths; not shown to the agent)."""
+    """Explanation in one line for a person. May name hosts and paths, so the agent does not see it."""
     diff: str = ""
     """Unified diff of the edit."""
     submission: str | None = None
-    """Content hash of the submission file in the store; the final report grades it on the report half."""
+    """Content hash of the submission in the store. The final report grades it on the report half."""
     cached: bool = False
     sandbox: str = ""
     version: int = VERSION
 
     @property
     def delta(self) -> float | None:
-        """Improvement of the metric by this step, positive is better; None where nothing was graded."""
+        """Improvement of the metric by this step, positive is better; None if nothing was graded."""
         return None if self.metric_after is None else self.scale.delta(self.metric_before, self.metric_after)
 
     @property
     def metric(self) -> float:
-        """Metric so far after the step."""
+        """Current metric after the step."""
         return self.metric_before if self.metric_after is None else self.metric_after
 
     def next_state(self, job: Job) -> State:
-        """s_{t+1}: where `job` led."""
+        """Return s_{t+1}, the state after `job`."""
         state = job.state
         return dataclasses.replace(
             state,

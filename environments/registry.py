@@ -10,9 +10,9 @@ A registry holds functions of one signature. A function's keyword-only arguments
 
     loss = LOSSES.choose("clip:low=0.1")    # a `Choice`: hashable, called like the function
 
-A function is found, in this order: among the registered ones; among the entry points of installed packages in `group`
-(`my_loss = my_package.losses:my_loss`); in the plugins, which are files or modules that register functions when they
-are imported. `MLAGENT_PLUGINS` names the plugins, so every process that inherits it knows the same names.
+A name is looked up in this order: registered functions; entry points of installed packages in `group`
+(`my_loss = my_package.losses:my_loss`); plugins, which are files or modules that register functions on import.
+`MLAGENT_PLUGINS` names the plugins, so every process that inherits it knows the same names.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar, overload
 
 PLUGINS_VARIABLE = "MLAGENT_PLUGINS"
-"""Environment variable with the plugins: paths of Python files and names of modules, separated by commas."""
+"""Environment variable that lists the plugins: paths of Python files and names of modules, separated by commas."""
 _KINDS = (bool, int, float, str)
 _TRUTH = {"true": True, "1": True, "false": False, "0": False}
 _NO_DEFAULT = inspect.Parameter.empty
@@ -44,12 +44,12 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 class RegistryError(ValueError):
-    """A name, a parameter or a plugin is wrong. The message names it and what is possible."""
+    """An invalid name, parameter or plugin. The message names it and the valid values."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Range:
-    """Bounds of a numeric parameter, both of them possible values unless `open_low` is set."""
+    """Bounds of a numeric parameter, both inclusive unless `open_low` is set."""
 
     low: float = -math.inf
     high: float = math.inf
@@ -60,22 +60,23 @@ class Range:
 
     def __str__(self) -> str:
         above = f"above {self.low:g}" if self.open_low else f"at least {self.low:g}"
-        parts = [above] * (self.low > -math.inf) + [f"at most {self.high:g}"] * (self.high < math.inf)
-        return " and ".join(parts)
+        bounds = [above] * (self.low > -math.inf) + [f"at most {self.high:g}"] * (self.high < math.inf)
+        return " and ".join(bounds)
 
 
 @dataclasses.dataclass(frozen=True)
 class Parameter:
     """One keyword-only argument of a registered function.
 
-    Its annotation is `Annotated[kind, "what it is", Range(...)]`; the description and the range may be left out. The
-    kind is bool, int, float, str or `Literal` of strings.
+    Its annotation is `Annotated[kind, "description", Range(...)]`; description and range are optional. The kind is
+    bool,
+    int, float, str or `Literal` of strings.
     """
 
     name: str
     kind: type
     default: Any
-    """`inspect.Parameter.empty` where a value must be given."""
+    """Default value; `inspect.Parameter.empty` if the parameter is required."""
     description: str = ""
     range: Range | None = None
     choices: tuple[str, ...] = ()
@@ -90,10 +91,10 @@ class Parameter:
         return f"{self.name} ({self.kind.__name__}, {default}{bounds}) {self.description}"
 
     def read(self, value: Any) -> Any:
-        """The value that `value`, or a text of it, stands for.
+        """Convert `value`, which may be text, to the parameter's kind, and check it.
 
         Raises:
-          RegistryError: it is of another kind, out of range, or none of the choices.
+          RegistryError: the value has another kind, is out of range, or is not one of the choices.
         """
         read = _read(self.kind, value)
         if read is None or (self.kind is float and not math.isfinite(read)):
@@ -109,7 +110,7 @@ class Parameter:
 class Choice(Generic[F]):
     """A registered function with its parameters set.
 
-    Equal choices are equal and hash alike, so that a choice may be a static argument of a compiled function.
+    Choices compare and hash by value, so a choice may be a static argument of a compiled function.
     """
 
     name: str
@@ -121,7 +122,7 @@ class Choice(Generic[F]):
         return self.function(*args, **kwargs, **dict(self.parameters))
 
     def __getitem__(self, name: str) -> Any:
-        """The value of a parameter."""
+        """Return the value of a parameter."""
         return dict(self.parameters)[name]
 
 
@@ -129,8 +130,8 @@ class Registry(Generic[F]):
     """Functions of one signature, by name.
 
     Args:
-      kind: what they are, for messages: `reward`.
-      group: group of the entry points with which installed packages add functions.
+      kind: what the functions are, for messages: `reward`.
+      group: entry-point group through which installed packages add functions.
     """
 
     def __init__(self, kind: str, group: str) -> None:
@@ -142,17 +143,17 @@ class Registry(Generic[F]):
     @overload
     def register(self, name: str, /) -> Callable[[F], F]: ...
     def register(self, function_or_name: F | str, /) -> F | Callable[[F], F]:
-        """Add a function, as a decorator: under its own name, or under the one that is given.
+        """Add a function, as a decorator, under its own name or the given one.
 
         Raises:
-          RegistryError: the name is taken, or a parameter's annotation is none that `Parameter` describes.
+          RegistryError: the name is taken, or `Parameter` does not support a parameter's annotation.
         """
         if isinstance(function_or_name, str):
             return lambda function: self._add(function_or_name, function)
         return self._add(function_or_name.__name__, function_or_name)
 
     def names(self) -> tuple[str, ...]:
-        """All names, sorted. Imports the plugins.
+        """Return all names, sorted. Imports the plugins.
 
         Raises:
           RegistryError: a plugin cannot be imported.
@@ -162,10 +163,10 @@ class Registry(Generic[F]):
         return tuple(sorted({*self._functions, *self._installed()}))
 
     def get(self, name: str) -> F:
-        """The function called `name`.
+        """Return the function called `name`.
 
         Raises:
-          RegistryError: there is none; the message lists the names and, if one is close, says which.
+          RegistryError: there is none; the message lists the names and the closest match.
         """
         point = None if name in self._functions else self._installed().get(name)
         if point is not None:
@@ -182,10 +183,10 @@ class Registry(Generic[F]):
         return self._functions[name]
 
     def choose(self, choice: str) -> Choice[F]:
-        """The function and the parameters that a text names: `name`, or `name:parameter=value,parameter=value`.
+        """Return the function and parameters in `choice`: `name`, or `name:parameter=value,parameter=value`.
 
         Raises:
-          RegistryError: there is no such function or parameter, or a value is not possible.
+          RegistryError: there is no such function or parameter, or a value is invalid.
         """
         name, _, rest = choice.partition(":")
         pairs = [pair.partition("=") for pair in rest.split(",") if pair.strip()]
@@ -195,7 +196,7 @@ class Registry(Generic[F]):
         return self.bind(name.strip(), **{key.strip(): value.strip() for key, _, value in pairs})
 
     def bind(self, name: str, **values: Any) -> Choice[F]:
-        """The function called `name` with parameters set to `values`, the others at their defaults.
+        """Return the function called `name` with the parameters in `values`, the others at their defaults.
 
         Raises:
           RegistryError: as for `choose`.
@@ -214,7 +215,7 @@ class Registry(Generic[F]):
         return Choice(name, function, tuple(read))
 
     def describe(self) -> str:
-        """Every function with its first docstring line, and its parameters, as lines of text."""
+        """Return a text with every function, the first line of its docstring, and its parameters."""
         lines = []
         for name in self.names():
             function = self.get(name)
@@ -243,31 +244,31 @@ class Registry(Generic[F]):
 
 @functools.cache
 def parameters_of(function: Callable[..., Any]) -> tuple[Parameter, ...]:
-    """The keyword-only arguments of a function.
+    """Return the keyword-only arguments of a function.
 
     Raises:
-      RegistryError: an annotation is none that `Parameter` describes.
+      RegistryError: `Parameter` does not support an annotation.
     """
-    asked = [p for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
-    # Only these are evaluated: the annotations of the others may name what is imported for type checkers alone.
-    holder = types.SimpleNamespace(__annotations__={p.name: p.annotation for p in asked})
+    keyword_only = [p for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    # Evaluate only these: other annotations may name imports that exist for type checkers alone.
+    holder = types.SimpleNamespace(__annotations__={p.name: p.annotation for p in keyword_only})
     try:
         hints = typing.get_type_hints(holder, globalns=getattr(function, "__globals__", {}), include_extras=True)
     except (NameError, TypeError, SyntaxError) as error:
         raise RegistryError(f"{function.__name__}: an annotation cannot be read: {error}") from error
-    return tuple(_parameter(p.name, hints.get(p.name), p.default, function.__name__) for p in asked)
+    return tuple(_parameter(p.name, hints.get(p.name), p.default, function.__name__) for p in keyword_only)
 
 
 def plugins() -> tuple[str, ...]:
-    """The plugins that `MLAGENT_PLUGINS` names."""
+    """Return the plugins that `MLAGENT_PLUGINS` names."""
     return tuple(filter(None, (part.strip() for part in os.environ.get(PLUGINS_VARIABLE, "").split(","))))
 
 
 def use_plugins(added: Sequence[str]) -> None:
-    """Import plugins, and name them to this process and to those that it starts.
+    """Import plugins and add them to `MLAGENT_PLUGINS`, for this process and its children.
 
     Raises:
-      RegistryError: one cannot be imported, or registers a name that is taken.
+      RegistryError: a plugin cannot be imported, or registers a name that is taken.
     """
     paths = [str(Path(plugin).resolve()) if plugin.endswith(".py") else plugin for plugin in added]
     os.environ[PLUGINS_VARIABLE] = ",".join(dict.fromkeys([*plugins(), *paths]))
@@ -276,10 +277,10 @@ def use_plugins(added: Sequence[str]) -> None:
 
 
 def import_plugin(plugin: str) -> types.ModuleType:
-    """Import a file (a path that ends in .py) or a module, once in a process.
+    """Import a file (a path that ends in .py) or a module, once per process.
 
     Raises:
-      RegistryError: it cannot be imported.
+      RegistryError: the plugin cannot be imported.
     """
     try:
         if not plugin.endswith(".py"):
@@ -304,7 +305,7 @@ _WHAT = {bool: "true or false", int: "a whole number", float: "a finite number",
 
 
 def _read(kind: type, value: Any) -> Any:
-    """`value`, or what the text `value` says, as `kind`; None where it is not of that kind."""
+    """Convert `value`, which may be text, to `kind`; None if it is not of that kind."""
     if kind is bool:
         return _TRUTH.get(value.lower()) if isinstance(value, str) else (value if isinstance(value, bool) else None)
     if isinstance(value, bool):

@@ -1,10 +1,10 @@
-"""Rewards by name: pure functions of a stored outcome, so that another reward can be computed without executing again.
+"""Rewards by name: pure functions of a stored outcome, so that a new reward needs no new execution.
 
-A job names its reward, with parameters where the defaults do not do: `improvement:neutral=0.2`. The worker computes it.
-docs/add_a_reward.md adds one of your own in a file of ten lines.
+A job names its reward, with parameters if the defaults do not suit: `improvement:neutral=0.2`. The worker computes it.
+docs/add_a_reward.md adds your own in a file of ten lines.
 
 `paper_v1` and `paper_v2` are the two rewards of ML-Agent (arXiv 2505.23723, versions 1 and 2) as published, faults
-included. With `delta` the improvement of the metric (positive is better) and `gap = |m_best - m_init|`:
+included. `delta` is the improvement of the metric (positive is better), and `gap = |m_best - m_init|`:
 
     outcome                              paper_v1                       paper_v2
     invalid_action, script_error         0                              -1
@@ -23,19 +23,19 @@ from environments.protocol import Outcome, OutcomeKind, digest
 from environments.registry import Range, Registry
 
 Reward = Callable[..., float]
-"""`reward(outcome, *, its parameters)`. It is not asked about an infrastructure error, which has no reward."""
+"""Signature `reward(outcome, *, its parameters)`. Never called for an infrastructure error, which has no reward."""
 REWARDS: Registry[Reward] = Registry("reward", group="mlagent_jax.rewards")
 FAILURES = (OutcomeKind.INVALID_ACTION, OutcomeKind.SCRIPT_ERROR)
 STAGES = ("parsed", "applied", "started", "submission_written", "valid", "scored")
-"""Of `Outcome.progress`, in order."""
+"""Values of `Outcome.progress`, in order."""
 LIMITS = (OutcomeKind.TIME_LIMIT, OutcomeKind.MEMORY_LIMIT)
 
 
 def compute(choice: str, outcome: Outcome) -> float | None:
-    """Reward of `outcome` under the reward that `choice` names; None for an infrastructure error, which is masked.
+    """Compute the reward that `choice` names; None for an infrastructure error, which is masked.
 
     Raises:
-      ValueError: no such reward or parameter, a task without headroom, or a reward that gives no finite number.
+      ValueError: no such reward or parameter, a task without headroom, or a reward that is not a finite number.
     """
     reward = REWARDS.choose(choice)
     if outcome.kind is OutcomeKind.INFRASTRUCTURE_ERROR:
@@ -47,7 +47,7 @@ def compute(choice: str, outcome: Outcome) -> float | None:
 
 
 def relative_delta(outcome: Outcome) -> float:
-    """delta / gap of a scored outcome.
+    """Return delta / gap of a scored outcome.
 
     Raises:
       ValueError: the task has no headroom.
@@ -58,10 +58,10 @@ def relative_delta(outcome: Outcome) -> float:
 
 
 def changes_the_score(outcome: Outcome, least: float = 0.01) -> bool:
-    """Whether a step moved the metric by more than re-running the same script does, and by more than `least` gaps.
+    """Check whether a step moved the metric by more than `least` gaps and by more than re-running the script does.
 
-    A comment, an edit that nothing runs, a step that only looks or runs again: all leave the submission, and so the
-    metric, as it was.
+    A comment, an edit of code that never runs, a step that only reads or re-runs: all leave the submission, and so the
+    metric, unchanged.
     """
     if outcome.kind is not OutcomeKind.SCORED:
         return False
@@ -71,7 +71,7 @@ def changes_the_score(outcome: Outcome, least: float = 0.01) -> bool:
 
 @REWARDS.register
 def paper_v1(outcome: Outcome) -> float:
-    """ML-Agent v1: in [0, 1]; at alpha = 100 / gap it hardly tells a small gain from a large one."""
+    """ML-Agent v1: in [0, 1]; at alpha = 100 / gap it hardly distinguishes small gains from large ones."""
     if outcome.kind in FAILURES:
         return 0.0
     if outcome.kind is not OutcomeKind.SCORED:
@@ -99,19 +99,19 @@ def improvement(
     slope: Annotated[float, "Steepness of gains and losses.", Range(0, open_low=True)] = 2.0,
     least: Annotated[float, "Share of the gap up to which a change of the score is none.", Range(0, 1)] = 0.01,
 ) -> float:
-    """Ours: in [0, 1], rises with delta, tells small gains from large ones, pays nothing for steps that change nothing.
+    """Default: in [0, 1], rises with delta, distinguishes small gains from large ones, pays nothing for no change.
 
     With x = tanh(slope * delta / gap), u = unchanged and n = max(neutral, unchanged):
 
         invalid action                                             0
-        script that fails or uses up any limit                     u / 2
+        script that fails or exceeds any limit                     u / 2
         no change: nothing edited, or |delta| within noise, least  u
         loss                                                       u + (n - u) * (1 + x)
         gain                                                       n + (1 - n) * x
 
-    What an edit is worth follows from what it does to the score, not from its text, so a comment is worth as much as
-    looking at a file: u. Every change that runs is worth at least u, a loss of the whole gap 0.11: doing nothing never
-    pays more than trying. `neutral` equal to `unchanged` makes every loss worth u, so that gains alone count.
+    The reward of an edit depends on its effect on the score, not on its text, so a comment earns as much as reading a
+    file: u. Every change that runs earns at least u, and a loss of the whole gap 0.11, so doing nothing never pays more
+    than trying. With `neutral` equal to `unchanged` every loss earns u, so that gains alone count.
     """
     if outcome.kind is OutcomeKind.INVALID_ACTION:
         return 0.0
@@ -131,9 +131,11 @@ def staged(
 ) -> float:
     """`improvement`, with partial credit for the stages that a step reached, so that failures differ.
 
-    The host sees each stage for itself (`Outcome.progress`): a file is there or not, the grader takes it or not. What
-    a script prints is no stage. A script that uses up a limit gets no credit beyond having started, so that a limit is
-    never worth more than an error.
+    The host observes each stage itself (`Outcome.progress`), for example whether a file exists or the grader accepts
+    it.
+    Nothing that a script prints is a stage. A script that exceeds a limit gets no credit beyond `started`, so that a
+    limit
+    never earns more than an error.
     """
     reached = [stage for stage in STAGES if stage in outcome.progress]
     if outcome.kind in LIMITS:
@@ -143,5 +145,5 @@ def staged(
 
 @REWARDS.register
 def noise(outcome: Outcome) -> float:
-    """A control, uniform in [0, 1]: what it trains must not get better. It knows nothing but which outcome it is."""
+    """A control, uniform in [0, 1]: training on it must not improve anything. Depends on the outcome's texts only."""
     return int(digest([outcome.snapshot, outcome.observation, outcome.diff])[:8], 16) / 0xFFFFFFFF

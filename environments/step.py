@@ -1,14 +1,14 @@
-"""The one place where a step is taken: training, evaluation, expert collection and a person all come through here.
+"""The one implementation of a step, for training, evaluation, expert collection and interactive use.
 
-The way of one action, straight through (`Environment.take`):
+`Environment.take` executes one action:
 
- 1. restore the workspace of the state; the task's own read-only files come fresh from the task
- 2. parse the action and apply it to the files
- 3. run what it asks to run, in the sandbox: an edit is followed by the entry script that measures it
- 4. read the submission once, safely, and grade those bytes outside of the sandbox
- 5. snapshot the workspace, and say in an `Outcome` what happened and what it is worth
+ 1. Restore the state's workspace. The task's read-only files come from the task itself.
+ 2. Parse the action and apply it to the files.
+ 3. Run the script in the sandbox. An edit is followed by the entry script, which measures it.
+ 4. Read the submission once, safely, and grade those bytes outside the sandbox.
+ 5. Snapshot the workspace and return an `Outcome` with the reward.
 
-Steps 3 to 5 are skipped where the execution cache knows their result.
+A hit in the execution cache replaces steps 3 to 5.
 """
 
 from __future__ import annotations
@@ -55,13 +55,13 @@ from environments.tasks.task import GraderError, GraderLimitError, InvalidSubmis
 
 MAX_SCRIPT_BYTES = 256 << 10
 MAX_KEPT_TEXT = 20_000
-"""Characters of a script's standard output, of its standard error and of a diff that are kept, head and tail."""
+"""Maximum characters kept of a script's standard output, of its standard error and of a diff (head and tail)."""
 MIN_SCRATCH_BYTES = 2 << 30
-"""Free memory from which workspaces are kept there."""
+"""Minimum free memory for keeping workspaces in /dev/shm."""
 _STEP_PREFIX = "mlagent-step-"
-"""Of the folders in scratch, one for each step that is being taken."""
+"""Prefix of the scratch folders, one for each step in flight."""
 _NEVER_KEPT = ("data", "__pycache__", "*/__pycache__")
-"""Not part of a snapshot: the mount point of the data, and byte code, which could stand for another source."""
+"""Paths excluded from snapshots: the mount point of the data, and byte code, which could stand for another source."""
 _LIMIT_KINDS = {
     Ending.TIME_LIMIT: OutcomeKind.TIME_LIMIT,
     Ending.MEMORY_LIMIT: OutcomeKind.MEMORY_LIMIT,
@@ -70,7 +70,7 @@ _LIMIT_KINDS = {
 
 
 def initial_state(task: PreparedTask, store: Store) -> State:
-    """s_0 of a task: its starting workspace, no history, the metric of its starting script. Executes nothing."""
+    """Return s_0 of a task: starting workspace, no history, metric of the starting script. Executes nothing."""
     return State(
         task=task.key,
         history=(),
@@ -81,7 +81,7 @@ def initial_state(task: PreparedTask, store: Store) -> State:
 
 
 class Environment:
-    """Takes steps in prepared tasks. Thread-safe: `take` may be called from several threads at once."""
+    """Takes steps in prepared tasks. Thread-safe: `take` may be called from several threads concurrently."""
 
     def __init__(
         self,
@@ -97,13 +97,13 @@ class Environment:
 
         Args:
           tasks: folder of prepared tasks.
-          cache: keep executions in `tasks/executions.sqlite` (True), in a file of another name, or not at all (False);
-            local to this host, see `TextCache`.
-          scratch: folder for workspaces while a step is taken; default `default_scratch()`.
-          editor: the second language model of `ASSISTED_ACTIONS`, its cache and log kept in `tasks`. They are offered
-            to jobs that require it (`Requirements.guarantees` holds its id), and to no others: what a step leads to
-            does not depend on which worker takes it.
-          speed: of this host; limits in CPU seconds scale with it. None: they are taken as they are.
+          cache: where to cache executions: `tasks/executions.sqlite` (True), another file, or nowhere (False). The
+            cache is local to this host, see `TextCache`.
+          scratch: folder for the workspaces of steps in flight; default `default_scratch()`.
+          editor: second language model of `ASSISTED_ACTIONS`; its cache and log are in `tasks`. Only jobs that require
+            it (`Requirements.guarantees` holds its id) may use these actions, so the result of a step does not depend
+            on the worker.
+          speed: speed of this host, by which CPU limits are scaled. None: no scaling.
         """
         self._tasks = tasks
         self.sandbox = sandbox
@@ -112,17 +112,17 @@ class Environment:
         self._opened: dict[str, PreparedTask] = {}
         self._lock = threading.Lock()
         self._scratch = scratch or default_scratch()
-        remove_abandoned(_STEP_PREFIX, self._scratch)  # Of workers that were killed in the middle of a step.
+        remove_abandoned(_STEP_PREFIX, self._scratch)  # Left by workers that were killed during a step.
         self._cache: ExecutionCache | None = None
         if cache is not False:
             self._cache = ExecutionCache(tasks / "executions.sqlite" if cache is True else cache)
         self._editor = None if editor is None else Editor(editor, tasks)
 
     def task(self, key: str) -> PreparedTask:
-        """The prepared task called `key`, opened once.
+        """Return the prepared task called `key`; it is opened once.
 
         Raises:
-          TaskError: it is not prepared here, or its folder is broken.
+          TaskError: the task is not prepared here, or its folder is broken.
         """
         with self._lock:
             if key not in self._opened:
@@ -131,26 +131,26 @@ class Environment:
 
     @property
     def editor_id(self) -> str | None:
-        """Of the second language model, where there is one."""
+        """Id of the second language model, if there is one."""
         return None if self._editor is None else self._editor.id
 
     def initial_state(self, task_key: str) -> State:
-        """s_0 of the prepared task with this key; see `initial_state`."""
+        """Return s_0 of the prepared task with this key; see the function `initial_state`."""
         return initial_state(self.task(task_key), self.store)
 
     def take(self, job: Job) -> Outcome:
-        """Take one step. Whatever the action and the script do ends in a typed outcome.
+        """Take one step. Any behaviour of action and script ends in a typed outcome.
 
-        A failure of ours (the sandbox, a grader, the store, the disk) is an outcome too, `infrastructure_error`, which
-        has no reward.
+        A failure of the host (sandbox, grader, store, disk) is an outcome too: `infrastructure_error`, which has no
+        reward.
 
         Raises:
           TaskError: the job's task is not prepared here.
-          ValueError: the job names no known reward or profile.
+          ValueError: the job names an unknown reward or profile.
         """
         task = self.task(job.state.task)
         profile = profile_by_name(job.profile)
-        rewards.REWARDS.choose(job.reward)  # A mistake is said before anything runs.
+        rewards.REWARDS.choose(job.reward)  # Report a mistake before anything runs.
         before = Outcome(
             kind=OutcomeKind.NO_EDIT,
             observation="",
@@ -169,7 +169,7 @@ class Environment:
         return dataclasses.replace(outcome, reward=rewards.compute(job.reward, outcome))
 
     def interrupt(self) -> None:
-        """Make the steps that are being taken fail soon, and all later ones: close the sandbox and end graders."""
+        """Close the sandbox and end graders, so that steps in flight and all later ones fail soon."""
         self.sandbox.close()
         self._end_graders()
 
@@ -180,7 +180,7 @@ class Environment:
             task.close()
 
     def close(self) -> None:
-        """Close the caches and end graders. The sandbox and the store are the caller's."""
+        """Close the caches and end graders. The caller closes the sandbox and the store."""
         self._end_graders()
         if self._cache is not None:
             self._cache.close()
@@ -228,13 +228,13 @@ class Environment:
             return dataclasses.replace(applied, observation=observation.of_text(effect.message, profile))
 
     def _offered(self, job: Job) -> Mapping[str, ActionSpec]:
-        """The actions that a job may take, by name."""
+        """Return the actions available to a job, by name."""
         return ACTIONS | ASSISTED_ACTIONS if self.editor_id in job.requirements.guarantees else ACTIONS
 
     def _execute(
         self, job: Job, task: PreparedTask, profile: Profile, applied: Outcome, effect: Effect, root: Path
     ) -> Outcome:
-        """Run a script in the workspace `root`, and judge the step by what that gave."""
+        """Run a script in the workspace `root` and build the outcome from the result."""
         measurement, cached = self._measure(job, task, effect.execute or task.spec.entry, applied, root)
         kind = _judge(measurement, is_edit=effect.measured)
         stages = (
@@ -262,7 +262,7 @@ class Environment:
     def _measure(
         self, job: Job, task: PreparedTask, script: str, applied: Outcome, root: Path
     ) -> tuple[Measurement, bool]:
-        """What running `script` in the workspace `root` gives, and whether that was known."""
+        """Run `script` in the workspace `root`; return the result and whether it came from the cache."""
         assisted = self._editor is not None and applied.action_name in ASSISTED_ACTIONS
         key = cache_key(
             applied.snapshot,
@@ -284,7 +284,7 @@ class Environment:
         again = self._speed.again(run.execution, job.limits) if self._speed else None
         if again is None:
             measurement = self._inspect(task, run, applied, root)
-        else:  # The host was slower than it is known to be: that is not the script's fault.
+        else:  # The host was slower than measured: not the script's fault.
             limits = scaled(job.limits, again, run.execution.wall_seconds)
             with self._workspace(task, applied.snapshot) as fresh:
                 measurement = self._inspect(task, self._run(job, task, script, fresh, limits), applied, fresh)
@@ -297,52 +297,52 @@ class Environment:
         return run_in(root, script, task.spec, self.sandbox, limits, data=task.public, seed=job.seed, gpus=gpus)
 
     def _is_kept(self, measurement: Measurement, before: str) -> bool:
-        """Whether all that a measurement names is in the store, where the workspace `before` it is."""
+        """Check whether every blob of a measurement is in the store, given that the workspace `before` is."""
         submission = [measurement.submission] if measurement.submission else []
         return Snapshots(self.store).is_whole(measurement.snapshot, submission, known=before)
 
     def _inspect(self, task: PreparedTask, run: Run, applied: Outcome, root: Path) -> Measurement:
-        """What an execution in `root` gave; everything that it left there is hostile."""
+        """Inspect what an execution left in `root`, all of it hostile, and grade its submission."""
         execution = dataclasses.replace(
             run.execution,
             stdout=observation.cut(observation.sanitise(run.execution.stdout), MAX_KEPT_TEXT),
             stderr=observation.cut(observation.sanitise(run.execution.stderr), MAX_KEPT_TEXT),
         )
-        found = Measurement(execution, applied.snapshot, applied.script, written=run.written, problem=run.problem)
+        measurement = Measurement(execution, applied.snapshot, applied.script, written=run.written, problem=run.problem)
         if run.submission is not None:
-            found = self._grade(task, run.submission, found)
+            measurement = self._grade(task, run.submission, measurement)
         try:
             return dataclasses.replace(
-                found, snapshot=self._snapshot(task, root), script=_script(root / task.spec.entry)
+                measurement, snapshot=self._snapshot(task, root), script=_script(root / task.spec.entry)
             )
         except HostileFileError as error:
             problem = f"the script left a workspace that cannot be kept: {error}."
-            return dataclasses.replace(found, metric=None, problem=problem)
+            return dataclasses.replace(measurement, metric=None, problem=problem)
 
-    def _grade(self, task: PreparedTask, data: bytes, found: Measurement) -> Measurement:
-        """Grade the submission: from bytes read once, so that nothing can change them any more."""
-        found = dataclasses.replace(found, submission=self.store.put(data))
+    def _grade(self, task: PreparedTask, data: bytes, measurement: Measurement) -> Measurement:
+        """Grade the submission from bytes read once, so that nothing can change them afterwards."""
+        measurement = dataclasses.replace(measurement, submission=self.store.put(data))
         try:
             metric = task.grade(data)
             if not math.isfinite(metric):
                 raise InvalidSubmissionError("its metric is not a finite number")
         except InvalidSubmissionError as error:
             cacheable = not isinstance(error, GraderLimitError)
-            return dataclasses.replace(found, problem=f"invalid submission: {error}", cacheable=cacheable)
+            return dataclasses.replace(measurement, problem=f"invalid submission: {error}", cacheable=cacheable)
         except GraderError:
             raise
-        except Exception as error:  # Only a refusal is the submission's doing.
+        except Exception as error:  # Only InvalidSubmissionError is the submission's fault.
             failure = GraderError(f"the grader raised {type(error).__name__}", traceback.format_exc())
             tell(task.key, failure, "host")
             raise failure from error
-        return dataclasses.replace(found, metric=float(metric))
+        return dataclasses.replace(measurement, metric=float(metric))
 
     def _snapshot(self, task: PreparedTask, root: Path) -> str:
         return Snapshots(self.store).snapshot(root, exclude=_excluded(task))
 
     @contextlib.contextmanager
     def _workspace(self, task: PreparedTask, snapshot: str) -> Iterator[Path]:
-        """A folder of its own that holds a snapshot and, fresh from the task, what is not the agent's."""
+        """Yield a new folder with the snapshot's files and the task's own read-only files."""
         folder = OwnedFolder(_STEP_PREFIX, self._scratch)
         try:
             root = folder.path / "workspace"
@@ -355,9 +355,9 @@ class Environment:
 
 
 def default_scratch() -> Path:
-    """Memory where there is plenty of it, else the temporary folder (always, where TMPDIR names one).
+    """Return /dev/shm if it has plenty of space, else the temporary folder. TMPDIR always wins.
 
-    Making 50 files takes 0.3 ms in memory; on a full ext4 disk 10 to 70 ms were measured.
+    Creating 50 files takes 0.3 ms in memory; on a full ext4 disk 10 to 70 ms were measured.
     """
     memory = Path("/dev/shm")  # noqa: S108 - mkdtemp makes a folder of our own in it
     usable = "TMPDIR" not in os.environ and os.access(memory, os.W_OK | os.X_OK)
@@ -371,19 +371,19 @@ def _excluded(task: PreparedTask) -> tuple[str, ...]:
 
 
 def _shadows(task: PreparedTask) -> tuple[str, ...]:
-    """Globs of what could stand for a read-only module of the task: no action writes it, and no snapshot keeps it."""
+    """Return globs of files that could shadow the task's read-only modules; actions and snapshots exclude them."""
     return shadows_of(tuple(_read_only_files(task)), task.env)
 
 
 def _read_only_files(task: PreparedTask) -> list[str]:
-    """Relative paths of the task's files that its read-only globs name."""
+    """Return the relative paths of the task's files that its read-only globs match."""
     paths = {path for pattern in task.spec.read_only for path in task.env.glob(pattern)}
     files = {inner for path in paths for inner in ([path] if path.is_file() else path.rglob("*")) if inner.is_file()}
     return sorted(path.relative_to(task.env).as_posix() for path in files)
 
 
 def _script(path: Path) -> str:
-    """Text of an entry script, as edits see it."""
+    """Read an entry script as text, as edits see it."""
     return edits.plain(read_regular(path, MAX_SCRIPT_BYTES).decode(errors="replace"))
 
 
@@ -397,12 +397,12 @@ def _invalid(before: Outcome, error: ActionError, profile: Profile) -> Outcome:
 
 
 def _exit_reason(execution: Execution) -> str:
-    """Why a script did not end well, or empty where it did."""
+    """Return why a script failed, or an empty string if it did not."""
     return execution.detail or (f"exit code {execution.exit_code}" if execution.exit_code else "")
 
 
 def _judge(measurement: Measurement, is_edit: bool) -> OutcomeKind:
-    """Kind of a step with an execution, and so who is to blame for it."""
+    """Return the outcome kind of a step that ran a script, which also says whose fault a failure is."""
     execution = measurement.execution
     if execution.ending is not Ending.EXITED:
         return _LIMIT_KINDS[execution.ending]

@@ -117,6 +117,7 @@ COMMANDS: dict[str, Run | Like | Elsewhere | Needs] = {
     "python tools/trajectories.py export runs/all exports/sharegpt": Run("--filter min_gain=-9"),
     "python -m environments list --paper": Run(),
     "MLAGENT_PLUGINS=my_rewards.py python -m environments rewards": Run(),
+    "python -m mlagent_jax.algorithms": Run(),
     "python -m environments check my-task": Run("--sandbox bubblewrap"),
     "python -m environments show my-task": Run(),
     "python -m environments.queue grant postgresql://": Run(),

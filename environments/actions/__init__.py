@@ -1,10 +1,10 @@
-"""The agent's vocabulary: one grammar, parsed strictly, applied to files that are checked, answered in clean text.
+"""The agent's actions: strict parsing, checked file access, and clean observations.
 
     reply --parse--> Action --apply--> Effect --(sandbox)--> observation
 
-`vocabulary` holds the actions as data, `assisted` those that need a second model, `grammar` the parser and the prompt
-text made from them, `edits` the edits as pure functions of a script's text, `files` what an action may touch,
-`observation` what the agent sees.
+`vocabulary` holds the actions as data, `assisted` those that need a second model. `grammar` holds the parser and the
+prompt text made from them, `edits` the edits as pure functions of a script's text, `files` the agent's access to
+files, `observation` the text shown to the agent.
 """
 
 from environments.actions.assisted import ASSISTED_ACTIONS

@@ -1,8 +1,8 @@
-"""The two actions that ask a second language model: `Edit Script (AI)` and `Understand File`.
+"""The two actions that call a second language model: `Edit Script (AI)` and `Understand File`.
 
-Names, help, answers and prompts are MLAgentBench's (`high_level_actions.py`); its prompts are kept to the word but for
-line numbers. What the model answers is untrusted: it becomes the content of a file or an observation, nothing else. An
-answer from which no script can be read is an edit that does not apply, since the instruction is the policy's.
+Names, help, answers and prompts are MLAgentBench's (`high_level_actions.py`), verbatim except for line numbers in the
+prompts. The model's answer is untrusted: it becomes the content of a file or an observation, nothing else. An answer
+without a readable script is an edit that does not apply: the policy is at fault, because it wrote the instruction.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from environments.actions.files import AgentFiles
 from environments.actions.vocabulary import ActionSpec, Argument, Effect, Kind, save_edit
 
 PROMPT_VERSION = 1
-"""Grows whenever a prompt, or the way it is made, changes."""
+"""Version of the prompts: raise it whenever a prompt, or its construction, changes."""
 MAX_INSTRUCTION = 10_000
-"""Longest instruction to the model, in characters."""
+"""Maximum length of an instruction to the model, in characters."""
 MAX_EDITED = 100_000
-"""Longest script that the model is given to edit, in characters."""
+"""Maximum length of a script for the model to edit, in characters."""
 SEGMENT = 10_000
-"""Characters of a file that the model looks at in one piece."""
+"""Maximum characters of a file in one prompt."""
 MAX_SEGMENTS = 10
 
 _EDIT_PROMPT = """Given this python script:
@@ -52,7 +52,7 @@ _CODE = re.compile(r"(?ms)^```python[^\n]*\n(.*?)^```[ \t]*$")
 def edit_by_model(
     files: AgentFiles, script_name: str, edit_instruction: str, save_name: str, ask: Callable[[str], str]
 ) -> Effect:
-    files.check_writable(save_name)  # Before anything is asked.
+    files.check_writable(save_name)  # Before calling the model.
     _check_instruction("edit_instruction", edit_instruction)
     files.resolve(script_name)
     old = edits.plain(files.read(script_name)) if files.exists(script_name) else ""
@@ -75,13 +75,13 @@ def understand_file(files: AgentFiles, file_name: str, things_to_look_for: str, 
             f"{file_name} has {len(text)} characters; at most {SEGMENT * MAX_SEGMENTS} can be understood. Use the "
             "Inspect Script Lines action to inspect a part of it."
         )
-    found = [
+    descriptions = [
         ask(_SEGMENT_PROMPT.format(first=first, last=last, content=content, instruction=things_to_look_for))
         for first, last, content in _segments(text)
     ]
-    if len(found) == 1:
-        return Effect(found[0])
-    content = "\n\n".join(f"Segment {number}:\n\n{description}" for number, description in enumerate(found))
+    if len(descriptions) == 1:
+        return Effect(descriptions[0])
+    content = "\n\n".join(f"Segment {number}:\n\n{description}" for number, description in enumerate(descriptions))
     return Effect(ask(_SUMMARY_PROMPT.format(content=content, instruction=things_to_look_for)))
 
 
@@ -91,7 +91,7 @@ def _check_instruction(name: str, text: str) -> None:
 
 
 def _segments(text: str) -> Iterator[tuple[int, int, str]]:
-    """Pieces of at most `SEGMENT` characters with first and last line (from 1), cut at line ends where possible."""
+    """Yield parts of at most `SEGMENT` characters with first and last line (from 1), cut at line ends if possible."""
     start = 0
     while start < len(text) or start == 0:
         end = start + SEGMENT
@@ -147,4 +147,4 @@ ASSISTED_ACTIONS: dict[str, ActionSpec] = {
         ),
     )
 }
-"""By name, as `ACTIONS`: offered beside those where a second model is configured."""
+"""Actions by name, offered in addition to `ACTIONS` if a second model is configured."""

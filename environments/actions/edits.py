@@ -1,7 +1,7 @@
-"""Edits of a script that need no second model, as pure functions of its text: a cell, a range of lines, a patch.
+"""Edits of a script without a second model, as pure functions of its text: a cell, a range of lines, a patch.
 
-Edits take and return `plain` text, and raise `ActionError` where they do not apply. A replaced part keeps the
-blank lines around it, so that an edit which repeats the old code is recognised as no edit at all.
+Edits take and return `plain` text, and raise `ActionError` if they do not apply. A replacement keeps the blank lines
+around the old text, so that an edit which repeats the old code is recognised as no edit.
 """
 
 from __future__ import annotations
@@ -12,50 +12,50 @@ import re
 from environments.actions.errors import ActionError
 
 MAX_HEADER = 300
-"""Longest cell header; a longer line is none, and costs no time."""
+"""Maximum length of a cell header. Skipping longer lines bounds the time of the search."""
 MAX_DIFF_LINES = 400
-"""Changed lines on either side up to which a diff is aligned; the alignment's worst case is cubic in them."""
+"""Maximum changed lines on either side for an aligned diff; the alignment's worst case is cubic in them."""
 _MARK = "\ufeff"
 _HEADER = re.compile(rf"{_MARK}?# ?%%(?P<title>.*)")
 _TITLE_END = re.compile(r"\s*(\[\w+\].*|\b[\w-]+\s*=.*)$")
 
 
 def cell_name(line: str) -> str | None:
-    """Name of the cell that `line` begins (`# %% model`), or None where it is no cell header.
+    """Return the name of the cell that starts at `line` (`# %% model`), or None if it is not a cell header.
 
-    Jupytext's cell type (`[markdown]`) and metadata (`key=value`) are no part of the name.
+    Jupytext's cell type (`[markdown]`) and metadata (`key=value`) are not part of the name.
     """
     match = _HEADER.fullmatch(line.rstrip()) if len(line) <= MAX_HEADER else None
     return None if match is None else _TITLE_END.sub("", match["title"]).strip()
 
 
 def plain(text: str) -> str:
-    """A script's text as edits and prompts see it: without a byte-order mark, each line end as `\\n`."""
+    """Return a script's text as edits and prompts see it: without byte-order mark, each line end as `\\n`."""
     return text.removeprefix(_MARK).replace("\r\n", "\n")
 
 
 def in_style_of(old: str, new: str) -> str:
-    """The plain text `new` with the byte-order mark of `old`, and with its line ends where they are all alike."""
+    """Return the plain text `new` with the byte-order mark of `old`, and with its line ends if they are uniform."""
     if "\r\n" in old and old.count("\r\n") == old.count("\n"):
         new = new.replace("\n", "\r\n")
     return _MARK * old.startswith(_MARK) + new
 
 
 def read_cells(text: str) -> dict[str, str]:
-    """Bodies by name of the cells of a script in percent format; text before the first cell is left out."""
+    """Return the cells of a script in percent format, body by name, without the text before the first cell."""
     lines = plain(text).split("\n")
     return {name: "\n".join(lines[start:end]).rstrip("\n") for name, start, end in _cells(lines)}
 
 
 def _cells(lines: list[str]) -> list[tuple[str, int, int]]:
-    """Every cell in order: its name, the first line after its header, and the line of the next header or the end."""
+    """Return every cell in order: name, first line after its header, and line of the next header or the end."""
     headers = [(name, index) for index, line in enumerate(lines) if (name := cell_name(line)) is not None]
     ends = [*(index for _, index in headers[1:]), len(lines)]
     return [(name, index + 1, end) for (name, index), end in zip(headers, ends, strict=False)]
 
 
 def replace_cell(text: str, cell: str, block: str) -> str:
-    """Replace the body of the cell called `cell`: everything from the line after its header to the next header."""
+    """Replace the body of the cell called `cell`: the lines after its header up to the next header."""
     lines = text.split("\n")
     cells = _cells(lines)
     names = [name for name, _, _ in cells]
@@ -74,7 +74,7 @@ def replace_cell(text: str, cell: str, block: str) -> str:
 
 
 def replace_lines(text: str, start: int, end: int, block: str) -> str:
-    """Replace lines `start` to `end` (from 1, both included); `end = start - 1` inserts before `start`."""
+    """Replace lines `start` to `end` (from 1, inclusive); `end = start - 1` inserts before `start`."""
     lines = text.split("\n")
     if not 1 <= start <= len(lines) or not start - 1 <= end <= len(lines):
         raise ActionError(f"lines {start} to {end} are not a range of the file, which ends at line {len(lines)}.")
@@ -83,8 +83,8 @@ def replace_lines(text: str, start: int, end: int, block: str) -> str:
 
 
 def apply_patch(text: str, patch: str) -> str:
-    """Apply SEARCH / REPLACE blocks in order; each SEARCH must match whole lines at exactly one place."""
-    framed = f"\n{text}\n"  # Every line between two line ends: a plain search then matches whole lines only.
+    """Apply SEARCH / REPLACE blocks in order. Each SEARCH must match whole lines at exactly one place."""
+    framed = f"\n{text}\n"  # With a line end on both sides of every line, a plain search matches whole lines only.
     for number, (search, replace) in enumerate(_search_replace_blocks(patch), start=1):
         wanted = "".join(f"\n{line}" for line in search) + "\n"
         place = framed.find(wanted)
@@ -96,7 +96,7 @@ def apply_patch(text: str, patch: str) -> str:
 
 
 def _search_replace_blocks(patch: str) -> list[tuple[list[str], list[str]]]:
-    """Pairs of (lines to find, lines to put there)."""
+    """Return pairs of (lines to find, replacement lines)."""
     blocks: list[tuple[list[str], list[str]]] = []
     search: list[str] | None = None
     replace: list[str] | None = None
@@ -128,7 +128,7 @@ def _search_replace_blocks(patch: str) -> list[tuple[list[str], list[str]]]:
 
 
 def unified_diff(old: str, new: str, name: str) -> str:
-    """Unified diff from `old` to `new`, in bounded time whatever the texts are."""
+    """Return the unified diff from `old` to `new`, in bounded time for any texts."""
     before, after = old.split("\n"), new.split("\n")
     if before == after:
         return ""
@@ -139,7 +139,7 @@ def unified_diff(old: str, new: str, name: str) -> str:
         range_line = f"@@ -{head + 1},{len(removed)} +{head + 1},{len(added)} @@"
         body = [range_line, *(f"-{line}" for line in removed), *(f"+{line}" for line in added)]
         return "\n".join([f"--- {name}", f"+++ {name}", *body])
-    # Equal lines far from the change say nothing: leave only the context that the diff shows, then number from there.
+    # Drop equal lines far from the change: keep the context that the diff shows, then renumber from there.
     first, last = max(head - 3, 0), max(tail - 3, 0)
     lines = difflib.unified_diff(
         before[first : len(before) - last], after[first : len(after) - last], name, name, lineterm=""
@@ -148,7 +148,7 @@ def unified_diff(old: str, new: str, name: str) -> str:
 
 
 def _shifted(line: str, offset: int) -> str:
-    """A line of a diff with the line numbers of a range header moved by `offset`."""
+    """Return a line of a diff, with the line numbers of a range header moved by `offset`."""
     if not line.startswith("@@ "):
         return line
     return re.sub(r"([-+])(\d+)", lambda match: f"{match[1]}{int(match[2]) + offset}", line)
@@ -164,7 +164,7 @@ def _common_prefix(left: list[str], right: list[str]) -> int:
 
 
 def _with_margins_of(old: list[str], new: list[str]) -> list[str]:
-    """`new` between the blank lines that `old` begins and ends with."""
+    """Return `new` with the leading and trailing blank lines of `old`."""
     new = _stripped(new)
     old_blank = [not line.strip() for line in old]
     if all(old_blank):
@@ -175,6 +175,6 @@ def _with_margins_of(old: list[str], new: list[str]) -> list[str]:
 
 
 def _stripped(lines: list[str]) -> list[str]:
-    """Without the blank lines at both ends."""
+    """Strip the blank lines at both ends."""
     filled = [index for index, line in enumerate(lines) if line.strip()]
     return lines[filled[0] : filled[-1] + 1] if filled else []

@@ -1,12 +1,12 @@
-"""What is wrong with an action: always the policy's doing, always an `invalid_action`."""
+"""Errors of an action: always the policy's fault, always an `invalid_action`."""
 
 from __future__ import annotations
 
 
 class ActionError(ValueError):
-    """The action does not parse or does not apply; the message is for the agent.
+    """The action does not parse or does not apply. The agent sees the message.
 
-    `reason` is one line; `message` is MLAgentBench's full text (usage and all) where it has one.
+    `reason` is one line; `message` is MLAgentBench's full text (with usage) if it has one.
     """
 
     def __init__(self, reason: str, message: str | None = None) -> None:

@@ -1,8 +1,8 @@
-"""The files an action may touch, by the names an agent gives them.
+"""The agent's access to files, by the names that it gives.
 
-Handlers (`vocabulary`) see the restored workspace only through `AgentFiles`, which checks every name by the path it
+Handlers (`vocabulary`) access the restored workspace only through `AgentFiles`, which checks the path that each name
 resolves to. Nothing else runs in the workspace while an action is applied, so a path cannot change between check and
-use; what a script left there earlier (symbolic links, FIFOs, sparse files) can be anything.
+use. Earlier scripts may have left anything there: symbolic links, FIFOs, sparse files.
 """
 
 from __future__ import annotations
@@ -20,27 +20,27 @@ from environments.files.hostile import HostileFileError, path_errors, read_regul
 from environments.sandbox.inside import tree
 
 MAX_NAME = 200
-"""Longest path an agent may write, in characters."""
+"""Maximum length of a path that an agent writes, in characters."""
 MAX_TEXT_BYTES = 1 << 20
-"""Largest file an action reads or writes as text."""
+"""Maximum size of a file that an action reads or writes as text."""
 
 
 @dataclasses.dataclass(frozen=True)
 class AgentFiles:
-    """The workspace in `root`, with the task's `data` folder shown (read-only) as `data/`."""
+    """The workspace in `root`, with the task's `data` folder visible (read-only) as `data/`."""
 
     root: Path
     data: Path | None = None
     read_only: tuple[str, ...] = ()
-    """Globs of workspace paths that are not the agent's to change."""
+    """Globs of workspace paths that the agent may not change."""
     shadows: tuple[str, ...] = ()
-    """Globs of workspace paths that Python would import in place of a read-only module: see `shadows_of`."""
+    """Globs of workspace paths that Python would import instead of a read-only module: see `shadows_of`."""
 
     def resolve(self, name: str) -> tuple[str, Path]:
-        """The path inside the workspace that `name` leads to, and where it lies on this host.
+        """Return the path inside the workspace that `name` resolves to, and its path on this host.
 
         Raises:
-          ActionError: it leads out of the workspace, or is no name at all.
+          ActionError: the path leaves the workspace, or `name` is not a valid name.
         """
         if not name or len(name) > MAX_NAME:
             raise ActionError(f"a file name has 1 to {MAX_NAME} characters, this one has {len(name)}.")
@@ -61,11 +61,11 @@ class AgentFiles:
         return inside, Path(real)
 
     def is_read_only(self, inside: str) -> bool:
-        """Whether the workspace path (as `resolve` gives it) or a folder on the way to it is not the agent's."""
+        """Check whether a workspace path (as `resolve` returns it) or a parent of it is read-only."""
         return inside.split(os.sep)[0] == "data" or _matches(inside, self.read_only)
 
     def list(self, name: str) -> list[str]:
-        """Names in a folder, sorted; hidden ones are left out, as `ls` does."""
+        """Return the names in a folder, sorted and without hidden ones, as `ls` does."""
         inside, real = self.resolve(name or ".")
         with path_errors(ActionError, f"Cannot list file in the {name} directory"):
             names = {entry for entry in os.listdir(real) if not entry.startswith(".")}
@@ -74,14 +74,14 @@ class AgentFiles:
         return sorted(names)
 
     def exists(self, name: str) -> bool:
-        """Whether a regular file lies there."""
+        """Check whether a regular file exists."""
         try:
             return stat.S_ISREG(os.lstat(self.resolve(name)[1]).st_mode)
         except OSError:
             return False
 
     def read(self, name: str) -> str:
-        """Text of a file.
+        """Read a file as text.
 
         Raises:
           ActionError: no such regular file, too large, or not UTF-8.
@@ -93,7 +93,7 @@ class AgentFiles:
             raise ActionError(f"cannot read file {name}: it is not UTF-8 text.") from error
 
     def read_bytes(self, name: str) -> bytes:
-        """Bytes of a regular file of at most `MAX_TEXT_BYTES`."""
+        """Read a regular file of at most `MAX_TEXT_BYTES`."""
         _, real = self.resolve(name)
         try:
             return read_regular(real, MAX_TEXT_BYTES)
@@ -101,10 +101,10 @@ class AgentFiles:
             raise ActionError(f"cannot read file {name}: {error}") from error
 
     def check_writable(self, name: str) -> str:
-        """The path inside the workspace of a file that the agent may write.
+        """Return the path inside the workspace of a file that the agent may write.
 
         Raises:
-          ActionError: it may not.
+          ActionError: the agent may not write it.
         """
         inside, real = self.resolve(name)
         if self.is_read_only(inside):
@@ -118,10 +118,10 @@ class AgentFiles:
         return inside
 
     def write(self, name: str, content: str | bytes) -> None:
-        """Replace or create a file (folders on the way to it are made).
+        """Replace or create a file and its parent folders.
 
         Raises:
-          ActionError: read-only, outside of the workspace, not a regular file, or too large.
+          ActionError: read-only, outside the workspace, not a regular file, or too large.
         """
         self.check_writable(name)
         data = content.encode() if isinstance(content, str) else content
@@ -142,10 +142,10 @@ class AgentFiles:
 
 @functools.cache
 def shadows_of(read_only: tuple[str, ...], env: Path) -> tuple[str, ...]:
-    """Globs of the paths that Python would import in place of read-only modules, less those that the task itself has.
+    """Return globs of paths that Python would import instead of read-only modules, less those that the task has.
 
-    A package and an extension module stand before `helper.py`; so does its byte code, where it is marked as unchecked.
-    A folder without `__init__.py` that holds read-only modules gives way to any module of its name.
+    A package and an extension module take precedence over `helper.py`, as does its byte code if marked unchecked. Any
+    module takes precedence over a folder of its name that has read-only modules but no `__init__.py`.
 
     Args:
       read_only: paths of the task's read-only files.
@@ -163,7 +163,7 @@ def shadows_of(read_only: tuple[str, ...], env: Path) -> tuple[str, ...]:
 
 
 def _matches(inside: str, patterns: tuple[str, ...]) -> bool:
-    """Whether a glob matches the path or a folder on the way to it."""
+    """Check whether a glob matches the path or a parent of it."""
     parts = inside.split(os.sep)
     return any(
         fnmatch.fnmatchcase("/".join(parts[: count + 1]), pattern)

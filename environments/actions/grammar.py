@@ -1,9 +1,9 @@
-"""The one parser of replies, and the prompt text that describes what it accepts. Both are made from `ACTIONS`,
-or from a larger set where there is a second language model.
+"""The parser of replies, and the prompt text that describes the format. Both are made from `ACTIONS`, or from a larger
+set if there is a second language model.
 
-A reply carries labels, each at the beginning of a line, `Action` and `Action Input` (a JSON object) last. The last
-occurrence of a label wins, and after an action the stop string `Observation:` ends the reply. An action that takes a
-block is followed by one, fenced with backticks:
+A reply has labels, each at the start of a line; `Action` and `Action Input` (a JSON object) come last. The last
+occurrence of a label wins. After an action the stop string `Observation:` ends the reply. An action that takes a block
+is followed by one, fenced with backticks:
 
     Action: Edit Script (Cell)
     Action Input: {"script_name": "train.py", "cell": "model"}
@@ -11,11 +11,11 @@ block is followed by one, fenced with backticks:
     model = SVC(C=10)
     ```
 
-The two profiles differ in the labels a reply must carry and in how much of an observation is shown.
+The two profiles differ in the labels that a reply must carry and in the length of observations.
 
-Language models deviate in a few ways that leave no doubt about what is meant; these are repaired, and `Action.repairs`
-names each: thoughts in `<think>`, which are never parsed, labels in bold or another case, an action's name in another
-case, a fence around the reply or the JSON, a comma after the last entry. All else is refused with the reason.
+The parser repairs a few unambiguous deviations of language models, and `Action.repairs` names each: thoughts in
+`<think>`, which are never parsed, labels in bold or another case, an action's name in another case, a fence around the
+reply or the JSON, a comma after the last entry. Everything else is refused with the reason.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ from environments.actions.files import AgentFiles
 from environments.actions.vocabulary import ACTIONS, ActionSpec, Argument, Effect, Kind
 
 MAX_REPLY = 100_000
-"""Longest reply that is parsed, in characters."""
+"""Maximum length of a reply, in characters."""
 STOP = "Observation:"
-"""The stop string: what follows is the environment's to say."""
+"""Stop string: the environment writes the text after it."""
 
 _LABEL_HELP = {
     "Reflection": "What does the observation mean? If there is an error, what caused the error and how to debug?",
@@ -53,7 +53,7 @@ _LABEL_HELP = {
 }
 LABELS = tuple(_LABEL_HELP)
 COMPACT_WORDS = ("Task: ", "Ideas: ", "Script:\n", "Results:\n", "Next:\n")
-"""What begins the sections of a compact prompt: tokens of their own in a vocabulary made for it, quoted elsewhere."""
+"""Section headings of a compact prompt: single tokens in a vocabulary made for it. Elsewhere they are quoted."""
 _NAMES = "|".join((*LABELS, STOP[:-1]))
 _LABEL_LINE = re.compile(rf"({_NAMES}):(.*)")
 _LOOSE_LABEL_LINE = re.compile(rf"[ #]{{0,5}}\*{{0,2}}({_NAMES})\*{{0,2}} ?:(?:\*\*)?(.*)", re.IGNORECASE)
@@ -66,15 +66,16 @@ _LONE_THOUGHT_END = re.compile(rf"(?m)^[ \t]*{_THOUGHT_END}|{_THOUGHT_END}[ \t]*
 
 @dataclasses.dataclass(frozen=True)
 class Profile:
-    """How much of the grammar is used."""
+    """A variant of the grammar."""
 
     name: str
     labels: tuple[str, ...]
-    """What a reply must carry."""
+    """Labels that a reply must carry."""
     brief: bool
-    """Observations are the last lines of the output alone; otherwise all of it, with the answer of the action."""
+    """Whether an observation is only the last lines of the output; otherwise it has all output and the action's answer.
+    """
     observation_characters: int
-    """An observation is cut to this length, head and tail kept (brief: the tail)."""
+    """Maximum length of an observation; head and tail are kept (brief: the tail)."""
 
 
 PROFILES = {
@@ -84,7 +85,7 @@ PROFILES = {
 
 
 def profile(name: str | Profile) -> Profile:
-    """The profile called `name` (a profile stands for itself).
+    """Return the profile called `name`; a profile is returned unchanged.
 
     Raises:
       ValueError: no such profile.
@@ -98,23 +99,23 @@ def profile(name: str | Profile) -> Profile:
 
 @dataclasses.dataclass(frozen=True)
 class Action:
-    """A parsed action: it has the right form, whether it applies is seen when it is applied."""
+    """A parsed action of the right form. Only `apply` shows whether it applies."""
 
     name: str
     arguments: Mapping[str, Any]
     block: str | None = None
     repairs: tuple[str, ...] = dataclasses.field(default=(), compare=False)
-    """How the reply deviated from the form, where what is meant is plain."""
+    """Deviations of the reply from the format that were repaired."""
 
     @property
     def spec(self) -> ActionSpec:
         return ACTIONS.get(self.name) or ASSISTED_ACTIONS[self.name]
 
     def apply(self, files: AgentFiles, ask: Callable[[str], str] | None = None) -> Effect:
-        """Do it to `files`, with the help of the model behind `ask` if it is an assisted action.
+        """Apply the action to `files`; assisted actions call the second model through `ask`.
 
         Raises:
-          ActionError: it does not apply; the files are as they were.
+          ActionError: the action does not apply; the files are unchanged.
         """
         more: dict[str, Any] = {} if self.block is None else {"block": self.block}
         if self.spec.assisted:
@@ -122,7 +123,7 @@ class Action:
         return self.spec.handler(files, **self.arguments, **more)
 
     def render(self) -> str:
-        """The compact reply that parses to this action."""
+        """Return the compact reply that parses to this action."""
         lines = [f"Action: {self.name}", f"Action Input: {json.dumps(dict(self.arguments), ensure_ascii=False)}"]
         if self.block is not None:
             fence = "`" * max(3, 1 + max((len(run) for run in re.findall(r"`+", self.block)), default=0))
@@ -131,10 +132,15 @@ class Action:
 
 
 def parse(reply: str, form: str | Profile, actions: Mapping[str, ActionSpec] = ACTIONS) -> Action:
-    """Parse a reply in a profile or the profile of that name. `actions` are those that are offered.
+    """Parse a reply.
+
+    Args:
+      reply: text of the reply.
+      form: the profile or its name.
+      actions: the actions that are offered.
 
     Raises:
-      ActionError: the reply is not in the format of the profile, names no action, or its input is wrong.
+      ActionError: the reply is not in the profile's format, names no action, or has a wrong input.
     """
     if len(reply) > MAX_REPLY:
         raise ActionError(f"a reply has at most {MAX_REPLY} characters, this one has {len(reply)}.")
@@ -160,7 +166,7 @@ def parse(reply: str, form: str | Profile, actions: Mapping[str, ActionSpec] = A
     if raw.startswith("`") and raw.endswith("`"):
         raw = raw.strip("`").removeprefix("json").strip()
         repairs.append("fenced input")
-    if not raw and blocks:  # The JSON itself in a fence, as many models write it.
+    if not raw and blocks:  # Many models put the JSON itself in a fence.
         raw, blocks = blocks[0], blocks[1:]
         repairs.append("fenced input")
     arguments = _arguments(raw, spec, repairs)
@@ -172,9 +178,9 @@ def parse(reply: str, form: str | Profile, actions: Mapping[str, ActionSpec] = A
 
 
 def _without_thoughts(reply: str, repairs: list[str]) -> str:
-    """The reply less what a reasoning model thought before its action: a draft in it is no action.
+    """Remove a reasoning model's thoughts before its action, so that a drafted action in them is ignored.
 
-    A prompt may hold the opening tag; then all before the closing tag is thought, if an action follows it.
+    If the prompt holds the opening tag, everything before the closing tag is thought, provided an action follows it.
     """
     text, place = reply, 0
     while (match := _THOUGHT.search(text, place)) and match[1]:
@@ -193,7 +199,7 @@ def _without_thoughts(reply: str, repairs: list[str]) -> str:
 
 
 def _spec(name: str, actions: Mapping[str, ActionSpec], repairs: list[str]) -> ActionSpec:
-    """The action of this name."""
+    """Return the action of this name."""
     if name in actions:
         return actions[name]
     caseless = {known.lower(): known for known in actions}
@@ -212,20 +218,20 @@ def _spec(name: str, actions: Mapping[str, ActionSpec], repairs: list[str]) -> A
 
 
 @dataclasses.dataclass
-class _Read:
-    """A reply taken apart."""
+class _SplitReply:
+    """A reply split into sections and blocks."""
 
     sections: dict[str, str]
     """Text by label; the last occurrence wins."""
     blocks: list[str]
-    """The fenced blocks that follow the Action Input."""
+    """Fenced blocks that follow the Action Input."""
     is_open: bool
-    """The last of them is not closed."""
+    """Whether the last block is not closed."""
     is_wrapped: bool
-    """A fence was open where the Action began: the reply itself may stand in it."""
+    """Whether a fence was open at the Action: the reply itself may be fenced."""
 
     def closed_blocks(self, spec: ActionSpec, repairs: list[str]) -> list[str]:
-        """The blocks, without one that the end of a fence around the reply seemed to open."""
+        """Return the blocks, without a block opened by mistake by the closing fence of a fenced reply."""
         if not self.is_open:
             return self.blocks
         takes = (spec.block is not None) + (not self.sections["Action Input"].strip())
@@ -235,10 +241,10 @@ class _Read:
         return self.blocks[:-1]
 
 
-def _sections(reply: str, labels: re.Pattern[str]) -> _Read:
-    """Take a reply apart.
+def _sections(reply: str, labels: re.Pattern[str]) -> _SplitReply:
+    """Split a reply into sections and blocks.
 
-    Fences count only after an Action Input: a thought may hold code, and even a fence that is never closed.
+    Fences count only after an Action Input: a thought may hold code, and even an unclosed fence.
     """
     sections: dict[str, list[str]] = {}
     blocks: list[list[str]] = []
@@ -251,13 +257,13 @@ def _sections(reply: str, labels: re.Pattern[str]) -> _Read:
             else:
                 blocks[-1].append(line)
         elif match := labels.match(line):
-            found, text = _BY_CASELESS[match[1].lower()], match[2]
-            if found == STOP[:-1]:
+            heading, text = _BY_CASELESS[match[1].lower()], match[2]
+            if heading == STOP[:-1]:
                 if "Action" in sections:
                     break
-                continue  # A thought that begins a line with this word.
-            label = found
-            if label == "Action":  # Its own input must follow: never that of an earlier action.
+                continue  # A line of thought that starts with this word.
+            label = heading
+            if label == "Action":  # An action needs its own input, never that of an earlier action.
                 sections.pop("Action Input", None)
                 wrapped = bool(around)
             if label in ("Action", "Action Input"):
@@ -274,20 +280,20 @@ def _sections(reply: str, labels: re.Pattern[str]) -> _Read:
                 around = "" if around else match[1]
                 if label:
                     sections[label].append(line)
-        elif label and not (label == "Action Input" and blocks):  # What follows a closed block is not JSON.
+        elif label and not (label == "Action Input" and blocks):  # Text after a closed block is not JSON.
             sections[label].append(line)
     texts = {name: "\n".join(lines) for name, lines in sections.items()}
-    return _Read(texts, ["\n".join(lines) for lines in blocks], bool(fence), wrapped)
+    return _SplitReply(texts, ["\n".join(lines) for lines in blocks], bool(fence), wrapped)
 
 
 def _arguments(raw: str, spec: ActionSpec, repairs: list[str]) -> dict[str, Any]:
-    """The checked Action Input."""
+    """Parse and check the Action Input."""
     inner = raw.removesuffix("}").rstrip()
-    if raw.endswith("}") and inner.endswith(","):  # In JSON nothing can follow it, so no text is cut by this.
+    if raw.endswith("}") and inner.endswith(","):  # JSON allows no comma here, so this removes no text.
         raw = inner[:-1] + "}"
         repairs.append("trailing comma")
     try:
-        # Line ends inside of strings are let pass, as MLAgentBench does.
+        # Line ends inside strings are accepted, as in MLAgentBench.
         values = json.loads(raw, strict=False, object_pairs_hook=_object, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
         raise ActionError(
@@ -330,7 +336,7 @@ def _value(argument: Argument, value: Any) -> Any:
 
 
 def _usage_message(spec: ActionSpec) -> str:
-    """MLAgentBench's answer to a wrong Action Input."""
+    """Return MLAgentBench's answer to a wrong Action Input."""
     usage = ",\n            ".join(f"{argument.name}: [{argument.help}]" for argument in spec.arguments)
     return (
         f"The action input for {spec.name} needs to be a valid json with proper entries. You may have missed the comma "
@@ -339,18 +345,18 @@ def _usage_message(spec: ActionSpec) -> str:
 
 
 def describe_actions(form: str | Profile, actions: Mapping[str, ActionSpec] = ACTIONS) -> str:
-    """The actions that are offered, as a prompt of this profile lists them."""
+    """Describe the offered actions, in the style of the profile's prompt."""
     shown = [spec for spec in actions.values() if spec.shown]
     return "".join(map(_describe_briefly if profile(form).brief else _describe, shown))
 
 
 def describe_format(form: str | Profile) -> str:
-    """The labels of a reply, each with what it is for, as MLAgentBench's prompt gives them."""
+    """Describe the labels of a reply, as MLAgentBench's prompt does."""
     return "\n".join(f"{label}: {_LABEL_HELP[label]}" for label in profile(form).labels)
 
 
 def _describe(spec: ActionSpec) -> str:
-    """MLAgentBench's `construct_tool_prompt`."""
+    """Format one action as MLAgentBench's `construct_tool_prompt` does."""
     indent = " " * 8
     usage = f",\n{indent}    ".join(f'"{argument.name}": [{argument.help}]' for argument in spec.arguments)
     lines = [

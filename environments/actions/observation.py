@@ -1,7 +1,7 @@
-"""What the agent sees of a step: cleaned, cut, and never anything that was computed from a hidden label.
+"""The agent's view of a step: cleaned, cut, and free of anything computed from a hidden label.
 
-A script's output is hostile text. It is shown without terminal codes and control characters, and a line in it that
-looks like a part of the protocol (a label of a reply, a fence, a token of a chat template) is quoted.
+A script's output is hostile text. It is shown without terminal codes and control characters. A line that looks like
+part of the protocol (a label of a reply, a fence, a token of a chat template) is quoted.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from environments.protocol import Limits
 from environments.sandbox.base import Ending, Execution
 
 BRIEF_LINES = 3
-"""Lines of output that a brief observation keeps."""
+"""Lines of output in a brief observation."""
 # ECMA-48: control sequences, operating system commands up to their terminator, and two-character escapes.
 _ANSI = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b[\]PX^_][^\x07\x1b\n]*(?:\x07|\x1b\\)?|\x1b[ -/]*[0-~]?")
 _MARKER = re.compile(rf"(?im)^([^\S\n]*)((?:{'|'.join(LABELS)}|{STOP[:-1]})[^\S\n]*:|`{{3,}})")
 _SECTION = re.compile(rf"({'|'.join(word.rstrip().rstrip(':') for word in COMPACT_WORDS)}):")
-"""Anywhere in a line: each is one token wherever it stands."""
+"""Section headings, matched anywhere in a line because each is one token wherever it occurs."""
 
 
 def sanitise(text: str) -> str:
-    """`text` without terminal codes and control characters, its line ends as `\\n`, its forged markers quoted.
+    """Remove terminal codes and control characters, normalise line ends to `\\n`, and quote forged markers.
 
-    Of a line that was written over with carriage returns, as progress bars are, the last state is left.
+    A line that was overwritten with carriage returns, as by progress bars, keeps its last state.
     """
     text = _ANSI.sub("", text)
     text = re.sub(r"[\x0b\x0c\x85\u2028\u2029]", "\n", text.replace("\r\n", "\n"))
@@ -48,9 +48,9 @@ def _last_state(line: str) -> str:
 
 
 def cut(text: str, limit: int) -> str:
-    """`text` in at most `limit` characters: its head and its tail, with the number of characters left out between.
+    """Cut `text` to `limit` characters: head, number of omitted characters, tail.
 
-    What was inside of a line is never at the beginning of one afterwards, so clean text stays clean.
+    Text from inside a line never ends up at the start of one, so clean text stays clean.
     """
     if len(text) <= limit:
         return text
@@ -63,25 +63,25 @@ def cut(text: str, limit: int) -> str:
 
 
 def of_text(message: str, profile: Profile) -> str:
-    """Observation of a step without execution."""
+    """Return the observation of a step without execution."""
     return cut(sanitise(message), profile.observation_characters)
 
 
 def of_error(error: ActionError, profile: Profile) -> str:
-    """Observation of an invalid action: one line, or MLAgentBench's full message."""
+    """Return the observation of an invalid action: one line, or MLAgentBench's full message."""
     return of_text(f"EnvError: {error.reason}" if profile.brief else error.message, profile)
 
 
 def of_execution(message: str, execution: Execution, problem: str, limits: Limits, profile: Profile) -> str:
-    """Observation of a step with an execution.
+    """Return the observation of a step with an execution.
 
-    Output is shown as MLAgentBench shows it: standard error alone where a script failed, else standard output, else
-    standard error. Where standard error does not tell why a script failed, both are shown, with how it ended.
+    Output is selected as in MLAgentBench: standard error alone if a script failed, else standard output, else standard
+    error. If standard error does not tell why a script failed, both are shown, with how it ended.
 
     Args:
-      message: the answer of the action (a diff), left out of a brief observation.
+      message: answer of the action (a diff), omitted from a brief observation.
       execution: how the script ended, and its output.
-      problem: why the submission of a script that ended well was not accepted, or empty.
+      problem: why the submission of a successful script was not accepted, or empty.
     """
     failed = execution.ending is not Ending.EXITED or execution.exit_code != 0
     output = execution.stdout or execution.stderr
@@ -101,7 +101,7 @@ def of_execution(message: str, execution: Execution, problem: str, limits: Limit
 
 
 def _ending(execution: Execution, limits: Limits) -> str:
-    """How a script failed, or empty where its standard error holds the reason, as after an exception."""
+    """Describe how a script failed, or return an empty string if its standard error tells, as after an exception."""
     if execution.ending is not Ending.EXITED:
         return {
             Ending.TIME_LIMIT: f"the script was stopped: it used up its {limits.cpu_seconds:g} s of CPU time, "

@@ -1,8 +1,7 @@
-"""One attempt at one request to an OpenAI-compatible endpoint: the HTTP part that the second model
-(`environments.actions.second_model`) and the trainer's client (`mlagent_jax.agents.endpoint`) share. The standard
-library alone.
+"""One attempt at one request to an OpenAI-compatible endpoint, with the standard library alone.
 
-What an endpoint sends is untrusted: answers may be endless, come drop by drop, redirect elsewhere, or be no JSON.
+The second model (`environments.actions.second_model`) and the trainer's client (`mlagent_jax.agents.endpoint`) share
+it. Responses are untrusted: they may be endless, arrive byte by byte, redirect elsewhere, or not be JSON.
 """
 
 from __future__ import annotations
@@ -19,16 +18,16 @@ from typing import Any
 
 MAX_ANSWER_BYTES = 4 << 20
 MAX_PAUSE_SECONDS = 30.0
-"""Between two attempts, whatever the endpoint asks for."""
+"""Maximum pause between two attempts, whatever the endpoint asks for."""
 PASSING_STATUS = frozenset({408, 409, 425, 429, *range(500, 600)})
 
 
 class EndpointError(Exception):
-    """The endpoint gave no answer; asking again is pointless unless it is a `PassingError`. Never holds the key."""
+    """The endpoint gave no answer. Retrying is pointless unless it is a `PassingError`. Never holds the key."""
 
 
 class PassingError(EndpointError):
-    """It may work the next time, after `pause_seconds` if the endpoint said so."""
+    """A failure that may pass: retry after `pause_seconds`, if the endpoint gave it."""
 
     def __init__(self, reason: str, pause_seconds: float = 0.0, status: int = 0) -> None:
         super().__init__(reason)
@@ -37,18 +36,18 @@ class PassingError(EndpointError):
 
 @dataclasses.dataclass(frozen=True)
 class Address:
-    """Where an endpoint is, and the key that it takes.
+    """Base URL and key of an endpoint.
 
-    `url_name` and `key_name` are what the user calls them, for messages: an environment variable, a setting.
+    `url_name` and `key_name` are the user's names for them in messages: an environment variable, a setting.
 
     Raises:
-      ValueError: they cannot be used; the message does not hold the key.
+      ValueError: URL or key is invalid; the message does not hold the key.
     """
 
     url: str
     """Base URL, for example `https://api.openai.com/v1` or `http://localhost:8000/v1`."""
     key: str = dataclasses.field(default="", repr=False)
-    """Sent as bearer token; empty where the endpoint needs none."""
+    """Key sent as bearer token; empty if the endpoint needs none."""
     url_name: str = dataclasses.field(default="the URL", compare=False)
     key_name: str = dataclasses.field(default="the key", compare=False)
 
@@ -62,16 +61,16 @@ class Address:
             raise ValueError(f"{self.key_name} holds characters that no key has")
 
     def without_key(self, text: str) -> str:
-        """Endpoints quote the key that they refuse."""
+        """Remove the key from `text`: endpoints quote a key that they refuse."""
         return text.replace(self.key, "[key]") if self.key else text
 
 
 def post(address: Address, path: str, body: dict[str, Any], timeout_seconds: float) -> dict[str, Any]:
-    """The JSON object that the endpoint answers at `path`, for example `chat/completions`.
+    """Post `body` to `path` (for example `chat/completions`) and return the JSON object of the response.
 
     Raises:
       PassingError: another attempt may succeed.
-      EndpointError: none will.
+      EndpointError: no attempt will succeed.
     """
     headers = {"Content-Type": "application/json"}
     if address.key:
@@ -101,26 +100,26 @@ def post(address: Address, path: str, body: dict[str, Any], timeout_seconds: flo
 
 @dataclasses.dataclass(frozen=True)
 class Completion:
-    """What a chat completion says."""
+    """Content of a chat completion."""
 
     text: str
     finish_reason: str = ""
-    """`length` where it was cut at the token limit."""
+    """Reason for the end; `length` if the token limit cut the text."""
     tokens: dict[str, int] = dataclasses.field(default_factory=dict)
-    """`prompt_tokens` and `completion_tokens`, where the endpoint counts them."""
+    """`prompt_tokens` and `completion_tokens`, if the endpoint counts them."""
 
 
 def completion(answer: dict[str, Any]) -> Completion:
-    """A chat completion in the endpoint's answer; its text is empty where all tokens went into reasoning.
+    """Read a chat completion from the endpoint's response. Its text is empty if all tokens went into reasoning.
 
     Raises:
-      PassingError: it holds none.
+      PassingError: the response holds none.
     """
     try:
         choice = answer["choices"][0]
         text = choice["message"]["content"]
         if text is None and choice.get("finish_reason") == "length":
-            text = ""  # A reasoning model thought until its limit: it would again, and is paid for each time.
+            text = ""  # A reasoning model thought until its limit. A retry would do the same and cost as much.
         if not isinstance(text, str):
             raise TypeError("content is no text")
         usage = answer.get("usage") or {}
@@ -133,7 +132,7 @@ def completion(answer: dict[str, Any]) -> Completion:
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """Makes a redirect, which would carry the key to another host, the error that its status is."""
+    """Turns a redirect into the error of its status: following it would carry the key to another host."""
 
     def redirect_request(self, *_: object) -> None:
         return None
@@ -154,7 +153,7 @@ def _read(response: http.client.HTTPResponse, deadline: float) -> bytes:
 
 
 def _said(error: urllib.error.HTTPError) -> str:
-    """The beginning of an error's body, in one line."""
+    """Return the start of an error's body, in one line."""
     try:
         return " ".join(error.read(2000).decode(errors="replace").split())
     except (OSError, http.client.HTTPException):
@@ -162,6 +161,6 @@ def _said(error: urllib.error.HTTPError) -> str:
 
 
 def _pause(headers: email.message.Message) -> float:
-    """Seconds that `Retry-After` asks for; 0 where it asks for none, or gives a date."""
+    """Return the seconds that `Retry-After` asks for; 0 if it is missing or a date."""
     asked = headers.get("Retry-After", "").strip()
     return float(asked) if asked.isascii() and asked.isdecimal() else 0.0

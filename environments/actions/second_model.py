@@ -1,12 +1,12 @@
 """The second language model, behind `Edit Script (AI)` and `Understand File`: any OpenAI-compatible endpoint.
 
-It is a part of the transition function, and treated as one:
+It is a part of the transition function, and treated as such:
 
-- pinned: model, sampling and prompts make the id (`Endpoint.id`) that is in the key of every execution it leads to;
-- cached: the same request has the same answer from then on, for all processes of this host (`editor.sqlite`);
-- logged: one line of JSON for every request, with its tokens and seconds (`editor.jsonl`), and never the key.
+- pinned: model, sampling and prompts make the id (`Endpoint.id`), which is in the key of every execution after it;
+- cached: the same request keeps its first answer, for all processes of this host (`editor.sqlite`);
+- logged: one line of JSON per request, with its tokens and seconds (`editor.jsonl`), and never the key.
 
-An endpoint that does not answer is our failure (`EditorError`), never the policy's. What it answers is untrusted text.
+An endpoint that does not answer is our failure (`EditorError`), never the policy's. Its answers are untrusted text.
 """
 
 from __future__ import annotations
@@ -30,32 +30,32 @@ MAX_TOKENS = 8192
 
 
 class EditorError(SandboxError):
-    """The endpoint did not answer: our failure, as that of a sandbox."""
+    """The endpoint did not answer: our failure, like a sandbox's."""
 
 
 def editor_id(model: str, seed: int = 0, max_tokens: int = MAX_TOKENS) -> str:
-    """Id of the second model called `model` as `configured_endpoint` pins it, wherever it is served."""
+    """Return the id of the second model called `model`, as `configured_endpoint` pins it, on any server."""
     pinned = digest([PROMPT_VERSION, model, 0, seed, max_tokens])
     return f"editor:{model}:{pinned[:12]}"
 
 
 @dataclasses.dataclass(frozen=True)
 class Endpoint:
-    """Which model to ask, and how."""
+    """Address, model and sampling of the second model."""
 
     url: str
     """Base URL, for example `https://api.openai.com/v1` or `http://localhost:8000/v1`."""
     model: str
     key: str = dataclasses.field(default="", repr=False)
-    """Sent as bearer token; empty where the endpoint needs none."""
+    """Key sent as bearer token; empty if the endpoint needs none."""
     seed: int = 0
     max_tokens: int = MAX_TOKENS
-    """Of an answer."""
+    """Maximum tokens per answer."""
     timeout_seconds: float = 120.0
-    """Of one attempt."""
+    """Time limit of one attempt."""
     attempts: int = 5
     backoff_seconds: float = 1.0
-    """Pause after the first failed attempt; it doubles with each."""
+    """Pause after the first failed attempt; it doubles with each attempt."""
 
     def __post_init__(self) -> None:
         _ = self.address
@@ -68,11 +68,11 @@ class Endpoint:
 
     @property
     def id(self) -> str:
-        """Identity of what is pinned: two endpoints with one id are the same transition function."""
+        """Identity of the pinned settings: two endpoints with one id are the same transition function."""
         return editor_id(self.model, self.seed, self.max_tokens)
 
     def request(self, prompt: str) -> dict[str, Any]:
-        """Body of the request that asks `prompt`."""
+        """Return the body of the request for `prompt`."""
         return {
             "model": self.model,
             "messages": [{"role": "user", "content": prompt}],
@@ -83,10 +83,10 @@ class Endpoint:
 
 
 def configured_endpoint(variables: Mapping[str, str] = os.environ, url: str = "", model: str = "") -> Endpoint | None:
-    """The endpoint that `url` and `model`, or else the environment variables, name; None where they name none.
+    """Return the endpoint that `url` and `model`, or else the environment variables, name; None if they name none.
 
     Raises:
-      ValueError: what they say cannot be used; the message does not hold the key.
+      ValueError: a value is invalid; the message does not hold the key.
     """
     url = url or variables.get(URL_VARIABLE, "").strip()
     if not url:
@@ -95,7 +95,7 @@ def configured_endpoint(variables: Mapping[str, str] = os.environ, url: str = ""
 
 
 class Editor:
-    """Asks an endpoint, through the cache. Thread-safe."""
+    """Client of the endpoint, with a cache. Thread-safe."""
 
     def __init__(self, endpoint: Endpoint, folder: Path) -> None:
         """Open cache and log in `folder`.
@@ -109,10 +109,10 @@ class Editor:
         self._log = os.open(folder / "editor.jsonl", os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
     def ask(self, prompt: str) -> str:
-        """The model's answer.
+        """Return the model's answer.
 
         Raises:
-          EditorError: there is none, after all attempts.
+          EditorError: all attempts failed.
         """
         request = self.endpoint.request(prompt)
         key = digest([self.id, request])
@@ -139,12 +139,12 @@ class Editor:
         seconds = round(time.monotonic() - started, 3)
         self._note({**facts, "cached": False, "attempt": attempt, "seconds": seconds, **said.tokens})
         kept = self._answers.put(key, canonical_json({"request": request, "answer": said.text}))
-        return json.loads(kept)["answer"]  # That of whoever was first.
+        return json.loads(kept)["answer"]  # The first process to write wins.
 
     def close(self) -> None:
         self._answers.close()
         os.close(self._log)
 
     def _note(self, facts: dict[str, Any]) -> None:
-        """Append a line; one write, so that lines of several processes do not mix."""
+        """Append a line in one write, so that lines of several processes do not mix."""
         os.write(self._log, (json.dumps(facts) + "\n").encode())

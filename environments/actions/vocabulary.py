@@ -1,9 +1,9 @@
-"""The set of actions, as data: name, help, arguments, handler. Parser, prompt text and documentation are made from it.
+"""The actions as data: name, help, arguments, handler. Parser, prompt text and documentation are made from them.
 
-Names, arguments, help and answers are those of MLAgentBench (`low_level_actions.py`, `high_level_actions.py`); the
-three edits that carry their new text in a fenced block are ours, and need no second model. Those that do are in
-`assisted`, and are offered only where there is one.
-A handler gets the files and the checked arguments, changes the files, and says in an `Effect` what is to happen next.
+Names, arguments, help and answers are those of MLAgentBench (`low_level_actions.py`, `high_level_actions.py`). The
+three edits that carry their new text in a fenced block are ours, and need no second model. The actions that need one
+are in `assisted`, and are offered only if it is configured. A handler gets the files and the checked arguments,
+changes the files, and returns an `Effect`, which says what happens next.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from environments.actions.errors import ActionError
 from environments.actions.files import AgentFiles
 
 MAX_INSPECTED_LINES = 101
-"""Lines that `Inspect Script Lines` shows at most (MLAgentBench refuses `end - start > 100`)."""
+"""Maximum lines that `Inspect Script Lines` shows (MLAgentBench refuses `end - start > 100`)."""
 
 
 class Kind(enum.Enum):
-    """What an argument's value must be."""
+    """Kind of value of an argument."""
 
     NAME = "name"
     """One line of text: a path, the name of a cell."""
@@ -42,16 +42,16 @@ class Argument:
 
 @dataclasses.dataclass(frozen=True)
 class Effect:
-    """What an applied action did to the files, and what follows."""
+    """Result of an applied action, and what follows."""
 
     message: str
     """Answer to the agent, before the output of any execution."""
     changed: bool = False
-    """Some file differs."""
+    """Whether some file differs."""
     measured: bool = False
-    """The change can alter what the entry script does: run it and grade it."""
+    """Whether the change can alter the entry script's behaviour, so that it must be run and graded."""
     execute: str | None = None
-    """Run this script (a path inside the workspace), without any edit to score."""
+    """Script to run (a path inside the workspace), without any edit to score."""
     diff: str = ""
     final: bool = False
 
@@ -65,13 +65,14 @@ class ActionSpec:
     arguments: tuple[Argument, ...]
     returns: str
     handler: Callable[..., Effect]
-    """Called as `handler(files, **arguments)`, with `block=` where there is one."""
+    """Function called as `handler(files, **arguments)`, with `block=` if the action has a block."""
     block: str | None = None
-    """What the fenced block after the Action Input holds; None where the action has no block."""
+    """Content of the fenced block after the Action Input; None if the action has no block."""
     shown: bool = True
-    """Listed in the prompt. The others can be executed all the same, as in MLAgentBench."""
+    """Whether the prompt lists the action. Others can be executed all the same, as in MLAgentBench."""
     assisted: bool = False
-    """Needs a second language model: its handler is given it as `ask`, a function from a prompt to the answer."""
+    """Whether the action needs a second language model: a function from prompt to answer, passed to the handler as
+    `ask`."""
 
 
 def list_files(files: AgentFiles, dir_path: str) -> Effect:
@@ -147,7 +148,7 @@ def undo_edit_script(files: AgentFiles, script_name: str) -> Effect:
 
 
 def _write(files: AgentFiles, name: str, content: bytes, message: str) -> Effect:
-    """Write a file. Only a file that was there before can be one that the scripts use."""
+    """Write a file. Scripts can use only a file that existed before."""
     inside = files.check_writable(name)
     existed = files.exists(name)
     old = files.read_bytes(name) if existed else b""
@@ -166,7 +167,7 @@ def _edit(files: AgentFiles, name: str, change: Callable[[str], str]) -> Effect:
 
 
 def save_edit(files: AgentFiles, name: str, old: str, new: str) -> Effect:
-    """Save the plain text `new`, edited from `old`, as `name`, after a backup of a file that is there, in its style."""
+    """Save the plain text `new`, edited from `old`, as `name`, in that file's style and after a backup of it."""
     inside = files.check_writable(name)
     existed = files.exists(name)
     if existed:
@@ -189,7 +190,7 @@ def save_edit(files: AgentFiles, name: str, old: str, new: str) -> Effect:
 
 
 def _backups(files: AgentFiles, inside: str) -> dict[int, str]:
-    """Backups of a script by number, the newest has the highest."""
+    """Return a script's backups by number; the newest has the highest."""
     folder, _, name = f"backup/{inside}".rpartition("/")
     try:
         candidates = files.list(folder)

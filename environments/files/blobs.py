@@ -1,9 +1,9 @@
-"""Content-addressed blobs: what is too large for the queue (snapshots, logs, submissions) goes by its hash.
+"""Content-addressed blobs. Data too large for the queue (snapshots, logs, submissions) is stored here and named by
+hash.
 
-`open_store` takes a folder or any fsspec URL (`gs://bucket/path`, `s3://bucket/path`). The trainer and every worker
-open the same URL. Equal bytes are stored once, a blob never changes, and every read is checked against its hash, so
-that a damaged blob is an error and never a wrong state. Whatever a file system or a bucket's driver raises reaches the
-caller as a `StoreError`.
+`open_store` opens a folder or any fsspec URL (`gs://bucket/path`, `s3://bucket/path`). The trainer and every worker
+open the same URL. Equal bytes are stored once, and a blob never changes. Every read checks the hash, so a damaged blob
+is an error and never a wrong state. Any exception of a file system or a bucket's driver is raised as a `StoreError`.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ import fsspec
 T = TypeVar("T")
 
 ID = re.compile(r"[0-9a-f]{64}")
-"""Id of a blob."""
+"""Pattern of a blob's id."""
 _ATTEMPTS = 4
-"""Of one operation on a bucket, beside the driver's own."""
+"""Attempts per operation on a bucket, in addition to the driver's own."""
 _PAUSE_SECONDS = 0.2
-"""Before the second attempt; four times as long before each further one."""
+"""Pause before the second attempt; each further pause is four times as long."""
 _THREADS = 16
-"""Requests to a bucket at once: one takes 50 ms."""
+"""Concurrent requests to a bucket: one request takes 50 ms."""
 
 
 class StoreError(OSError):
-    """The store cannot give or take a blob; the message names the blob, the store and the remedy."""
+    """The store cannot read or write a blob. The message names the blob, the store and the remedy."""
 
 
 class MissingBlobError(StoreError):
@@ -46,48 +46,48 @@ class MissingBlobError(StoreError):
 
 
 class CorruptBlobError(StoreError):
-    """The bytes of a blob do not have its hash."""
+    """The bytes of a blob do not match its hash."""
 
 
 def blob_id(data: bytes) -> str:
-    """Id of `data`: its SHA-256, 64 hex digits."""
+    """Return the id of `data`: its SHA-256, 64 hex digits."""
     return hashlib.sha256(data).hexdigest()
 
 
 @dataclasses.dataclass(frozen=True)
 class Blob:
-    """A blob as a listing shows it."""
+    """A blob in a listing."""
 
     id: str
     size: int
-    """Bytes."""
+    """Size in bytes."""
     modified: float
-    """When it was last put, in seconds since the epoch."""
+    """Time of the last `put`, in seconds since the epoch."""
 
 
 class Store(abc.ABC):
-    """Blobs by content hash. Thread-safe, and safe among processes and hosts that open the same `url`."""
+    """Blobs by content hash. Safe among threads, processes and hosts that open the same `url`."""
 
     url: str
 
     def put(self, data: bytes) -> str:
-        """Store `data` unless it is there already, and return its id.
+        """Store `data` unless it is present, and return its id.
 
         Raises:
-          StoreError: it could not be written.
+          StoreError: it cannot be written.
         """
         identity = blob_id(data)
-        if self._size(identity) != len(data):  # Also heals a blob that a crash of the host left truncated.
+        if self._size(identity) != len(data):  # This also repairs a blob that was truncated when its host crashed.
             self._write(identity, data)
         return identity
 
     def get(self, identity: str) -> bytes:
-        """Bytes of the blob `identity`.
+        """Return the bytes of the blob `identity`.
 
         Raises:
           MissingBlobError: no such blob.
-          CorruptBlobError: its bytes do not have this hash.
-          StoreError: it could not be read.
+          CorruptBlobError: its bytes do not match its hash.
+          StoreError: it cannot be read.
         """
         data = self._read(_checked(identity))
         if blob_id(data) != identity:
@@ -98,28 +98,28 @@ class Store(abc.ABC):
         return data
 
     def has(self, identity: str) -> bool:
-        """Whether the blob is there (its bytes are checked only by `get`).
+        """Check whether the blob exists (only `get` checks its bytes).
 
         Raises:
-          StoreError: the store does not say.
+          StoreError: the store does not respond.
         """
         return self._size(_checked(identity)) is not None
 
     def missing(self, identities: Iterable[str]) -> set[str]:
-        """Those of the blobs that are not there; see `has`."""
+        """Return the ids without a blob; see `has`."""
         return {identity for identity in identities if not self.has(identity)}
 
     @abc.abstractmethod
     def blobs(self) -> Iterator[Blob]:
-        """All blobs, in no order.
+        """List all blobs, in no order.
 
         Raises:
-          StoreError: the store does not say.
+          StoreError: the store does not respond.
         """
 
     @abc.abstractmethod
     def delete(self, identity: str) -> None:
-        """Delete a blob; a missing one is fine.
+        """Delete a blob, if it exists.
 
         Raises:
           StoreError: it cannot be deleted.
@@ -127,14 +127,14 @@ class Store(abc.ABC):
 
     @abc.abstractmethod
     def _size(self, identity: str) -> int | None:
-        """Size in bytes, or None where there is no such blob."""
+        """Return the size in bytes, or None if there is no such blob."""
 
     @abc.abstractmethod
     def _read(self, identity: str) -> bytes: ...
 
     @abc.abstractmethod
     def _write(self, identity: str, data: bytes) -> None:
-        """Write so that a reader sees all of it or nothing."""
+        """Write atomically: a reader sees all of the blob or nothing."""
 
     def _missing(self, identity: str) -> MissingBlobError:
         return MissingBlobError(
@@ -146,8 +146,9 @@ class Store(abc.ABC):
 class FolderStore(Store):
     """Blobs as files `ab/cd/abcd...` of a folder, which may be on a network file system.
 
-    Writes go to a temporary file and are renamed. No fsync, which costs ten times the write: a blob that a power cut
-    damages is recognised by its hash.
+    Writes go to a temporary file and are renamed. There is no fsync, which costs ten times the write: the hash reveals
+    a
+    blob damaged by a power cut.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -200,14 +201,14 @@ class FolderStore(Store):
             ) from error
 
     def put(self, data: bytes) -> str:
-        """As `Store.put`; a blob that was there already counts as put now, because garbage is collected by age."""
+        """Store as `Store.put` does. An existing blob gets a new time, because garbage collection goes by age."""
         identity = super().put(data)
         try:
             os.utime(self._path(identity))
-        except FileNotFoundError:  # Collected just now.
+        except FileNotFoundError:  # Collected a moment ago.
             self._write(identity, data)
         except PermissionError:
-            pass  # Another user's, where each collects his own.
+            pass  # A file of another user, whose process keeps its time.
         except OSError as error:
             raise self._unreadable(identity, error) from error
         return identity
@@ -227,7 +228,7 @@ class FolderStore(Store):
 
 
 class RemoteStore(Store):
-    """Blobs as objects of any fsspec file system whose writes are atomic, as those of object stores are."""
+    """Blobs as objects of any fsspec file system with atomic writes, such as object stores."""
 
     def __init__(self, url: str) -> None:
         self.url = url.rstrip("/")
@@ -244,8 +245,8 @@ class RemoteStore(Store):
         return f"{self._root}/{identity[:2]}/{identity}"
 
     def blobs(self) -> Iterator[Blob]:
-        found = self._try("listed", self._root, lambda path: self._files.find(path, detail=True))
-        for path, facts in found.items():
+        objects = self._try("listed", self._root, lambda path: self._files.find(path, detail=True))
+        for path, facts in objects.items():
             name = path.rpartition("/")[2]
             if ID.fullmatch(name):
                 yield Blob(name, facts["size"], _written(facts))
@@ -257,8 +258,8 @@ class RemoteStore(Store):
     def missing(self, identities: Iterable[str]) -> set[str]:
         ordered = sorted(set(identities))
         with ThreadPoolExecutor(_THREADS) as pool:
-            there = pool.map(self.has, ordered)
-            return {identity for identity, found in zip(ordered, there, strict=True) if not found}
+            exists = pool.map(self.has, ordered)
+            return {identity for identity, is_there in zip(ordered, exists, strict=True) if not is_there}
 
     def _size(self, identity: str) -> int | None:
         try:
@@ -279,10 +280,10 @@ class RemoteStore(Store):
             raise StoreError(f"a blob cannot be written to {self.url} ({error}): is there such a bucket?") from error
 
     def _try(self, done: str, path: str, operation: Callable[[str], T]) -> T:
-        """Do something with a path of the bucket, again after a failure that may pass, whatever a driver raises.
+        """Run an operation on a path of the bucket, with retries after any exception that may pass.
 
         Raises:
-          FileNotFoundError: there is none.
+          FileNotFoundError: no such object.
           StoreError: the bucket refuses, or failed `_ATTEMPTS` times.
         """
         attempt = 1
@@ -300,15 +301,15 @@ class RemoteStore(Store):
 
 
 def _written(facts: Mapping[str, Any]) -> float:
-    """When an object was written, as its file system says it; now where it does not say, so that it counts as new."""
-    told = next((facts[key] for key in ("updated", "LastModified", "mtime", "created") if facts.get(key)), None)
-    if isinstance(told, str):
-        told = datetime.datetime.fromisoformat(told)
-    return told.timestamp() if isinstance(told, datetime.datetime) else float(told or time.time())
+    """Return an object's modification time. An object without one counts as new."""
+    modified = next((facts[key] for key in ("updated", "LastModified", "mtime", "created") if facts.get(key)), None)
+    if isinstance(modified, str):
+        modified = datetime.datetime.fromisoformat(modified)
+    return modified.timestamp() if isinstance(modified, datetime.datetime) else float(modified or time.time())
 
 
 def open_store(url: str | os.PathLike[str]) -> Store:
-    """The store at `url`: a folder (created where missing), `file://...`, or an fsspec URL.
+    """Open the store at `url`: a folder (created if missing), `file://...`, or an fsspec URL.
 
     Raises:
       StoreError: the folder cannot be created, or no driver for this kind of URL is installed.

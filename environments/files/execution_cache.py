@@ -1,9 +1,9 @@
-"""Executions that need not be made twice: the same workspace, task, limits, seed and sandbox give the same result.
+"""A cache of executions: the same workspace, task, limits, seed and sandbox give the same result.
 
-What a script does is a function of what it starts from; so is its grade. The cache keeps, for that start, all that the
-environment learned from running it (`Measurement`), as JSON in a SQLite file that several processes of one host share.
-Metrics come from hidden labels, so the file belongs beside the prepared tasks, out of reach of every sandbox. Where
-those are on a network file system, it is in the host's own cache (`environments.files.text_cache`).
+A script's behaviour, and so its grade, is a function of its start. The cache keeps, for that start, all results of the
+execution (`Measurement`), as JSON in a SQLite file that several processes of one host share. Metrics come from hidden
+labels, so the file belongs beside the prepared tasks, out of reach of every sandbox. If those are on a network file
+system, it is in the host's own cache (`environments.files.text_cache`).
 """
 
 from __future__ import annotations
@@ -18,35 +18,35 @@ from environments.protocol import Limits, canonical_json, digest
 from environments.sandbox.base import Ending, Execution
 
 VERSION = 2
-"""Of the key and of what is kept: grows whenever either, or the way of grading, changes its meaning."""
+"""Version of key and value: raise it whenever either, or the way of grading, changes its meaning."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Measurement:
-    """One execution, and what the host found afterwards."""
+    """Result of one execution, and of the host's inspection afterwards."""
 
     execution: Execution
     snapshot: str
-    """Workspace afterwards (the one before the execution where what is left cannot be kept)."""
+    """Id of the workspace afterwards, or of the one before the execution if the new one cannot be kept."""
     script: str
     """Text of the entry script in that snapshot."""
     written: bool = False
-    """The script left something under the submission's name."""
+    """Whether the script left something under the submission's name."""
     submission: str | None = None
-    """Id of a submission that could be read."""
+    """Id of the submission, if it could be read."""
     metric: float | None = None
-    """On the reward half; None where nothing was graded."""
+    """Metric on the reward half; None if nothing was graded."""
     problem: str = ""
-    """Why an execution that ended well was not graded or not kept, for the agent; empty where all is well."""
+    """Why a successful execution was not graded or not kept, for the agent; else empty."""
     reason: str = ""
-    """The same for a person, where there is more to say."""
+    """Further details of `problem` for a person."""
     cacheable: bool = True
-    """Grading did not end by a limit."""
+    """Whether grading ended without hitting a limit."""
 
     @property
     def repeatable(self) -> bool:
-        """It depends on nothing but its start. A limit depends on the load of the host, and a death by signal may be
-        the host's doing."""
+        """Whether the result depends on its start alone. A limit depends on the load of the host, and a death by signal
+        may be the host's doing."""
         return self.cacheable and self.execution.ending is Ending.EXITED and self.execution.exit_code in range(128)
 
     def to_dict(self) -> dict[str, Any]:
@@ -70,17 +70,17 @@ def cache_key(
     editor: str = "",
     gpus: int = 0,
 ) -> str:
-    """Key of an execution: everything its result depends on.
+    """Return the key of an execution: everything that its result depends on.
 
     Args:
-      workspace: id of the snapshot it starts from, the edit applied.
-      script: what is run in it.
-      task: key of the prepared task, which holds the digest of its data.
-      editor: id of the second model that made the edit, if one did.
-      gpus: how many it may use.
+      workspace: id of the starting snapshot, with the edit applied.
+      script: path of the script to run.
+      task: key of the prepared task, which includes the digest of its data.
+      editor: id of the second model that made the edit, if any.
+      gpus: number of GPUs available to the script.
     """
-    parts = [VERSION, workspace, script, task, limits.to_dict(), seed, sandbox, environment_digest]
-    return digest([*parts, *([editor] if editor else []), *([gpus] if gpus else [])])
+    inputs = [VERSION, workspace, script, task, limits.to_dict(), seed, sandbox, environment_digest]
+    return digest([*inputs, *([editor] if editor else []), *([gpus] if gpus else [])])
 
 
 class ExecutionCache:
@@ -91,7 +91,7 @@ class ExecutionCache:
         self._texts = TextCache(path, "measurements")
 
     def get(self, key: str) -> Measurement | None:
-        """What is kept under `key`; None where nothing is, or nothing that this program can read."""
+        """Return the measurement under `key`; None if there is none or this program cannot read it."""
         text = self._texts.get(key)
         try:
             return None if text is None else Measurement.from_dict(json.loads(text))
@@ -99,7 +99,7 @@ class ExecutionCache:
             return None
 
     def put(self, key: str, measurement: Measurement) -> None:
-        """Keep a measurement, unless it is not `repeatable` or one is kept already."""
+        """Store a measurement, unless it is not `repeatable` or the key has one already."""
         if measurement.repeatable:
             self._texts.put(key, canonical_json(measurement.to_dict()))
 

@@ -1,4 +1,4 @@
-"""Which file systems several hosts share: SQLite's locks do not hold there, and data is lost."""
+"""Detection of network file systems: SQLite's locks fail on them, and data is lost."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ _NETWORK_FUSE = frozenset({"gcsfuse", "glusterfs", "juicefs", "mount-s3", "rclon
 
 
 def file_system_of(path: Path) -> str:
-    """Type of the file system that `path` lies on, as the host names it; empty where it does not say."""
+    """Return the type of the file system of `path`, as the host names it; empty if unknown."""
     mounts = {Path(mount.mountpoint): mount.fstype for mount in psutil.disk_partitions(all=True)}
     return next((mounts[parent] for parent in (path, *path.parents) if parent in mounts), "")
 
 
 def network_file_system(path: Path) -> str:
-    """Type of the network file system that `path` lies on, whether it exists or not; empty where it is local."""
+    """Return the type of the network file system of `path`, which need not exist; empty if it is local."""
     kind = file_system_of(path.resolve())
     return kind if kind in _NETWORK or kind.removeprefix("fuse.") in _NETWORK_FUSE else ""

@@ -1,7 +1,7 @@
-"""Files in a folder that an untrusted script has written: handled without following, waiting or reading too much.
+"""Handling of files that an untrusted script has written: no link is followed, no read blocks or is unbounded.
 
-`workspace` takes snapshots through this module, `actions.files` reads and writes for the agent, and the environment
-takes the submission. No process of the script is alive by then, so nothing changes while it is looked at.
+`files.snapshots` takes snapshots through this module, `actions.files` reads and writes for the agent, and the
+environment reads the submission. By then all processes of the script are dead, so nothing changes concurrently.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ _OF_THE_PATH = frozenset(
 
 
 class HostileFileError(ValueError):
-    """What lies there is not an ordinary file or folder of ordinary size; the message says what, without host paths."""
+    """Not an ordinary file or folder of ordinary size. The message says why, without host paths."""
 
 
 @contextlib.contextmanager
 def path_errors(error_type: type[Exception], message: str) -> Iterator[None]:
-    """Turn system errors that the path itself causes into `error_type(message)`.
+    """Convert system errors that the path itself causes into `error_type(message)`.
 
-    Any other error (a full disk, no descriptors left) is this host's, and passes as it is.
+    Any other error (a full disk, no free descriptors) is the host's and passes unchanged.
     """
     try:
         yield
@@ -49,14 +49,14 @@ def path_errors(error_type: type[Exception], message: str) -> Iterator[None]:
 
 
 def read_regular(path: str | os.PathLike[str], max_bytes: int) -> bytes:
-    """Bytes of a file, opened once: never through a symbolic link, never a FIFO or device, never more than asked.
+    """Read a file, opened once: never through a symbolic link, never a FIFO or device, never more than `max_bytes`.
 
     Raises:
       HostileFileError: it is missing, not a regular file, not readable, or larger than `max_bytes`.
     """
     name = os.path.basename(path)
     with path_errors(HostileFileError, f"{name!r} is not a file that can be read"):
-        # O_NONBLOCK: opening a FIFO that nobody writes would wait for ever.
+        # O_NONBLOCK: opening a FIFO without a writer would block for ever.
         handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         status = os.fstat(handle)
@@ -71,15 +71,15 @@ def read_regular(path: str | os.PathLike[str], max_bytes: int) -> bytes:
 
 
 def create(path: str | os.PathLike[str], data: bytes, mode: int = 0o644) -> None:
-    """Write a new file of exactly this mode; whatever exists there already is an error, a symbolic link included."""
+    """Write a new file of exactly this mode. Anything that exists there is an error, a symbolic link included."""
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
     with os.fdopen(handle, "wb") as file:
-        os.fchmod(handle, mode)  # Whatever the umask is.
+        os.fchmod(handle, mode)  # Override the umask.
         file.write(data)
 
 
 def place(root: Path, path: str, data: bytes, mode: int = 0o644) -> None:
-    """Put a file into `root`, whatever is in its way there: links and files on the way are replaced by folders."""
+    """Put a file into `root`. Folders replace links and files on the way."""
     folder = root
     for part in PurePosixPath(path).parent.parts:
         folder = folder / part
@@ -91,7 +91,7 @@ def place(root: Path, path: str, data: bytes, mode: int = 0o644) -> None:
 
 
 def remove(path: Path) -> None:
-    """Delete whatever is at `path`, following nothing; a missing path is fine, so is a file where its folder was."""
+    """Delete anything at `path`, following no link. A missing path is fine, as is a file in place of its parent."""
     if path.is_symlink() or not path.is_dir():
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             path.unlink()
@@ -100,12 +100,12 @@ def remove(path: Path) -> None:
 
 
 def remove_folder(path: Path) -> None:
-    """Delete a folder with all it holds, also where the script took its owner's permissions away."""
-    for folder, folders, _ in os.walk(path):  # Top down: a folder is opened up before it is entered.
+    """Delete a folder and its contents, even if the script removed the owner's permissions."""
+    for folder, folders, _ in os.walk(path):  # Top down: restore a folder's permissions before entering it.
         for name in folders:
             inner = os.path.join(folder, name)
             if not os.path.islink(inner):
-                with contextlib.suppress(PermissionError):  # Another user's; rmtree says so if it matters.
+                with contextlib.suppress(PermissionError):  # Another user's folder; rmtree reports it if it matters.
                     os.chmod(inner, 0o700)
     shutil.rmtree(path, onerror=_ignore_missing)
 

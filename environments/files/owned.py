@@ -1,7 +1,7 @@
-"""Temporary folders that outlive nobody: what a killed process leaves is found by its successor and removed.
+"""Temporary folders with an owner: the next process removes those that a killed process left.
 
-The owner holds a lock on the folder itself. The kernel drops it when the owner dies, however it dies, so a folder that
-can be locked is abandoned; that holds between containers that share the folder too, where a process id says nothing.
+The owner holds a lock on the folder itself. The kernel drops it when the owner dies, for any reason, so a folder that
+can be locked is abandoned. This also works between containers that share the folder, where a process id means nothing.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ class OwnedFolder:
     """A new empty folder of this process, until `close`."""
 
     def __init__(self, prefix: str, base: Path) -> None:
-        """Make it.
+        """Create and lock the folder.
 
         Raises:
-          OSError: `base` takes no folder, or its file system no locks.
+          OSError: `base` is not writable, or its file system has no locks.
         """
-        while True:  # Until it is locked before anyone takes it for abandoned.
+        while True:  # Retry until it is locked before another process removes it as abandoned.
             self.path = Path(tempfile.mkdtemp(prefix=prefix, dir=base))
             try:
                 self._lock = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -36,7 +36,7 @@ class OwnedFolder:
             os.close(self._lock)
 
     def close(self) -> None:
-        """Delete it with all it holds.
+        """Delete the folder and its contents.
 
         Raises:
           OSError: something in it cannot be deleted.
@@ -48,7 +48,7 @@ class OwnedFolder:
 
 
 def remove_abandoned(prefix: str, base: Path) -> None:
-    """Delete the `OwnedFolder`s of this prefix in `base` whose owners are dead; what cannot be deleted stays."""
+    """Delete the `OwnedFolder`s of this prefix in `base` whose owners are dead, as far as possible."""
     for folder in base.glob(f"{prefix}*"):
         with contextlib.suppress(OSError):
             lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)

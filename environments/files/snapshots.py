@@ -1,8 +1,8 @@
-"""Workspaces as content-addressed snapshots: what a state of the workspace is, and how it comes back.
+"""Workspaces as content-addressed snapshots.
 
-A snapshot is a manifest in a blob store: every folder, file and symbolic link with its mode, the files' bytes by their
-hash. Equal workspaces have equal ids, whoever made them. What a script leaves behind is hostile: `sandbox.inside.tree`
-walks it for snapshots as for sandboxes, so a workspace that is kept can always enter a sandbox again.
+A snapshot is a manifest in a blob store: every folder, file and symbolic link with its mode, and the hashes of the
+files' bytes. Equal workspaces have equal ids, on every host. The contents are hostile. `sandbox.inside.tree` walks them
+for snapshots as for sandboxes, so a workspace that is kept can always enter a sandbox again.
 
     restore(id) -> apply the action -> run the script -> snapshot() -> id of the next state
 """
@@ -25,9 +25,9 @@ from environments.sandbox.inside import tree
 
 VERSION = 1
 _MANIFEST = b'{"entries":'
-"""How a manifest begins, in canonical JSON."""
+"""Start of a manifest, in canonical JSON."""
 _KINDS = {"d": "folder", "f": "file", "l": "link"}
-"""Of a manifest, by those of `tree`."""
+"""Kinds in a manifest, by the kinds of `tree`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Entry:
     """One line of a manifest."""
 
     path: str
-    """Relative, with `/`, without `..`."""
+    """Relative path, with `/`, without `..`."""
     kind: str
     """`folder`, `file` or `link`."""
     mode: int = 0
@@ -43,22 +43,22 @@ class Entry:
     blob: str = ""
     """Id of a file's bytes."""
     target: str = ""
-    """Text of a symbolic link."""
+    """Target of a symbolic link."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Collected:
-    """What a garbage collection did."""
+    """Result of a garbage collection."""
 
     deleted: int
-    """Blobs."""
+    """Number of deleted blobs."""
     freed_bytes: int
     kept_bytes: int
 
 
 @dataclasses.dataclass(frozen=True)
 class Snapshots:
-    """Snapshots in a blob store. The caps are those of one snapshot."""
+    """Snapshots in a blob store. The limits are per snapshot."""
 
     store: Store
     max_files: int = tree.MAX_FILES
@@ -66,25 +66,25 @@ class Snapshots:
     max_bytes: int = tree.MAX_BYTES
 
     def snapshot(self, directory: Path, exclude: Sequence[str] = ()) -> str:
-        """Store what is in `directory`, less the paths that match a glob of `exclude`, and return the snapshot's id.
+        """Store the contents of `directory`, without paths that match a glob of `exclude`; return the snapshot's id.
 
-        A glob is matched against the relative path; a folder that matches is left out with all it holds.
+        A glob is matched against the relative path. A folder that matches is excluded with its contents.
 
         Raises:
-          HostileFileError: it holds what `tree.walk` refuses.
-          StoreError: the store cannot take it.
+          HostileFileError: `tree.walk` refuses the contents.
+          StoreError: the store cannot be written.
         """
 
         def left_out(path: str) -> bool:
             return any(fnmatch.fnmatchcase(path, pattern) for pattern in exclude)
 
         bounds = (self.max_files, self.max_bytes, self.max_file_bytes)
-        found, refused = tree.walk(os.fspath(directory), left_out, *bounds)  # Before anything is read.
+        items, refused = tree.walk(os.fspath(directory), left_out, *bounds)  # Before any file is read.
         if refused:
             raise HostileFileError("; ".join(map(str, refused)))
         entries: list[dict[str, Any]] = []
-        for path, kind, mode, _, target in found:
-            # This host must be able to handle what it restores.
+        for path, kind, mode, _, target in items:
+            # Whatever is restored must be accessible to this host.
             mode = {"d": mode | 0o700, "f": mode | 0o600, "l": 0}[kind]
             entry = Entry(path, _KINDS[kind], mode, target=target)
             if kind == "f":
@@ -95,10 +95,11 @@ class Snapshots:
         return self.store.put(canonical_json({"version": VERSION, "entries": entries}).encode())
 
     def restore(self, identity: str, directory: Path) -> None:
-        """Make the empty or missing folder `directory` hold the snapshot.
+        """Restore the snapshot into the empty or missing folder `directory`.
 
-        Files are copies: a hard link would let a script write into the store. Symbolic links come last, so that
-        nothing is written through one.
+        Files are copies: a hard link would let a script write into the store. Symbolic links come last, so that nothing
+        is
+        written through one.
 
         Raises:
           StoreError: the snapshot is not in the store, or damaged.
@@ -118,7 +119,7 @@ class Snapshots:
             os.symlink(entry.target, os.path.join(directory, entry.path))
 
     def read(self, identity: str, path: str) -> bytes:
-        """Bytes of one file of a snapshot, without restoring it.
+        """Read one file of a snapshot, without restoring it.
 
         Raises:
           FileNotFoundError: the snapshot holds no such file.
@@ -129,7 +130,7 @@ class Snapshots:
         raise FileNotFoundError(f"snapshot {identity} holds no file {path!r}")
 
     def entries(self, identity: str) -> list[Entry]:
-        """The manifest, sorted by path, so that a folder comes before what it holds."""
+        """Return the manifest, sorted by path, so that a folder comes before its contents."""
         manifest = json.loads(self.store.get(identity))
         if manifest.get("version") != VERSION:
             raise CorruptBlobError(
@@ -144,14 +145,15 @@ class Snapshots:
         return entries
 
     def reachable(self, identity: str) -> set[str]:
-        """Ids of all blobs that the snapshot needs, its own included."""
+        """Return the ids of all blobs that the snapshot needs, its own included."""
         return {identity, *(entry.blob for entry in self.entries(identity) if entry.kind == "file")}
 
     def is_whole(self, identity: str, blobs: Iterable[str] = (), known: str | None = None) -> bool:
-        """Whether all blobs of a snapshot, and `blobs`, are in the store; those of the snapshot `known` surely are.
+        """Check whether all blobs of a snapshot, and `blobs`, are in the store. Blobs of the snapshot `known` are not
+        checked.
 
         Raises:
-          StoreError: the store does not say.
+          StoreError: the store does not respond.
         """
         try:
             needed = self.reachable(identity).union(blobs)
@@ -160,8 +162,10 @@ class Snapshots:
         return not self.store.missing(needed - (self.reachable(known) if known else set()))
 
     def in_use(self, names: Iterable[str]) -> set[str]:
-        """Ids of the blobs among `names`, and of all that these need: a snapshot its files, a stored job or outcome
-        whatever it names. Names that are no blobs here are passed over.
+        """Return the ids of the blobs among `names` and of all blobs that these need.
+
+        A snapshot needs its files, a stored job or outcome every blob that it names. Names that are not blobs here are
+        skipped.
 
         Raises:
           StoreError: a blob cannot be read.
@@ -173,27 +177,28 @@ class Snapshots:
             named: set[str] = set()
             for identity in pending - missing:
                 data = self.store.get(identity)
-                found = ID.findall(data.decode(errors="replace")) if data.startswith(b"{") else []
-                (kept if data.startswith(_MANIFEST) else named).update(found)  # A snapshot's files name nothing.
+                ids = ID.findall(data.decode(errors="replace")) if data.startswith(b"{") else []
+                # The files of a snapshot are not searched for ids.
+                (kept if data.startswith(_MANIFEST) else named).update(ids)
             kept |= pending - missing
             pending = named - kept
         return kept
 
     def collect(self, kept: Collection[str], max_bytes: int = 0, min_age_seconds: float = 3600.0) -> Collected:
-        """Delete what nobody needs, the oldest first, until the store holds at most `max_bytes`.
+        """Delete unneeded blobs, oldest first, until the store holds at most `max_bytes`.
 
         Args:
-          kept: ids of the blobs that stay, see `in_use`.
-          min_age_seconds: what was put later stays: it may belong to a snapshot that is being taken.
+          kept: ids of the blobs to keep, see `in_use`.
+          min_age_seconds: minimum age of deleted blobs: a newer one may belong to a snapshot in progress.
 
         Raises:
-          StoreError: the store does not say what it holds, or does not delete it.
+          StoreError: the store cannot be listed, or a blob cannot be deleted.
         """
-        found = sorted(self.store.blobs(), key=lambda blob: blob.modified)
-        size = sum(blob.size for blob in found)
+        blobs = sorted(self.store.blobs(), key=lambda blob: blob.modified)
+        size = sum(blob.size for blob in blobs)
         deleted = freed = 0
         newest = time.time() - min_age_seconds
-        for blob in found:
+        for blob in blobs:
             if size - freed <= max_bytes or blob.modified > newest:
                 break
             if blob.id not in kept:

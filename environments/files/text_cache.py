@@ -1,8 +1,8 @@
-"""Texts by key in one SQLite file that the processes of one host share: what has been computed once is kept.
+"""Texts by key in one SQLite file that the processes of one host share.
 
-Holds executions (`environments.files.execution_cache`) and answers of language models. It is a cache: where the folder
-asked for is on a network file system the file lies in this host's own cache, a broken file is put aside and begun anew,
-and one that cannot be written (a full disk) is used no more by this process. Each is a line in the log, never an error.
+Holds executions (`environments.files.execution_cache`) and answers of language models. If the requested folder is on a
+network file system, the file is in this host's own cache. A broken file is moved aside and replaced by a new one. If
+the file cannot be written (a full disk), this process stops using it. Each case is a line in the log, never an error.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ class TextCache:
         """Open or create the file, readable by its owner alone.
 
         Args:
-          path: where it lies, if that is a local file system.
-          table: an identifier, ours.
+          path: location of the file, if that is on a local file system.
+          table: name of the table, an SQL identifier from our code.
         """
         self._table = table
         self._lock = threading.Lock()
@@ -45,13 +45,13 @@ class TextCache:
             self._drop(error)
 
     def get(self, key: str) -> str | None:
-        """The text kept under `key`, None where there is none."""
+        """Return the text under `key`, or None."""
         select = f"SELECT value FROM {self._table} WHERE key = ?"  # noqa: S608 - the table's name is ours
         row = self._execute(select, (key,))
         return row[0] if row and isinstance(row[0], str) else None
 
     def put(self, key: str, value: str) -> str:
-        """Keep `value` unless a text is kept under `key` already; returns the one that is kept."""
+        """Store `value` unless `key` has a text already; return the stored text."""
         insert = f"INSERT OR IGNORE INTO {self._table} VALUES (?, ?)"  # noqa: S608 - the table's name is ours
         self._execute(insert, (key, value))
         kept = self.get(key)
@@ -62,7 +62,7 @@ class TextCache:
             self._close()
 
     def _execute(self, statement: str, parameters: tuple[str, ...]) -> tuple[str, ...] | None:
-        """The first row that a statement gives; None where there is none, or no cache."""
+        """Return the first row of a statement's result; None if there is no row or no cache."""
         with self._lock:
             if self._connection is None:
                 return None
@@ -83,13 +83,15 @@ class TextCache:
         )
 
     def _recover(self, error: sqlite3.DatabaseError) -> None:
-        """Begin anew where the file is broken; do without where it cannot be used."""
-        if isinstance(error, sqlite3.OperationalError):  # Locked, full, read-only: the file is whole.
+        """Start a new file if this one is broken; stop using the cache if the file is unusable."""
+        if isinstance(error, sqlite3.OperationalError):  # Locked, full, read-only: the file is intact.
             self._drop(error)
             return
         self._close()
         aside = self._path.with_name(f"{self._path.name}.broken")
-        _log.warning("the cache %s is broken (%s): begun anew, the old one is %s", self._path, error, aside.name)
+        _log.warning(
+            "the cache %s is broken (%s): a new one was started, the old one is %s", self._path, error, aside.name
+        )
         try:
             os.replace(self._path, aside)
             for suffix in ("-wal", "-shm"):
@@ -110,12 +112,12 @@ class TextCache:
 
 
 def _on_this_host(path: Path) -> Path | None:
-    """`path`, or its stand-in in this host's own cache where several hosts may share it; None where there is none."""
+    """Return `path`, or a path in this host's own cache if several hosts may share it; None if both are shared."""
     path = path.absolute()
     if not network_file_system(path):
         return path
     from environments.sandbox.rootfs.assemble import cache_directory
 
-    place = hashlib.sha256(os.fsencode(path.parent.resolve())).hexdigest()[:16]
-    here = cache_directory() / "texts" / place / path.name
-    return None if network_file_system(here) else here
+    folder = hashlib.sha256(os.fsencode(path.parent.resolve())).hexdigest()[:16]
+    local = cache_directory() / "texts" / folder / path.name
+    return None if network_file_system(local) else local

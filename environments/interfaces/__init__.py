@@ -1,1 +1,1 @@
-"""The ways in: a command line, JSON lines between processes, Gymnasium."""
+"""User interfaces: a command line, JSON lines between processes, Gymnasium."""

@@ -43,15 +43,15 @@ from environments.tasks.task import InvalidSubmissionError, TaskError, TaskSpec
 
 
 class InputError(ValueError):
-    """What the user gave cannot be used; the message says where and why."""
+    """Unusable input of the user. The message says where and why."""
 
 
 _USER_ERRORS = (InputError, TaskError, SandboxError, StoreError, RegistryError)
-"""What a user can mend: told in one line."""
+"""Errors that the user can fix, reported in one line."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit status (1: a task fails its check; 2: an error of the user or of this host)."""
+    """Run one command and return the exit status (1: a task fails its check; 2: an error of the user or host)."""
     options = _parser().parse_args(arguments)
     try:
         with contextlib.ExitStack() as stack:
@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except _USER_ERRORS as error:
         print(printable(f"error: {error}"), file=sys.stderr)
         return 2
-    except BrokenPipeError:  # The reader (`head`) has seen enough.
+    except BrokenPipeError:  # The reader (`head`) stopped reading.
         sys.stderr.close()
     except KeyboardInterrupt:
         return 130
@@ -103,7 +103,7 @@ def _show(options: argparse.Namespace) -> None:
 
 
 def _better(spec: TaskSpec) -> str:
-    """An arrow to where the metric is better."""
+    """Return an arrow in the direction of better metrics."""
     return "\N{UPWARDS ARROW}" if spec.higher_is_better else "\N{DOWNWARDS ARROW}"
 
 
@@ -135,7 +135,7 @@ def _check(options: argparse.Namespace) -> int:
 
 def _prepare(options: argparse.Namespace) -> None:
     for name in options.tasks:
-        # A name that is not known, or data that are not there, are said so before anything is built.
+        # Report an unknown name or missing data before anything is built.
         recipe = tasks.get(name)
         if getattr(recipe, "origin", None) is not None:
             recipe.origin.require(recipe.raw)
@@ -207,7 +207,7 @@ def _run(options: argparse.Namespace) -> None:
 
 
 def _serve(options: argparse.Namespace) -> int:
-    """One episode after the other for a client at the other end of standard input and output (docs/serve.md)."""
+    """Serve episodes, one after the other, to a client on standard input and output (docs/serve.md)."""
     try:
         episode = _episode(options, options.max_steps)
     except _USER_ERRORS as error:
@@ -233,7 +233,7 @@ def _self_check(options: argparse.Namespace) -> int:
 
 
 def _clean(options: argparse.Namespace) -> None:
-    """Snapshots of episodes that are over are nobody's: the starting workspaces are stored again on the next reset."""
+    """Delete snapshots of finished episodes. The next reset stores starting workspaces again."""
     store = open_store(options.cache_dir / "store")
     done = Snapshots(store).collect((), max_bytes=int(options.max_gb * 1e9))
     print(f"{done.deleted} files deleted, {done.freed_bytes / 1e6:.1f} MB; {done.kept_bytes / 1e6:.1f} MB kept")
@@ -241,8 +241,8 @@ def _clean(options: argparse.Namespace) -> None:
 
 @contextlib.contextmanager
 def _own_standard_output() -> Iterator[BinaryIO]:
-    """Standard output for answers alone: whatever else this process prints (a task's own `prepare.py`, a library) goes
-    to standard error."""
+    """Reserve standard output for answers: all else that this process prints (a task's own `prepare.py`, a library)
+    goes to standard error."""
     sys.stdout.flush()
     with os.fdopen(os.dup(1), "wb") as answers, contextlib.redirect_stdout(sys.stderr):
         os.dup2(2, 1)
@@ -253,7 +253,7 @@ def _own_standard_output() -> Iterator[BinaryIO]:
 
 
 def _answer(options: argparse.Namespace, answer: Any) -> None:
-    """Write a line of JSON to the stream that is for answers alone."""
+    """Write a line of JSON to the stream reserved for answers."""
     options.answers.write(json.dumps(answer).encode() + b"\n")
     options.answers.flush()
 
@@ -273,7 +273,7 @@ def _episode(options: argparse.Namespace, max_steps: int) -> Episode:
 
 
 def _editor() -> Endpoint | None:
-    """The second language model that the environment variables name, if they do."""
+    """Return the second language model that the environment variables name, if any."""
     try:
         return configured_endpoint()
     except ValueError as error:
@@ -281,7 +281,7 @@ def _editor() -> Endpoint | None:
 
 
 def _summary(outcome: Outcome) -> str:
-    """An outcome in one line, for a person."""
+    """Describe an outcome in one line, for a person."""
     metric = (
         "" if outcome.metric_after is None else f", metric {outcome.metric_before:.4g} -> {outcome.metric_after:.4g}"
     )
@@ -289,13 +289,13 @@ def _summary(outcome: Outcome) -> str:
 
 
 def _read_actions(path: str) -> list[str]:
-    """Reply texts of a JSON Lines file, `-` for standard input."""
+    """Read reply texts from a JSON Lines file, `-` for standard input."""
     try:
         text = sys.stdin.read() if path == "-" else Path(path).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"--actions {path} cannot be read: {error}") from error
     actions = []
-    # A newline ends a line, and nothing else does: U+2028 may stand in a JSON string as it is.
+    # Only a newline ends a line: U+2028 may occur in a JSON string.
     for number, line in enumerate(io.StringIO(text.removeprefix("\ufeff")), start=1):
         if not line.strip():
             continue
@@ -314,7 +314,7 @@ def _read_actions(path: str) -> list[str]:
 
 
 def _replies(stream: TextIO) -> Iterator[str]:
-    """Replies of several lines, each ended by a line with a single dot, the last also by the end of the stream."""
+    """Yield replies of several lines, each ended by a line with a single dot; the end of the stream ends the last."""
     lines: list[str] = []
     for line in stream:
         if line.strip() == ".":

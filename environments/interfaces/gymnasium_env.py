@@ -21,7 +21,7 @@ _SAMPLE_LETTERS = 80
 
 
 class AnyText(spaces.Space[str]):
-    """Every text. `gymnasium.spaces.Text` names its characters and its longest text, and a reply has neither."""
+    """The space of all texts. `gymnasium.spaces.Text` limits characters and length; replies have no such limits."""
 
     def __init__(self, seed: int | None = None) -> None:
         super().__init__(dtype=str, seed=seed)
@@ -31,7 +31,7 @@ class AnyText(spaces.Space[str]):
         return False
 
     def sample(self, mask: None = None, probability: None = None) -> str:
-        """Some letters: hardly ever a reply that can be parsed."""
+        """Return some letters, which hardly ever parse as a reply."""
         letters = list(string.ascii_letters + string.digits + " \n")
         return "".join(self.np_random.choice(letters, size=_SAMPLE_LETTERS))
 
@@ -48,10 +48,10 @@ class AnyText(spaces.Space[str]):
 
 
 class TaskEnv(gymnasium.Env[str, str]):
-    """One task. `info` holds what `Episode.step` gives: the whole `outcome`, and the `state` it led to."""
+    """One task. `info` is that of `Episode.step`: the whole `outcome`, and the next `state`."""
 
     def __init__(self, task: str, **options: Any) -> None:
-        """Prepare the task on first use; `options` are those of `environments.make`.
+        """Open the task, which is prepared on first use; `options` are those of `environments.make`.
 
         Raises:
           TaskError: no such task.
@@ -61,12 +61,12 @@ class TaskEnv(gymnasium.Env[str, str]):
         self._episode: Episode = make(task, **options)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
-        """See `Episode.reset`; `options` has no meaning here."""
+        """Start over as `Episode.reset` does; `options` is ignored."""
         super().reset(seed=seed)
         return self._episode.reset(seed=seed)
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
-        """See `Episode.step`."""
+        """Take one step as `Episode.step` does."""
         return self._episode.step(action)
 
     def close(self) -> None:

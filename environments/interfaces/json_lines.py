@@ -1,10 +1,10 @@
-"""An episode behind a pair of streams, a JSON object a line: `python -m environments serve TASK` (docs/serve.md).
+"""An episode behind a pair of streams, one JSON object per line: `python -m environments serve TASK` (docs/serve.md).
 
     request   {"command": "reset"}   {"command": "step", "action": "<raw reply text>"}   {"command": "close"}
     answer    {"ok": true, "observation": ..., "reward": ..., ...}   {"ok": false, "error": {"kind": ...}}
 
-Every request has exactly one answer, in order; a greeting comes first. What is wrong with a request is an answer too,
-so a scaffold in any language can go on. Hidden labels are not in this process' answers: only the `Outcome`'s figures.
+A greeting comes first. Every request then has exactly one answer, in order. An invalid request is answered too, so that
+a scaffold in any language can go on. Answers hold no hidden labels, only figures of the `Outcome`.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from environments.sandbox.base import SandboxError
 from environments.tasks.task import TaskError
 
 PROTOCOL = 1
-"""Version of the lines; in the greeting."""
+"""Version of the line format, part of the greeting."""
 MAX_REQUEST_BYTES = 4 << 20
 FIELDS = {"reset": {"seed": int}, "step": {"action": str}, "close": {}}
-"""Commands, each with its fields beside `command` and `id`."""
+"""Commands, each with its fields in addition to `command` and `id`."""
 OPTIONAL = ("seed",)
 
 
 class RequestError(ValueError):
-    """A request that cannot be served; nothing was done."""
+    """A request that cannot be served and had no effect."""
 
     def __init__(self, kind: str, message: str, remedy: str) -> None:
         super().__init__(message)
@@ -63,7 +63,7 @@ def serve(episode: Episode, requests: BinaryIO, answers: BinaryIO) -> None:
 
 
 def greeting(episode: Episode) -> dict[str, Any]:
-    """The first line: what is served."""
+    """Return the first line, which describes the episode."""
     spec = episode.spec
     return {
         "ok": True,
@@ -79,12 +79,12 @@ def greeting(episode: Episode) -> dict[str, Any]:
 
 
 def failure(kind: str, message: str, remedy: str) -> dict[str, Any]:
-    """An answer that says what is wrong and what to do."""
+    """Return an answer that reports an error and its remedy."""
     return {"ok": False, "error": {"kind": kind, "message": message, "remedy": remedy}}
 
 
 def record(outcome: Outcome) -> dict[str, Any]:
-    """An outcome as plain JSON, the hidden labels' figures being `reward`, `metric` and `metric_before` alone."""
+    """Convert an outcome to plain JSON. Only `reward`, `metric` and `metric_before` are computed from hidden labels."""
     return {
         "outcome": outcome.kind.value,
         "reward": outcome.reward,
@@ -103,11 +103,11 @@ def record(outcome: Outcome) -> dict[str, Any]:
 
 
 class _Served:
-    """The episode, and whether it is under way."""
+    """The episode, and whether it has been reset."""
 
     def __init__(self, episode: Episode) -> None:
         self._episode = episode
-        self._under_way = False
+        self._running = False
         self._handlers: dict[str, Callable[..., dict[str, Any]]] = {
             "reset": self._reset,
             "step": self._step,
@@ -119,14 +119,14 @@ class _Served:
 
     def _reset(self, seed: int | None = None) -> dict[str, Any]:
         observation, info = self._episode.reset(seed=seed)
-        self._under_way = True
+        self._running = True
         return {"observation": observation, "info": {"metric": info["state"].metric}}
 
     def _step(self, action: str) -> dict[str, Any]:
-        if not self._under_way:
+        if not self._running:
             raise RequestError("no_episode", "no episode is under way", 'begin one with {"command": "reset"}')
         observation, reward, terminated, truncated, info = self._episode.step(action)
-        self._under_way = not (terminated or truncated)
+        self._running = not (terminated or truncated)
         facts = record(info["outcome"])
         return {
             "observation": observation,
@@ -138,7 +138,7 @@ class _Served:
 
 
 def _lines(stream: BinaryIO) -> Iterator[bytes]:
-    """Lines that are not blank; of one that is too long only the beginning, so that memory stays bounded."""
+    """Yield lines that are not blank. Lines that are too long are cut, so that memory stays bounded."""
     while line := stream.readline(MAX_REQUEST_BYTES + 1):
         rest = line
         while len(line) > MAX_REQUEST_BYTES and rest and not rest.endswith(b"\n"):
@@ -172,7 +172,7 @@ def _finite(number: str) -> float:
 
 
 def _check(request: dict[str, Any]) -> str:
-    """The command of a request, which is taken out of it; what stays are its checked fields."""
+    """Remove and return the command of a request; its checked fields stay."""
     command = request.pop("command", None)
     if not isinstance(command, str) or command not in FIELDS:
         remedy = f"choose one of {', '.join(FIELDS)}"

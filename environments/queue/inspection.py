@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Row, case, func, select
@@ -111,6 +112,20 @@ def _last_failure(connection: Connection, run: str) -> str | None:
         .limit(1)
     )
     return connection.scalar(failed)
+
+
+def why_not_consumed(connection: Connection, run: str, step: int, refused: Sequence[str]) -> str:
+    """Why a training step cannot use the results of the jobs `refused`."""
+    row = connection.execute(select(jobs).where(jobs.c.id == refused[0])).one_or_none()
+    if row is None:
+        why = "it was never enqueued"
+    elif row.run != run:
+        why = f"it belongs to run {row.run!r}"
+    elif row.consumed_step is not None:
+        why = f"step {row.consumed_step} used it; after a resume, call `rollback` with the checkpoint's step first"
+    else:
+        why = f"it is {row.state}; wait for its outcome first"
+    return f"step {step} of run {run!r} cannot consume {len(refused)} results, job {refused[0]} for one: {why}"
 
 
 def _runs(connection: Connection, now: ColumnElement[float]) -> dict[str, Any]:

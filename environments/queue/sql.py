@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import json
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -159,7 +159,7 @@ class SqlQueue:
                 statement = update(jobs).where(*usable).values(consumed_step=step).returning(jobs.c.id)
                 refused = sorted(set(chunk) - set(connection.scalars(statement)))
                 if refused:
-                    raise QueueError(self._why_not_consumed(connection, run, step, refused))
+                    raise QueueError(inspection.why_not_consumed(connection, run, step, refused))
 
         self._transact(mark)
 
@@ -360,18 +360,6 @@ class SqlQueue:
         except (OSError, ProtocolError):  # What killed the job may be that it cannot be read; the run goes on.
             return _masked("", "", 0.0, reason)
         return _masked(state.snapshot, state.script, state.metric, reason)
-
-    def _why_not_consumed(self, connection: Connection, run: str, step: int, refused: Sequence[str]) -> str:
-        row = connection.execute(select(jobs).where(jobs.c.id == refused[0])).one_or_none()
-        if row is None:
-            why = "it was never enqueued"
-        elif row.run != run:
-            why = f"it belongs to run {row.run!r}"
-        elif row.consumed_step is not None:
-            why = f"step {row.consumed_step} used it; after a resume, call `rollback` with the checkpoint's step first"
-        else:
-            why = f"it is {row.state}; wait for its outcome first"
-        return f"step {step} of run {run!r} cannot consume {len(refused)} results, job {refused[0]} for one: {why}"
 
 
 _REQUIREMENTS = select(schema.requirements.c.id, schema.requirements.c.body).order_by(schema.requirements.c.id)

@@ -119,7 +119,7 @@ def mask_tokens(
     low: Annotated[float, "Smallest ratio that counts.", Range(0)] = 0.5,
     high: Annotated[float, "Largest ratio that counts.", Range(0, open_low=True)] = 5.0,
 ) -> jax.Array:
-    """w_t within [low, high], else 0: IcePop (Ling Team 2025, "Every Step Evolves", arXiv 2510.18855, section 3)."""
+    """w_t within [low, high], else 0: IcePop (Ling Team 2025, "Every Step Evolves", arXiv 2510.18855)."""
     del mask
     ratio = bounded_exp(log_ratios)
     return jnp.where((ratio >= low) & (ratio <= high), ratio, 0.0)

@@ -127,7 +127,7 @@ def gae(
 
     With `length_alpha` the policy's lambda is 1 - 1 / (length_alpha * l) for an action of l tokens, at least 0: the sum
     of the weights of the temporal differences stays in proportion to l. Sources: Yue et al. 2025, arXiv 2504.05118
-    (VAPO, section 4.2: a lambda each for policy and critic, length-adaptive lambda with alpha = 0.05).
+    (VAPO: a lambda each for policy and critic, length-adaptive lambda with alpha = 0.05).
     """
     rewards, values, mask = batch.token_rewards, batch.values, batch.mask
     by_row: float | jax.Array = lam
@@ -216,7 +216,7 @@ def opo(batch: Rewards) -> tuple[jax.Array, None]:
 
 @ESTIMATORS.register
 def reinforce_plus_plus(batch: Rewards) -> tuple[jax.Array, None]:
-    """REINFORCE++: no group and no critic (Hu et al. 2025, arXiv 2501.03262, section 3).
+    """REINFORCE++: no group and no critic (Hu et al. 2025, arXiv 2501.03262).
 
         A_it = sum_{u >= t} r_iu         the reward, less the KL penalties from t on where the KL is in the reward
 

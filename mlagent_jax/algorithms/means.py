@@ -52,7 +52,7 @@ def aggregate(values: jax.Array, mask: jax.Array, aggregation: str = "token") ->
 
     `constant`: every token weighs the same whatever the batch: the sum over an action is divided by the longest that an
     action may be, T. The gradient is that of the mean over actions, without bias from their lengths (Dr. GRPO, Liu et
-    al. 2025, arXiv 2503.20783, section 3.2).
+    al. 2025, arXiv 2503.20783).
 
         total = sum_{i,t} m_it * x_it / T                      count = number of rows with any m_it
 

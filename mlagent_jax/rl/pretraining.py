@@ -1,7 +1,7 @@
 """The critic's first lessons: the expert's steps, and the rewards that they got.
 
 A value head starts at 0, and learns while the policy already moves by its advantages. What the expert did is there,
-with its outcomes: returns for the critic that cost no execution (VAPO, Yue et al. 2025, arXiv 2504.05118, section 4.1).
+with its outcomes: returns for the critic that cost no execution (VAPO, Yue et al. 2025, arXiv 2504.05118).
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@
     n'  = s * n + m                                 after m actions of mean reward r
     v'  = (s * n * v + m * r) / n'
 
-For rewards of 0 and 1 this is the Beta posterior of SPO (Xu and Ding 2025, arXiv 2509.13232, section 3.1), n = alpha +
+For rewards of 0 and 1 this is the Beta posterior of SPO (Xu and Ding 2025, arXiv 2509.13232), n = alpha +
 beta. The paper compares the two policies on the state itself; here the KL of each update over its whole batch stands in
 for that. A state that was never acted in has the mean of all that are tracked, 0 at first.
 """

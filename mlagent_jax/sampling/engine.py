@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from mlagent_jax import models
 from mlagent_jax.models import Cache, Graph, Params
-from mlagent_jax.parallelism import constrain
+from mlagent_jax.parallelism import constrain, shard_count
 from mlagent_jax.sampling.config import Distribution, SamplerConfig
 from mlagent_jax.sampling.distribution import Distributions, draw, request_keys
 
@@ -186,7 +186,7 @@ def start_requests(graph: Graph, config: SamplerConfig, params: Params, state: S
         stopped=chosen(False, state.stopped),
         active=state.active | starts.starting,
     )
-    logits = models.logits(graph, params, prompt_hidden)
+    logits = _logits(graph, params, prompt_hidden)
     drawn = draw(config.distribution or state.distributions, logits, keys, positions)
     return _append(config, state, starts.starting, *drawn)
 
@@ -256,7 +256,7 @@ def decode(
         written = jnp.where(state.active, state.positions, state.cache.length)
         hidden, cache = models.decode_step(graph, params, state.last_tokens, written, state.cache)
         state = dataclasses.replace(state, cache=cache, positions=state.positions + state.active)
-        logits = models.logits(graph, params, hidden)
+        logits = _logits(graph, params, hidden)
         drawn = draw(config.distribution or state.distributions, logits, state.keys, state.positions)
         return step + 1, _append(config, state, state.active, *drawn)
 
@@ -268,6 +268,13 @@ def decode(
     look = Look(state.counts, state.active, state.stopped, tokens, log_probs)
     # Whole on every device: on a mesh of several processes each host reads it from its own devices.
     return state, jax.tree.map(lambda x: constrain(x, (None,) * x.ndim, graph.rules, "look"), look)
+
+
+def _logits(graph: Graph, params: Params, hidden: jax.Array) -> jax.Array:
+    """[slots, hidden] -> fp32 [slots, vocab]: made split by vocabulary, handed on split by slots, each row whole."""
+    split = constrain(models.logits(graph, params, hidden), ("vocab_batch", "vocab"), graph.rules, "logits")
+    rows = "draws" if len(hidden) % shard_count("draws", graph.rules) == 0 else "slots"
+    return constrain(split, (rows, None), graph.rules, "logits")
 
 
 def _append(

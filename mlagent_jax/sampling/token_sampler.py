@@ -11,11 +11,13 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
+from jax.sharding import Mesh
 
 from mlagent_jax.models import Graph, Params
 from mlagent_jax.sampling.batch import Batch
 from mlagent_jax.sampling.config import Completion, Progress, Request, SamplerConfig, SamplingError
 from mlagent_jax.sampling.first_runs import FirstRuns
+from mlagent_jax.sampling.layout import for_sampling
 from mlagent_jax.sampling.weights import Preparation, Weights
 
 
@@ -27,14 +29,25 @@ class TokenSampler:
         graph: The model.
         config: What is sampled, and the shapes of the programs.
         turn: Held while a program is handed to the devices; see `FirstRuns`.
+        mesh: What the weights are laid out on; None or one device: they are used where they are.
+        rules: Rows of the sampler's sharding rules to change; see `sampling.layout`.
+
+    Raises:
+        ValueError: `rules` cannot be read.
     """
 
     def __init__(
-        self, graph: Graph, config: SamplerConfig, turn: contextlib.AbstractContextManager[Any] | None = None
+        self,
+        graph: Graph,
+        config: SamplerConfig,
+        turn: contextlib.AbstractContextManager[Any] | None = None,
+        *,
+        mesh: Mesh | None = None,
+        rules: str = "",
     ) -> None:
-        self._graph, self._config = graph, config
+        self._graph, self._config = for_sampling(graph, mesh, rules), config
         self._run = FirstRuns(turn)
-        self._prepare = Preparation(config.compute_dtype)
+        self._prepare = Preparation(config.compute_dtype, graph=self._graph)
 
     @property
     def config(self) -> SamplerConfig:

@@ -18,8 +18,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
 
-from mlagent_jax.models import Params
+from mlagent_jax.models import Graph, Params
+from mlagent_jax.sampling.layout import mesh_of, placement
 
 _Path = tuple[Any, ...]
 
@@ -53,11 +55,16 @@ class Preparation:
     Args:
         dtype: That decoding computes in; None: that of each array.
         stacked: Whether stacked layers are read where they are; None: as `reads_stacked` says of their platform.
+        graph: The sampler's, by whose rules weights on a mesh are laid out; None: they stay where they are.
     """
 
-    def __init__(self, dtype: str | None = None, stacked: bool | None = None) -> None:
+    def __init__(self, dtype: str | None = None, stacked: bool | None = None, graph: Graph | None = None) -> None:
         self._dtype = None if dtype is None else jnp.dtype(dtype)
         self._stacked = stacked
+        self._graph = graph
+        self._layout: dict[_Path, NamedSharding] = {}
+        self.moved_bytes = 0
+        """Bytes of the weights that the last call cast, cut or laid out anew."""
         self._made: dict[int, _Made] = {}  # by the identity of the array that it was made of
         self._lock = threading.Lock()
 
@@ -73,10 +80,12 @@ class Preparation:
         if isinstance(params, Weights):
             return params
         with self._lock:
+            self._lay_out(params)
             return self._prepare(params, {id(leaf) for leaf in jax.tree.leaves(donated)})
 
     def copied_bytes(self, params: Params) -> int:
         """What the weights of `params` will take beside them, those that are made already left out."""
+        self._lay_out(params)
         return sum(
             leaf.size * self._dtype_of(leaf).itemsize
             for path, leaf in _flat(params).items()
@@ -100,9 +109,14 @@ class Preparation:
         if missing:
             stacked = {path: leaf for path, leaf in missing.items() if self._is_cut(path, leaf)}
             single = {path: leaf for path, leaf in missing.items() if not self._is_cut(path, leaf)}
-            made = _copies(self._dtype, list(stacked.values()), list(single.values()))
+            placed = None
+            if self._layout:
+                layers = [tuple([self._of_one_layer(path)] * len(leaf)) for path, leaf in stacked.items()]
+                placed = (layers, [self._target(path) for path in single])
+            made = _copies(self._dtype, placed)(list(stacked.values()), list(single.values()))
             for leaf, result in zip((*stacked.values(), *single.values()), (*made[0], *made[1]), strict=True):
                 self._made[id(leaf)] = _Made(weakref.ref(leaf), result)
+        self.moved_bytes = sum(leaf.size * self._dtype_of(leaf).itemsize for leaf in missing.values())
         held = {path: self._made[id(leaf)].result if self._has(leaf) else leaf for path, leaf in flat.items()}
         return Weights(_unflat(held))
 
@@ -111,7 +125,26 @@ class Preparation:
         return made is not None and made.source() is leaf
 
     def _fits(self, path: _Path, leaf: jax.Array) -> bool:
-        return leaf.dtype == self._dtype_of(leaf) and not self._is_cut(path, leaf)
+        if leaf.dtype != self._dtype_of(leaf) or self._is_cut(path, leaf):
+            return False
+        return not self._layout or leaf.sharding.is_equivalent_to(self._target(path), leaf.ndim)
+
+    def _lay_out(self, params: Params) -> None:
+        """Find where the weights of `params` are to be."""
+        mesh = mesh_of(params)
+        if self._graph is None or mesh is None or mesh.size == 1 or self._layout:
+            return
+        leaves = jax.tree_util.tree_flatten_with_path(placement(self._graph, mesh))[0]
+        self._layout = {tuple(key.key for key in path): sharding for path, sharding in leaves}
+
+    def _target(self, path: _Path) -> NamedSharding:
+        if path[0] == "layers" and isinstance(path[1], int):
+            return self._of_one_layer(("layers", *path[2:]))
+        return self._layout[path]
+
+    def _of_one_layer(self, path: _Path) -> NamedSharding:
+        stacked = self._layout[path]
+        return NamedSharding(stacked.mesh, PartitionSpec(*stacked.spec[1:]))
 
     def _is_cut(self, path: _Path, leaf: jax.Array) -> bool:
         stays = reads_stacked(next(iter(leaf.devices())).platform) if self._stacked is None else self._stacked
@@ -121,15 +154,29 @@ class Preparation:
         return leaf.dtype if self._dtype is None else self._dtype
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _copies(
-    dtype: jnp.dtype | None, stacked: list[jax.Array], single: list[jax.Array]
-) -> tuple[list[tuple[jax.Array, ...]], list[jax.Array]]:
-    def cast(leaf: jax.Array) -> jax.Array:
-        return jnp.copy(leaf) if dtype in (None, leaf.dtype) else leaf.astype(dtype)
+def _copies(dtype: jnp.dtype | None, placed: Any = None) -> Any:
+    """Return a program: stacked arrays and single ones in, copies in `dtype` out, the stacked ones cut by layer.
 
-    # A copy also of a single layer: what a program hands through is the array itself.
-    return [tuple(cast(layer) for layer in leaf) for leaf in stacked], [cast(leaf) for leaf in single]
+    Args:
+        dtype: None: that of each array.
+        placed: Shardings of what comes out; None: as it comes in.
+    """
+    found = tuple(map(tuple, placed)) if placed else None
+    return _copying(dtype, found)
+
+
+@functools.cache
+def _copying(dtype: jnp.dtype | None, placed: Any) -> Any:
+    def copies(
+        stacked: list[jax.Array], single: list[jax.Array]
+    ) -> tuple[tuple[tuple[jax.Array, ...], ...], tuple[jax.Array, ...]]:
+        def cast(leaf: jax.Array) -> jax.Array:
+            return jnp.copy(leaf) if dtype in (None, leaf.dtype) else leaf.astype(dtype)
+
+        # A copy also of a single layer: what a program hands through is the array itself.
+        return tuple(tuple(cast(layer) for layer in leaf) for leaf in stacked), tuple(cast(leaf) for leaf in single)
+
+    return jax.jit(copies, out_shardings=placed)
 
 
 def apart(params: Params) -> Params:
@@ -137,7 +184,7 @@ def apart(params: Params) -> Params:
     held: dict[_Path, jax.Array | tuple[jax.Array, ...]] = dict(_flat(params))
     for path, leaf in _flat(params).items():
         if _is_stacked(path):
-            held[path] = tuple(jax.block_until_ready(_copies(None, [leaf], [])[0][0]))
+            held[path] = tuple(jax.block_until_ready(_copies(None)([leaf], [])[0][0]))
             leaf.delete()
     return _unflat(held)
 

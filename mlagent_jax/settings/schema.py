@@ -322,6 +322,10 @@ class SamplingConfig:
     """Probability mass of the smallest token set sampled from. 1: all."""
     slots: int = 32
     """Number of sequences decoded concurrently."""
+    rules: str = ""
+    """Rows of the sampler's sharding table that replace its own choice (docs/memory.md), written as `mesh.rules`, for
+    example `heads=tensor,kv_heads=tensor`. The choice splits weights over all devices that divide them, and slots over
+    the devices that the heads leave."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,10 +17,11 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from mlagent_jax import models
 from mlagent_jax.models import LoRA, lora
 from mlagent_jax.optim.optimizer import HOST_MEMORY, abstract_state, make_optimizer
-from mlagent_jax.parallelism import DEFAULT_RULES
+from mlagent_jax.parallelism import DEFAULT_RULES, Rules
 from mlagent_jax.rl import ppo
 from mlagent_jax.runs.policies import shape_from_scratch
 from mlagent_jax.runtime.errors import ConfigError
+from mlagent_jax.sampling.layout import for_sampling
 from mlagent_jax.settings.schema import Config
 
 Tree = Any
@@ -83,13 +84,24 @@ class Blueprint:
         """The rl optimizer's."""
         return abstract_state(self.rl_optimizer, self.rl_params, self.config.optimizer.placement)
 
-    def array(self, shape: tuple[int, ...], dtype: Any, axes: tuple[str | None, ...] | None = None) -> Any:
-        """An array with these logical axes; without any, one on every device.
+    @property
+    def sampling_graph(self) -> models.Graph:
+        """The graph with the sampler's sharding rules."""
+        return for_sampling(self.graph, self.mesh, self.config.sampling.rules)
+
+    def array(
+        self,
+        shape: tuple[int, ...],
+        dtype: Any,
+        axes: tuple[str | None, ...] | None = None,
+        rules: Rules | None = None,
+    ) -> Any:
+        """An array with these logical axes; without any, one on every device. `rules`: the graph's, unless given.
 
         Raises:
           ValueError: the mesh does not divide it.
         """
-        spec = self.graph.rules.spec(axes or (None,) * len(shape), self.mesh, shape)
+        spec = (rules or self.graph.rules).spec(axes or (None,) * len(shape), self.mesh, shape)
         return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(self.mesh, spec))
 
     def parts(self, logical: str) -> int:

@@ -134,7 +134,7 @@ def _too_large(program: Program, operations: int, message: str) -> Compiled:
     if match is None:
         raise ConfigError(f"{program.name} does not compile: {message[:2000]}")
     # The message counts temporaries; arguments, most of which results reuse, come on top.
-    arguments = sum(map(bytes_a_device, program.arguments))
+    arguments = bytes_a_device(program.arrays)
     peak = int(float(match[1]) * _UNITS[match[2]]) + arguments
     return Compiled(
         program=program.name,
@@ -143,7 +143,7 @@ def _too_large(program: Program, operations: int, message: str) -> Compiled:
         beside_bytes=program.beside_bytes,
         argument_bytes=arguments,
         temporary_bytes=peak - arguments,
-        host_bytes=sum(map(host_bytes_a_device, program.arguments)),
+        host_bytes=host_bytes_a_device(program.arrays),
         fits=False,
         flops=operations,
         collectives=(),

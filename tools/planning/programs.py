@@ -1,24 +1,27 @@
 """The steps of a run as programs over abstract arrays, to be compiled for devices that are not there.
 
-They are the programs that the stages run (`sft_step`, `ppo_step`) and, for the sampler, the two steps over its cache.
+They are the programs that the stages and the sampler's engine run: `sft_step`, `ppo_step`, `prefill`, `decode_step`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding
 
-from mlagent_jax import models
 from mlagent_jax.models import Cache
 from mlagent_jax.models.cache import KEY_AXES, VALUE_AXES
 from mlagent_jax.rl import ppo
 from mlagent_jax.runtime.errors import ConfigError
-from mlagent_jax.sampling.config import SamplerConfig
+from mlagent_jax.sampling import engine
+from mlagent_jax.sampling.config import Distribution, SamplerConfig
+from mlagent_jax.sampling.engine import SlotState
+from mlagent_jax.sampling.layout import placement
 from mlagent_jax.sampling.weights import reads_stacked
 from mlagent_jax.settings.schema import RLConfig
 from mlagent_jax.sft.step import sft_step
@@ -45,6 +48,11 @@ class Program:
     """Positions a row; 1: no array of [rows, time, vocab] can be meant."""
     beside_bytes: int = 0
     """A device, of what the stage holds meanwhile and the program does not take."""
+
+    @property
+    def arrays(self) -> list[jax.ShapeDtypeStruct]:
+        """Its arguments but for the static ones."""
+        return [leaf for leaf in jax.tree.leaves(self.arguments) if isinstance(leaf, jax.ShapeDtypeStruct)]
 
 
 def make(name: str, blueprint: Blueprint) -> Program:
@@ -130,56 +138,59 @@ def rl_config(blueprint: Blueprint, rows: int) -> RLConfig:
 
 
 def prefill_program(blueprint: Blueprint) -> Program:
-    """Some of the longest prompts, or parts of them, written to their slots."""
+    """The engine's prefill: some of the longest prompts, or parts of them, written to their slots."""
     config = sampler_config(blueprint)
     longest = blueprint.config.prompt.max_prompt_tokens
     time = config.bucket(longest)
-    rows = -(-config.prefill_rows // blueprint.row_shards) * blueprint.row_shards
-
-    @functools.partial(jax.jit, donate_argnums=3)
-    def prefill(params: Tree, tokens: jax.Array, lengths: jax.Array, cache: Cache, slots: jax.Array) -> Any:
-        return models.prefill(blueprint.graph, params, tokens, lengths, cache, slots)
-
-    @functools.partial(jax.jit, donate_argnums=3)
-    def prefill_part(
-        params: Tree, tokens: jax.Array, lengths: jax.Array, cache: Cache, slots: jax.Array, starts: jax.Array
-    ) -> Any:
-        return models.prefill_part(blueprint.graph, params, tokens, starts, lengths, cache, slots)
-
+    shards = sampling_parts(blueprint, "batch")
+    rows = -(-config.prefill_rows // shards) * shards
     numbers = blueprint.array((rows,), jnp.int32)
-    arguments = (
-        sampling_params(blueprint),
-        blueprint.array((rows, time), jnp.int32),
-        numbers,
-        cache(blueprint),
-        numbers,
-    )
-    beside = _beside_sampling(blueprint)
+    params, state = sampling_params(blueprint), slot_state(blueprint)
+    tokens = blueprint.array((rows, time), jnp.int32)
+    graph, beside = blueprint.sampling_graph, _beside_sampling(blueprint)
     if config.is_long(longest):
         words = f"{rows} parts of {time} tokens, of prompts of {longest}"
-        return Program("prefill", words, prefill_part, (*arguments, numbers), {}, rows, time, beside)
-    return Program("prefill", f"{rows} prompts of {time} tokens", prefill, arguments, {}, rows, time, beside)
+        arguments = (graph, params, state, tokens, numbers, numbers, numbers)
+        return Program("prefill", words, engine.prefill_parts, arguments, {}, rows, time, beside)
+    words = f"{rows} prompts of {time} tokens"
+    arguments = (graph, params, state, tokens, numbers, numbers)
+    return Program("prefill", words, engine.prefill_prompts, arguments, {}, rows, time, beside)
 
 
 def decode_program(blueprint: Blueprint) -> Program:
-    """One token for every slot, and the distribution of the next."""
-    slots = blueprint.config.sampling.slots
-
-    @functools.partial(jax.jit, donate_argnums=3)
-    def decode(params: Tree, tokens: jax.Array, positions: jax.Array, cache: Cache) -> Any:
-        hidden, cache = models.decode_step(blueprint.graph, params, tokens, positions, cache)
-        logits = models.logits(blueprint.graph, params, hidden)
-        return jnp.argmax(logits, axis=-1), jax.nn.logsumexp(logits, axis=-1), cache
-
-    numbers = blueprint.array((slots,), jnp.int32)
-    arguments = (sampling_params(blueprint), numbers, numbers, cache(blueprint))
+    """The engine's decode, for one token of every slot."""
+    config, slots = sampler_config(blueprint), blueprint.config.sampling.slots
+    awaited, taken = blueprint.array((), jnp.bool_), blueprint.array((slots,), jnp.int32)
+    arguments = (blueprint.sampling_graph, config, sampling_params(blueprint), slot_state(blueprint), awaited, taken)
     words = f"{slots} slots of up to {cache_length(blueprint)} tokens"
-    return Program("decode_step", words, decode, arguments, {}, slots, 1, _beside_sampling(blueprint))
+    return Program("decode_step", words, engine.decode, arguments, {}, slots, 1, _beside_sampling(blueprint))
+
+
+def slot_state(blueprint: Blueprint) -> SlotState:
+    """The engine's state of all slots, its cache laid out as the sampler does.
+
+    Raises:
+      ConfigError: the mesh does not divide the slots.
+    """
+    graph, config = blueprint.sampling_graph, sampler_config(blueprint)
+    params, length = sampling_params(blueprint), cache_length(blueprint)
+    state = jax.eval_shape(lambda params: engine.empty_slots(graph, config, length, params), params)
+    whole = NamedSharding(blueprint.mesh, jax.P())
+    state = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole), state)
+    return dataclasses.replace(state, cache=cache(blueprint))
+
+
+def sampling_parts(blueprint: Blueprint, logical: str) -> int:
+    """Into how many parts the sampler's rules cut an axis with this name."""
+    rules, mesh = blueprint.sampling_graph.rules, blueprint.mesh
+    return math.prod(mesh.shape[axis] for axis in rules.mesh_axes(logical, mesh))
 
 
 def reference_bytes(blueprint: Blueprint) -> int:
-    """A device, of the policy that rl compares with; the base of adapters is it, and stands there anyway."""
-    return bytes_a_device(blueprint.base) if blueprint.adapters is None else 0
+    """A device, of the policy that rl compares with; the base of adapters is it, and stands there anyway. One that is
+    refreshed is a copy of what is trained, beside the policy that rl began with."""
+    moving = bytes_a_device(blueprint.trained) if blueprint.config.rl.reference_every else 0
+    return moving + (bytes_a_device(blueprint.base) if blueprint.adapters is None else 0)
 
 
 def _beside_sampling(blueprint: Blueprint) -> int:
@@ -190,32 +201,48 @@ def _beside_sampling(blueprint: Blueprint) -> int:
 
 
 def copied_bytes(blueprint: Blueprint, beside_update: bool = False) -> int:
-    """A device, of the weights that the sampler does not read where the trainer keeps them; what is trained is copied,
-    too, where it samples beside the update."""
+    """A device, of the weights that the sampler does not read where the trainer keeps them.
+
+    Those are the ones of another dtype or layout, stacked ones where layers are read apart, and what is trained where
+    it samples beside the update.
+    """
     stacked = reads_stacked(blueprint.platform)
     dtype = jnp.dtype(blueprint.config.policy.compute_dtype)
     trained = {id(leaf) for leaf in jax.tree.leaves(blueprint.trained)} if beside_update else set()
 
-    def is_copied(part: str, leaf: jax.ShapeDtypeStruct) -> bool:
-        return leaf.dtype != dtype or id(leaf) in trained or (part == "layers" and not stacked)
+    def copy(part: str, leaf: jax.ShapeDtypeStruct, target: NamedSharding) -> jax.ShapeDtypeStruct | None:
+        stays = leaf.dtype == dtype and leaf.sharding.is_equivalent_to(target, len(leaf.shape))
+        if stays and id(leaf) not in trained and (part != "layers" or stacked):
+            return None
+        return jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=target)
 
-    parts = blueprint.whole.items()
-    copied = [leaf for part, tree in parts for leaf in jax.tree.leaves(tree) if is_copied(part, leaf)]
-    return bytes_a_device(copied, dtype)
+    targets = sampling_placement(blueprint)
+    copies = [
+        jax.tree.map(lambda *two, part=part: copy(part, *two), tree, targets[part])
+        for part, tree in blueprint.whole.items()
+    ]
+    return bytes_a_device([leaf for leaf in jax.tree.leaves(copies) if leaf is not None])
+
+
+def sampling_placement(blueprint: Blueprint) -> Tree:
+    """The sharding of every weight as the sampler lays it out, layers stacked."""
+    if blueprint.mesh.size == 1:
+        return jax.tree.map(lambda leaf: leaf.sharding, blueprint.whole)
+    return placement(blueprint.sampling_graph, blueprint.mesh)
 
 
 def sampling_params(blueprint: Blueprint) -> Tree:
-    """What the sampler's programs take: one tree a layer unless they read stacked ones, in the compute dtype."""
+    """What the sampler's programs take: one tree a layer unless they read stacked ones, in its dtype and layout."""
     dtype = jnp.dtype(blueprint.config.policy.compute_dtype)
 
-    def held(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=leaf.sharding)
+    def held(leaf: jax.ShapeDtypeStruct, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=sharding)
 
     def of_one_layer(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        placed = jax.sharding.NamedSharding(leaf.sharding.mesh, jax.P(*leaf.sharding.spec[1:]))
+        placed = NamedSharding(leaf.sharding.mesh, jax.P(*leaf.sharding.spec[1:]))
         return jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype, sharding=placed)
 
-    whole = jax.tree.map(held, blueprint.whole)
+    whole = jax.tree.map(held, blueprint.whole, sampling_placement(blueprint))
     if reads_stacked(blueprint.platform):
         return whole
     layers = [jax.tree.map(of_one_layer, whole["layers"]) for _ in range(blueprint.graph.config.num_layers)]
@@ -237,8 +264,9 @@ def cache(blueprint: Blueprint) -> Cache:
     }
     dtype = jnp.dtype(config.policy.compute_dtype)
     try:
+        rules = blueprint.sampling_graph.rules
         key, value = (
-            blueprint.array(tuple(sizes[axis] for axis in axes), dtype, axes) for axes in (KEY_AXES, VALUE_AXES)
+            blueprint.array(tuple(sizes[axis] for axis in axes), dtype, axes, rules) for axes in (KEY_AXES, VALUE_AXES)
         )
     except ValueError as error:
         raise ConfigError(f"config.sampling.slots is {config.sampling.slots}: {error}") from error
@@ -254,7 +282,14 @@ def cache_length(blueprint: Blueprint) -> int:
 def sampler_config(blueprint: Blueprint) -> SamplerConfig:
     """What decides on the sampler's shapes."""
     config = blueprint.config
-    return SamplerConfig(config.prompt.max_action_tokens, slots=config.sampling.slots)
+    sampling = config.sampling
+    return SamplerConfig(
+        config.prompt.max_action_tokens,
+        Distribution(sampling.temperature, sampling.top_k, sampling.top_p),
+        slots=sampling.slots,
+        steps_per_call=1,  # what stands in a plan is of one token
+        compute_dtype=config.policy.compute_dtype,
+    )
 
 
 def row_tokens(blueprint: Blueprint, bucket: int = 64) -> int:

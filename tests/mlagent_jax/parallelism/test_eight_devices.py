@@ -32,7 +32,8 @@ def outcome(mesh, rules=DEFAULT_RULES, config=config, sample=sys.argv[1] == "sam
         value = jax.device_get(loss(params, tokens))
         sampled = []
         if sample:
-            sampler = TokenSampler(graph, SamplerConfig(max_new_tokens=6, slots=8, buckets=(8,), prefill_rows=8))
+            settings = SamplerConfig(max_new_tokens=6, slots=8, buckets=(8,), prefill_rows=8)
+            sampler = TokenSampler(graph, settings, mesh=mesh)
             asked = [*tokens[:3, :8].tolist(), *tokens[3:6, :20].tolist()]  # the longer ones in parts
             sampled = sampler.sample(asked, range(6), 2, params=params)
         local = sum(leaf.addressable_shards[0].data.size for leaf in jax.tree.leaves(params))
@@ -103,4 +104,4 @@ def test_another_table_of_rules_computes_the_same():
 
 @pytest.mark.slow
 def test_samples_are_the_same_on_a_mesh():
-    run("sample", "2,2,2", "1,1,8")
+    run("sample", "2,2,2", "1,1,8", "1,8,1")

@@ -51,7 +51,8 @@ jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), found, ex
 def samples(mesh):
     with jax.set_mesh(mesh):
         graph, params = models.create(config, jax.random.key(0), mesh=mesh)
-        sampler = TokenSampler(graph, SamplerConfig(max_new_tokens=6, slots=8, buckets=(8,), prefill_rows=4))
+        settings = SamplerConfig(max_new_tokens=6, slots=8, buckets=(8,), prefill_rows=4)
+        sampler = TokenSampler(graph, settings, mesh=mesh)
         made = sampler.sample(tokens[:6, :8].tolist(), range(6), 2, params=params)
         return [completion.token_ids for completion in made]
 

@@ -59,6 +59,11 @@ def test_adapters_need_no_reference_and_little_optimizer():
     assert adapted["rl update"]["optimizer"] < 0.2 * plain["rl update"]["optimizer"]
 
 
+def test_a_reference_that_moves_is_a_copy_of_what_is_trained():
+    still, moving = (parts(report.make(small(rl__reference_every=n), tiny_slice(4.0)))["rl update"] for n in (0, 4))
+    assert moving["reference policy"] == still["reference policy"] + still["parameters"]
+
+
 def test_what_cannot_fit_is_named_with_settings_under_which_it_would():
     plan = report.make(small(policy__remat="none", sft__batch_size=64, sft__row_tokens=2048), tiny_slice(0.5))
     assert any("sft step takes" in fault and "tiny has 0.5" in fault for fault in plan.faults)

@@ -276,3 +276,12 @@ def test_groups_that_say_nothing_are_sampled_again_within_a_budget_of_executions
     with contextlib.closing(open_queue(f"sqlite:///{tmp_path}/queue.db")) as queue:
         (name,) = queue.status()["runs"]
         assert len(queue.consumed(name)) == 4
+
+
+def test_a_batch_in_which_every_group_says_nothing_changes_nothing(speaker, tmp_path, monkeypatch):
+    made = sleeping.outcome_of
+    tied = lambda job, seconds: dataclasses.replace(made(job, seconds), reward=0.5)  # noqa: E731
+    monkeypatch.setattr(sleeping, "outcome_of", tied)
+    params, _, metrics = go(make_config(speaker, 0, iterations=1, silent_groups="drop"), tmp_path)
+    jax.tree.map(np.testing.assert_array_equal, params, load(speaker)[0].params)
+    assert metrics[0]["silent_groups"] == 1.0 and metrics[0]["grad_norm"] == 0.0
