@@ -23,6 +23,7 @@ from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tok
 from tokenizers import Tokenizer as Backend
 
 from mlagent_jax.checkpoints import hugging_face, safetensors
+from mlagent_jax.checkpoints.folders import whole_folder
 from mlagent_jax.models.config import ModelConfig
 from mlagent_jax.models.rope import frequencies
 from mlagent_jax.models.tokenizer import WORD, Tokenizer
@@ -108,7 +109,7 @@ def import_gguf(path: str | os.PathLike[str], output: str | os.PathLike[str], dt
     config = dataclasses.replace(ModelConfig.from_hf(file.config()), dtype=dtype)
     tensors = file.tensors(config)
     stored = np.dtype(safetensors.DTYPES[{"float32": "F32", "bfloat16": "BF16", "float16": "F16"}[dtype]])
-    with hugging_face.whole_or_not_at_all(output) as folder:
+    with whole_folder(output) as folder:
         shapes = {name: (stored, shape) for name, (shape, _) in tensors.items()}
         safetensors.write(
             folder / hugging_face.SINGLE, shapes, lambda name: tensors[name][1]().astype(stored, copy=False)

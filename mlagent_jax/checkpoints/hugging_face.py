@@ -7,17 +7,13 @@ Ours and theirs hold the same numbers. Theirs has one matrix [out, in] a project
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import logging
 import math
 import os
 import re
-import shutil
-import tempfile
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -28,6 +24,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from mlagent_jax.checkpoints import safetensors as tensor_files
+from mlagent_jax.checkpoints.folders import whole_folder
 from mlagent_jax.checkpoints.safetensors import Tensor, TensorFileError
 from mlagent_jax.models.config import ModelConfig
 from mlagent_jax.models.decoder import Graph, Params, abstract
@@ -339,7 +336,7 @@ def save(
         for name in by_name:  # take part in the gathers, in the order of the files
             read(name)
     else:
-        with whole_or_not_at_all(directory) as folder:
+        with whole_folder(directory) as folder:
             for file, names in files.items():
                 tensor_files.write(folder / file, {name: (stored, by_name[name].file_shape) for name in names}, read)
             if len(files) > 1:
@@ -407,43 +404,3 @@ def _one_or_all(ids: tuple[int, ...]) -> int | list[int]:
 def write_json(path: epath.Path, value: Mapping[str, Any]) -> None:
     """Write a JSON file as transformers does."""
     path.write_text(json.dumps(value, indent=2) + "\n")
-
-
-@contextlib.contextmanager
-def whole_or_not_at_all(directory: str | os.PathLike[str], mark: str = "config.json") -> Iterator[Path]:
-    """A local folder to write into; it becomes `directory` when the block ends without an error.
-
-    `mark` is a file that says of an older folder under that name that it is an export, which may be replaced.
-
-    Raises:
-      FileExistsError: `directory` is there and is no export.
-    """
-    target = epath.Path(directory)
-    begun = target / f"{mark}.partial"
-    if target.exists() and any(target.iterdir()) and not ((target / mark).exists() or begun.exists()):
-        raise FileExistsError(f"{target} is there and is no export: choose another directory, or empty it")
-    if "://" in os.fspath(directory):
-        with tempfile.TemporaryDirectory() as local:
-            yield Path(local)
-            target.mkdir(parents=True, exist_ok=True)
-            begun.write_text("")  # of one that is cut short, so that the next may go over it
-            for path in sorted(Path(local).iterdir(), key=lambda path: path.name == mark):
-                epath.Path(path).copy(target / path.name, overwrite=True)
-            begun.unlink()
-        return
-    final = Path(directory).absolute()
-    final.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=f".{final.name}-", dir=final.parent))
-    try:
-        draft.chmod(0o755)
-        yield draft
-        if final.exists():
-            older = Path(tempfile.mkdtemp(prefix=f".{final.name}-old-", dir=final.parent))
-            final.rename(older / final.name)
-            draft.rename(final)
-            shutil.rmtree(older)
-        else:
-            draft.rename(final)
-    except BaseException:
-        shutil.rmtree(draft, ignore_errors=True)
-        raise

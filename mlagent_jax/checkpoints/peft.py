@@ -15,7 +15,8 @@ import numpy as np
 
 from mlagent_jax.checkpoints import hub
 from mlagent_jax.checkpoints import safetensors as tensor_files
-from mlagent_jax.checkpoints.hugging_face import LAYER_TENSORS, TOP_TENSORS, whole_or_not_at_all
+from mlagent_jax.checkpoints.folders import whole_folder
+from mlagent_jax.checkpoints.hugging_face import LAYER_TENSORS, TOP_TENSORS
 from mlagent_jax.models.config import LoRA, ModelConfig
 from mlagent_jax.models.decoder import Params
 from mlagent_jax.models.layers import ADAPTER
@@ -38,7 +39,7 @@ def save(directory: str | os.PathLike[str], config: ModelConfig, adapters: Param
     """
     tensors = dict(_tensors(config, adapters))
     modules = sorted({name.split(".")[-3] for name in tensors})
-    with whole_or_not_at_all(directory, CONFIG) as folder:
+    with whole_folder(directory, CONFIG) as folder:
         shapes = {name: (array.dtype, array.shape) for name, array in tensors.items()}
         tensor_files.write(folder / WEIGHTS, shapes, tensors.__getitem__)
         (folder / CONFIG).write_text(json.dumps(_description(lora, modules, base), indent=2) + "\n")

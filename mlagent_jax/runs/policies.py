@@ -14,6 +14,7 @@ from mlagent_jax import models
 from mlagent_jax.agents.actor import Actor
 from mlagent_jax.agents.prompts import COMPACT_WORDS, Renderer
 from mlagent_jax.checkpoints import hugging_face, policies
+from mlagent_jax.checkpoints.folders import whole_folder
 from mlagent_jax.checkpoints.orbax import Checkpointer, keep_beside_steps
 from mlagent_jax.checkpoints.policies import Policy
 from mlagent_jax.models import lora
@@ -126,7 +127,7 @@ def _make_vocabulary(run: Run, corpus: list[str]) -> None:
     folder = run.workdir / "tokenizer"
     if not (folder / VOCABULARY).exists():
         words = (*COMPACT_WORDS, *REPLY_WORDS, *SCRIPT_WORDS)
-        with hugging_face.whole_or_not_at_all(folder, VOCABULARY) as draft:
+        with whole_folder(folder, VOCABULARY) as draft:
             try:
                 train_tokenizer(corpus, run.config.tokenizer.vocab_size, words, draft)
             except ValueError as error:

@@ -14,6 +14,7 @@ import pytest
 from etils import epath
 
 from mlagent_jax.checkpoints import hugging_face
+from mlagent_jax.checkpoints.folders import whole_folder
 from mlagent_jax.models.tokenizer import Tokenizer
 from mlagent_jax.runs.run import Run
 from mlagent_jax.runtime import jsonl
@@ -71,7 +72,7 @@ def test_an_export_that_was_cut_short_is_written_again_and_no_other_folder(bucke
     target = bucket / "export"
     (target / "model.safetensors").write_bytes(b"half")
     (target / "config.json.partial").write_text("")
-    with hugging_face.whole_or_not_at_all(target) as folder:
+    with whole_folder(target) as folder:
         (folder / "model.safetensors").write_bytes(b"whole")
         (folder / "config.json").write_text("{}")
     assert {path.name for path in target.iterdir()} == {"model.safetensors", "config.json"}
@@ -79,7 +80,7 @@ def test_an_export_that_was_cut_short_is_written_again_and_no_other_folder(bucke
     (bucket / "thesis" / "chapter.txt").write_text("")
     with (
         pytest.raises(FileExistsError, match="thesis is there and is no export"),
-        hugging_face.whole_or_not_at_all(bucket / "thesis"),
+        whole_folder(bucket / "thesis"),
     ):
         pass
 

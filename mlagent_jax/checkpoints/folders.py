@@ -1,0 +1,54 @@
+"""Folders that appear under their name when they are whole, local or in a bucket."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from etils import epath
+
+
+@contextlib.contextmanager
+def whole_folder(directory: str | os.PathLike[str], mark: str = "config.json") -> Iterator[Path]:
+    """Give a local folder to write into; it becomes `directory` when the block ends without an error.
+
+    Args:
+      directory: folder to make, local or remote. At a remote place, where nothing can be renamed, `mark` comes last.
+      mark: file by which an older folder of that name is known as an export, which may be replaced.
+
+    Raises:
+      FileExistsError: `directory` is there and is no export.
+    """
+    target = epath.Path(directory)
+    begun = target / f"{mark}.partial"
+    if target.exists() and any(target.iterdir()) and not ((target / mark).exists() or begun.exists()):
+        raise FileExistsError(f"{target} is there and is no export: choose another directory, or empty it")
+    if "://" in os.fspath(directory):
+        with tempfile.TemporaryDirectory() as local:
+            yield Path(local)
+            target.mkdir(parents=True, exist_ok=True)
+            begun.write_text("")  # of one that is cut short, so that the next may go over it
+            for path in sorted(Path(local).iterdir(), key=lambda path: path.name == mark):
+                epath.Path(path).copy(target / path.name, overwrite=True)
+            begun.unlink()
+        return
+    final = Path(directory).absolute()
+    final.parent.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(prefix=f".{final.name}-", dir=final.parent))
+    try:
+        draft.chmod(0o755)
+        yield draft
+        if final.exists():
+            older = Path(tempfile.mkdtemp(prefix=f".{final.name}-old-", dir=final.parent))
+            final.rename(older / final.name)
+            draft.rename(final)
+            shutil.rmtree(older)
+        else:
+            draft.rename(final)
+    except BaseException:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise
