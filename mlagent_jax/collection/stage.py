@@ -19,7 +19,7 @@ from mlagent_jax.agents.endpoint import EndpointClient
 from mlagent_jax.agents.episodes import Agent, Step, Trajectory, play
 from mlagent_jax.agents.factory import EndpointAgent, PolicyAgent, ScriptedAgent
 from mlagent_jax.agents.job_client import is_masked
-from mlagent_jax.agents.scripted import Move, ScriptedExpert
+from mlagent_jax.agents.scripted import ExpertAction, ScriptedExpert
 from mlagent_jax.collection.ideas import endpoint_ideas, library_ideas
 from mlagent_jax.runs.inputs import collection_asks_endpoint
 from mlagent_jax.runs.policies import base_policy, make_actor
@@ -72,7 +72,7 @@ def _record(run: Run, trajectory: Trajectory, step: Step) -> Record:
         trajectory=trajectory.index,
         step=len(step.job.state.history),
         prompt=run.prompt(step.job.state),
-        target=not (isinstance(step.action, Move) and step.action.slip),
+        target=not (isinstance(step.action, ExpertAction) and step.action.broken),
     )
 
 

@@ -39,9 +39,9 @@ def open_agent(run: Run, spec: AgentSpec) -> Iterator[Agent]:
         yield NothingAgent(config.prompt.profile)
     elif spec.kind == "endpoint":
         folder = Path(run.workdir) / "endpoint"
-        with contextlib.ExitStack() as held:
+        with contextlib.ExitStack() as resources:
             clients: list[EndpointClient] = []
-            processes.agree(lambda: clients.append(held.enter_context(EndpointClient(config.endpoint, folder))))
+            processes.agree(lambda: clients.append(resources.enter_context(EndpointClient(config.endpoint, folder))))
             client = clients[0] if clients else None
             yield EndpointAgent(client, run.prompt, lambda t, depth: (config.seed * 1009 + t.index) * 1009 + depth)
     else:

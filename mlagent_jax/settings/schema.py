@@ -323,9 +323,9 @@ class SamplingConfig:
     slots: int = 32
     """Number of sequences decoded concurrently."""
     rules: str = ""
-    """Rows of the sampler's sharding table that replace its own choice (docs/memory.md), written as `mesh.rules`, for
-    example `heads=tensor,kv_heads=tensor`. The choice splits weights over all devices that divide them, and slots over
-    the devices that the heads leave."""
+    """Changed rows of the sampler's sharding table (docs/memory.md), in the syntax of `mesh.rules`, for example
+    `heads=tensor,kv_heads=tensor`. By default weights are sharded over all devices that divide them, and slots over the
+    devices left by the heads."""
 
 
 @dataclasses.dataclass(frozen=True)
