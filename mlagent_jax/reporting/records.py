@@ -104,7 +104,7 @@ def _step(record: Mapping[str, Any]) -> StepRecord:
 
 
 def _episode(record: Mapping[str, Any]) -> EpisodeRecord:
-    took = [step.get("took", {}) for step in record["steps"]]
+    costs = [step.get("took", {}) for step in record["steps"]]
     return EpisodeRecord(
         task=record["task"],
         split=_split(record),
@@ -115,9 +115,9 @@ def _episode(record: Mapping[str, Any]) -> EpisodeRecord:
         best_of=int(record["best_of"]),
         metric=record.get("metric", ""),
         seconds=float(record.get("seconds", 0.0)),
-        prompt_tokens=sum(step.get("prompt_tokens", 0) for step in took),
-        completion_tokens=sum(step.get("completion_tokens", 0) for step in took),
-        cost=sum(step.get("cost", 0.0) for step in took),
+        prompt_tokens=sum(step.get("prompt_tokens", 0) for step in costs),
+        completion_tokens=sum(step.get("completion_tokens", 0) for step in costs),
+        cost=sum(step.get("cost", 0.0) for step in costs),
         medal=record.get("official", {}).get("medal", ""),
     )
 
