@@ -43,6 +43,7 @@ STEPS = flags.DEFINE_integer("steps", 8, "Steps of an attempt, at most.", lower_
 ATTEMPTS = flags.DEFINE_integer("attempts", 1, "Attempts from the start; the best of all is kept.", lower_bound=1)
 SANDBOX = flags.DEFINE_enum("sandbox", "auto", ["auto", *SANDBOXES.names()], "Where scripts run.")
 SEED = flags.DEFINE_integer("seed", 0, "Of the task's data and of what is sampled.")
+TENSOR = flags.DEFINE_integer("tensor", 1, "Devices to split each layer over.", lower_bound=1)
 TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "0 takes the most probable token.", lower_bound=0.0)
 PROFILE = flags.DEFINE_enum(
     "profile", None, ["compact", "full"], "Of prompts; default: the run's, of a chat model full, else compact."
@@ -178,7 +179,7 @@ def _agent(
     from mlagent_jax.sampling import Distribution, SamplerConfig, TokenSampler
     from mlagent_jax.sampling.checkpoint import load
 
-    mesh = make_mesh({}, jax.devices()[:1])
+    mesh = make_mesh({"tensor": TENSOR.value}, jax.devices()[: TENSOR.value])
     jax.set_mesh(mesh)
     model, tokenizer = load(checkpoint, mesh=mesh)
     prompt = prompt_config(checkpoint, profile, tokenizer.has_chat_template)

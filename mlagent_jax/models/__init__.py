@@ -1,4 +1,4 @@
-"""The policy: dense decoder-only transformers as pure functions over a static graph and a pytree of parameters."""
+"""Dense decoder-only transformers as pure functions over a static graph and a pytree of parameters."""
 
 from mlagent_jax.models.attention import causal_attention, choose_kernel
 from mlagent_jax.models.cache import Cache, decode_step, init_cache, prefill, prefill_part

@@ -1,9 +1,9 @@
-"""Causal self-attention over whole sequences, behind one function with named kernels.
+"""Causal self-attention over whole sequences: one function, several named kernels.
 
-`xla` runs everywhere and takes packed segments. `cudnn` (NVIDIA) is fused and takes right-padded rows given their
-lengths. `splash` (TPU) is fused and takes packed segments. A kernel is chosen once, when a graph is made, and logged;
-one that is asked for and cannot run is an error, never a silent fall back. Decoding attends to a cache instead: see
-`models.cache`.
+`xla` runs everywhere and supports packed segments. `cudnn` (NVIDIA) is fused and supports right-padded rows with given
+lengths. `splash` (TPU) is fused and supports packed segments. The kernel is chosen and logged once, when a graph is
+built. A requested kernel that cannot run is an error; there is no silent fallback. Decoding attends to a cache instead:
+see `models.cache`.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from mlagent_jax.parallelism import DEFAULT_RULES, Rules
 Kernel = Literal["xla", "cudnn", "splash"]
 
 _PLATFORM: dict[str, str] = {"cudnn": "gpu", "splash": "tpu"}
-MASKED = -1e30  # finite, so that a row that attends to nothing has no NaN
-_MIN_BLOCK = 64  # queries a block: fewer make products too small
-_MAX_BLOCKS = 8  # a sequence: each is unrolled into the program
+MASKED = -1e30  # finite: a row whose keys are all masked has no NaN
+_MIN_BLOCK = 64  # queries per block; smaller matrix products are inefficient
+_MAX_BLOCKS = 8  # per sequence; blocks are unrolled into the program
 
 
 def choose_kernel(kernel: str = "auto", platform: str | None = None) -> Kernel:
-    """The kernel to build a graph with; `auto` takes splash on TPU and xla elsewhere.
+    """Return the kernel to build a graph with; `auto` means splash on TPU and xla elsewhere.
 
     Raises:
-        ValueError: For an unknown name, or one that does not run on `platform` (default: JAX's default backend).
+      ValueError: an unknown name, or a kernel that does not run on `platform` (default: JAX's default backend).
     """
     platform = platform or jax.default_backend()
     chosen = ("splash" if platform == "tpu" else "xla") if kernel == "auto" else kernel
@@ -43,9 +43,9 @@ def choose_kernel(kernel: str = "auto", platform: str | None = None) -> Kernel:
     return chosen
 
 
-@functools.cache  # each choice once
-def _announce(chosen: Kernel, asked: str, platform: str) -> None:
-    logging.info("attention kernel: %s (asked for: %s, on %s)", chosen, asked, platform)
+@functools.cache  # log each choice once
+def _announce(chosen: Kernel, requested: str, platform: str) -> None:
+    logging.info("attention kernel: %s (requested: %s, on %s)", chosen, requested, platform)
 
 
 def causal_attention(
@@ -58,28 +58,28 @@ def causal_attention(
     kernel: Kernel = "xla",
     rules: Rules = DEFAULT_RULES,
 ) -> jax.Array:
-    """Softmax attention of each token to those before it in its segment; grouped queries share a key-value head.
+    """Compute softmax attention of each token to earlier tokens of its segment; grouped queries share a key-value head.
 
     Args:
-        query: [batch, time, heads, head_dim].
-        key: [batch, time, kv_heads, head_dim].
-        value: As `key`.
-        segment_ids: int32 [batch, time]; tokens attend within equal ids only.
-        lengths: int32 [batch], of right-padded rows; an alternative to `segment_ids`. What comes out beyond a length is
-            finite and meaningless.
-        kernel: Which implementation; see the module.
-        rules: From logical axes to mesh axes, for a kernel that the compiler cannot split by itself.
+      query: [batch, time, heads, head_dim].
+      key: [batch, time, kv_heads, head_dim].
+      value: Same shape as `key`.
+      segment_ids: int32 [batch, time]; tokens attend within equal ids only.
+      lengths: int32 [batch], for right-padded rows; an alternative to `segment_ids`. Outputs beyond a length are finite
+        and meaningless.
+      kernel: Implementation; see the module.
+      rules: Map from logical axes to mesh axes, for a kernel that the compiler cannot partition.
 
     Returns:
-        [batch, time, heads, head_dim] in the dtype of `query`.
+      [batch, time, heads, head_dim] in the dtype of `query`.
 
     Raises:
-        ValueError: For `segment_ids` with the cudnn kernel, which would ignore them.
+      ValueError: `segment_ids` with the cudnn kernel, which would ignore them.
     """
     if kernel == "cudnn":
         return _cudnn(query, key, value, segment_ids, lengths)
     if kernel == "splash":
-        from mlagent_jax.models.splash import splash_attention  # Pallas is slow to import, and for TPU only
+        from mlagent_jax.models.splash import splash_attention  # imported here: Pallas is slow to import, and TPU only
 
         if segment_ids is None and lengths is not None:
             segment_ids = (jnp.arange(query.shape[1]) < lengths[:, None]).astype(jnp.int32)
@@ -88,15 +88,15 @@ def causal_attention(
 
 
 def block_size(time: int) -> int:
-    """Queries that the xla kernel works on at once, of a sequence of so many tokens."""
+    """Return the number of queries per block of the xla kernel, for a sequence of `time` tokens."""
     return max(_MIN_BLOCK, -(-time // _MAX_BLOCKS))
 
 
 def _xla(query: jax.Array, key: jax.Array, value: jax.Array, segment_ids: jax.Array | None) -> jax.Array:
-    """Blocks of queries against the keys up to their end: half the work, and scores that stay in a CPU's cache.
+    """Attend block by block of queries to the keys before the block's end: half the work, and scores fit a CPU's cache.
 
-    Each block's scores are made again in the backward pass, so that [time, time] is never kept. On two CPU cores, 16
-    rows of 300 tokens: 37 ms forward and backward, against 120 ms for one masked product.
+    The backward pass recomputes each block's scores, so [time, time] is never stored. On two CPU cores, 16 rows of 300
+    tokens: 37 ms forward and backward, against 120 ms for one masked product.
     """
     batch, time, heads, head_dim = query.shape
     kv_heads = key.shape[2]
@@ -115,7 +115,8 @@ def _xla(query: jax.Array, key: jax.Array, value: jax.Array, segment_ids: jax.Ar
 
 @jax.checkpoint
 def _block(query: jax.Array, key: jax.Array, value: jax.Array, visible: jax.Array) -> jax.Array:
-    """[batch, kv_heads, groups, block, head_dim] over [batch, kv_heads, keys, head_dim]; mask [..., block, keys]."""
+    """Attend from [batch, kv_heads, groups, block, head_dim] to [batch, kv_heads, keys, head_dim]; mask [..., block,
+    keys]."""
     scores = jnp.einsum("bkgth,bksh->bkgts", query, key, preferred_element_type=jnp.float32) * query.shape[-1] ** -0.5
     weights = jax.nn.softmax(jnp.where(visible, scores, MASKED), axis=-1).astype(value.dtype)
     return jnp.einsum("bkgts,bksh->bkgth", weights, value)

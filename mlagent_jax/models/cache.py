@@ -1,8 +1,9 @@
-"""The key-value cache of the sampler, and the steps over it: `prefill` of prompts, `prefill_part` of long ones part by
-part, and `decode_step` of one token a slot.
+"""Key-value cache of the sampler, and the steps that use it.
 
-A slot is a row of the cache that holds one sequence; slots stand at positions of their own. Keys and values are one
-array a layer: a stacked array, carried through a loop, would be copied by XLA at each token.
+`prefill` runs whole prompts, `prefill_part` long prompts chunk by chunk, and `decode_step` one token per slot.
+
+A slot is a cache row that holds one sequence; each slot has its own position. Keys and values are one array per layer,
+because XLA would copy a stacked array, carried through a loop, at each token.
 """
 
 from __future__ import annotations
@@ -19,16 +20,16 @@ from mlagent_jax.parallelism import constrain
 
 KEY_AXES = ("slots", "kv_heads", "head_dim", "time")
 VALUE_AXES = ("slots", "kv_heads", "time", "head_dim")
-KEY_BLOCK = 512  # keys that a part of a prompt attends to at once: its scores are [rows, heads, part, KEY_BLOCK]
+KEY_BLOCK = 512  # keys per attention block of a prompt chunk; scores are [rows, heads, chunk, KEY_BLOCK]
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Cache:
-    """Rotated keys and values, one array of each a layer.
+    """Rotated keys and values, one array of each per layer.
 
-    Each lies as the products of decoding read it, rows of queries times keys and rows of weights times values: a CPU
-    is three times as fast at these as at the transposed ones.
+    The layouts match the matrix products of decoding (rows of queries times keys, rows of weights times values); on a
+    CPU they are three times as fast as the transposed ones.
     """
 
     keys: list[jax.Array]
@@ -38,15 +39,15 @@ class Cache:
 
     @property
     def length(self) -> int:
-        """Tokens that a slot has room for."""
+        """Return the capacity of a slot in tokens."""
         return self.values[0].shape[2]
 
 
 def init_cache(graph: Graph, slots: int, length: int, dtype: jnp.dtype) -> Cache:
-    """An empty cache for `slots` sequences of up to `length` tokens, split over the mesh of `jax.set_mesh`.
+    """Return an empty cache for `slots` sequences of up to `length` tokens, sharded over the mesh of `jax.set_mesh`.
 
     Raises:
-        ValueError: Where that mesh does not divide the slots or the key-value heads.
+      ValueError: The mesh does not divide the slots or the key-value heads.
     """
     config = graph.config
 
@@ -62,19 +63,19 @@ def init_cache(graph: Graph, slots: int, length: int, dtype: jnp.dtype) -> Cache
 def prefill(
     graph: Graph, params: Params, tokens: jax.Array, lengths: jax.Array, cache: Cache, slots: jax.Array
 ) -> tuple[jax.Array, Cache]:
-    """Run whole prompts and write them to their slots.
+    """Run whole prompts and write their keys and values to their slots.
 
     Args:
-        graph: The model.
-        params: Its parameters.
-        tokens: int32 [rows, time], right-padded.
-        lengths: int32 [rows].
-        cache: Its dtype is the compute dtype.
-        slots: int32 [rows], where each row goes; a row whose slot is out of bounds is not written.
+      graph: The model.
+      params: Its parameters.
+      tokens: int32 [rows, time], right-padded.
+      lengths: int32 [rows].
+      cache: The cache, in the compute dtype.
+      slots: int32 [rows], the slot of each row; a row whose slot is out of bounds is not written.
 
     Returns:
-        (hidden state of each row's last token [rows, hidden], the cache). Cache rows beyond a prompt's length hold
-        padding, which decoding overwrites before it can be seen.
+      (hidden state of each row's last token [rows, hidden], the cache). Beyond a prompt's length the cache holds
+        padding, which decoding overwrites before it becomes visible.
     """
 
     def attend(query: jax.Array, key: jax.Array, value: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
@@ -86,8 +87,8 @@ def prefill(
 
     time = tokens.shape[1]
     return _last(hidden, lengths), Cache(
-        [held.at[slots, :, :, :time].set(keys[index], mode="drop") for index, held in enumerate(cache.keys)],
-        [held.at[slots, :, :time].set(values[index], mode="drop") for index, held in enumerate(cache.values)],
+        [layer.at[slots, :, :, :time].set(keys[index], mode="drop") for index, layer in enumerate(cache.keys)],
+        [layer.at[slots, :, :time].set(values[index], mode="drop") for index, layer in enumerate(cache.values)],
     )
 
 
@@ -100,22 +101,22 @@ def prefill_part(
     cache: Cache,
     slots: jax.Array,
 ) -> tuple[jax.Array, Cache]:
-    """Run a part of each prompt, whose earlier parts stand in the cache, and write it there.
+    """Run a chunk of each prompt, whose earlier chunks are in the cache, and write it to the cache.
 
-    Memory follows the part and not the prompt: attention goes over blocks of the cache, as far as they are in use, with
-    a running softmax (Milakov and Gimelshein, 2018). It is the same on every platform; `graph.attention` is not used.
+    Memory depends on the chunk, not on the prompt: attention runs over the used blocks of the cache with a running
+    softmax (Milakov and Gimelshein, 2018). It is the same on every platform; `graph.attention` is not used.
 
     Args:
-        graph: The model.
-        params: Its parameters, layers stacked or as from `layer_params`.
-        tokens: int32 [rows, time], right-padded.
-        starts: int32 [rows], the position of each part's first token; `starts + time` is within the cache.
-        lengths: int32 [rows], tokens of each part.
-        cache: Its dtype is the compute dtype.
-        slots: int32 [rows], as in `prefill`; of a row whose slot is out of bounds the hidden state means nothing.
+      graph: The model.
+      params: Its parameters, layers stacked or as from `layer_params`.
+      tokens: int32 [rows, time], right-padded.
+      starts: int32 [rows], the position of each chunk's first token; `starts + time` is within the cache.
+      lengths: int32 [rows], tokens of each chunk.
+      cache: The cache, in the compute dtype.
+      slots: int32 [rows], as in `prefill`; the hidden state of a row whose slot is out of bounds is meaningless.
 
     Returns:
-        As `prefill`.
+      As `prefill`.
     """
     positions = starts[:, None] + jnp.arange(tokens.shape[1], dtype=jnp.int32)
     x = graph.bind("embedder", params["embedder"])(tokens, cache.keys[0].dtype, graph.rules)
@@ -128,11 +129,11 @@ def prefill_part(
             query: jax.Array, key: jax.Array, value: jax.Array, index: int = index
         ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
             new_keys, new_values = _as_cached(key, value)
-            held = (
-                _write_part(keys[index], new_keys, slots, starts, KEY_AXES.index("time")),
-                _write_part(values[index], new_values, slots, starts, VALUE_AXES.index("time")),
+            cached = (
+                _write_chunk(keys[index], new_keys, slots, starts, KEY_AXES.index("time")),
+                _write_chunk(values[index], new_values, slots, starts, VALUE_AXES.index("time")),
             )
-            return _attend_to_slots(query, *held, slots, positions, reach), held
+            return _attend_to_slots(query, *cached, slots, positions, reach), cached
 
         x, (keys[index], values[index]) = graph.bind("layers", layer)(x, cos_sin, attend, graph.rules)
     hidden = graph.bind("final_norm", params["final_norm"])(x)
@@ -142,17 +143,17 @@ def prefill_part(
 def decode_step(
     graph: Graph, params: Params, tokens: jax.Array, positions: jax.Array, cache: Cache
 ) -> tuple[jax.Array, Cache]:
-    """One token for every slot: write it to the cache, attend to all up to it.
+    """Run one token for every slot: write it to the cache and attend to all positions up to it.
 
     Args:
-        graph: The model.
-        params: Its parameters, layers stacked or as from `layer_params`.
-        tokens: int32 [slots].
-        positions: int32 [slots], where each token stands; one beyond the cache is not written.
-        cache: The cache.
+      graph: The model.
+      params: Its parameters, layers stacked or as from `layer_params`.
+      tokens: int32 [slots].
+      positions: int32 [slots], the position of each token; one beyond the cache is not written.
+      cache: The cache.
 
     Returns:
-        (hidden states [slots, hidden], the cache).
+      (hidden states [slots, hidden], the cache).
     """
     dtype = cache.keys[0].dtype
     x = graph.bind("embedder", params["embedder"])(tokens[:, None], dtype, graph.rules)
@@ -163,61 +164,61 @@ def decode_step(
         def attend(
             query: jax.Array, key: jax.Array, value: jax.Array, index: int = index
         ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-            # Each slot's place of its own; one beyond the cache is dropped.
+            # Each slot writes at its own position; a write beyond the cache is dropped.
             places = jnp.arange(len(tokens))
-            held = (
+            cached = (
                 keys[index].at[places, :, :, positions].set(key[:, 0], mode="drop", unique_indices=True),
                 values[index].at[places, :, positions].set(value[:, 0], mode="drop", unique_indices=True),
             )
-            return _attend_to_cache(query[:, 0], *held, positions)[:, None], held
+            return _attend_to_cache(query[:, 0], *cached, positions)[:, None], cached
 
         x, (keys[index], values[index]) = graph.bind("layers", layer)(x, cos_sin, attend, graph.rules)
     return graph.bind("final_norm", params["final_norm"])(x)[:, 0], Cache(keys, values)
 
 
 def _last(hidden: jax.Array, lengths: jax.Array) -> jax.Array:
-    """[rows, time, hidden] -> the state of each row's last token, [rows, hidden]."""
+    """Return the state of each row's last token: [rows, time, hidden] -> [rows, hidden]."""
     return jnp.take_along_axis(hidden, jnp.maximum(lengths - 1, 0)[:, None, None], axis=1)[:, 0]
 
 
 def _as_cached(key: jax.Array, value: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """[rows, time, kv_heads, head_dim] each -> axes as of `Cache`."""
+    """Transpose [rows, time, kv_heads, head_dim] to the layouts of `Cache`."""
     return key.transpose(0, 2, 3, 1), value.transpose(0, 2, 1, 3)
 
 
-def _write_part(held: jax.Array, new: jax.Array, slots: jax.Array, starts: jax.Array, axis: int) -> jax.Array:
-    """Write rows of `new` to their slots from `starts` of the time `axis` on, a window a row."""
+def _write_chunk(cached: jax.Array, new: jax.Array, slots: jax.Array, starts: jax.Array, axis: int) -> jax.Array:
+    """Write rows of `new` to their slots, one window per row, from `starts` along the time `axis`."""
     numbers = jax.lax.ScatterDimensionNumbers(
         update_window_dims=(1, 2, 3), inserted_window_dims=(0,), scatter_dims_to_operand_dims=(0, axis)
     )
     places = jnp.stack((slots, starts), axis=1)
-    return jax.lax.scatter(held, places, new, numbers, mode="drop")
+    return jax.lax.scatter(cached, places, new, numbers, mode="drop")
 
 
 def _attend_to_slots(
     query: jax.Array, keys: jax.Array, values: jax.Array, slots: jax.Array, positions: jax.Array, reach: jax.Array
 ) -> jax.Array:
-    """[rows, time, heads, head_dim] over the rows' slots of the cache, up to and with each position.
+    """Attend from [rows, time, heads, head_dim] to the rows' slots of the cache, up to and including each position.
 
-    `reach`, int32 []: no position is at or beyond it; blocks from there on are not read.
+    `reach`, int32 []: exclusive upper bound of the positions; blocks from there on are not read.
     """
     rows, time, heads, head_dim = query.shape
     kv_heads, length = values.shape[1:3]
     block = min(KEY_BLOCK, length)
     grouped = query.reshape(rows, time, kv_heads, heads // kv_heads, head_dim).transpose(0, 2, 3, 1, 4)
 
-    def read(held: jax.Array, start: jax.Array, axis: int) -> jax.Array:
+    def read(cached: jax.Array, start: jax.Array, axis: int) -> jax.Array:
         numbers = jax.lax.GatherDimensionNumbers(
             offset_dims=(1, 2, 3), collapsed_slice_dims=(0,), start_index_map=(0, axis)
         )
         places = jnp.stack((slots, jnp.broadcast_to(start, slots.shape)), axis=1)
-        sizes = [1, *held.shape[1:]]
+        sizes = [1, *cached.shape[1:]]
         sizes[axis] = block
-        return jax.lax.gather(held, places, numbers, tuple(sizes), mode="clip")
+        return jax.lax.gather(cached, places, numbers, tuple(sizes), mode="clip")
 
     def attend(index: jax.Array, carry: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
         highest, total, mixed = carry
-        start = jnp.minimum(index * block, length - block)  # the last block reaches back into the one before
+        start = jnp.minimum(index * block, length - block)  # the last block overlaps the one before
         at = start + jnp.arange(block)
         block_keys = read(keys, start, KEY_AXES.index("time"))
         scores = jnp.einsum("rkgtd,rkds->rkgts", grouped, block_keys, preferred_element_type=jnp.float32)
@@ -240,7 +241,7 @@ def _attend_to_slots(
 
 
 def _attend_to_cache(query: jax.Array, keys: jax.Array, values: jax.Array, positions: jax.Array) -> jax.Array:
-    """[slots, heads, head_dim] over a layer of the cache, up to and with each slot's position."""
+    """Attend from [slots, heads, head_dim] to one layer of the cache, up to and including each slot's position."""
     slots, heads, head_dim = query.shape
     kv_heads, length = values.shape[1:3]
     grouped = query.reshape(slots, kv_heads, heads // kv_heads, head_dim)

@@ -1,8 +1,8 @@
-"""What a decoder-only checkpoint looks like, read from the `config.json` beside its weights.
+"""Shape of a decoder-only checkpoint, read from its `config.json`.
 
 A `ModelConfig` is frozen and hashable, so that it can be part of a static argument of a jitted function. It covers
-dense Qwen2 / Qwen2.5, Qwen3 and Llama 3; a field or architecture that `models.decoder` would compute wrongly is
-refused by name.
+dense Qwen2 / Qwen2.5, Qwen3 and Llama 3. A field or architecture that `models.decoder` would compute wrongly is
+rejected by name.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ ARCHITECTURES: dict[str, str] = {
     "qwen3": "Qwen3ForCausalLM",
     "llama": "LlamaForCausalLM",
 }
-# What transformers takes where a config.json leaves a field out; a test reads transformers' own defaults.
+# transformers' defaults for fields missing from a config.json; a test compares them with transformers.
 _ROPE_THETA = 10_000.0
 _MAX_POSITIONS = {"qwen2": 32_768, "qwen3": 32_768, "llama": 2_048}
-_KV_HEADS = {"qwen2": 32, "qwen3": 32}  # Llama's: as many as there are heads
+_KV_HEADS = {"qwen2": 32, "qwen3": 32}  # Llama: the number of heads
 
-# Fields that change the computation in a way that is not implemented, with the values that leave it unchanged.
+# Fields whose effect is not implemented, with the values that have no effect.
 _ONLY_SUPPORTED_VALUES: dict[str, tuple[Any, ...]] = {
     "hidden_act": ("silu", "swish"),
     "use_sliding_window": (False, None),
@@ -43,10 +43,10 @@ _ONLY_SUPPORTED_VALUES: dict[str, tuple[Any, ...]] = {
 
 @dataclasses.dataclass(frozen=True)
 class RopeScaling:
-    """How rotary frequencies are stretched beyond the context a model was pre-trained on; names as in Hugging Face.
+    """Scaling of rotary frequencies beyond the pre-training context; names as in Hugging Face.
 
     `default` ignores every other field, `linear` uses `factor`, `llama3` the two frequency factors and the original
-    length, `yarn` the rest. `None` stands for "derived", as in transformers' `modeling_rope_utils`.
+    length, `yarn` the rest. `None` means "derived", as in transformers' `modeling_rope_utils`.
     """
 
     kind: RopeKind = "default"
@@ -63,10 +63,10 @@ class RopeScaling:
 
     @classmethod
     def from_hf(cls, raw: Mapping[str, Any], max_position_embeddings: int) -> RopeScaling:
-        """From a `rope_scaling` or `rope_parameters` object.
+        """Read a `rope_scaling` or `rope_parameters` object.
 
         Raises:
-            ValueError: For a kind other than the four, or a field that is needed and missing.
+          ValueError: A kind other than the four, or a missing field.
         """
         kind = raw.get("rope_type", raw.get("type", "default"))
         if kind not in ("default", "linear", "llama3", "yarn"):
@@ -86,7 +86,7 @@ class RopeScaling:
         )
 
     def to_hf(self) -> dict[str, Any]:
-        """The object under `rope_scaling`, with only the fields that its kind reads."""
+        """Return the object for `rope_scaling`, with only the fields that its kind reads."""
         used = {
             "default": (),
             "linear": ("factor",),
@@ -111,13 +111,13 @@ class LoRA:
 
     @property
     def scale(self) -> float:
-        """What a correction is multiplied by."""
+        """Return the factor of an adapter's output."""
         return self.alpha / self.rank
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """The shape of one dense decoder. Sizes are counts of elements, lengths are in tokens."""
+    """Shape of one dense decoder. Sizes count elements, lengths count tokens."""
 
     vocab_size: int
     hidden_size: int
@@ -131,12 +131,12 @@ class ModelConfig:
     rope_scaling: RopeScaling = RopeScaling()
     rms_norm_eps: float = 1e-6
     tie_word_embeddings: bool = False
-    attention_bias: bool = False  # on the query, key and value projections (Qwen2)
-    attention_output_bias: bool = False  # on the output projection (Qwen3 and Llama with `attention_bias`)
-    qk_norm: bool = False  # an RMS norm of each head of query and key (Qwen3)
+    attention_bias: bool = False  # query, key and value projections (Qwen2)
+    attention_output_bias: bool = False  # output projection (Qwen3 and Llama with `attention_bias`)
+    qk_norm: bool = False  # RMS norm of each query and key head (Qwen3)
     max_position_embeddings: int = 32_768
-    initializer_range: float = 0.02  # standard deviation of fresh weights
-    dtype: str = "bfloat16"  # in which a checkpoint stores the weights; computation chooses its own
+    initializer_range: float = 0.02  # standard deviation of initial weights
+    dtype: str = "bfloat16"  # of stored weights; the compute dtype is separate
 
     def __post_init__(self) -> None:
         if self.model_type not in ARCHITECTURES:
@@ -150,14 +150,14 @@ class ModelConfig:
         if self.num_heads % self.num_kv_heads:
             raise ValueError(f"num_kv_heads={self.num_kv_heads} must divide num_heads={self.num_heads}")
         if self.head_dim % 2:
-            raise ValueError(f"head_dim={self.head_dim} must be even: rotary embeddings turn pairs")
+            raise ValueError(f"head_dim={self.head_dim} must be even: rotary embeddings rotate pairs")
 
     @classmethod
     def from_hf(cls, raw: Mapping[str, Any]) -> ModelConfig:
-        """From the object in a Hugging Face `config.json` (layouts of transformers 4 and 5).
+        """Read the object of a Hugging Face `config.json` (layouts of transformers 4 and 5).
 
         Raises:
-            ValueError: Naming the architecture or field that is not supported, or the one that is missing.
+          ValueError: An unsupported architecture or field, or a missing field, by name.
         """
         model_type = raw.get("model_type")
         if model_type not in ARCHITECTURES:
@@ -204,10 +204,10 @@ class ModelConfig:
         )
 
     def to_hf(self) -> dict[str, Any]:
-        """A `config.json` object from which transformers builds the same model, and `from_hf` this config.
+        """Return a `config.json` object from which transformers builds the same model, and `from_hf` this config.
 
         Raises:
-            ValueError: Where no Hugging Face architecture of this `model_type` has the combination of bias and norm.
+          ValueError: No Hugging Face architecture of this `model_type` has this combination of bias and norm.
         """
         expected = {
             "qwen2": (True, False, False),

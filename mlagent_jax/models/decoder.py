@@ -1,6 +1,6 @@
 """The decoder as pure functions over a static `Graph` and a plain pytree of parameters.
 
-`create` (or an import of a checkpoint into the layout of `abstract`) splits the NNX modules of `models.layers` ONCE
+`create` (or the import of a checkpoint into the layout of `abstract`) splits the NNX modules of `models.layers` ONCE
 into a `Graph` and `Params`. Everything after that is plain `jax.jit` with the graph as static argument: SFT and PPO
 call `hidden_states` and `token_log_probs`, the sampler calls `prefill` and `decode_step` of `models.cache`.
 """
@@ -21,17 +21,17 @@ from mlagent_jax.models import rope
 from mlagent_jax.models.attention import Kernel, causal_attention, choose_kernel
 from mlagent_jax.models.config import LoRA, ModelConfig
 from mlagent_jax.models.layers import Attend, Decoder, DecoderLayer, Extra
-from mlagent_jax.parallelism import DEFAULT_RULES, Rules, constrain, parts, shardings
+from mlagent_jax.parallelism import DEFAULT_RULES, Rules, constrain, shard_count, shardings
 
-Params = dict[str, Any]  # embedder, layers (stacked), final_norm, and head where the embedding is not tied
+Params = dict[str, Any]  # embedder, layers (stacked), final_norm, and head if the embedding is not tied
 Remat = Literal["none", "dots", "full"]
-CHUNK_ELEMENTS = 2**25  # of logits, on one device
-_UNROLLED_UP_TO = 8  # layers: below, a loop in Python compiles fast enough and runs faster than a scan
+CHUNK_ELEMENTS = 2**25  # logits per device
+_UNROLLED_UP_TO = 8  # layers; up to here an unrolled loop compiles fast enough and runs faster than a scan
 
 
 @dataclasses.dataclass(frozen=True)
 class Graph:
-    """Everything static about a model: hashable, the static argument of jitted functions; holds no array."""
+    """Static description of a model: hashable, the static argument of jitted functions; holds no array."""
 
     config: ModelConfig
     rules: Rules = DEFAULT_RULES
@@ -41,7 +41,8 @@ class Graph:
     definitions: dict[str, nnx.GraphDef] = dataclasses.field(default_factory=dict, compare=False, repr=False)
 
     def bind(self, part: str, params: Params) -> Any:
-        """The NNX module of one part (a key of `Params`) over its parameters; for `layers`, over those of one layer."""
+        """Return the NNX module of one part (a key of `Params`) with its parameters; for `layers`, those of one
+        layer."""
         return nnx.merge(self.definitions[part], params)
 
 
@@ -54,10 +55,10 @@ def build(
     scan_layers: bool | None = None,
     platform: str | None = None,
 ) -> tuple[Graph, Params, Params]:
-    """The graph, and the shapes and logical axes of its parameters (two trees alike); allocates nothing.
+    """Return the graph, and the shapes and logical axes of its parameters (two equal trees); allocate nothing.
 
     Raises:
-        ValueError: For an attention kernel that does not run here, or not with these rules.
+      ValueError: An attention kernel that does not run on this platform or with these rules.
     """
     definitions, shapes, axes = describe(config, dtype)
     scan = config.num_layers > _UNROLLED_UP_TO if scan_layers is None else scan_layers
@@ -74,7 +75,7 @@ def build(
 def describe(
     config: ModelConfig, dtype: jnp.dtype = jnp.float32, lora: LoRA | None = None
 ) -> tuple[dict[str, nnx.GraphDef], Params, Params]:
-    """Of each part of the model: its module's definition, and the shapes and logical axes of its parameters."""
+    """Return, for each part of the model, its module's definition and the shapes and logical axes of its parameters."""
     model = nnx.eval_shape(lambda: Decoder(config, nnx.Rngs(params=0), dtype, lora))
     definitions: dict[str, nnx.GraphDef] = {}
     shapes: Params = {}
@@ -102,10 +103,10 @@ def abstract(
     rules: Rules | None = None,
     **options: Any,
 ) -> tuple[Graph, Params]:
-    """As `create`, with a `ShapeDtypeStruct` (with its sharding, given a mesh) for each parameter; allocates nothing.
+    """Do as `create`, with a `ShapeDtypeStruct` (sharded, given a mesh) for each parameter; allocate nothing.
 
     Raises:
-        ValueError: As `create`.
+      ValueError: As `create`.
     """
     graph, shapes, axes = build(config, dtype=dtype, rules=rules or DEFAULT_RULES, **options)
     if mesh is None:
@@ -123,20 +124,20 @@ def create(
     rules: Rules | None = None,
     **options: Any,
 ) -> tuple[Graph, Params]:
-    """A model with fresh random weights.
+    """Create a model with random initial weights.
 
     Args:
-        config: Its shape.
-        key: A typed key (`jax.random.key`); the weights depend on it alone, not on the mesh.
-        dtype: Of the parameters.
-        mesh: Where to make them, each device its own part; None for the default device.
-        rules: From logical axes to mesh axes; default `DEFAULT_RULES`.
-        **options: `attention` (a kernel's name or "auto"), `scan_layers` (scan over the stacked layers instead of
-            unrolling them; default: from 9 layers on) and `platform` (where the program will run, when it is compiled
-            ahead of time for other hardware).
+      config: Its shape.
+      key: A typed key (`jax.random.key`); the weights depend only on it, not on the mesh.
+      dtype: Dtype of the parameters.
+      mesh: Mesh to create the shards on; None for the default device.
+      rules: Map from logical axes to mesh axes; default `DEFAULT_RULES`.
+      **options: `attention` (a kernel's name or "auto"), `scan_layers` (scan over the stacked layers instead of
+        unrolling them; default: from 9 layers on) and `platform` (the target, when compiling ahead of time for other
+        hardware).
 
     Raises:
-        ValueError: Where the mesh does not divide a dimension, or a kernel does not run here.
+      ValueError: The mesh does not divide a dimension, or a kernel does not run here.
     """
     graph, target = abstract(config, dtype=dtype, mesh=mesh, rules=rules, **options)
 
@@ -149,14 +150,14 @@ def create(
 
 
 def logical_axes(config: ModelConfig) -> Params:
-    """The logical axis names of each parameter, in the tree of `Params`."""
+    """Return the logical axis names of each parameter, in the tree of `Params`."""
     return build(config)[2]
 
 
 def layer_params(params: Params) -> Params:
-    """The same parameters with `layers` as a list of one tree a layer, which they may be already.
+    """Return the parameters with `layers` as a list of one tree per layer; unchanged if it is one already.
 
-    On CPUs slice once, outside a decoding loop: within, XLA would copy each layer's weights.
+    On CPUs slice once, outside a decoding loop: inside, XLA would copy each layer's weights.
     """
     if isinstance(params["layers"], list):
         return params
@@ -176,21 +177,21 @@ def hidden_states(
     remat: Remat = "none",
     compute_dtype: jnp.dtype | None = None,
 ) -> jax.Array:
-    """The final hidden states of right-padded rows, or of rows packed with several segments.
+    """Return the final hidden states of right-padded rows, or of rows packed with several segments.
 
     Args:
-        graph: From `create` or `abstract`.
-        params: Its parameters, layers stacked or as from `layer_params`.
-        tokens: int32 [batch, time].
-        positions: int32 [batch, time] for the rotary embeddings; default: counted from the start of each segment.
-        segment_ids: int32 [batch, time]; 0 is padding, and no token attends across segments.
-        lengths: int32 [batch], instead of `segment_ids` where a row holds one sequence (what fused kernels take).
-        remat: What a backward pass keeps: `none` keeps everything, `dots` the results of the projections, `full` only
-            what enters each layer.
-        compute_dtype: Of the activations; default: that of the parameters.
+      graph: From `create` or `abstract`.
+      params: Its parameters, layers stacked or as from `layer_params`.
+      tokens: int32 [batch, time].
+      positions: int32 [batch, time] for the rotary embeddings; default: counted from the start of each segment.
+      segment_ids: int32 [batch, time]; 0 is padding, and no token attends across segments.
+      lengths: int32 [batch], instead of `segment_ids` if a row holds one sequence (needed by fused kernels).
+      remat: Activations kept for the backward pass: `none` keeps all, `dots` the results of the projections, `full`
+        only the input of each layer.
+      compute_dtype: Dtype of the activations; default: that of the parameters.
 
     Returns:
-        [batch, time, hidden] in the compute dtype, after the final norm; meaningless (but finite) at padding.
+      [batch, time, hidden] in the compute dtype, after the final norm; meaningless (but finite) at padding.
     """
     if positions is None:
         positions = _positions(tokens, segment_ids)
@@ -216,7 +217,7 @@ def run_layers(
 ) -> tuple[jax.Array, Extra]:
     """Embed, run every layer with the same `attend`, norm: [batch, time] -> ([batch, time, hidden], extras).
 
-    The extras that `attend` hands back are stacked on a leading layer axis.
+    The extras that `attend` returns are stacked on a leading layer axis.
     """
     dtype = compute_dtype or params["embedder"]["embedding"].dtype
     x = graph.bind("embedder", params["embedder"])(tokens, dtype, graph.rules)
@@ -249,7 +250,7 @@ def _rematerialised(step: Any, remat: Remat) -> Any:
 
 
 def _positions(tokens: jax.Array, segment_ids: jax.Array | None) -> jax.Array:
-    """Positions counted from the start of each segment, int32 [batch, time]."""
+    """Count positions from the start of each segment, int32 [batch, time]."""
     index = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
     if segment_ids is None:
         return index
@@ -260,7 +261,7 @@ def _positions(tokens: jax.Array, segment_ids: jax.Array | None) -> jax.Array:
 
 
 def logits(graph: Graph, params: Params, hidden: jax.Array) -> jax.Array:
-    """[..., hidden] -> fp32 [..., vocab]: for single positions; over sequences use `token_log_probs`."""
+    """Project [..., hidden] to fp32 [..., vocab], for single positions; over sequences use `token_log_probs`."""
     part = "embedder" if graph.config.tie_word_embeddings else "head"
     return graph.bind(part, params[part]).project(hidden)
 
@@ -274,28 +275,29 @@ def token_log_probs(
     temperature: float | jax.Array = 1.0,
     chunk_size: int | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """Log-probability of each target, and entropy, of the next-token distribution softmax(logits / temperature).
+    """Return each target's log-probability and the entropy of the next-token distribution softmax(logits /
+    temperature).
 
-    Computed over chunks of the time axis, each made again in the backward pass, so that [batch, time, vocab] never
-    exists at scale.
+    The time axis is processed in chunks that the backward pass recomputes, so that [batch, time, vocab] is never
+    materialised for large inputs.
 
     Args:
-        graph: As `hidden_states`.
-        params: As `hidden_states`.
-        hidden: [batch, time, hidden].
-        targets: int32 [batch, time]: the token that follows position t, shifted by the caller.
-        temperature: Above 0, divides the logits.
-        chunk_size: Positions a chunk; default: as many as keep its logits under 2**25 elements (128 MiB) a device.
+      graph: As `hidden_states`.
+      params: As `hidden_states`.
+      hidden: [batch, time, hidden].
+      targets: int32 [batch, time]: the token that follows position t, shifted by the caller.
+      temperature: Divisor of the logits, above 0.
+      chunk_size: Positions per chunk; default: as many as keep the logits under 2**25 elements (128 MiB) per device.
 
     Returns:
-        (log-probs, entropies in nats), each fp32 [batch, time].
+      (log-probs, entropies in nats), each fp32 [batch, time].
     """
     batch, time = targets.shape
     vocab = graph.config.vocab_size
-    cut = parts("batch", graph.rules) * parts("vocab", graph.rules)  # of the logits, over devices
-    chunk = min(time, chunk_size or max(1, cut * CHUNK_ELEMENTS // (batch * vocab)))
+    shards = shard_count("batch", graph.rules) * shard_count("vocab", graph.rules)  # of the logits
+    chunk = min(time, chunk_size or max(1, shards * CHUNK_ELEMENTS // (batch * vocab)))
     part = "embedder" if graph.config.tie_word_embeddings else "head"
-    # Gathered over fsdp here, once, and not in the loop for every chunk anew.
+    # Gather over fsdp once here, not once per chunk in the loop.
     head = dict(params[part])
     for name, axes in (("embedding", ("vocab", "hidden")), ("kernel", ("hidden", "vocab"))):
         if name in head:
@@ -305,7 +307,7 @@ def token_log_probs(
         scaled = graph.bind(part, head).project(hidden) / temperature
         scaled = constrain(scaled, ("vocab_batch", "time", "vocab"), graph.rules, "logits")
         normaliser = jax.nn.logsumexp(scaled, axis=-1)
-        # A masked sum, not a gather: its gradient is no scatter, and a split vocabulary needs no exchange.
+        # A masked sum, not a gather: its gradient is no scatter, and a sharded vocabulary needs no exchange.
         chosen = jnp.arange(vocab) == targets[..., None]
         log_probs = jnp.sum(jnp.where(chosen, scaled, 0.0), axis=-1) - normaliser
         probabilities = jnp.exp(scaled - normaliser[..., None])

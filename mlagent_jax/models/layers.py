@@ -1,8 +1,8 @@
-"""The parts of the decoder as Flax NNX modules: each parameter with its shape, its logical axes and its initialiser.
+"""Layers of the decoder as Flax NNX modules: each parameter with its shape, logical axes and initialiser.
 
-The modules are the description of the parameters (creation, sharding, import of checkpoints) and the mathematics of
-one layer; `models.decoder` runs them over plain pytrees. Attention itself is handed in, so that training, prefill and
-decoding share one layer: they differ only in what a query may look at.
+The modules describe the parameters (creation, sharding, import of checkpoints) and the mathematics of one layer;
+`models.decoder` runs them over plain pytrees. Attention is an argument, so that training, prefill and decoding share
+one layer: they differ only in which positions a query attends to.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from mlagent_jax.models.config import LoRA, ModelConfig
 from mlagent_jax.parallelism import LogicalAxes, Rules, constrain
 
 Extra = TypeVar("Extra")
-# (query [batch, time, heads, head_dim], key, value [batch, time, kv_heads, head_dim]) -> (as query, what to hand back)
+# (query [batch, time, heads, head_dim], key, value [batch, time, kv_heads, head_dim]) -> (as query, an extra result)
 Attend = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Extra]]
 
 
 def parameter(value: jax.Array, axes: LogicalAxes) -> nnx.Param:
-    """A parameter with logical axis names, which `models.decoder` turns into shardings."""
+    """Return a parameter with logical axis names, which `models.decoder` turns into shardings."""
     return nnx.Param(value, logical_axes=axes, eager_sharding=False)
 
 
 ADAPTER = "adapter"
-"""The attribute, and so the key in `Params`, under which a linear map has its adapter."""
+"""Attribute of a linear map, and key in `Params`, that holds its adapter."""
 
 
 class Adapter(nnx.Module):
-    """A low-rank correction of a linear map, float32 whatever the map is stored in; it is zero at first.
+    """Low-rank correction of a linear map, always float32 and initially zero.
 
     Initialised as in PEFT: `down` uniform over +- 1 / sqrt(inputs), `up` zero.
     """
@@ -53,13 +53,13 @@ class Adapter(nnx.Module):
 
 
 def _linear(x: jax.Array, kernel: jax.Array, contract: int) -> jax.Array:
-    """The last `contract` axes of `x` with the first ones of the kernel, in the dtype of `x`."""
+    """Contract the last `contract` axes of `x` with the kernel's first ones, in the dtype of `x`."""
     axes = tuple(range(x.ndim - contract, x.ndim))
     return jax.lax.dot_general(x, kernel.astype(x.dtype), ((axes, tuple(range(contract))), ((), ())))
 
 
 class Projection(nnx.Module):
-    """A linear map between the named axes, over the leading `contract` axes of its kernel."""
+    """Linear map between the named axes; the kernel's leading `contract` axes are the inputs."""
 
     def __init__(
         self,
@@ -86,7 +86,7 @@ class Projection(nnx.Module):
 
 
 def _adapting(name: str, lora: LoRA | None) -> LoRA | None:
-    """`lora` for a map that is among its targets."""
+    """Return `lora` if the map `name` is among its targets, else None."""
     return lora if lora is not None and name in lora.targets else None
 
 
@@ -105,7 +105,7 @@ class RMSNorm(nnx.Module):
 
 
 class Attention(nnx.Module):
-    """Grouped-query attention with rotary embeddings, and per-head norms where the model has them."""
+    """Grouped-query attention with rotary embeddings, and per-head norms if the model has them."""
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs, dtype: jnp.dtype, lora: LoRA | None = None) -> None:
         width, heads, kv_heads, head_dim = config.hidden_size, config.num_heads, config.num_kv_heads, config.head_dim
@@ -137,7 +137,7 @@ class Attention(nnx.Module):
     def __call__(
         self, x: jax.Array, cos_sin: tuple[jax.Array, jax.Array], attend: Attend[Extra], rules: Rules
     ) -> tuple[jax.Array, Extra]:
-        """[batch, time, hidden] -> the same, and what `attend` hands back"""
+        """[batch, time, hidden] -> (the same shape, the extra result of `attend`)"""
         query = constrain(self.query(x), ("batch", "time", "heads", "head_dim"), rules, "query")
         key = constrain(self.key(x), ("batch", "time", "kv_heads", "head_dim"), rules, "key")
         value = constrain(self.value(x), ("batch", "time", "kv_heads", "head_dim"), rules, "value")
@@ -178,14 +178,14 @@ class DecoderLayer(nnx.Module):
     def __call__(
         self, x: jax.Array, cos_sin: tuple[jax.Array, jax.Array], attend: Attend[Extra], rules: Rules
     ) -> tuple[jax.Array, Extra]:
-        """[batch, time, hidden] -> the same, and what `attend` hands back"""
+        """[batch, time, hidden] -> (the same shape, the extra result of `attend`)"""
         attended, extra = self.attention(self.attention_norm(x), cos_sin, attend, rules)
         x = x + constrain(attended, ("batch", "time", "hidden"), rules, "attention output")
         return x + constrain(self.mlp(self.mlp_norm(x), rules), ("batch", "time", "hidden"), rules, "mlp output"), extra
 
 
 class Embedder(nnx.Module):
-    """Token ids to vectors, and back where the output projection is tied to it."""
+    """Map from token ids to vectors, and back if the output projection is tied to it."""
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs, dtype: jnp.dtype) -> None:
         shape = (config.vocab_size, config.hidden_size)
@@ -195,7 +195,7 @@ class Embedder(nnx.Module):
 
     def __call__(self, tokens: jax.Array, dtype: jnp.dtype, rules: Rules) -> jax.Array:
         """int32 [batch, time] -> [batch, time, hidden]"""
-        # Gathered over fsdp before the look-up: rows of a table split by column would be moved token by token.
+        # Gather over fsdp before the lookup: a table sharded by column would be exchanged token by token.
         embedding = constrain(self.embedding[...].astype(dtype), ("vocab", "hidden"), rules, "embedding")
         return constrain(jnp.take(embedding, tokens, axis=0), ("batch", "time", "hidden"), rules, "embedded tokens")
 
@@ -206,7 +206,7 @@ class Embedder(nnx.Module):
 
 
 class Head(nnx.Module):
-    """The output projection of a model that does not tie it to the embedding."""
+    """Output projection of a model that does not tie it to the embedding."""
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs, dtype: jnp.dtype, lora: LoRA | None = None) -> None:
         shape, axes = (config.hidden_size, config.vocab_size), ("embed", "vocab")
@@ -222,7 +222,7 @@ class Head(nnx.Module):
 
 
 class Decoder(nnx.Module):
-    """The whole model; the parameters of its layers are stacked on a leading `layers` axis."""
+    """Whole model; the parameters of its layers are stacked on a leading `layers` axis."""
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs, dtype: jnp.dtype, lora: LoRA | None = None) -> None:
         def layer(key: jax.Array) -> DecoderLayer:

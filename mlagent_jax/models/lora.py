@@ -1,10 +1,10 @@
-"""Low-rank adapters (LoRA, Hu et al. 2021) as a pytree of their own beside the base's parameters.
+"""Low-rank adapters (LoRA, Hu et al. 2021) as a pytree separate from the base parameters.
 
-    W x  becomes  W x + alpha / rank * up(down(x))          down: [in, rank], up: [rank, out], which is zero at first
+    W x  becomes  W x + alpha / rank * up(down(x))          down: [in, rank], up: [rank, out], initially zero
 
-The base is never written to: with its own graph it is what the adapted policy is compared with, at no memory. The
-adapters stand in the tree of `Params` where their linear map does (`layers/attention/query/adapter/down`), so `join` of
-the two is what `models.hidden_states` and the sampler take, with a graph from `adapted`.
+The base is never modified: with its own graph it is the reference of the adapted policy, at no extra memory. In the
+tree of `Params` an adapter sits inside its linear map (`layers/attention/query/adapter/down`), so that
+`models.hidden_states` and the sampler accept the `join` of base and adapters, with a graph from `adapted`.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from mlagent_jax.parallelism import shardings
 
 
 def adapted(graph: Graph, lora: LoRA) -> Graph:
-    """The graph of the same model with adapters, for the `join` of base and adapters.
+    """Return the graph of the same model with adapters, for the `join` of base and adapters.
 
     Raises:
-        ValueError: A target that this model does not have, by name.
+      ValueError: A target that this model does not have, by name.
     """
     if "head" in lora.targets and graph.config.tie_word_embeddings:
         raise ValueError("lora target 'head' is tied to the embedding in this model: leave it out of the targets")
@@ -36,7 +36,7 @@ def adapted(graph: Graph, lora: LoRA) -> Graph:
 
 
 def abstract(graph: Graph, mesh: Mesh | None = None) -> Params:
-    """Shapes (and shardings, given a mesh) of the adapters of an `adapted` graph; allocates nothing."""
+    """Return shapes (and shardings, given a mesh) of the adapters of an `adapted` graph; allocate nothing."""
     _, shapes, axes = describe(graph.config, lora=graph.lora)
     shapes, axes = adapters_of(shapes), adapters_of(axes)
     if mesh is None:
@@ -46,31 +46,31 @@ def abstract(graph: Graph, mesh: Mesh | None = None) -> Params:
 
 
 def create(graph: Graph, key: jax.Array, mesh: Mesh | None = None) -> Params:
-    """Fresh adapters of an `adapted` graph, float32, under which the model computes what its base does."""
+    """Create float32 adapters of an `adapted` graph; with them the model initially computes the same as its base."""
     target = abstract(graph, mesh)
 
     def initialise(key: jax.Array) -> Params:
         model = Decoder(graph.config, nnx.Rngs(params=key), jnp.float32, graph.lora)
-        parts = {part: getattr(model, part) for part in target}
-        return adapters_of({part: nnx.to_pure_dict(nnx.split(module)[1]) for part, module in parts.items()})
+        modules = {part: getattr(model, part) for part in target}
+        return adapters_of({part: nnx.to_pure_dict(nnx.split(module)[1]) for part, module in modules.items()})
 
     placed = None if mesh is None else jax.tree.map(lambda leaf: leaf.sharding, target)
     return jax.jit(initialise, out_shardings=placed)(key)
 
 
 def adapters_of(params: Mapping[str, Any]) -> Params:
-    """The adapters alone, of a tree that holds both; branches without any are left out."""
-    found: Params = {}
+    """Return only the adapters of a tree that holds both; branches without any are left out."""
+    adapters: Params = {}
     for name, value in params.items():
         if name == ADAPTER:
-            found[name] = value
+            adapters[name] = value
         elif isinstance(value, Mapping) and (inner := adapters_of(value)):
-            found[name] = inner
-    return found
+            adapters[name] = inner
+    return adapters
 
 
 def join(base: Params, adapters: Params) -> Params:
-    """One tree of both; no array is copied."""
+    """Join both into one tree; no array is copied."""
     joined = dict(base)
     for name, value in adapters.items():
         joined[name] = join(base[name], value) if name in base else value
@@ -78,7 +78,7 @@ def join(base: Params, adapters: Params) -> Params:
 
 
 def merge(base: Params, adapters: Params, lora: LoRA) -> Params:
-    """The base with the adapters added to its kernels, in float32 before they take the kernel's dtype again."""
+    """Return the base with the adapters added to its kernels, in float32 and then cast to the kernel's dtype."""
     merged = dict(base)
     for name, value in adapters.items():
         if name != ADAPTER:
@@ -90,16 +90,17 @@ def merge(base: Params, adapters: Params, lora: LoRA) -> Params:
 
 @jax.jit(static_argnums=2)
 def _add(kernel: jax.Array, adapter: Params, scale: float) -> jax.Array:
-    """Kernel [..., *in, *out] with down [..., *in, rank] and up [..., rank, *out]; `...` is the axis of layers."""
+    """Add up @ down to a kernel [..., *in, *out]; down [..., *in, rank], up [..., rank, *out]; `...` is the layer
+    axis."""
     down, up = adapter["down"], adapter["up"]
-    stacked = down.ndim + up.ndim - 2 - kernel.ndim  # leading axes that are not of the map: 1 or 0
+    stacked = down.ndim + up.ndim - 2 - kernel.ndim  # leading layer axes: 1 or 0
     batch, ranks = tuple(range(stacked)), ((down.ndim - 1,), (stacked,))
     correction = jax.lax.dot_general(down, up, (ranks, (batch, batch)), precision=jax.lax.Precision.HIGHEST)
     return (kernel.astype(jnp.float32) + scale * correction).astype(kernel.dtype)
 
 
 def concatenate(first: Params, second: Params) -> Params:
-    """Adapters of the ranks of both, whose corrections are the sum of theirs (at the same scale: alpha adds up too)."""
+    """Concatenate the ranks of two adapters: corrections add up (at the same scale, so alpha adds up too)."""
 
     def both(path: tuple[jax.tree_util.DictKey, ...], one: jax.Array, other: jax.Array) -> jax.Array:
         rank_of_up = 1 if path[0].key == "layers" else 0  # after the axis of the layers

@@ -1,4 +1,4 @@
-"""Rotary position embeddings: one cosine and sine table a forward pass, shared by all layers.
+"""Rotary position embeddings: one cosine and sine table per forward pass, shared by all layers.
 
 The formulas are those of transformers' `modeling_rope_utils` (default, linear, llama3, yarn), with the halves of a head
 rotated against each other (the "rotate half" convention of Qwen and Llama checkpoints).
@@ -16,7 +16,8 @@ from mlagent_jax.models.config import ModelConfig, RopeScaling
 
 
 def frequencies(config: ModelConfig) -> tuple[np.ndarray, float]:
-    """Inverse frequencies [head_dim / 2] in radians a token, and the factor on cosine and sine (1 but for yarn)."""
+    """Return inverse frequencies [head_dim / 2] in radians per token, and the factor on cosine and sine (1 except for
+    yarn)."""
     exponents = np.arange(0, config.head_dim, 2, dtype=np.float32) / np.float32(config.head_dim)
     base = (1.0 / np.float32(config.rope_theta) ** exponents).astype(np.float32)
     scaling = config.rope_scaling
@@ -30,7 +31,7 @@ def frequencies(config: ModelConfig) -> tuple[np.ndarray, float]:
 
 
 def _llama3(base: np.ndarray, scaling: RopeScaling, max_positions: int) -> np.ndarray:
-    """Llama 3.1: long wavelengths are stretched by `factor`, short ones kept, those between interpolated."""
+    """Scale as Llama 3.1: long wavelengths are stretched by `factor`, short ones kept, those between interpolated."""
     original = scaling.original_max_position_embeddings or max_positions
     wavelength = 2 * math.pi / base
     smooth = (original / wavelength - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
@@ -39,7 +40,8 @@ def _llama3(base: np.ndarray, scaling: RopeScaling, max_positions: int) -> np.nd
 
 
 def _yarn(base: np.ndarray, config: ModelConfig) -> np.ndarray:
-    """YaRN (Peng et al. 2023, arXiv 2309.00071): a linear ramp over dimensions between extra- and interpolation."""
+    """Scale as YaRN (Peng et al. 2023, arXiv 2309.00071): a linear ramp over dimensions from extra- to
+    interpolation."""
     scaling, dim = config.rope_scaling, config.head_dim
     original = scaling.original_max_position_embeddings or config.max_position_embeddings
 
@@ -67,15 +69,16 @@ def _yarn_attention_factor(scaling: RopeScaling) -> float:
 
 
 def table(config: ModelConfig, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Cosine and sine, fp32 [..., 1, head_dim / 2], of integer positions [...]; the 1 is broadcast over heads."""
+    """Return cosine and sine, fp32 [..., 1, head_dim / 2], of integer positions [...]; the 1 is broadcast over
+    heads."""
     inverse, factor = frequencies(config)
     angles = positions.astype(jnp.float32)[..., None, None] * inverse
     return jnp.cos(angles) * factor, jnp.sin(angles) * factor
 
 
 def rotate(x: jax.Array, cos_sin: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """`x` [..., heads, head_dim] turned by its position; computed in fp32, returned in the dtype of `x`."""
+    """Rotate `x` [..., heads, head_dim] by its position; computed in fp32, returned in the dtype of `x`."""
     cos, sin = cos_sin
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    turned = jnp.concatenate((first * cos - second * sin, second * cos + first * sin), axis=-1)
-    return turned.astype(x.dtype)
+    rotated = jnp.concatenate((first * cos - second * sin, second * cos + first * sin), axis=-1)
+    return rotated.astype(x.dtype)

@@ -1,6 +1,6 @@
 """Splash attention (the fused TPU kernel that ships with JAX) behind the interface of `models.attention`.
 
-A Pallas kernel is opaque to the compiler's partitioner, so on a mesh each device runs it on its own rows and heads.
+The compiler cannot partition a Pallas kernel, so on a mesh each device runs it on its own rows and heads.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
 from mlagent_jax.parallelism import Rules
 
-_BLOCK = 512  # tokens of queries and of keys that are worked on at once
-_LANES = 128  # sequences are padded to a multiple of it
+_BLOCK = 512  # query and key tokens per block
+_LANES = 128  # sequences are padded to a multiple
 
 
 def splash_attention(
@@ -26,18 +26,18 @@ def splash_attention(
     *,
     interpret: bool = False,
 ) -> jax.Array:
-    """Causal attention as `attention.causal_attention`, on the mesh of `jax.set_mesh` where there is one.
+    """Compute causal attention as `attention.causal_attention`, on the mesh of `jax.set_mesh` if there is one.
 
     Args:
-        query: [batch, time, heads, head_dim].
-        key: [batch, time, kv_heads, head_dim].
-        value: As `key`.
-        segment_ids: int32 [batch, time], or None: each row is one segment.
-        rules: From logical axes to mesh axes.
-        interpret: Run the kernel's program without a TPU, slowly: for tests.
+      query: [batch, time, heads, head_dim].
+      key: [batch, time, kv_heads, head_dim].
+      value: As `key`.
+      segment_ids: int32 [batch, time], or None: each row is one segment.
+      rules: From logical axes to mesh axes.
+      interpret: Run the kernel's program without a TPU, slowly: for tests.
 
     Returns:
-        [batch, time, heads, head_dim].
+      [batch, time, heads, head_dim].
     """
     batch, time, _, head_dim = query.shape
     if segment_ids is None:
@@ -58,7 +58,7 @@ def splash_attention(
 
 
 def _local(query: jax.Array, key: jax.Array, value: jax.Array, segment_ids: jax.Array, *, interpret: bool) -> jax.Array:
-    """One device's [batch, heads, time, head_dim], queries scaled."""
+    """Attend on one device: [batch, heads, time, head_dim], queries scaled."""
     heads, time = query.shape[1:3]
     block = min(_BLOCK, time)
     sizes = splash.BlockSizes(

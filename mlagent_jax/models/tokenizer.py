@@ -1,13 +1,12 @@
-"""Text to token ids and back: a checkpoint's own tokenizer, or one trained here for a policy from scratch.
+"""Tokenizers: a checkpoint's own, or one trained here for a policy from scratch.
 
-A tokenizer is a folder as Hugging Face's `AutoTokenizer` reads it; it travels with every checkpoint and export. Prompt
-and action are encoded apart and their ids concatenated, as they are when an action is sampled; nothing is added to
-either.
+A tokenizer is a folder that Hugging Face's `AutoTokenizer` reads; every checkpoint and export contains it. Prompt and
+action are encoded separately and their ids concatenated, as when an action is sampled; nothing is added to either.
 
-The trained one is of Qwen2's kind, as the policy is: whoever loads an export gets transformers' `Qwen2Tokenizer`, which
-takes vocabulary and merges from the folder and nothing else. Text is composed (NFC), cut into words by a regular
-expression, and each word's UTF-8 bytes are written as characters of a 256-letter alphabet; no byte is ever lost. Within
-such words the vocabulary is SentencePiece's (BPE).
+The trained one is a Qwen2 tokenizer, like the policy: an export loads as transformers' `Qwen2Tokenizer`, which reads
+only vocabulary and merges from the folder. Text is normalised (NFC) and cut into words by a regular expression. Each
+word's UTF-8 bytes become characters of a 256-letter alphabet, so no byte is lost. Within words the vocabulary is
+SentencePiece's (BPE).
 """
 
 from __future__ import annotations
@@ -37,13 +36,13 @@ FILES = (
     *("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json"),
     *("vocab.json", "merges.txt", "chat_template.jinja"),
 )
-"""What a tokenizer may consist of in a checkpoint's folder."""
+"""Files of a tokenizer in a checkpoint's folder."""
 VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json")
-"""Files of which a tokenizer has at least one: the others only describe it."""
+"""Files of which a tokenizer has at least one; the others only describe it."""
 
 PAD, EOS = "<|pad|>", "<|endoftext|>"
 ALPHABET = frozenset(pre_tokenizers.ByteLevel.alphabet())
-"""A character for each of the 256 bytes."""
+"""One character for each of the 256 bytes."""
 NORMALIZER = normalizers.NFC()
 # transformers/models/qwen2/tokenization_qwen2.py
 WORD = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -54,12 +53,12 @@ PRE_TOKENIZER = pre_tokenizers.Sequence(
     ]
 )
 PROBE = "def f(x):\n    return  x['caf\u00e9'] + 12\n\n\tif x:  # \U0001f389"
-"""A text that tokenizers of different kinds cut differently."""
+"""Text that tokenizers of different kinds split differently."""
 _BYTE = re.compile("<0x[0-9A-F]{2}>")
 
 
 class Tokenizer:
-    """A Hugging Face fast tokenizer, reduced to what the project uses of it."""
+    """Hugging Face fast tokenizer, reduced to what the project uses."""
 
     def __init__(self, tokenizer: transformers.PreTrainedTokenizerFast, folder: epath.Path) -> None:
         self._tokenizer = tokenizer
@@ -71,7 +70,7 @@ class Tokenizer:
 
     @classmethod
     def load(cls, folder: str | Path) -> Self:
-        """Of a checkpoint's folder, or of one with nothing else in it; local or remote (`gs://`).
+        """Load from a checkpoint's folder, or a folder with only a tokenizer; local or remote (`gs://`).
 
         Raises:
           FileNotFoundError: the folder holds no tokenizer.
@@ -91,40 +90,40 @@ class Tokenizer:
 
     @property
     def eos_id(self) -> int:
-        """Ends an action."""
+        """Return the id that ends an action."""
         return self._tokenizer.eos_token_id
 
     @functools.cached_property
     def stop_ids(self) -> tuple[int, ...]:
-        """All that ends a reply, in training, evaluation, sampling and serving alike, ascending.
+        """Return all ids that end a reply, in training, evaluation, sampling and serving, ascending.
 
-        The end-of-text token; what the checkpoint's generation_config.json names, and its config.json (which
-        transformers takes where the former does not exist); and the token that closes the assistant's turn in its chat
-        template.
+        They are the end-of-text token; the ids that the checkpoint's generation_config.json and config.json name
+        (transformers reads the latter if the former does not exist); and the token that closes an assistant message in
+        its chat template.
         """
-        return tuple(sorted({self.eos_id, *_named_ends(self._folder), *self._turn_end()}))
+        return tuple(sorted({self.eos_id, *_named_ends(self._folder), *self._message_end()}))
 
-    def _turn_end(self) -> tuple[int, ...]:
-        """The special token that the chat template has after what the assistant says, if it has one."""
-        said = "A reply."
-        turns = [{"role": "user", "content": "A question."}, {"role": "assistant", "content": said}]
+    def _message_end(self) -> tuple[int, ...]:
+        """Return the special token that the chat template puts after an assistant message, if any."""
+        reply = "A reply."
+        messages = [{"role": "user", "content": "A question."}, {"role": "assistant", "content": reply}]
         try:
-            text = self._tokenizer.apply_chat_template(turns, tokenize=False) if self.has_chat_template else ""
-        except Exception:  # A template is a program of the checkpoint's: it may raise anything.
+            text = self._tokenizer.apply_chat_template(messages, tokenize=False) if self.has_chat_template else ""
+        except Exception:  # A chat template is code of the checkpoint and may raise anything.
             text = ""
-        after = text.rpartition(said)[2].lstrip()
+        after = text.rpartition(reply)[2].lstrip()
         closing = max((name for name in self._markup if after.startswith(name)), key=len, default=None)
         return () if closing is None else (self._tokenizer.convert_tokens_to_ids(closing),)
 
     @property
     def pad_id(self) -> int:
-        """Fills a batch; the end-of-text token where the checkpoint names none. Masks decide what counts."""
+        """Return the padding id; the end-of-text token if the checkpoint names none. Masks decide what counts."""
         pad = self._tokenizer.pad_token_id
         return self.eos_id if pad is None else pad
 
     @property
     def vocab_size(self) -> int:
-        """Every id is below it. A checkpoint's embedding may have more rows than that, never fewer."""
+        """Return the exclusive upper bound of ids. A checkpoint's embedding may have more rows, never fewer."""
         return max(self._tokenizer.get_vocab().values()) + 1
 
     @property
@@ -132,26 +131,26 @@ class Tokenizer:
         return self._tokenizer.chat_template is not None
 
     def encode(self, text: str, *, parse_special: bool = False, add_special: bool = False) -> list[int]:
-        """Ids of `text`.
+        """Return the ids of `text`.
 
         Args:
-          parse_special: whether the names of special tokens in it are those tokens. By default they are text like any
-            other: what an agent reads or writes cannot end a turn.
-          add_special: whether what the checkpoint puts around every text (a beginning, say) is added.
+          parse_special: Whether names of special tokens in the text become those tokens. By default they are plain
+            text: nothing an agent reads or writes can end a message.
+          add_special: Whether to add the checkpoint's tokens around every text (a beginning of sequence, for example).
         """
         return self._tokenizer.encode(text, add_special_tokens=add_special, split_special_tokens=not parse_special)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of `ids`, special tokens by their names. Bytes that are no UTF-8 become U+FFFD."""
+        """Return the text of `ids`, special tokens by their names. Invalid UTF-8 becomes U+FFFD."""
         return self._tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
     def spellings(self) -> list[bytes]:
-        """The bytes of every token, by id: joined and read as UTF-8, those of some ids are their `decode`.
+        """Return the bytes of every token, by id; joined and decoded as UTF-8 they give `decode`.
 
-        Of SentencePiece's kind `decode` leaves out a space at the very beginning, and these do not.
+        SentencePiece's `decode` drops a space at the very beginning; these bytes keep it.
 
         Raises:
-          ValueError: the tokenizer is of another kind, whose tokens' texts depend on their neighbours.
+          ValueError: The tokenizer is of another kind, whose tokens' texts depend on their neighbours.
         """
         spell = self._speller()
         spelled = [b""] * self.vocab_size
@@ -194,17 +193,17 @@ class Tokenizer:
         return text_of
 
     def apply_chat_template(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
-        """Ids of a conversation ({"role", "content"} each) up to where the assistant is to speak.
+        """Return the ids of a conversation ({"role", "content"} each), up to the start of the assistant's reply.
 
-        A special token's name inside a content is broken by a space, so that it cannot close a turn.
+        A special token's name inside a content is broken by a space, so that it cannot end a message.
 
         Raises:
-          ValueError: the checkpoint has no chat template; see `has_chat_template`.
+          ValueError: The checkpoint has no chat template; see `has_chat_template`.
         """
         return self.encode(self.chat_text(messages), parse_special=True)
 
     def chat_text(self, messages: Sequence[Mapping[str, Any]]) -> str:
-        """As `apply_chat_template`, the text of the ids. Messages may have whatever else the template reads."""
+        """Return the text that `apply_chat_template` encodes. Messages may have other keys that the template reads."""
         if not self.has_chat_template:
             raise ValueError(f"the tokenizer in {self._folder} has no chat template: encode the text itself")
         return self._tokenizer.apply_chat_template(
@@ -212,18 +211,18 @@ class Tokenizer:
         )
 
     def without_markup(self, value: Any) -> Any:
-        """A text, or all texts in lists and mappings, with the names of special tokens broken by a space."""
+        """Break the names of special tokens by a space, in a text or in all texts of lists and mappings."""
         if isinstance(value, str):
             for name in self._markup:
                 value = value.replace(name, f"{name[0]} {name[1:]}")
         elif isinstance(value, Mapping):
-            value = {key: part if key == "role" else self.without_markup(part) for key, part in value.items()}
+            value = {key: item if key == "role" else self.without_markup(item) for key, item in value.items()}
         elif isinstance(value, list):
-            value = [self.without_markup(part) for part in value]
+            value = [self.without_markup(item) for item in value]
         return value
 
     def save(self, directory: str | Path) -> None:
-        """Copies the tokenizer's files into `directory`, byte by byte. Local or remote (`gs://`)."""
+        """Copy the tokenizer's files unchanged into `directory`, local or remote (`gs://`)."""
         target = epath.Path(directory)
         target.mkdir(parents=True, exist_ok=True)
         for name in FILES:
@@ -231,11 +230,11 @@ class Tokenizer:
                 (target / name).write_bytes((self._folder / name).read_bytes())
 
     def check_loads_alike(self, directory: str | Path) -> None:
-        """Whether anyone who loads `directory` (tokenizer and config.json) with `AutoTokenizer` gets this tokenizer.
+        """Check that `AutoTokenizer`, given `directory` (tokenizer and config.json), loads this tokenizer.
 
         Raises:
-          ValueError: he does not. For some kinds of model, Qwen2 among them, transformers 5 makes a tokenizer of their
-            own kind, whatever the tokenizer's files say.
+          ValueError: It loads another one. For some model types, Qwen2 among them, transformers 5 builds its own kind
+            of tokenizer whatever the tokenizer's files say.
         """
         loaded = transformers.AutoTokenizer.from_pretrained(directory)
         if loaded.encode(PROBE, add_special_tokens=False, split_special_tokens=True) != self.encode(PROBE):
@@ -246,31 +245,31 @@ class Tokenizer:
 
 
 def _named_ends(folder: epath.Path) -> set[int]:
-    """Ids that a checkpoint's files name as the end of a text."""
+    """Return the ids that a checkpoint's files name as the end of a text."""
     ends: set[int] = set()
     for name in ("generation_config.json", "config.json"):
         path = folder / name
-        found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        named = found.get("eos_token_id") if isinstance(found, dict) else None
+        config = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        named = config.get("eos_token_id") if isinstance(config, dict) else None
         ends |= {token for token in (named if isinstance(named, list) else [named]) if type(token) is int}
     return ends
 
 
 @contextlib.contextmanager
 def _local(folder: epath.Path) -> Iterator[str]:
-    """A folder on this machine with what `AutoTokenizer` reads of one that may be elsewhere."""
+    """Yield a local folder with the files that `AutoTokenizer` reads from `folder`, which may be remote."""
     if "://" not in os.fspath(folder):
         yield os.fspath(folder)
         return
     with tempfile.TemporaryDirectory() as local:
-        for name in (*FILES, "config.json"):  # which says of what kind it is
+        for name in (*FILES, "config.json"):  # config.json names the model type
             if (folder / name).exists():
                 Path(local, name).write_bytes((folder / name).read_bytes())
         yield local
 
 
 def _bytes_of_letters() -> dict[str, int]:
-    """The byte behind each letter of `ALPHABET` (GPT-2's `bytes_to_unicode`, inverted)."""
+    """Return the byte of each letter of `ALPHABET` (GPT-2's `bytes_to_unicode`, inverted)."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {chr(256 + place): byte for place, byte in enumerate(others)}
@@ -279,13 +278,13 @@ def _bytes_of_letters() -> dict[str, int]:
 def train_tokenizer(
     corpus: Iterable[str], vocab_size: int, special_tokens: Sequence[str], directory: str | Path
 ) -> Tokenizer:
-    """Trains a vocabulary on `corpus` and writes it for `AutoTokenizer`; the same input, the same files.
+    """Train a vocabulary on `corpus` and write it for `AutoTokenizer`; deterministic.
 
     Args:
-      corpus: texts of the domain, of any length. A digit is always a token of its own.
-      vocab_size: entries in all: end of text, padding, 256 bytes, what is learned, the special tokens.
-      special_tokens: fixed words of the reply format, each one token wherever it stands, the longest where several fit.
-      directory: to be written, local: `tokenizer.json`, its config, and `tokenizer.model`, SentencePiece's own record.
+      corpus: Texts of the domain, of any length. A digit is always a token of its own.
+      vocab_size: Total entries: end of text, padding, 256 bytes, learned tokens, special tokens.
+      special_tokens: Fixed words of the reply format, each always one token; the longest match wins.
+      directory: Local output folder: `tokenizer.json`, its config, and SentencePiece's `tokenizer.model`.
 
     Raises:
       ValueError: `vocab_size` is too small, or larger than the corpus supports, or a special token is unusable.
@@ -295,7 +294,7 @@ def train_tokenizer(
         # ByteLevel reads a token all of whose characters are in its alphabet as bytes.
         if not word or word in (PAD, EOS) or (ALPHABET.issuperset(word) and not word.isascii()):
             raise ValueError(f"special token {word!r} is empty, reserved, or would be decoded as bytes: choose another")
-    own = [word for word in fixed if word not in ALPHABET]  # a single character has its entry already
+    own = [word for word in fixed if word not in ALPHABET]  # single characters are in the vocabulary already
     learned_size = vocab_size - len(own)
     if learned_size < 2 + len(ALPHABET):
         raise ValueError(
@@ -314,20 +313,20 @@ def train_tokenizer(
 
 
 def _count_words(corpus: Iterable[str], fixed: Sequence[str]) -> Counter[str]:
-    """Words of the texts between the fixed ones, in the alphabet of bytes; each letter of it is there at least once."""
+    """Count words of the texts between the fixed ones, in the byte alphabet; each letter counts at least once."""
     longest_first = sorted(fixed, key=len, reverse=True)
     separator = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
     counts = Counter(ALPHABET)
     for text in corpus:
-        for part in separator.split(NORMALIZER.normalize_str(text)):
-            counts.update(word for word, _ in PRE_TOKENIZER.pre_tokenize_str(part))
+        for text_between in separator.split(NORMALIZER.normalize_str(text)):
+            counts.update(word for word, _ in PRE_TOKENIZER.pre_tokenize_str(text_between))
     return counts
 
 
 def _learn(counts: Mapping[str, int], size: int) -> sentencepiece_model_pb2.ModelProto:
-    """A SentencePiece model (BPE) of words, without any rule of its own on what may be joined.
+    """Train a SentencePiece model (BPE) on words, without extra rules on which pieces may be joined.
 
-    `size` counts the two control tokens; SentencePiece's third, the unknown piece, comes on top and is never used.
+    `size` counts the two control tokens. SentencePiece's unknown piece is added on top and never used.
     """
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
@@ -344,7 +343,7 @@ def _learn(counts: Mapping[str, int], size: int) -> sentencepiece_model_pb2.Mode
         split_by_whitespace=False,
         split_by_unicode_script=False,
         split_by_number=False,
-        max_sentence_length=1 << 24,  # longer ones would be left out without a word
+        max_sentence_length=1 << 24,  # longer sentences would be dropped silently
         num_threads=1,
         minloglevel=2,
         pad_id=0,
@@ -358,10 +357,10 @@ def _learn(counts: Mapping[str, int], size: int) -> sentencepiece_model_pb2.Mode
 
 
 def _merges(pieces: Sequence[str]) -> list[tuple[str, str]]:
-    """Pairs to join, the most urgent first, that segment a word as SentencePiece does.
+    """Return merge pairs, highest priority first, that segment a word as SentencePiece does.
 
-    SentencePiece joins any two neighbours whose text is a piece, the piece learned first first. `tokenizers` wants the
-    pairs themselves: every split of a piece into two pieces, in the order in which pieces were learned.
+    SentencePiece joins any two neighbours whose text is a piece; the piece learned first has priority. `tokenizers`
+    needs the pairs themselves: every split of a piece into two pieces, in the order in which pieces were learned.
     """
     known = set(pieces)
     return [
@@ -379,20 +378,20 @@ def _write(
     merges: list[tuple[str, str]],
     fixed: Sequence[str],
 ) -> None:
-    """The folder of a tokenizer, as `Qwen2Tokenizer` reads it."""
+    """Write the tokenizer folder in the format of `Qwen2Tokenizer`."""
     fast = tokenizers.Tokenizer(models.BPE({piece: index for index, piece in enumerate(vocabulary)}, merges))
     fast.normalizer, fast.pre_tokenizer, fast.decoder = NORMALIZER, PRE_TOKENIZER, decoders.ByteLevel()
     fast.add_special_tokens([tokenizers.AddedToken(name, special=True, normalized=False) for name in (PAD, EOS)])
-    # Not special: they are part of what is written, so they are decoded, and never skipped.
+    # Not special: they are part of the reply's text, so they are decoded and never skipped.
     fast.add_tokens([tokenizers.AddedToken(word, special=False, normalized=False) for word in fixed])
     config = {
         "tokenizer_class": "Qwen2Tokenizer",
         "eos_token": EOS,
         "pad_token": PAD,
-        "unk_token": EOS,  # as Qwen2 has it; nothing is unknown
+        "unk_token": EOS,  # as in Qwen2; no text is unknown
         "add_prefix_space": False,
         "clean_up_tokenization_spaces": False,
-        "model_max_length": 1 << 30,  # unknown to a tokenizer: the model's config has it
+        "model_max_length": 1 << 30,  # set by the model's config instead
     }
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "tokenizer.model").write_bytes(model.SerializeToString(deterministic=True))

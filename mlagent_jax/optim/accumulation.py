@@ -1,4 +1,4 @@
-"""Gradients of a sum over a batch, a few rows at a time: exact, since sums add, whatever the number of rows."""
+"""Micro-batched gradients of a sum over a batch. Sums add, so the result does not depend on the micro-batch size."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ import jax.numpy as jnp
 def summed_gradients(
     loss: Callable[[Any, Any], tuple[jax.Array, Any]], params: Any, batch: Any, micro_rows: int
 ) -> tuple[Any, Any]:
-    """Gradient of `loss`'s first result, and the sum of its second, over `batch` in micro-batches of `micro_rows` rows.
+    """Sum the gradient of `loss`'s first result, and its second result, over `batch` in micro-batches.
 
     Args:
-      loss: (params, rows) -> (total, sums): a total over the rows, not a mean, and a pytree of sums beside it.
-      batch: pytree of arrays [batch, ...].
-      micro_rows: rows a pass, a divisor of batch; 0: all at once.
+      loss: (params, rows) -> (total, sums): a total over the rows, not a mean, and a pytree of further sums.
+      batch: Pytree of arrays [batch, ...].
+      micro_rows: Rows per micro-batch, a divisor of the batch; 0: the whole batch.
 
     Returns:
-      (gradients in float32 where there are several passes, sums).
+      (gradients, sums). Gradients are float32 if there are several micro-batches.
 
     Raises:
       ValueError: `micro_rows` does not divide the batch.
@@ -31,21 +31,21 @@ def summed_gradients(
         return gradient(params, batch)
     if rows % micro_rows:
         raise ValueError(f"micro-batches of {micro_rows} rows do not divide a batch of {rows}: choose a divisor")
-    parts = jax.tree.map(lambda x: x.reshape(rows // micro_rows, micro_rows, *x.shape[1:]), batch)
+    micro_batches = jax.tree.map(lambda x: x.reshape(rows // micro_rows, micro_rows, *x.shape[1:]), batch)
 
-    def add(sums: Any, part: Any) -> tuple[Any, None]:
-        return jax.tree.map(jnp.add, sums, gradient(params, part)), None
+    def add(sums: Any, micro_batch: Any) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, sums, gradient(params, micro_batch)), None
 
-    first = jax.tree.map(lambda x: x[0], parts)
+    first = jax.tree.map(lambda x: x[0], micro_batches)
     shapes = jax.eval_shape(gradient, params, first)
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, jnp.promote_types(s.dtype, jnp.float32)), shapes)
-    return jax.lax.scan(add, zeros, parts)[0]
+    return jax.lax.scan(add, zeros, micro_batches)[0]
 
 
 def mapped(function: Callable[[Any], Any], batch: Any, micro_rows: int) -> Any:
-    """`function` of `batch` ([batch, ...] to [batch, ...]), computed `micro_rows` rows at a time; 0: all at once."""
+    """Apply `function` ([batch, ...] to [batch, ...]) to `micro_rows` rows at a time; 0: to the whole batch."""
     rows = jax.tree.leaves(batch)[0].shape[0]
     if micro_rows in (0, rows):
         return function(batch)
-    parts = jax.tree.map(lambda x: x.reshape(rows // micro_rows, micro_rows, *x.shape[1:]), batch)
-    return jax.tree.map(lambda x: x.reshape(rows, *x.shape[2:]), jax.lax.map(function, parts))
+    micro_batches = jax.tree.map(lambda x: x.reshape(rows // micro_rows, micro_rows, *x.shape[1:]), batch)
+    return jax.tree.map(lambda x: x.reshape(rows, *x.shape[2:]), jax.lax.map(function, micro_batches))

@@ -1,7 +1,7 @@
-"""Optimizers by name, with the learning rate as a value of the state, so that any schedule can set it each step.
+"""Optimizers by name. The learning rate is part of the state, so that any schedule can set it each step.
 
-What an optimizer keeps for each parameter is a choice of its own (`OptimizerConfig`). It is laid out as the parameter
-is, in the memory of the same devices or in that of their hosts (`init_state`, `apply`).
+`OptimizerConfig` chooses the state of each parameter. It is laid out as the parameter is, in the memory of the same
+devices or of their hosts (`init_state`, `apply`).
 """
 
 from __future__ import annotations
@@ -20,19 +20,18 @@ from optax import contrib
 from mlagent_jax.settings.schema import OptimizerConfig
 
 HOST_MEMORY = "pinned_host"
-"""What JAX calls the memory of a device's host that the device itself reads and writes."""
+"""JAX's name for host memory that a device reads and writes directly."""
 _PLAIN = OptimizerConfig()
 
 
 def make_optimizer(
     kind: str, *, weight_decay: float = 0.0, max_grad_norm: float = 1.0, keeps: OptimizerConfig = _PLAIN
 ) -> optax.GradientTransformation:
-    """`adamw` or `muon`, behind a clip of the global gradient norm.
+    """Return `adamw` or `muon`, after a clip of the global gradient norm.
 
-    Muon (Jordan et al. 2024) takes the matrices of the layers, AdamW the rest (embeddings, norms, biases), there with
-    Nesterov momentum (NAdam, Dozat 2016), as optax has it: its first step is (1 + 0.9 / 1.9) = 1.47 times the learning
-    rate, and it comes down to Adam's as the momentum fills. The learning rate is `with_learning_rate`'s to set; it is 0
-    until then.
+    Muon (Jordan et al. 2024) updates the layers' matrices and AdamW the rest (embeddings, norms, biases). There AdamW
+    has Nesterov momentum (NAdam, Dozat 2016), as in optax: its first step is (1 + 0.9 / 1.9) = 1.47 times the learning
+    rate, and approaches Adam's as the momentum fills. The learning rate is 0 until `with_learning_rate` sets it.
     """
 
     def build(learning_rate: float) -> optax.GradientTransformation:
@@ -55,8 +54,8 @@ def make_optimizer(
 def adam(
     learning_rate: optax.ScalarOrSchedule, keeps: OptimizerConfig, *, b2: float = 0.999, weight_decay: float = 0.0
 ) -> optax.GradientTransformation:
-    """AdamW with the moments that `keeps` names; `factored`: Adafactor's second moment instead (Shazeer and Stern
-    2018), with its clip of each update's root mean square to 1, and no first moment."""
+    """Return AdamW with the moments that `keeps` names. `factored`: Adafactor's second moment instead (Shazeer and
+    Stern 2018), with its clip of each update's root mean square to 1, and no first moment."""
     if keeps.moments != "factored":
         return optax.adamw(learning_rate, b1=0.9, b2=b2, weight_decay=weight_decay, mu_dtype=_first_moment(keeps))
     return optax.chain(
@@ -70,14 +69,14 @@ def adam(
 def clipped(
     rule: optax.GradientTransformation, max_norm: float, keeps: OptimizerConfig
 ) -> optax.GradientTransformation:
-    """`rule` behind a clip of the global gradient norm, in float32, and its updates rounded as `keeps` says."""
+    """Return `rule` after a clip of the global gradient norm, in float32, with updates rounded as `keeps` says."""
     rule = _in_float32(optax.chain(optax.clip_by_global_norm(max_norm), rule))
     return optax.chain(rule, stochastic_rounding()) if keeps.rounding == "stochastic" else rule
 
 
 def _in_float32(rule: optax.GradientTransformation) -> optax.GradientTransformation:
-    """The same for parameters and gradients of any dtype: moments like a bfloat16 parameter's own would lose what is
-    added to them. (optax makes each as its parameter is.)"""
+    """Run `rule` in float32 for parameters and gradients of any dtype. optax gives moments the parameter's dtype, and
+    in bfloat16 they would lose small additions."""
 
     def wide(tree: Any) -> Any:
         return optax.tree.cast(tree, jnp.float32)
@@ -89,20 +88,20 @@ def _in_float32(rule: optax.GradientTransformation) -> optax.GradientTransformat
 
 
 def _first_moment(keeps: OptimizerConfig) -> Any:
-    return jnp.bfloat16 if keeps.moments == "bfloat16" else None  # None: as the parameter
+    return jnp.bfloat16 if keeps.moments == "bfloat16" else None  # None: the parameter's dtype
 
 
 class RoundingState(NamedTuple):
-    """Updates rounded so far: each draws its own bits."""
+    """Number of updates rounded so far: each draws its own bits."""
 
     count: jax.Array
 
 
 def stochastic_rounding(seed: int = 0) -> optax.GradientTransformation:
-    """Updates after which a bfloat16 parameter is one of the two neighbours of the exact sum, and the exact sum on
-    average: small steps add up where rounding to the nearest would lose every one of them.
+    """Round updates so that a bfloat16 parameter becomes one of the exact sum's two neighbours, and the exact sum on
+    average. Small steps add up, which rounding to nearest would lose.
 
-    Last in a chain. The sum in float32 gets 16 random bits below bfloat16's last, and is cut there.
+    Use it last in a chain. The float32 sum gets 16 random bits below bfloat16's last bit and is truncated there.
     """
 
     def init(params: Any) -> RoundingState:
@@ -120,7 +119,7 @@ def stochastic_rounding(seed: int = 0) -> optax.GradientTransformation:
             noise = jax.random.bits(key, exact.shape, jnp.uint16).astype(jnp.uint32)
             bits = (jax.lax.bitcast_convert_type(exact, jnp.uint32) + noise) & jnp.uint32(0xFFFF0000)
             rounded = jnp.where(jnp.isfinite(exact), jax.lax.bitcast_convert_type(bits, jnp.float32), exact)
-            # Whoever adds this to the parameter gets `rounded`, which bfloat16 holds exactly.
+            # Adding this to the parameter gives `rounded`, which bfloat16 represents exactly.
             return rounded - param.astype(jnp.float32)
 
         return jax.tree.map(one, updates, params, jax.tree.unflatten(structure, keys)), RoundingState(state.count + 1)
@@ -129,19 +128,19 @@ def stochastic_rounding(seed: int = 0) -> optax.GradientTransformation:
 
 
 def init_state(optimizer: optax.GradientTransformation, params: Any, placement: str = "device") -> optax.OptState:
-    """The optimizer's first state, each moment laid out as its parameter; `placement` as in `OptimizerConfig`.
+    """Return the optimizer's initial state, each moment laid out as its parameter; `placement` as in `OptimizerConfig`.
 
-    Left to itself, the compiler would put the whole of it on every device: nothing ties zeros to a layout.
+    Without explicit shardings the compiler would replicate all of it: zeros have no layout.
     """
     wanted = abstract_state(optimizer, params, placement)
     return jax.jit(optimizer.init, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, wanted))(params)
 
 
 def abstract_state(optimizer: optax.GradientTransformation, params: Any, placement: str = "device") -> optax.OptState:
-    """What `init_state` makes, as `jax.ShapeDtypeStruct`s with their shardings; `params` may be abstract too.
+    """Return the state of `init_state` as `jax.ShapeDtypeStruct`s with their shardings; `params` may be abstract too.
 
     Raises:
-      ValueError: `placement` is host and the parameters are not on a mesh, without which JAX keeps no memory apart.
+      ValueError: `placement` is host and the parameters are not on a mesh; JAX needs one for memory kinds.
     """
     placed = {_names(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]}
     on_mesh = [leaf.sharding for leaf in placed.values() if isinstance(leaf.sharding, NamedSharding)]
@@ -153,7 +152,7 @@ def abstract_state(optimizer: optax.GradientTransformation, params: Any, placeme
         param = placed.get(_owner(path, placed))
         alike = param is not None and param.shape == leaf.shape and isinstance(param.sharding, NamedSharding)
         sharding = param.sharding if alike else everywhere
-        if alike and placement == "host" and leaf.ndim:  # a number is not worth the way
+        if alike and placement == "host" and leaf.ndim:  # scalars stay on the device
             sharding = sharding.with_memory_kind(HOST_MEMORY)
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
@@ -163,51 +162,51 @@ def abstract_state(optimizer: optax.GradientTransformation, params: Any, placeme
 def apply(
     optimizer: optax.GradientTransformation, grads: Any, state: optax.OptState, params: Any
 ) -> tuple[Any, optax.OptState]:
-    """(parameters, state) after one update. What is in the memory of the host comes for it, and goes back."""
-    if not any(map(_is_away, jax.tree.leaves(state))):
+    """Return (parameters, state) after one update. State in host memory is moved to the device and back."""
+    if not any(map(_on_host, jax.tree.leaves(state))):
         updates, state = optimizer.update(grads, state, params)
         return optax.apply_updates(params, updates), state
-    return _apply_in_turn(optimizer, grads, state, params)
+    return _apply_one_by_one(optimizer, grads, state, params)
 
 
-def _apply_in_turn(
+def _apply_one_by_one(
     optimizer: optax.GradientTransformation, grads: Any, state: optax.OptState, params: Any
 ) -> tuple[Any, optax.OptState]:
-    """One parameter's moments at a time: they come when those before them are back, the first when the gradients are
-    there. Left to itself, the compiler would bring all of them at once.
+    """Update one parameter at a time: its moments are loaded when the previous ones are stored, the first when the
+    gradients are ready. Without this order the compiler would load all of them at once.
 
-    An optimizer updates whole trees: it is called once a parameter, and the compiler leaves out what is not used of it.
+    An optimizer updates whole trees, so it is called once per parameter and the compiler removes unused results.
     """
     placed, structure = jax.tree_util.tree_flatten_with_path(state)
     kept = [leaf for _, leaf in placed]
-    # Where a leaf is away, and it is not its turn, what stands for it is not used.
-    here = [jnp.zeros(leaf.shape, leaf.dtype) if _is_away(leaf) else leaf for leaf in kept]
+    # Placeholders for host leaves of other parameters; the compiler removes their unused results.
+    here = [jnp.zeros(leaf.shape, leaf.dtype) if _on_host(leaf) else leaf for leaf in kept]
     results, before = [], grads
     known = [_names(path) for path, _ in jax.tree_util.tree_flatten_with_path(params)[0]]
     for names in known:
-        turn = [i for i, (path, leaf) in enumerate(placed) if _is_away(leaf) and _owner(path, known) == names]
+        indices = [i for i, (path, leaf) in enumerate(placed) if _on_host(leaf) and _owner(path, known) == names]
         loaded = list(here)
-        if turn:
-            away, _ = jax.lax.optimization_barrier(([kept[i] for i in turn], before))
-            for i, leaf in zip(turn, away, strict=True):
+        if indices:
+            staged, _ = jax.lax.optimization_barrier(([kept[i] for i in indices], before))
+            for i, leaf in zip(indices, staged, strict=True):
                 loaded[i] = jax.device_put(leaf, jax.memory.Space.Device)
         updates, after = optimizer.update(grads, jax.tree.unflatten(structure, loaded), params)
         moved = jax.tree.leaves(after)
-        for i in turn:
+        for i in indices:
             kept[i] = jax.device_put(moved[i], jax.memory.Space.Host)
         results.append(jax.tree.leaves(optax.apply_updates(params, updates))[len(results)])
-        before = [kept[i] for i in turn] or before
-    kept = [leaf if _is_away(old) else new for leaf, new, (_, old) in zip(kept, moved, placed, strict=True)]
+        before = [kept[i] for i in indices] or before
+    kept = [leaf if _on_host(old) else new for leaf, new, (_, old) in zip(kept, moved, placed, strict=True)]
     return jax.tree.unflatten(jax.tree.structure(params), results), jax.tree.unflatten(structure, kept)
 
 
-def _is_away(leaf: jax.Array) -> bool:
+def _on_host(leaf: jax.Array) -> bool:
     return jax.typeof(leaf).memory_space == jax.memory.Space.Host
 
 
 def _owner(path: tuple[Any, ...], params: Collection[tuple[str, ...]]) -> tuple[str, ...]:
-    """Of a leaf of an optimizer's state, the parameter: a moment stands at the path of its own, somewhere in the
-    optimizer's structure. () for none."""
+    """Return the path of the parameter that a leaf of the optimizer state belongs to: the suffix of the leaf's path
+    that is a parameter's path; () for none."""
     names = _names(path)
     return next((names[start:] for start in range(len(names)) if names[start:] in params), ())
 
@@ -217,14 +216,15 @@ def _names(path: tuple[Any, ...]) -> tuple[str, ...]:
 
 
 def with_learning_rate(state: optax.OptState, learning_rate: float) -> optax.OptState:
-    """The optimizer state with this learning rate for its next update."""
-    # A number of the host: on a mesh over several processes an array of this one's own could not be part of the state.
+    """Return the optimizer state with this learning rate for its next update."""
+    # A host scalar: on a mesh over several processes, a process-local array could not be part of the state.
     hyperparams = state.hyperparams | {"learning_rate": np.float32(learning_rate)}
     return state._replace(hyperparams=hyperparams)
 
 
 def schedule(kind: str, peak: float, fraction: float, warmup: float = 0.0) -> float:
-    """Learning rate after `fraction` of training, in [0, 1]: linear up to `peak`, then `cosine` to 0 or `constant`."""
+    """Return the learning rate after `fraction` of training, in [0, 1]: linear up to `peak`, then `cosine` to 0 or
+    `constant`."""
     if fraction < warmup:
         return peak * fraction / warmup
     if kind == "constant":
@@ -245,7 +245,7 @@ _MATRIX_AXES = {
 
 
 def _layer_matrices(params: Any) -> Any:
-    """Muon's dimension numbers for the projections of the decoder's layers; None for what is AdamW's."""
+    """Return Muon's dimension numbers for the projections of the decoder's layers; None for AdamW's parameters."""
 
     def numbers(path: tuple[Any, ...], leaf: jax.Array) -> contrib.MuonDimensionNumbers | None:
         *_, parent, name = ("", *(getattr(key, "key", "") for key in path))

@@ -1,4 +1,4 @@
-"""Where arrays live: the device mesh, the table from logical axis names to its axes; which processes share it."""
+"""Placement of arrays: the device mesh, and the table from logical axis names to mesh axes."""
 
 from mlagent_jax.parallelism.mesh import AXES, abstract_mesh, make_mesh
 from mlagent_jax.parallelism.sharding import (
@@ -7,7 +7,7 @@ from mlagent_jax.parallelism.sharding import (
     Rules,
     constrain,
     is_logical_axes,
-    parts,
+    shard_count,
     shardings,
 )
 
@@ -20,6 +20,6 @@ __all__ = [
     "constrain",
     "is_logical_axes",
     "make_mesh",
-    "parts",
+    "shard_count",
     "shardings",
 ]

@@ -1,5 +1,5 @@
-"""The one device mesh of a run: `data` (replicas), `fsdp` (parameters split, gathered for use), `tensor` (layers
-split)."""
+"""The device mesh of a run: `data` (replicas), `fsdp` (sharded parameters, gathered for use), `tensor` (sharded
+layers)."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ AXES = ("data", "fsdp", "tensor")
 
 
 def make_mesh(shape: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A mesh over `devices` (default: all of every process), e.g. `make_mesh({"fsdp": -1, "tensor": 2})`.
+    """Return a mesh over `devices` (default: all of every process), e.g. `make_mesh({"fsdp": -1, "tensor": 2})`.
 
-    An axis left out has size 1; one axis may be -1, "the devices that remain". Activate it with `jax.set_mesh`.
+    A missing axis has size 1; one axis may be -1, "the remaining devices". Activate the mesh with `jax.set_mesh`.
 
     Raises:
-        ValueError: For an unknown axis, a size below 1, or sizes whose product is not the number of devices.
+      ValueError: An unknown axis, a size below 1, or sizes whose product is not the number of devices.
     """
     devices = list(jax.devices() if devices is None else devices)
     sizes = mesh_sizes(shape, len(devices))
@@ -26,17 +26,17 @@ def make_mesh(shape: Mapping[str, int], devices: Sequence[jax.Device] | None = N
 
 
 def abstract_mesh(shape: Mapping[str, int], devices: int) -> AbstractMesh:
-    """The mesh that `make_mesh` makes of so many devices, without them: for shapes and shardings.
+    """Return the mesh of `make_mesh` for that many devices, without devices: for shapes and shardings.
 
     Raises:
-        ValueError: As `make_mesh`.
+      ValueError: As `make_mesh`.
     """
     sizes = mesh_sizes(shape, devices)
     return AbstractMesh(tuple(sizes.values()), AXES, (AxisType.Auto,) * len(AXES))
 
 
 def mesh_sizes(shape: Mapping[str, int], devices: int) -> dict[str, int]:
-    """Devices along each axis of `AXES`, their product `devices`; see `make_mesh`."""
+    """Return the number of devices along each axis of `AXES`, with product `devices`; see `make_mesh`."""
     unknown = set(shape) - set(AXES)
     if unknown:
         raise ValueError(f"mesh axes {sorted(unknown)} are unknown: use {', '.join(AXES)}")

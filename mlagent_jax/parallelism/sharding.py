@@ -1,7 +1,7 @@
-"""From logical axis names to shardings, through a table.
+"""Shardings from logical axis names, through a table.
 
-Parameters and activations name their axes by meaning ("mlp", "batch"); only a table knows the mesh. `DEFAULT_RULES` is
-the trainer's; the sampler has one of its own (`sampling.layout`). For another layout, a config changes rows
+Parameters and activations name their axes by meaning ("mlp", "batch"); only a table knows the mesh. The trainer uses
+`DEFAULT_RULES`, the sampler its own table (`sampling.layout`). For another layout, a config changes rows
 (`config.mesh.rules`, `config.sampling.rules`); no model code changes.
 """
 
@@ -22,20 +22,20 @@ LogicalAxes = tuple[str | None, ...]
 
 @dataclasses.dataclass(frozen=True)
 class Rules:
-    """Which mesh axes, in order, split each logical axis; hashable, so that it can be a static argument."""
+    """Mesh axes, in order, that shard each logical axis; hashable, so that it can be a static argument."""
 
     table: tuple[tuple[str, tuple[str, ...]], ...]
 
     @classmethod
     def of(cls, table: Mapping[str, Sequence[str]]) -> Rules:
-        """From a mapping such as `{"batch": ("data", "fsdp"), "mlp": ("tensor",)}`."""
+        """Return rules from a mapping such as `{"batch": ("data", "fsdp"), "mlp": ("tensor",)}`."""
         return cls(tuple((name, tuple(axes)) for name, axes in table.items()))
 
     def changed(self, rows: str) -> Rules:
-        """The table with some rows replaced: "LOGICAL=MESH+MESH,...", e.g. "embed=data+fsdp,vocab=" (that one whole).
+        """Replace rows of the table: "LOGICAL=MESH+MESH,...", e.g. "embed=data+fsdp,vocab=" (the latter replicated).
 
         Raises:
-            ValueError: For a row that cannot be read or may not change, or two axes of one array on one mesh axis.
+          ValueError: A row that cannot be parsed or may not change, or two axes of one array on one mesh axis.
         """
         table, seen = dict(self.table), set()
         for row in rows.split(",") if rows else ():
@@ -62,10 +62,10 @@ class Rules:
         return Rules.of(table)
 
     def mesh_axes(self, logical: str | None, mesh: Mesh | AbstractMesh) -> tuple[str, ...]:
-        """The axes of `mesh` larger than 1 that split `logical`.
+        """Return the axes of `mesh` larger than 1 that shard `logical`.
 
         Raises:
-            ValueError: For a logical axis that the table does not have.
+          ValueError: A logical axis that the table does not have.
         """
         if logical is None:
             return ()
@@ -77,24 +77,25 @@ class Rules:
     def spec(
         self, axes: LogicalAxes, mesh: Mesh | AbstractMesh, shape: Sequence[int] | None = None, name: str = "array"
     ) -> PartitionSpec:
-        """The partition of an array with these logical axes; `shape` and `name` are for the check of divisibility.
+        """Return the partition of an array with these logical axes; `shape` and `name` are for the check of
+        divisibility.
 
         Raises:
-            ValueError: Where the mesh does not divide a dimension (naming both), or would be used twice in one array.
+          ValueError: The mesh does not divide a dimension (the message names both), or a mesh axis is used twice.
         """
-        parts = [self.mesh_axes(axis, mesh) for axis in axes]
-        flat = [axis for part in parts for axis in part]
+        groups = [self.mesh_axes(axis, mesh) for axis in axes]
+        flat = [axis for group in groups for axis in group]
         if len(flat) != len(set(flat)):
             raise ValueError(f"{name} with axes {axes} would use a mesh axis twice ({flat}): change its sharding rules")
-        for size, logical, part in zip(shape or (), axes, parts, strict=False):
-            split = math.prod(mesh.shape[axis] for axis in part)
+        for size, logical, group in zip(shape or (), axes, groups, strict=False):
+            split = math.prod(mesh.shape[axis] for axis in group)
             if size % split:
-                mesh_text = ", ".join(f"{axis}={mesh.shape[axis]}" for axis in part)
+                mesh_text = ", ".join(f"{axis}={mesh.shape[axis]}" for axis in group)
                 raise ValueError(
                     f"{name}: dimension {logical!r} of size {size} is not divisible by the mesh axes {mesh_text}: "
                     "choose another mesh or change the sharding rules"
                 )
-        return PartitionSpec(*(None if not part else part[0] if len(part) == 1 else part for part in parts))
+        return PartitionSpec(*(None if not group else group[0] if len(group) == 1 else group for group in groups))
 
 
 DEFAULT_RULES = Rules.of(
@@ -119,7 +120,7 @@ DEFAULT_RULES = Rules.of(
 )
 
 CHANGEABLE = ("batch", "slots", "embed", "vocab", "heads", "kv_heads", "mlp")
-"""Rows that a config may change; the others are whole on every device in all that we compute."""
+"""Rows that a config may change; all other axes are replicated."""
 
 TOGETHER: tuple[tuple[str, ...], ...] = (
     ("batch", "time", "hidden"),
@@ -131,25 +132,25 @@ TOGETHER: tuple[tuple[str, ...], ...] = (
     ("hidden", "vocab"),
     ("slots", "time", "kv_heads", "head_dim"),
 )
-"""Logical axes that meet in one array, which may use a mesh axis once."""
+"""Logical axes that occur together in one array, which may use a mesh axis once."""
 
 
 def is_logical_axes(node: Any) -> bool:
-    """Whether a node of a tree is one array's logical axes (a tuple of names), and so a leaf."""
+    """Return whether a tree node is one array's logical axes (a tuple of names), and so a leaf."""
     return isinstance(node, tuple) and all(axis is None or isinstance(axis, str) for axis in node)
 
 
 def shardings(logical_tree: Any, mesh: Mesh, rules: Rules = DEFAULT_RULES, shapes: Any | None = None) -> Any:
-    """A tree of `NamedSharding` for a tree of logical axes.
+    """Return a tree of `NamedSharding` for a tree of logical axes.
 
     Args:
-        logical_tree: A pytree whose leaves are tuples of logical axis names, one an axis.
-        mesh: The mesh to place on.
-        rules: The table.
-        shapes: The same tree of things with a `.shape`, to have divisibility checked here and not by the compiler.
+      logical_tree: A pytree whose leaves are tuples of logical axis names, one per axis.
+      mesh: The mesh to place on.
+      rules: The table.
+      shapes: The same tree with a `.shape` per leaf, to check divisibility here instead of in the compiler.
 
     Raises:
-        ValueError: As `Rules.spec`, naming the parameter by its path.
+      ValueError: As `Rules.spec`, with the parameter's path.
     """
 
     def one(path: tuple[Any, ...], axes: LogicalAxes, array: Any = None) -> NamedSharding:
@@ -161,15 +162,15 @@ def shardings(logical_tree: Any, mesh: Mesh, rules: Rules = DEFAULT_RULES, shape
 
 
 def constrain(x: jax.Array, axes: LogicalAxes, rules: Rules, name: str = "activation") -> jax.Array:
-    """`x` with its layout fixed on the mesh of `jax.set_mesh`; unchanged where there is none or one device."""
+    """Return `x` with its layout fixed on the mesh of `jax.set_mesh`; unchanged without a mesh or with one device."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return x
     return jax.lax.with_sharding_constraint(x, rules.spec(axes, mesh, x.shape, name))
 
 
-def parts(logical: str, rules: Rules) -> int:
-    """Into how many parts the mesh of `jax.set_mesh` cuts an axis with this name; 1 where there is no mesh."""
+def shard_count(logical: str, rules: Rules) -> int:
+    """Return the number of shards of a logical axis on the mesh of `jax.set_mesh`; 1 without a mesh."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return 1

@@ -11,26 +11,26 @@ GIB = 2**30
 
 @dataclasses.dataclass(frozen=True)
 class Slice:
-    """Some accelerators that are used together."""
+    """Accelerators that are used together."""
 
     name: str
     platform: str
-    """tpu or gpu."""
+    """Platform: tpu or gpu."""
     devices: int
     devices_a_host: int
     usable_gib: float
-    """Of a device's memory, for a program: on TPU what its compiler allows, on GPU what CUDA, NCCL and fragmentation
-    leave (8% less than there is; set XLA_PYTHON_CLIENT_MEM_FRACTION=0.92)."""
+    """Device memory that a program can use: on TPU the compiler's limit, on GPU what CUDA, NCCL and fragmentation leave
+    (92%; set XLA_PYTHON_CLIENT_MEM_FRACTION=0.92)."""
     peak_flops: float
-    """A device and second, dense bfloat16, as the vendor states it."""
+    """FLOP/s per device, dense bfloat16, as the vendor states."""
     host_gib: float = 0.0
-    """Memory of a host, as the cloud states it (ct5lp, ct5p, ct6e and a3-highgpu machines); 0: it differs."""
+    """Memory per host, as the cloud states (ct5lp, ct5p, ct6e and a3-highgpu machines). 0: it varies."""
     topology: str = ""
-    """Of a TPU slice, as its compiler names it."""
+    """Name of a TPU slice's topology in the compiler."""
 
     @property
     def usable_bytes(self) -> int:
-        """Of a device's memory."""
+        """Return the usable memory of a device in bytes."""
         return int(self.usable_gib * GIB)
 
 
@@ -54,14 +54,14 @@ SLICES = {
         Slice("h200-1", "gpu", 1, 1, 0.92 * 139.7, 989e12),
     )
 }
-"""By name, as clouds name them: v5p counts TensorCores (two a device), the others count devices."""
+"""Slices by cloud name. v5p names count TensorCores (two per device), the others count devices."""
 
 
 def find(name: str) -> Slice:
-    """The slice with this name.
+    """Return the slice with this name.
 
     Raises:
-      ConfigError: there is none.
+      ConfigError: There is none.
     """
     if name not in SLICES:
         raise ConfigError(f"slice {name!r} is unknown; choose one of {', '.join(SLICES)}")

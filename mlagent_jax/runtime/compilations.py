@@ -1,4 +1,4 @@
-"""How often and how long XLA compiled: a shape that changes from step to step shows here before it shows on a bill."""
+"""Number and duration of XLA compilations, so that a shape that changes every step is noticed."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ import jax
 
 EVENT = "/jax/core/compile/backend_compile_duration"
 LONG_SECONDS = 1.0
-"""Compilations at least so long are logged one by one, shorter ones only counted."""
+"""Minimum seconds of a compilation that is logged; shorter ones are only counted."""
 
 log = logging.getLogger(__name__)
 
 
 class Compilations:
-    """Listens to JAX's compilations for as long as the process lives (JAX has no public way to stop listening)."""
+    """Listener to JAX's compilations, for the lifetime of the process (JAX has no public way to unregister it)."""
 
     def __init__(self) -> None:
         self._seconds: collections.Counter[str] = collections.Counter()
         self._count: collections.Counter[str] = collections.Counter()
-        jax.monitoring.register_event_duration_secs_listener(self._heard)
+        jax.monitoring.register_event_duration_secs_listener(self._record)
 
     def take(self) -> dict[str, float]:
-        """Compilations since the last call: their number, and seconds in all."""
-        found = {"compilations": sum(self._count.values()), "compile_seconds": sum(self._seconds.values())}
+        """Return number and total seconds of the compilations since the last call."""
+        totals = {"compilations": sum(self._count.values()), "compile_seconds": sum(self._seconds.values())}
         self._count.clear()
         self._seconds.clear()
-        return found
+        return totals
 
-    def _heard(self, event: str, seconds: float, **facts: str | int) -> None:
+    def _record(self, event: str, seconds: float, **facts: str | int) -> None:
         if event != EVENT:
             return
         name = str(facts.get("fun_name", "?"))

@@ -1,4 +1,4 @@
-"""Errors whose message tells the user what to do; the entry shows them without a traceback."""
+"""Errors whose message tells the user what to do; the command line prints them without a traceback."""
 
 
 class ConfigError(ValueError):
@@ -6,12 +6,12 @@ class ConfigError(ValueError):
 
 
 class DivergedError(RuntimeError):
-    """The update gave NaN or left the SFT policy too far behind, or sampler and trainer disagree."""
+    """The update produced NaN or moved too far from the SFT policy, or sampler and trainer disagree."""
 
 
 class BudgetError(RuntimeError):
-    """Another request to a language model might go over the budget; the message says what was spent."""
+    """Another request to a language model might exceed the budget; the message says what was spent."""
 
 
 class PeerError(RuntimeError):
-    """Another process of a run on several hosts failed; the message has its number and its error."""
+    """Another process of a multi-host run failed; the message has its number and its error."""

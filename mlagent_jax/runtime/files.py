@@ -1,4 +1,4 @@
-"""Whole-file writes, locks and careful reads of files, local or in a bucket."""
+"""Atomic writes, locks and checked reads of files, local or in a bucket."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _LFS_POINTER = b"version https://git-lfs"
 
 
 def refuse_pointer(path: epath.Path) -> None:
-    """Check that a file is the file itself.
+    """Check that a file is not a Git LFS pointer.
 
     Raises:
-      ValueError: it is the pointer that Git LFS leaves where it has not downloaded a file; the message names it.
+      ValueError: It is the pointer of a file that Git LFS has not downloaded; the message names it.
     """
     with path.open("rb") as file:
         if file.read(len(_LFS_POINTER)) == _LFS_POINTER:
@@ -28,10 +28,10 @@ def refuse_pointer(path: epath.Path) -> None:
 
 
 def read_json(path: epath.Path) -> dict[str, Any]:
-    """Read a JSON object from a file that others wrote; a byte-order mark is passed over.
+    """Read a JSON object from an external file; a byte-order mark is skipped.
 
     Raises:
-      ValueError: the file holds no whole JSON object; the message names it.
+      ValueError: The file holds no complete JSON object; the message names it.
     """
     refuse_pointer(path)
     try:
@@ -44,11 +44,11 @@ def read_json(path: epath.Path) -> dict[str, Any]:
 
 
 def write_whole(path: epath.PathLike, data: str | bytes) -> epath.Path:
-    """Write a file, or leave what was there: a reader never sees a half.
+    """Write a file atomically: a reader sees the old content or the new one.
 
     Args:
-      path: local path or URL; its folder is made where it is missing.
-      data: the whole content.
+      path: Local path or URL; missing folders are created.
+      data: Whole content.
 
     Returns:
       The path.
@@ -63,14 +63,14 @@ def write_whole(path: epath.PathLike, data: str | bytes) -> epath.Path:
 
 @contextlib.contextmanager
 def sole_writer(folder: epath.PathLike, remedy: str) -> Iterator[None]:
-    """Hold the lock file of a local folder; the operating system frees it when the process ends, however it ends.
+    """Hold the lock file of a local folder; the operating system releases it when the process ends in any way.
 
     Args:
-      folder: local folder; one with a URL has no lock.
-      remedy: sentence for the user whose process comes second.
+      folder: Local folder; one with a URL has no lock.
+      remedy: Sentence for the user whose process comes second.
 
     Raises:
-      ConfigError: another process holds the lock.
+      ConfigError: Another process holds the lock.
     """
     if "://" in os.fspath(folder):
         yield

@@ -11,7 +11,8 @@ INTERVAL_SECONDS = 3.0
 
 
 class PeakMemory:
-    """Samples the proportional set size of the process tree until `stop`; pages that forks share count once."""
+    """Thread that samples the proportional set size of the process tree until `stop`; pages shared by forks count
+    once."""
 
     def __init__(self, peak_gb: float = 0.0) -> None:
         self.peak_gb = peak_gb
@@ -21,7 +22,7 @@ class PeakMemory:
         self._thread.start()
 
     def stop(self) -> None:
-        """End the sampling. Idempotent."""
+        """Stop sampling. Idempotent."""
         self._stop.set()
         self._thread.join()
 
@@ -33,7 +34,7 @@ class PeakMemory:
 def _tree_bytes() -> int:
     this, total = psutil.Process(), 0
     for process in (this, *this.children(recursive=True)):
-        # A process that ended meanwhile, or belongs to a sandbox's own user, is left out.
+        # Skip processes that have ended or belong to a sandbox's own user.
         with contextlib.suppress(psutil.Error):
             info = process.memory_full_info()
             total += getattr(info, "pss", info.rss)

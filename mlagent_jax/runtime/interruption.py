@@ -1,19 +1,19 @@
 """Ctrl-C and SIGTERM: the first one saves and stops, the second stops at once.
 
     with Interruption() as interruption:
-        with interruption.held():          # an update of the parameters, which has to be whole
+        with interruption.held():          # an update of the parameters, which must be complete
             ...
-            if interruption.requested:     # a good place: save, and leave
+            if interruption.requested:     # a safe point: save and stop
                 save()
                 interruption.check()
 
-A signal is an exception where it is met, unless the section is `held`: then it waits for `check`, or for the section's
-end. Python drops what a handler raises inside a callback of the garbage collector (JAX has one); it is raised again as
-soon as that callback is over. Of several processes of one run no one may leave alone (`deferred`): they stop together,
-where `parallelism.processes.gather` lets them meet.
+A signal raises an exception immediately, unless the section is `held`: then it waits for `check` or for the end of the
+section. Python drops an exception that a handler raises inside a callback of the garbage collector (JAX has one); it is
+raised again after that callback. In a run of several processes none may stop alone (`defer`): they stop together at
+`runtime.processes.gather`.
 
-A batch machine that is taken back (a spot slice, a pod that is evicted, a job whose time is up) sends SIGTERM and kills
-soon after; the exit status tells the launcher that it may start the same command again.
+A preempted machine (a spot slice, an evicted pod, a job at its time limit) gets SIGTERM and is killed soon after. The
+exit status tells the launcher that it may start the same command again.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from types import FrameType
 from typing import Any, NoReturn, Self
 
 INTERRUPTED = 130
-"""Exit status after Ctrl-C: a person wants it stopped."""
+"""Exit status after Ctrl-C: a person stopped the run."""
 PREEMPTED = 75
 """Exit status after SIGTERM (EX_TEMPFAIL of sysexits.h): the launchers under `launch/` start the run again."""
 
@@ -38,10 +38,10 @@ log = logging.getLogger(__name__)
 
 
 def leave(status: int) -> NoReturn:
-    """End the process at once with this status, when all that counts is closed.
+    """End the process at once with this status, after everything is saved and closed.
 
-    Python would look through the whole heap of JAX's programs first, for seconds (30 beside other work), or crash in
-    it, and the status would be lost: a launcher starts the run again by it.
+    A normal exit would first scan the whole heap of JAX's programs, for seconds (30 on a busy machine), or crash in it
+    and lose the status, which tells a launcher whether to restart the run.
     """
     logging.shutdown()
     sys.stdout.flush()
@@ -50,7 +50,7 @@ def leave(status: int) -> NoReturn:
 
 
 class Stopped(KeyboardInterrupt):
-    """The run was told to stop, and has saved what it had to."""
+    """The run was asked to stop and has saved its state."""
 
     def __init__(self, signum: int) -> None:
         super().__init__(signal.Signals(signum).name)
@@ -58,12 +58,12 @@ class Stopped(KeyboardInterrupt):
 
     @property
     def status(self) -> int:
-        """The process's exit status."""
+        """Return the process's exit status."""
         return PREEMPTED if self.signum == signal.SIGTERM else INTERRUPTED
 
 
 class Interruption:
-    """What the process was told by signals. Only the main thread may enter it, which sets the handlers."""
+    """Signals that the process received. Only the main thread may enter it, which installs the handlers."""
 
     def __init__(self) -> None:
         self._signum: int | None = None
@@ -73,31 +73,32 @@ class Interruption:
 
     @property
     def requested(self) -> bool:
-        """Whether a signal has come."""
+        """Return whether a signal was received."""
         return self._signum is not None
 
     @property
     def signum(self) -> int | None:
-        """The signal that has come, or None."""
+        """Return the received signal, or None."""
         return self._signum
 
     def request(self, signum: int) -> None:
-        """As if that signal had come, to be raised by the next `check`: another process of the run was told."""
+        """Record `signum` as if received, to be raised by the next `check`: another process of the run received it."""
         if self._signum is None:
             self._signum = signum
 
     def defer(self) -> None:
-        """From now on a signal is raised by `check` alone."""
+        """Raise signals only in `check` from now on."""
         self._holds += 1
 
     def check(self) -> None:
-        """Raise `Stopped` if a signal has come, held or not."""
+        """Raise `Stopped` if a signal was received, held or not."""
         if self._signum is not None:
             raise Stopped(self._signum)
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """A section that no signal breaks into: it is raised at `check`, or when the (outermost) section ends well."""
+        """Protect a section from signals: a signal is raised at `check`, or when the outermost section ends without an
+        error."""
         self._holds += 1
         try:
             yield
@@ -120,13 +121,12 @@ class Interruption:
             signal.signal(signum, handler)
 
     def _note(self, signum: int, frame: FrameType | None) -> None:
-        # The next one, of either kind, kills: a run that does not come to its next good place must be stoppable.
+        # The next signal of either kind kills: a run that does not reach its next safe point must be stoppable.
         for each in (signal.SIGTERM, signal.SIGINT):
             signal.signal(each, signal.SIG_DFL)
         self._signum = signum
         log.warning(
-            "%s: stopping; an update or a compilation under way is finished first, and what is not saved is saved; "
-            "once more stops at once",
+            "%s: stopping after the current update or compilation, then saving; a second signal stops at once",
             signal.Signals(signum).name,
         )
         self._raise()
@@ -136,7 +136,7 @@ class Interruption:
             self.check()
 
     def _dropped(self, unraisable: sys.UnraisableHookArgs) -> None:
-        """Python's report of an exception that it drops."""
+        """Schedule a dropped `Stopped` to be raised again; pass other dropped exceptions on."""
         if isinstance(unraisable.exc_value, Stopped):
             signal.setitimer(signal.ITIMER_REAL, _AGAIN_SECONDS)
         else:

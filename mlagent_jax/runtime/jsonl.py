@@ -1,8 +1,8 @@
-"""Files of one JSON record a line, as a run leaves them in its workdir: appended while it goes on, read by the report.
+"""Files of one JSON record per line in a run's workdir: appended during the run, read by the report.
 
-A crash in the middle of a write leaves at most one torn line, the last. Readers drop it; `Appender` cuts it off before
-it adds anything, so that a torn line never runs into the next record. Paths may be local or URLs (`gs://`, `s3://`):
-object stores cannot append, so there the whole object is written anew with every record.
+A crash during a write leaves at most one torn line, the last. Readers drop it; `Appender` removes it before appending,
+so that a torn line never runs into the next record. Paths may be local or URLs (`gs://`, `s3://`). Object stores cannot
+append, so there each record rewrites the whole object.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class RecordError(ValueError):
 
 
 def iterate(path: epath.PathLike) -> Iterator[dict[str, Any]]:
-    """Whole records of `path` one by one, without holding the file in memory; none where there is no such file.
+    """Yield complete records of `path` without holding the file in memory; none if the file does not exist.
 
     Raises:
       RecordError: a line before the last is not a JSON object.
@@ -49,15 +49,15 @@ def _decode(line: bytes, path: epath.Path, number: int) -> dict[str, Any]:
 
 
 def read(path: epath.PathLike) -> list[dict[str, Any]]:
-    """All of `iterate`."""
+    """Return all records of `iterate` as a list."""
     return list(iterate(path))
 
 
 class Tail:
-    """Reads a record file that others write, from where the last look ended.
+    """Incremental reader of a record file that another process writes.
 
-    A file that was replaced by another, or cut (a resume forgets the steps after its checkpoint), is read from its
-    start again: the last line read must still stand where it stood.
+    A replaced or truncated file is read from its start again (a resumed run truncates the steps after its checkpoint).
+    The reader notices because the last line read is no longer in its place.
     """
 
     def __init__(self, path: epath.PathLike) -> None:
@@ -65,12 +65,13 @@ class Tail:
         self._offset, self._last, self._number = 0, b"", 0
 
     def new(self) -> tuple[bool, Iterator[dict[str, Any]]]:
-        """Whether the file begins anew (what was read before is void), and the whole records since the last look.
+        """Return whether the file was replaced (earlier records are void), and the complete records since the last
+        call.
 
-        The records are to be read to the end. A file that is not there has none.
+        Consume the records to the end. A missing file has none.
 
         Raises:
-          RecordError: as `iterate`, while reading.
+          RecordError: As `iterate`, while reading.
         """
         if not self._path.exists():
             return self._restart(), iter(())
@@ -100,27 +101,27 @@ class Tail:
 
 
 def encode(record: Mapping[str, Any]) -> bytes:
-    """One line. NaN and infinities are refused: they are not JSON, and other readers would choke on them.
+    """Return one line. NaN and infinities are errors: they are not JSON, and other readers would reject them.
 
-    ASCII throughout, so that what a script printed (lone surrogates included) can always be written.
+    The line is ASCII, so that anything a script printed (lone surrogates included) can be written.
     """
     return json.dumps(record, allow_nan=False, separators=(",", ":")).encode() + b"\n"
 
 
 def replace(path: epath.PathLike, records: Iterable[Mapping[str, Any]]) -> None:
-    """Write `records` in place of what `path` holds, all or nothing."""
+    """Replace the content of `path` by `records` atomically."""
     write_whole(path, b"".join(map(encode, records)))
 
 
 class Appender:
-    """Adds records to one file. Each has left this process when `append` returns, so a crash loses none."""
+    """Appends records to one file. A record has left this process when `append` returns, so a crash loses none."""
 
     def __init__(self, path: epath.PathLike) -> None:
         self._path = epath.Path(path)
         self._path.parent.mkdir(parents=True, exist_ok=True)
         whole = self._path.read_bytes() if self._path.exists() else b""
         torn = whole.rpartition(b"\n")[2]
-        # `epath` gives a plain pathlib-like local path for everything without a scheme.
+        # `epath` treats everything without a scheme as a local path.
         if "://" in os.fspath(self._path):
             self._file, self._whole = None, whole.removesuffix(torn)
         else:

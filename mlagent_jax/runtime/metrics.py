@@ -1,6 +1,6 @@
-"""The metrics of a run: `metrics.jsonl` for the report and for scripts, TensorBoard event files for those who watch.
+"""Metrics of a run: `metrics.jsonl` for the report and scripts, and TensorBoard event files.
 
-The trainer's process 0 holds one `MetricsLog`, writes one record a training step, and after a crash rewinds it to the
+The trainer's process 0 holds one `MetricsLog`, writes one record per training step, and after a crash rewinds it to the
 checkpoint it resumes from. A record is `{"stage", "step", "seconds" since the run's start, <scalar name>: float ...}`.
 """
 
@@ -26,13 +26,13 @@ RESERVED = frozenset({"stage", "step", "seconds"})
 
 
 def _number(value: Any) -> float | str:
-    """`value` as JSON: a finite float as it is, otherwise "nan", "inf" or "-inf", which `float` reads back."""
+    """Return `value` as JSON: a finite float unchanged, otherwise "nan", "inf" or "-inf", which `float` parses."""
     value = float(value)
     return value if math.isfinite(value) else str(value)
 
 
 def read(workdir: epath.PathLike) -> list[dict[str, Any]]:
-    """Records of the run in `workdir`, in the order they were written; scalars are floats (NaN and inf included).
+    """Return the records of the run in `workdir`, in order; scalars are floats (NaN and inf included).
 
     Raises:
       RecordError: a line before the last is broken.
@@ -49,10 +49,10 @@ def read(workdir: epath.PathLike) -> list[dict[str, Any]]:
 
 
 class MetricsLog:
-    """Appends the metrics of a run to its workdir (a local path or a URL).
+    """Writer of a run's metrics to its workdir (a local path or a URL).
 
-    A record is on its way to the disk when `write` returns: the death of this process loses none. Time goes on from
-    the last record of an earlier process, so that curves over seconds have no gap for the time the run stood still.
+    A record has left this process when `write` returns: a crash loses none. Seconds continue from the last record of an
+    earlier process, so that curves over time have no gap for the time between the processes.
     """
 
     def __init__(self, workdir: epath.PathLike, clock: Callable[[], float] = time.monotonic) -> None:
@@ -64,14 +64,14 @@ class MetricsLog:
         self._start = clock() - max((record["seconds"] for record in self.read()), default=0.0)
 
     def tell(self, followers: Sequence[Follower]) -> None:
-        """From now on hand every record to these too; they are closed with this."""
+        """Send every record to these followers too, from now on; `close` closes them."""
         self._followers += followers
 
     def write(self, stage: str, step: int, scalars: Mapping[str, Any]) -> None:
-        """Record `scalars` (anything `float` takes, device arrays included) of `step` of `stage`.
+        """Record `scalars` (anything that `float` accepts, device arrays included) of `step` of `stage`.
 
         Raises:
-          ValueError: a scalar is called `stage`, `step` or `seconds`.
+          ValueError: A scalar is called `stage`, `step` or `seconds`.
         """
         if clash := RESERVED & set(scalars):
             raise ValueError(f"a scalar is called {min(clash)!r}, which every record has of its own: rename it")
@@ -84,13 +84,13 @@ class MetricsLog:
             follower.add({"stage": stage, "step": int(step), "seconds": seconds, **floats})
 
     def read(self) -> list[dict[str, Any]]:
-        """All records so far (see the module's `read`)."""
+        """Return all records so far (see the module's `read`)."""
         return read(self._workdir)
 
     def rewind(self, stage: str, step: int) -> int:
-        """Forget the records of `stage` after `step`, the step of the checkpoint that the run resumes from.
+        """Delete the records of `stage` after `step`, the step of the checkpoint that the run resumes from.
 
-        Returns how many were forgotten. Other stages are left as they are. TensorBoard is told to hide them.
+        Returns the number of deleted records. Other stages are unchanged. TensorBoard hides the deleted steps.
         """
         records = jsonl.read(self._workdir / FILE)
         kept = [record for record in records if record["stage"] != stage or record["step"] <= step]
@@ -122,29 +122,29 @@ class MetricsLog:
 
 
 class NoMetrics:
-    """`MetricsLog` of the processes that write nothing: the first one speaks for all."""
+    """`MetricsLog` of all processes but the first, which writes for all."""
 
     def write(self, stage: str, step: int, scalars: Mapping[str, Any]) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def rewind(self, stage: str, step: int) -> int:
-        """Nothing to forget."""
+        """Return 0: there is nothing to delete."""
         return 0
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Do nothing."""
 
 
 class _Board:
     """TensorBoard event files of one stage (stages count their own steps, so each is a TensorBoard run).
 
-    Writes through tensorboardX's event writer rather than its `SummaryWriter`, which queues to a thread and so can lose
-    the last records.
+    Uses tensorboardX's event writer instead of its `SummaryWriter`, which queues to a thread and can lose the last
+    records.
     """
 
     def __init__(self, directory: epath.Path) -> None:
         directory.mkdir(parents=True, exist_ok=True)
-        # The name ends in process and time: a run killed and restarted within a second must not overwrite the file.
+        # Process and time in the name: a run killed and restarted within a second must not overwrite the file.
         suffix = f".{os.getpid()}.{time.time_ns()}"
         self._writer = EventsWriter(os.fspath(directory / "events"), suffix)
 
@@ -153,7 +153,7 @@ class _Board:
         self._add(Event(wall_time=time.time(), step=step, summary=Summary(value=values)))
 
     def purge(self, step: int) -> None:
-        """Hide what was written of `step` and later."""
+        """Hide records of `step` and later."""
         start = SessionLog(status=SessionLog.START)
         self._add(Event(wall_time=time.time(), step=step, session_log=start))
 
@@ -166,7 +166,7 @@ class _Board:
 
 
 class _ObjectWriter:
-    """An event file in an object store: written anew at every flush, for such a store cannot append."""
+    """Event file in an object store, rewritten at every flush, because such a store cannot append."""
 
     def __init__(self, path: str) -> None:
         self._path = epath.Path(path)
@@ -183,10 +183,10 @@ class _ObjectWriter:
 
 
 class _ObjectStore:
-    """tensorboardX's interface to a kind of store; its own ones need client libraries that fsspec does not."""
+    """Filesystem for tensorboardX; its own ones need client libraries that fsspec does not."""
 
     def directory_check(self, path: str) -> None:
-        """Object stores have no folders to make."""
+        """Do nothing: object stores have no folders."""
 
     def open(self, path: str) -> _ObjectWriter:
         return _ObjectWriter(path)

@@ -1,12 +1,12 @@
-"""Several processes, one a host, that run one program over one mesh.
+"""Several processes, one per host, that run one program over one mesh.
 
-All of them run the same stages in the same order and hold the same state, so that they hand the same work to the
-devices. What only one of them can know (a clock, a file, the outcome of a job) is told to all before anyone acts on it:
-`agree` and `gather`. They meet on the host, by way of JAX's coordination service, and not in a collective of the
-devices: a host may wait for hours for the outcome of a job while the devices idle, and none of them hangs.
+All processes run the same stages in the same order with the same state, and so give the same work to the devices.
+Values that only one process knows (a clock, a file, the outcome of a job) are shared before any process acts on them:
+`agree` and `gather`. This happens on the host, through JAX's coordination service, and not in a collective of the
+devices: a host may wait for hours for the outcome of a job while the devices idle, and no device hangs.
 
-A process that dies takes the others with it (JAX's heartbeats see to that, after $MLAGENT_HEARTBEAT_SECONDS without
-one); started again, the run resumes.
+If a process dies, JAX ends the others (after $MLAGENT_HEARTBEAT_SECONDS without a heartbeat). Started again, the run
+resumes.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ ADDRESS, COUNT, INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PRO
 HEARTBEAT = "MLAGENT_HEARTBEAT_SECONDS"
 _COUNTS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
 _HEARTBEAT_SECONDS = 100  # as in JAX
-_SHUTDOWN_SECONDS = 20  # for the others to finish too; then they are told that this one is gone
-_POLL_MILLISECONDS = 5_000  # so that Ctrl-C is heard while a process waits for the others
-_PART = 2**20  # bytes of a value in the store, below any limit of its transport
+_SHUTDOWN_SECONDS = 20  # wait for the others at shutdown
+_POLL_MILLISECONDS = 5_000  # so that a waiting process reacts to Ctrl-C
+_CHUNK = 2**20  # bytes per stored value, below any transport limit
 
 log = logging.getLogger(__name__)
 _rounds = itertools.count()
 
 
 def are_named(environment: Mapping[str, str]) -> bool:
-    """Whether environment variables say that this process is one of several."""
+    """Return whether environment variables say that this process is one of several."""
     if ADDRESS in environment:
         return True
     if any(environment.get(name, "1") not in ("", "1") for name in _COUNTS):
@@ -51,16 +51,16 @@ def are_named(environment: Mapping[str, str]) -> bool:
 
 
 def join(asked: bool | None = None) -> None:
-    """Join the other processes of this run; to be called before anything else of JAX.
+    """Join the other processes of this run; call it before anything else of JAX.
 
     They are found by $JAX_COORDINATOR_ADDRESS (host:port of process 0) with $JAX_NUM_PROCESSES and $JAX_PROCESS_ID, or
-    else as `jax.distributed.initialize` finds them: Slurm, Open MPI, the hosts of a TPU slice.
+    by `jax.distributed.initialize`: Slurm, Open MPI, the hosts of a TPU slice.
 
     Args:
-      asked: whether there are others; None: where the environment names them.
+      asked: Whether there are others; None: only if the environment names them.
 
     Raises:
-      ConfigError: they cannot be found, or do not answer.
+      ConfigError: They cannot be found, or do not answer.
     """
     if not (are_named(os.environ) if asked is None else asked):
         return
@@ -75,7 +75,7 @@ def join(asked: bool | None = None) -> None:
         given["heartbeat_timeout_seconds"] = int(os.environ.get(HEARTBEAT, _HEARTBEAT_SECONDS))
     except ValueError as error:
         raise ConfigError(f"${HEARTBEAT} is to be a number of seconds: {error}") from error
-    # Or JAX would take SIGTERM, with which a run is stopped.
+    # Otherwise JAX would handle SIGTERM, which stops a run.
     jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(**given, shutdown_timeout_seconds=_SHUTDOWN_SECONDS)
@@ -87,32 +87,32 @@ def join(asked: bool | None = None) -> None:
     log.info("process %d of %d, %d devices here", index(), count(), jax.local_device_count())
 
 
-def part() -> None:
-    """Tell the others that this process ends; they are not waited for longer than they take to say the same."""
+def disconnect() -> None:
+    """Leave the run: announce that this process ends, and wait until the others do, at most the shutdown time-out."""
     if distributed.global_state.client is not None:
-        with contextlib.suppress(RuntimeError):  # they are gone
+        with contextlib.suppress(RuntimeError):  # the others have ended
             jax.distributed.shutdown()
 
 
 def count() -> int:
-    """Processes of this run."""
+    """Return the number of processes of this run."""
     return jax.process_count()
 
 
 def index() -> int:
-    """Number of this one, from 0."""
+    """Return the number of this process, from 0."""
     return jax.process_index()
 
 
 def is_first() -> bool:
-    """Whether this is the process that writes what the run leaves behind."""
+    """Return whether this process writes the run's files."""
     return jax.process_index() == 0
 
 
 def exchange(data: bytes) -> list[bytes]:
-    """What each process gave, in the order of the processes; returns when all have given something.
+    """Return the data of each process, in the order of the processes, when all have provided it.
 
-    To be called by all, as often and in the same order, from one thread.
+    All processes must call it equally often and in the same order, each from one thread.
     """
     if count() == 1:
         return [data]
@@ -129,28 +129,28 @@ def exchange(data: bytes) -> list[bytes]:
     def place(round_: int, process: int) -> str:
         return f"mlagent/{round_}/{process}"
 
-    parts = [data[start : start + _PART] for start in range(0, len(data), _PART)]
-    for part, content in enumerate(parts):
-        store.key_value_set_bytes(f"{place(number, index())}/{part}", content)
-    store.key_value_set_bytes(f"{place(number, index())}/parts", b"%d" % len(parts))
-    found = []
+    chunks = [data[start : start + _CHUNK] for start in range(0, len(data), _CHUNK)]
+    for chunk, content in enumerate(chunks):
+        store.key_value_set_bytes(f"{place(number, index())}/{chunk}", content)
+    store.key_value_set_bytes(f"{place(number, index())}/chunks", b"%d" % len(chunks))
+    received = []
     for process in range(count()):
-        size = int(read(f"{place(number, process)}/parts"))
-        found.append(b"".join(read(f"{place(number, process)}/{part}") for part in range(size)))
-    if number:  # Who has come to this round has read the last one.
+        size = int(read(f"{place(number, process)}/chunks"))
+        received.append(b"".join(read(f"{place(number, process)}/{chunk}") for chunk in range(size)))
+    if number:  # A process in this round has read the last round.
         store.key_value_delete(f"{place(number - 1, index())}/")
-    return found
+    return received
 
 
 def gather(work: Callable[[], Any]) -> list[Any]:
-    """Results of `work`, which each process does for itself, in the order of the processes.
+    """Return the results of `work`, which each process runs for itself, in the order of the processes.
 
     Args:
-      work: gives something that JSON holds.
+      work: Function with a JSON result.
 
     Raises:
-      PeerError: it failed elsewhere. Where it failed, its own error.
-      Stopped: the work of one was stopped by a signal: then all of them stop.
+      PeerError: It failed in another process. In the process where it failed, its own error is raised.
+      Stopped: A signal stopped the work of one process; then all of them stop.
     """
     if count() == 1:
         return [work()]
@@ -162,49 +162,49 @@ def gather(work: Callable[[], Any]) -> list[Any]:
     except Exception as error:
         exchange(json.dumps({"error": f"{type(error).__name__}: {error}"}).encode())
         raise
-    found = [json.loads(data) for data in exchange(json.dumps({"result": result}).encode())]
-    for process, each in enumerate(found):
+    results = [json.loads(data) for data in exchange(json.dumps({"result": result}).encode())]
+    for process, each in enumerate(results):
         if "error" in each:
             raise PeerError(f"process {process} of {count()} failed: {each['error']}")
-    for each in found:
+    for each in results:
         if "stopped" in each:
             raise Stopped(each["stopped"])
-    return [each["result"] for each in found]
+    return [each["result"] for each in results]
 
 
 def agree(work: Callable[[], Any]) -> Any:
-    """The result of `work`, which only the first process does; something that JSON holds.
+    """Return the JSON result of `work`, which only the first process runs.
 
     Raises:
-      PeerError: it failed there. There, its own error.
+      PeerError: It failed there. In the first process, its own error is raised.
     """
     return gather(work if is_first() else lambda: None)[0]
 
 
 def meet() -> None:
-    """Wait for all: what the first one wrote before is there for the others afterwards."""
+    """Wait for all processes: files that the first one wrote before are then visible to the others."""
     exchange(b"")
 
 
 def hosts() -> list[str]:
-    """Names of the processes' hosts."""
+    """Return the names of the processes' hosts."""
     return gather(socket.gethostname)
 
 
 def split(array: np.ndarray, sharding: Sharding) -> jax.Array:
-    """A host array that all processes hold, as a global one: each device gets its part."""
-    return jax.make_array_from_callback(array.shape, sharding, lambda part: array[part])
+    """Return a host array that all processes hold as a global array: each device gets its shard."""
+    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
 
 def everywhere(array: Any) -> jax.Array:
-    """A host array on every device of the mesh of `jax.set_mesh`; on the default device where there is none."""
+    """Return a host array replicated on the mesh of `jax.set_mesh`, or on the default device without a mesh."""
     mesh = jax.sharding.get_mesh()
-    array = np.array(array)  # A copy: on a CPU, JAX may share memory with an array that it is given.
+    array = np.array(array)  # A copy: on a CPU, JAX may share memory with its input.
     return jax.numpy.asarray(array) if mesh.empty else split(array, NamedSharding(mesh, PartitionSpec()))
 
 
 def fetch(array: jax.Array) -> np.ndarray:
-    """A global array on the host of every process; to be called by all."""
+    """Return a global array on the host of every process; all processes must call it."""
     if array.is_fully_addressable or array.is_fully_replicated:
         return np.asarray(array)
     return multihost_utils.process_allgather(array, tiled=True)

@@ -1,13 +1,13 @@
-"""How far a stage is, for the person who waits: one live line on a terminal, a plain line every few seconds in a log.
+"""Progress of a stage: one live line on a terminal, a plain line every few seconds in a log.
 
     with Progress("rl", total=16) as progress:
         for _ in range(16):
             ...
             progress.update(reward=0.41, kl=0.002)
 
-Each update redraws in the caller's thread (no thread is started), so that a stage that hangs shows as hanging. While
-one step takes long, `update(advance=0)` keeps the display alive. With `path` the same goes into a small file, for the
-report of a run that goes on.
+Each update redraws in the caller's thread (no thread is started), so that a stage that hangs shows as hanging. During a
+long step `update(advance=0)` refreshes the display. With `path` the progress is also written to a small file, for the
+report of a running run.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ from mlagent_jax.runtime.files import write_whole
 
 LIVE_INTERVAL_SECONDS = 0.1
 WINDOW_SECONDS = 120.0
-"""The rate is measured over the last of this, so that it follows when steps become slower."""
+"""Window of the rate, so that it follows when steps become slower."""
 WINDOW_UPDATES = 8
-"""... and over at least this many updates, where they are few and far between."""
+"""Minimum updates in that window, for slow steps."""
 FILE = "progress.json"
 FILE_INTERVAL_SECONDS = 2.0
-"""Between two writes of it; an object store is asked less often."""
+"""Time between writes of the file; object stores are written less often."""
 REMOTE_FILE_INTERVAL_SECONDS = 15.0
 SMOOTHING = 0.8
-"""Weight of the past in the running values, an update."""
+"""Weight of the past in the running means, per update."""
 
 
 def duration(seconds: float) -> str:
-    """`seconds` for people: 7s, 3m07s, 2h05m, 3d04h."""
+    """Format `seconds` for people: 7s, 3m07s, 2h05m, 3d04h."""
     if not math.isfinite(seconds):
         return "?"
     total = round(seconds)
@@ -54,17 +54,17 @@ def duration(seconds: float) -> str:
 
 
 def _rate_text(rate: float | None, unit: str) -> str:
-    """Units a second, or seconds a unit where that reads better."""
+    """Format units per second, or seconds per unit if the rate is below 1."""
     if not rate:
         return f"? {unit}/s"
     return f"{rate:.3g} {unit}/s" if rate >= 1 else f"{1 / rate:.3g} s/{unit}"
 
 
 class Progress:
-    """Progress of one stage of `total` units of work (None where it has no known end).
+    """Progress of one stage of `total` units of work (None: unknown).
 
-    `done` units were done before (by the run that this one resumes); they count as progress, not towards the rate.
-    Values given to `update` are shown as running means (exponential, each update weighs a fifth).
+    `done` units were done by the run that this one resumes; they count as progress, not towards the rate. Values given
+    to `update` are shown as running means (exponential, each update has weight 0.2).
     """
 
     def __init__(
@@ -98,23 +98,23 @@ class Progress:
 
     @property
     def values(self) -> Mapping[str, float]:
-        """Running means of what `update` was given."""
+        """Return the running means of the values given to `update`."""
         return {name: total / weight for name, (total, weight) in self._weighted.items()}
 
     @property
     def rate(self) -> float | None:
-        """Units a second lately; None before the first is done."""
+        """Return recent units per second; None before the first is done."""
         (before, first), (now, last) = self._recent[0], self._recent[-1]
         return (last - first) / (now - before) if last > first and now > before else None
 
     @property
     def eta_seconds(self) -> float | None:
-        """Time to the end at this rate; None where that is not known."""
+        """Return the estimated time to the end; None if unknown."""
         rate = self.rate
         return None if self.total is None or rate is None else max(0, self.total - self.done) / rate
 
     def update(self, advance: int = 1, **values: float) -> None:
-        """`advance` more units are done, with these values (NaN is left out of the running means)."""
+        """Report `advance` more units, with these values (NaN is left out of the running means)."""
         now = self._clock()
         self.done += advance
         if advance:
@@ -160,14 +160,14 @@ class Progress:
         return "".join(f"  {name} {value:.4g}" for name, value in self.values.items())
 
     def _file(self, now: float, state: str) -> None:
-        """Write the file, not too often. What it says is a convenience: that it cannot be written stops nothing."""
+        """Write the file, rate-limited. It is a convenience: a failed write is ignored."""
         if self._path is None:
             return
         remote = "://" in str(self._path)
         if now - self._filed < (REMOTE_FILE_INTERVAL_SECONDS if remote else FILE_INTERVAL_SECONDS):
             return
         self._filed = now
-        told = {
+        status = {
             "stage": self.stage,
             "state": state,
             "done": self.done,
@@ -180,10 +180,10 @@ class Progress:
             "written": time.time(),
         }
         with contextlib.suppress(OSError):
-            write_whole(self._path, json.dumps(told))
+            write_whole(self._path, json.dumps(status))
 
     def _print(self, line: str) -> None:
-        # Stage and value names are data: no markup, no colours guessed, and a log line is never wrapped.
+        # Stage and value names are data: no markup, no highlighting, and no wrapped log lines.
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def _show(self, now: float) -> None:

@@ -1,11 +1,11 @@
-"""Weights & Biases and MLflow beside `metrics.jsonl`, for those who watch there.
+"""Weights & Biases and MLflow, in addition to `metrics.jsonl`.
 
-    MetricsLog.write -> the record is on the disk -> Follower: a thread sends it, and tries again where that fails
+    MetricsLog.write -> the record is on the disk -> Follower: a thread sends it, and retries on failure
 
-The file is the truth: a tracker that cannot be reached, or a library that loses its last records with the process (W&B
-does), holds nothing up and costs nothing, for whoever opens the run next sends what is missing there (W&B's offline
-mode: all of it, into a new folder). A tracker cannot forget, so steps that are done again after a crash keep their
-first values in it; `metrics.jsonl` and TensorBoard have the last.
+The file is the source of truth. A tracker that cannot be reached, or a library that loses its last records with the
+process (W&B does), neither delays the run nor loses data: the next process that opens the run sends the missing records
+(W&B's offline mode: all records, into a new folder). A tracker cannot delete, so steps repeated after a crash keep
+their first values in it; `metrics.jsonl` and TensorBoard have the last.
 """
 
 from __future__ import annotations
@@ -24,33 +24,33 @@ from mlagent_jax.runtime.errors import ConfigError
 
 RETRY_SECONDS = 30.0
 CLOSE_SECONDS = 10.0
-"""How long the end of a run waits for what is not sent yet."""
+"""Time that the end of a run waits for unsent records."""
 _BATCH = 500
 
 log = logging.getLogger(__name__)
 
 Record = Mapping[str, Any]
-"""One of `reporting.metrics`: stage, step, seconds, and scalars by name."""
+"""Record of `runtime.metrics`: stage, step, seconds, and scalars by name."""
 
 
 class Tracker(Protocol):
-    """A place that records are sent to, in order."""
+    """Destination of records, sent in order."""
 
     def last_steps(self) -> dict[str, int]:
-        """The last step of each stage that is there already."""
+        """Return the last step of each stage that the tracker has."""
         ...
 
     def send(self, records: Sequence[Record]) -> None:
-        """Send records; an exception says that some may not have arrived."""
+        """Send records; an exception means that some may not have arrived."""
         ...
 
     def close(self) -> None:
-        """Nothing more will be sent."""
+        """Close the tracker; nothing more will be sent."""
         ...
 
 
 class WandbTracker:
-    """A run of Weights & Biases with the run's name as id; $WANDB_API_KEY, $WANDB_ENTITY and $WANDB_MODE count."""
+    """Weights & Biases run with the run's name as id; $WANDB_API_KEY, $WANDB_ENTITY and $WANDB_MODE apply."""
 
     def __init__(self, project: str, name: str, config: Mapping[str, Any], folder: str) -> None:
         import wandb
@@ -68,12 +68,12 @@ class WandbTracker:
         )
 
     def last_steps(self) -> dict[str, int]:
-        found = {}
+        steps = {}
         for name, value in dict(self._run.summary).items():
             stage, _, kind = name.rpartition("/")
             if kind == "step" and isinstance(value, int):
-                found[stage] = value
-        return found
+                steps[stage] = value
+        return steps
 
     def send(self, records: Sequence[Record]) -> None:
         for record in records:
@@ -86,7 +86,7 @@ class WandbTracker:
 
 
 class MlflowTracker:
-    """A run in the experiment `project` of the server that $MLFLOW_TRACKING_URI names, found again by its tag."""
+    """MLflow run in the experiment `project` of the server in $MLFLOW_TRACKING_URI, identified by a tag."""
 
     _TAG = "mlagent.run"
 
@@ -106,13 +106,13 @@ class MlflowTracker:
             self._client.log_param(self._run, field, str(value)[:500], synchronous=True)
 
     def last_steps(self) -> dict[str, int]:
-        found = {}
+        steps = {}
         for name in self._client.get_run(self._run).data.metrics:
             stage, _, kind = name.rpartition("/")
             if kind == "seconds":
                 history = self._client.get_metric_history(self._run, name)
-                found[stage] = max((metric.step for metric in history), default=0)
-        return found
+                steps[stage] = max((metric.step for metric in history), default=0)
+        return steps
 
     def send(self, records: Sequence[Record]) -> None:
         from mlflow.entities import Metric
@@ -121,7 +121,7 @@ class MlflowTracker:
         for record in records:
             values = {name: value for name, value in record.items() if name not in ("stage", "step")}
             metrics = [Metric(f"{record['stage']}/{k}", float(v), now, record["step"]) for k, v in values.items()]
-            # One request: a record is there as a whole or not at all, and `seconds`, which says so, comes last.
+            # One request per record; `seconds` comes last and marks the record as complete.
             metrics.sort(key=lambda metric: metric.key.endswith("/seconds"))
             self._client.log_batch(self._run, metrics, synchronous=True)
 
@@ -130,12 +130,14 @@ class MlflowTracker:
 
 
 MODULES = {"wandb": "wandb", "mlflow": "mlflow"}
-"""What has to be installed, by the name in `config.tracking.trackers`."""
+"""Required module of each name in `config.tracking.trackers`."""
 
 
 def check_installed(names: Sequence[str]) -> None:
-    """Raises:
-    ConfigError: a tracker's library is not installed.
+    """Check that the trackers' libraries are installed.
+
+    Raises:
+      ConfigError: One is not installed.
     """
     for name in names:
         if importlib.util.find_spec(MODULES[name]) is None:
@@ -146,23 +148,23 @@ def check_installed(names: Sequence[str]) -> None:
 
 
 def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Settings by their dotted names."""
-    found: dict[str, Any] = {}
+    """Return settings by their dotted names."""
+    settings: dict[str, Any] = {}
     for name, value in config.items():
         if isinstance(value, Mapping):
-            found |= flat(value, f"{prefix}{name}.")
+            settings |= flat(value, f"{prefix}{name}.")
         else:
-            found[f"{prefix}{name}"] = value
-    return found
+            settings[f"{prefix}{name}"] = value
+    return settings
 
 
 class Follower:
-    """Sends records to one tracker from a thread of its own.
+    """Thread that sends records to one tracker.
 
     Args:
-      name: of the tracker, for messages.
-      connect: opens it; called in the thread, and again while it fails.
-      records: those of the run so far: what the tracker lacks of them is sent first.
+      name: Name of the tracker, for messages.
+      connect: Opens the tracker; called in the thread, and again after a failure.
+      records: Records of the run so far; missing ones are sent first.
     """
 
     def __init__(
@@ -182,11 +184,11 @@ class Follower:
         self._thread.start()
 
     def add(self, record: Record) -> None:
-        """Send it soon."""
+        """Queue a record for sending."""
         self._waiting.put(record)
 
     def close(self, seconds: float = CLOSE_SECONDS) -> None:
-        """Send what is left, for so long; what is not sent then is sent when the run is opened again."""
+        """Send the remaining records, for at most `seconds`; the rest is sent when the run is opened again."""
         self._closing.set()
         self._waiting.put(None)
         self._thread.join(seconds)
@@ -210,19 +212,19 @@ class Follower:
                 if ended:
                     tracker.close()
                     return
-            except Exception as error:  # of a library, a network or a server: none of the run's
+            except Exception as error:  # a failure of library, network or server never stops the run
                 self._warn(error)
                 tracker = None
                 if self._closing.is_set():
                     return
-                self._closing.wait(self._retry)  # then once more, also where the run ends
+                self._closing.wait(self._retry)  # then retry, also at the end of the run
 
     def _next(self, wait: bool) -> list[Record | None]:
-        found = [self._waiting.get()] if wait else []
+        records = [self._waiting.get()] if wait else []
         with contextlib.suppress(queue.Empty):
             while True:
-                found.append(self._waiting.get_nowait())
-        return found
+                records.append(self._waiting.get_nowait())
+        return records
 
     def _warn(self, error: Exception) -> None:
         if not self._warned:
@@ -236,13 +238,13 @@ class Follower:
 def follow(
     names: Sequence[str], project: str, run: str, config: Mapping[str, Any], folder: str, records: Sequence[Record]
 ) -> list[Follower]:
-    """Followers of a run for the trackers of these names.
+    """Return the run's followers, one per tracker name.
 
     Args:
-      run: its name, the same after a restart.
-      config: its settings, nested.
-      folder: local, for what a tracker keeps on this host.
-      records: of the run so far.
+      run: Name of the run, the same after a restart.
+      config: Its settings, nested.
+      folder: Local folder for files of trackers.
+      records: Records of the run so far.
     """
     settings = flat(config)
     connects: dict[str, Callable[[], Tracker]] = {

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 
 from mlagent_jax.models import Graph, Params
-from mlagent_jax.parallelism import parts
+from mlagent_jax.parallelism import shard_count
 from mlagent_jax.sampling import engine
 from mlagent_jax.sampling.config import NOT_A_NUMBER, Progress, Request, SamplerConfig
 from mlagent_jax.sampling.distribution import Distributions
@@ -65,7 +65,7 @@ class Batch:
         run: FirstRuns | None = None,
         elastic: bool = False,
     ) -> None:
-        self._sizes = _sizes(config.slots, parts("slots", graph.rules)) if elastic else (config.slots,)
+        self._sizes = _sizes(config.slots, shard_count("slots", graph.rules)) if elastic else (config.slots,)
         self._graph, self._config = graph, dataclasses.replace(config, slots=self._sizes[0])
         self._room = config.room(longest_prompt)
         self._length = self._room + config.max_new_tokens
@@ -306,7 +306,7 @@ class Batch:
         """Run rows (slot, tokens) of one bucket: whole prompts, or parts that start where `starts` says."""
         config = self._config
         height = config.rows(len(rows))
-        devices = parts("batch", self._graph.rules)
+        devices = shard_count("batch", self._graph.rules)
         height = -(-height // devices) * devices  # each device that takes rows takes as many
         tokens = np.full((height, bucket), config.pad_id, np.int32)
         lengths = np.ones((height,), np.int32)

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from mlagent_jax import models
 from mlagent_jax.models import Cache, Graph, Params
-from mlagent_jax.parallelism import constrain, parts
+from mlagent_jax.parallelism import constrain, shard_count
 from mlagent_jax.sampling.config import Distribution, SamplerConfig
 from mlagent_jax.sampling.distribution import Distributions, draw, request_keys
 
@@ -273,7 +273,7 @@ def decode(
 def _logits(graph: Graph, params: Params, hidden: jax.Array) -> jax.Array:
     """[slots, hidden] -> fp32 [slots, vocab]: made split by vocabulary, handed on split by slots, each row whole."""
     split = constrain(models.logits(graph, params, hidden), ("vocab_batch", "vocab"), graph.rules, "logits")
-    rows = "draws" if len(hidden) % parts("draws", graph.rules) == 0 else "slots"
+    rows = "draws" if len(hidden) % shard_count("draws", graph.rules) == 0 else "slots"
     return constrain(split, (rows, None), graph.rules, "logits")
 
 

@@ -12,7 +12,7 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 
 from mlagent_jax.models.tokenizer import Tokenizer
-from mlagent_jax.parallelism import parts
+from mlagent_jax.parallelism import shard_count
 from mlagent_jax.sampling.batch import Batch
 from mlagent_jax.sampling.checkpoint import Model
 from mlagent_jax.sampling.config import BUCKETS, Distribution, FinishReason, Request, SamplerConfig, SamplingError
@@ -130,8 +130,8 @@ class Sampler:
         return plan_slots(
             *(graph.config, params, length, dtype),
             copied=self._prepare.copied_bytes(params),
-            heads=parts("kv_heads", graph.rules),
-            shards=parts("slots", graph.rules),
+            heads=shard_count("kv_heads", graph.rules),
+            shards=shard_count("slots", graph.rules),
         )
 
     def batch(self, longest_prompt: int, max_new_tokens: int, slots: int, *, elastic: bool = False) -> Batch:

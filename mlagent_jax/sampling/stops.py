@@ -3,7 +3,7 @@
 The device knows stop tokens alone. A string may lie across tokens, so its bytes are searched for in those of the drawn
 tokens (`Tokenizer.spellings`); UTF-8 synchronises itself, so that bytes are found where the text has the string, and
 nowhere else. What the device drew after the token that completes a string is thrown away: at most `steps_per_call`
-tokens of one request, which is less than an automaton costs all of them in each step (bench_sampler).
+tokens of one request. In exchange programs have nothing of stop strings: no string compiles one or takes device memory.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The card of a store or an export: what is in it, as a README.md that Hugging Face reads too."""
+"""Card of a store or an export: a README.md with its contents, in Hugging Face's format."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ COUNTED = (
 
 
 def write_card(store: TrajectoryStore, files: Mapping[str, str] | None = None) -> epath.Path:
-    """Write the card of what is in `store` beside it; returns its path.
+    """Write the card of `store` into its folder; return its path.
 
     Args:
-      store: what is counted.
-      files: of an export, the files of each split as a glob; default: all shards as one.
+      store: Steps to count.
+      files: Files of each split as a glob, for an export; default: all shards as one split.
     """
     return write_whole(store.folder / FILE, card(store.columns(*COUNTED), files or {"train": "*.parquet"}))
 
 
 def card(steps: pa.Table, files: Mapping[str, str]) -> str:
-    """The card of `steps`, a table with the columns `COUNTED`."""
+    """Return the card of `steps`, a table with the columns `COUNTED`."""
     rows = steps.to_pylist()
     trajectories = {(row["run"], row["stage"], row["split"], row["task"], row["trajectory"]) for row in rows}
     rewards = [row["outcome.reward"] for row in rows if row["outcome.reward"] is not None]
@@ -51,8 +51,8 @@ def card(steps: pa.Table, files: Mapping[str, str]) -> str:
         "# Recorded steps of machine-learning engineering",
         "",
         f"{len(rows)} steps of {len(trajectories)} trajectories in {len({row['task'] for row in rows})} tasks, schema "
-        f"{VERSION}{mean}. One row a step: the state it was taken in, the action as text, and what came of it when it "
-        "was executed.",
+        f"{VERSION}{mean}. One row a step: the state it was taken in, the action as text, and the outcome of its "
+        "execution.",
     ]
     for title, names in (
         ("By split and outcome", ("split", "outcome.kind")),
@@ -60,18 +60,18 @@ def card(steps: pa.Table, files: Mapping[str, str]) -> str:
         ("By task and outcome", ("task", "outcome.kind")),
     ):
         lines += ["", f"## {title}", "", *_table(rows, *names)]
-    slips = sum(not row["target"] for row in rows)
+    errors = sum(not row["target"] for row in rows)
     return "\n".join(
-        [*lines, "", f"{slips} of the steps are deliberate slips, not to be imitated (`target` is false).", ""]
+        [*lines, "", f"{errors} of the steps are deliberate errors, not to be imitated (`target` is false).", ""]
     )
 
 
 def _table(rows: Sequence[Mapping[str, object]], first: str, second: str) -> list[str]:
-    """Counts of `first` by `second`, as Markdown."""
+    """Count `first` by `second`, as Markdown."""
     counts = collections.Counter((str(row[first] or "none"), str(row[second])) for row in rows)
     columns = sorted({column for _, column in counts})
-    found = [f"| {first.rpartition('.')[2]} | {' | '.join(columns)} | all |", "|---" * (len(columns) + 2) + "|"]
+    lines = [f"| {first.rpartition('.')[2]} | {' | '.join(columns)} | all |", "|---" * (len(columns) + 2) + "|"]
     for name in sorted({name for name, _ in counts}):
         cells = [counts[name, column] for column in columns]
-        found.append(f"| {name} | {' | '.join(map(str, cells))} | {sum(cells)} |")
-    return found
+        lines.append(f"| {name} | {' | '.join(map(str, cells))} | {sum(cells)} |")
+    return lines

@@ -1,9 +1,9 @@
-"""Recorded steps for others, and from them.
+"""Export of recorded steps to other formats, and import from them.
 
-Parquet: a folder that Hugging Face `datasets` loads (`load_dataset(FOLDER)`), a file or more a split, all columns.
-ShareGPT: a folder with `steps.json`, one conversation of two turns a step, and the `dataset_info.json` by which
-LLaMA-Factory finds it. Beside its turns each conversation keeps the whole step (`step`, JSON text, which LLaMA-Factory
-leaves alone), so that it can be imported again.
+Parquet: a folder that Hugging Face `datasets` loads (`load_dataset(FOLDER)`), one or more files per split, all columns.
+ShareGPT: a folder with `steps.json`, one conversation of two messages per step, and the `dataset_info.json` that
+LLaMA-Factory reads. Each conversation also contains the whole step (`step`, JSON text, which LLaMA-Factory ignores), so
+that it can be imported again.
 """
 
 from __future__ import annotations
@@ -24,36 +24,37 @@ from mlagent_jax.trajectories.record import Record
 from mlagent_jax.trajectories.schema import SchemaError
 from mlagent_jax.trajectories.store import TrajectoryStore, write_parquet
 
-ROWS_A_FILE = 20_000
+ROWS_PER_FILE = 20_000
 SHAREGPT_FILE, SHAREGPT_INFO, SHAREGPT_NAME = "steps.json", "dataset_info.json", "mlagent_steps"
 
 
 def export_parquet(records: Iterable[Record], folder: epath.PathLike) -> dict[str, str]:
-    """Write records to an empty folder, by split; returns the files of each split as a glob."""
+    """Write records to an empty folder, by split; return the files of each split as a glob."""
     folder = _empty(folder)
-    parts: dict[str, list[Record]] = {}
+    shards: dict[str, list[Record]] = {}
     written: dict[str, int] = {}
 
     def write(split: str) -> None:
         number = written.get(split, 0)
-        write_parquet(folder / f"{split}-{number:05d}.parquet", schema.to_table(parts.pop(split)))
+        write_parquet(folder / f"{split}-{number:05d}.parquet", schema.to_table(shards.pop(split)))
         written[split] = number + 1
 
     for record in records:
-        part = parts.setdefault(record.split, [])
-        part.append(record)
-        if len(part) == ROWS_A_FILE:
+        shard = shards.setdefault(record.split, [])
+        shard.append(record)
+        if len(shard) == ROWS_PER_FILE:
             write(record.split)
-    for split in list(parts):
+    for split in list(shards):
         write(split)
     return {split: f"{split}-*.parquet" for split in written}
 
 
 def import_parquet(folder: epath.PathLike) -> Iterator[Record]:
-    """Records of the Parquet files in a folder and in its folders: an export, or what another tool made of one.
+    """Yield records of the Parquet files in a folder and its subfolders: an export, or a version of one by another
+    tool.
 
     Raises:
-      SchemaError: there is none, or one of other columns.
+      SchemaError: There is no file, or one with other columns.
     """
     folder = epath.Path(folder)
     paths = sorted((*folder.glob("*.parquet"), *folder.glob("*/*.parquet")), key=str)
@@ -68,15 +69,15 @@ def import_parquet(folder: epath.PathLike) -> Iterator[Record]:
 
 
 def export_sharegpt(records: Iterable[Record], folder: epath.PathLike) -> int:
-    """Write records to an empty folder as conversations; returns how many."""
+    """Write records to an empty folder as conversations; return their number."""
     folder = _empty(folder)
     count = 0
     with (folder / SHAREGPT_FILE).open("w") as file:
         file.write("[")
         for count, record in enumerate(records, 1):
-            turns = [("human", record.prompt), ("gpt", record.action)]
-            conversation = {"conversations": [{"from": who, "value": text} for who, text in turns]}
-            whole = canonical_json(_without_turns(record)).encode("utf-8", "replace").decode()
+            messages = [("human", record.prompt), ("gpt", record.action)]
+            conversation = {"conversations": [{"from": role, "value": text} for role, text in messages]}
+            whole = canonical_json(_without_messages(record)).encode("utf-8", "replace").decode()
             file.write(("," if count > 1 else "") + "\n" + json.dumps(conversation | {"step": whole}))
         file.write("\n]\n")
     info = {"file_name": SHAREGPT_FILE, "formatting": "sharegpt", "columns": {"messages": "conversations"}}
@@ -86,10 +87,11 @@ def export_sharegpt(records: Iterable[Record], folder: epath.PathLike) -> int:
 
 
 def import_sharegpt(folder: epath.PathLike) -> Iterator[Record]:
-    """Records of a folder that `export_sharegpt` wrote, or of its JSON file; turns that were edited since count.
+    """Yield records of a folder that `export_sharegpt` wrote, or of its JSON file; edited messages replace the
+    originals.
 
     Raises:
-      SchemaError: it holds no such conversations.
+      SchemaError: It holds no such conversations.
     """
     path = epath.Path(folder)
     path = path / SHAREGPT_FILE if path.is_dir() else path
@@ -99,8 +101,8 @@ def import_sharegpt(folder: epath.PathLike) -> Iterator[Record]:
         raise SchemaError(f"{path} is no ShareGPT JSON ({error}): name the folder of an export") from error
     for number, conversation in enumerate(conversations, 1):
         try:
-            turns = {turn["from"]: turn["value"] for turn in conversation["conversations"]}
-            data = json.loads(conversation["step"]) | {"prompt": turns["human"], "action": turns["gpt"]}
+            messages = {message["from"]: message["value"] for message in conversation["conversations"]}
+            data = json.loads(conversation["step"]) | {"prompt": messages["human"], "action": messages["gpt"]}
             yield Record.from_dict(data)
         except (KeyError, TypeError, ValueError) as error:
             raise SchemaError(
@@ -110,15 +112,15 @@ def import_sharegpt(folder: epath.PathLike) -> Iterator[Record]:
 
 
 def import_lines(path: epath.PathLike) -> Iterator[Record]:
-    """Records of a file of JSON lines, as a run leaves its own steps in `trajectories/rl.jsonl`."""
+    """Yield records of a JSON-lines file, such as a run's own steps in `trajectories/rl.jsonl`."""
     return map(Record.from_dict, jsonl.iterate(path))
 
 
 def read(source: epath.PathLike) -> Iterator[Record]:
-    """Records of a store, a folder or a file of any of these kinds.
+    """Yield records of a store, a folder or a file of any of these kinds.
 
     Raises:
-      SchemaError: it is none of them.
+      SchemaError: It is none of them.
     """
     path = epath.Path(source)
     if path.suffix == ".jsonl":
@@ -130,10 +132,10 @@ def read(source: epath.PathLike) -> Iterator[Record]:
 
 
 def copy_snapshots(records: Iterable[Record], source: Store, target: Store) -> int:
-    """Copy the workspaces that records name, before and after their steps, and submissions; returns how many blobs.
+    """Copy the records' submissions and workspaces before and after each step; return the number of blobs.
 
     Raises:
-      StoreError: one is not in `source`, or `target` cannot take it.
+      StoreError: A blob is not in `source`, or `target` cannot store it.
     """
     done: set[str] = set()
 
@@ -154,7 +156,7 @@ def copy_snapshots(records: Iterable[Record], source: Store, target: Store) -> i
     return len(done)
 
 
-def _without_turns(record: Record) -> dict[str, Any]:
+def _without_messages(record: Record) -> dict[str, Any]:
     data = record.to_dict()
     return {name: value for name, value in data.items() if name not in ("prompt", "action")}
 

@@ -1,4 +1,4 @@
-"""Recorded steps: what was asked, what was done, what came of it."""
+"""Recorded steps: prompt, action and outcome."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from environments.protocol import Job, Outcome, State
 class Record:
     """One executed step.
 
-    `split` says what it may be used for: `train`, or `held_in` / `held_out` (states of the fixed evaluation).
+    `split` restricts its use: `train`, or `held_in` / `held_out` (states of the fixed evaluation).
     """
 
     stage: str
@@ -26,9 +26,9 @@ class Record:
     action: str
     outcome: Outcome
     target: bool = True
-    """Whether the action may be imitated (a deliberate slip of the expert may not)."""
+    """Whether the action may be imitated; False for a deliberate error of the expert."""
     run: str = ""
-    """Name of the run that took the step; trajectories are numbered within one."""
+    """Name of the run that executed the step; trajectories are numbered within a run."""
 
     @classmethod
     def of(cls, job: Job, outcome: Outcome, **fields: Any) -> Self:
@@ -36,7 +36,7 @@ class Record:
 
     @property
     def next_state(self) -> State:
-        """Where the step led."""
+        """Return the state after the step."""
         return self.outcome.next_state(Job(self.run, 0, self.state, self.trajectory, self.action))
 
     def to_dict(self) -> dict[str, Any]:

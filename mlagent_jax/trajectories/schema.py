@@ -1,7 +1,8 @@
-"""The schema of recorded steps as a table: one row a `Record`, its fields as columns, state and outcome as structs.
+"""Schema of recorded steps as a table: one row per `Record`, its fields as columns, state and outcome as structs.
 
-Everything of a record is in its row and comes back equal. What has no fixed shape (the arguments of an action) is JSON
-text. Workspaces are named by content hash (`state.snapshot`, `outcome.snapshot`); their bytes are in the run's store.
+A row contains the whole record, and reading it gives an equal one. Values without a fixed shape (the arguments of an
+action) are JSON text. Workspaces are named by content hash (`state.snapshot`, `outcome.snapshot`); their bytes are in
+the run's store.
 """
 
 from __future__ import annotations
@@ -69,27 +70,28 @@ SCHEMA = pa.schema(
     metadata={"mlagent_version": VERSION},
 )
 KEY = ("run", "stage", "split", "task", "trajectory", "step")
-"""What tells one step from another."""
+"""Columns that identify a step."""
 
 
 class SchemaError(ValueError):
-    """A table is not one of recorded steps; the message names the column and the remedy."""
+    """A table does not hold recorded steps; the message names the column and the remedy."""
 
 
 def key(record: Record) -> tuple[Any, ...]:
-    """Identity of a record among all that were ever recorded."""
+    """Return the identity of a record among all recorded ones."""
     return tuple(getattr(record, name) for name in KEY)
 
 
 def to_row(data: Mapping[str, Any]) -> dict[str, Any]:
-    """`Record.to_dict()` as a row of `SCHEMA`. What is not UTF-8 (lone surrogates) becomes a question mark."""
+    """Return `Record.to_dict()` as a row of `SCHEMA`. Characters without UTF-8 (lone surrogates) become question
+    marks."""
     arguments = data["outcome"]["action_input"]
     arguments = None if arguments is None else json.dumps(arguments, sort_keys=True)
     return _encodable({**data, "outcome": {**data["outcome"], "action_input": arguments}})
 
 
 def from_row(row: Mapping[str, Any]) -> Record:
-    """The record of a row."""
+    """Return the record of a row."""
     outcome = dict(row["outcome"])
     if outcome["action_input"] is not None:
         outcome["action_input"] = json.loads(outcome["action_input"])
@@ -97,37 +99,37 @@ def from_row(row: Mapping[str, Any]) -> Record:
 
 
 def to_table(records: Iterable[Record]) -> pa.Table:
-    """Records as a table of `SCHEMA`."""
+    """Return records as a table of `SCHEMA`."""
     return pa.Table.from_pylist([to_row(record.to_dict()) for record in records], schema=SCHEMA)
 
 
-def checked(found: pa.Schema, where: str) -> None:
-    """See that a table has all columns of `SCHEMA` with their types; more may be there.
+def checked(actual: pa.Schema, where: str) -> None:
+    """Check that a table has all columns of `SCHEMA` with their types; extra columns are allowed.
 
     Raises:
-      SchemaError: one is missing, or of another type.
+      SchemaError: A column is missing or has another type.
     """
     for field in SCHEMA:
-        place = found.get_field_index(field.name)
+        place = actual.get_field_index(field.name)
         if place < 0:
             raise SchemaError(f"{where} has no column {field.name!r}: it holds no recorded steps of version {VERSION}")
-        if not _alike(found.field(place).type, field.type):
-            raise SchemaError(f"{where}: column {field.name!r} is {found.field(place).type}, not {field.type}")
+        if not _alike(actual.field(place).type, field.type):
+            raise SchemaError(f"{where}: column {field.name!r} is {actual.field(place).type}, not {field.type}")
 
 
-def _alike(found: pa.DataType, wanted: pa.DataType) -> bool:
-    """Equal but for the width of offsets, and for the order of a struct's fields: other writers choose theirs."""
+def _alike(actual: pa.DataType, wanted: pa.DataType) -> bool:
+    """Return whether types are equal, ignoring offset width and field order of structs, which depend on the writer."""
     if pa.types.is_struct(wanted):
-        return pa.types.is_struct(found) and all(
-            found.get_field_index(field.name) >= 0 and _alike(found.field(field.name).type, field.type)
+        return pa.types.is_struct(actual) and all(
+            actual.get_field_index(field.name) >= 0 and _alike(actual.field(field.name).type, field.type)
             for field in wanted
         )
     if pa.types.is_list(wanted):
-        is_list = pa.types.is_list(found) or pa.types.is_large_list(found)
-        return is_list and _alike(found.value_type, wanted.value_type)
+        is_list = pa.types.is_list(actual) or pa.types.is_large_list(actual)
+        return is_list and _alike(actual.value_type, wanted.value_type)
     if pa.types.is_string(wanted):
-        return pa.types.is_string(found) or pa.types.is_large_string(found)
-    return found == wanted or pa.types.is_null(found)
+        return pa.types.is_string(actual) or pa.types.is_large_string(actual)
+    return actual == wanted or pa.types.is_null(actual)
 
 
 def _encodable(value: Any) -> Any:

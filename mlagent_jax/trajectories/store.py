@@ -1,13 +1,13 @@
-"""Recorded steps as a dataset on disk: appended while a run goes on, resumed after any crash, read by any tool.
+"""Recorded steps as a dataset on disk: appended during a run, resumable after any crash, readable by any tool.
 
-    00000.parquet  00001.parquet  ...    whole shards, of `trajectory_schema.SCHEMA`
-    00002.jsonl                          the open shard, one record a line
-    README.md                            the card: what is in it, by split, task, action and outcome
+    00000.parquet  00001.parquet  ...    sealed shards, of `trajectories.schema.SCHEMA`
+    00002.jsonl                          the open shard, one record per line
+    README.md                            the card: counts by split, task, action and outcome
 
-Steps are appended to the open shard, each on its way to the disk when `append` returns, and become a Parquet file of
-the same number once they are large enough; a shard that exists in both forms was sealed before a crash, and its lines
-are dropped. A step is stored once: appending it again, as a resumed collection does, changes nothing. Parquet rather
-than ArrayRecord: any tool reads it, a column at a time, in a bucket too; tensorflow-datasets reads an export of it.
+`append` writes steps to the open shard and returns when they have left the process. A shard that is large enough
+becomes a Parquet file with the same number. If a shard exists in both forms, it was sealed before a crash, and its
+lines are dropped. A step is stored once: appending it again, as a resumed collection does, changes nothing. Parquet
+rather than ArrayRecord: any tool reads it, by column, in a bucket too; tensorflow-datasets reads an export.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from mlagent_jax.trajectories import schema
 from mlagent_jax.trajectories.record import Record
 
 SHARD_BYTES = 64 * 2**20
-"""Of the open shard, as JSON lines, when it is sealed."""
+"""Size at which the open shard is sealed, in bytes of JSON lines."""
 ROW_GROUP = 256
-"""Steps that are decompressed at once."""
+"""Steps per Parquet row group, which is decompressed as a whole."""
 
 
 class TrajectoryStore:
-    """The steps in a folder (a local path or a URL), for readers; `Writer` adds to it.
+    """Reader of the steps in a folder (a local path or a URL); `Writer` adds steps.
 
     Raises:
       ConfigError: `open` on a folder without any.
@@ -45,7 +45,7 @@ class TrajectoryStore:
 
     @classmethod
     def open(cls, folder: epath.PathLike) -> Self:
-        """The store in `folder`, which must hold one."""
+        """Open the store in `folder`, which must hold one."""
         store = cls(folder)
         before = store.folder.parent / f"{store.folder.name}.jsonl"
         if not store.exists() and before.exists():
@@ -60,22 +60,22 @@ class TrajectoryStore:
         return store
 
     def exists(self) -> bool:
-        """Whether anything was recorded."""
+        """Return whether anything was recorded."""
         return self.folder.is_dir() and any(path.suffix in (".parquet", ".jsonl") for path in self.folder.iterdir())
 
     def shards(self) -> tuple[list[epath.Path], epath.Path | None]:
-        """(whole shards in order, the open one if there is one)."""
+        """Return (sealed shards in order, the open one or None)."""
         names = sorted(path.name for path in self.folder.iterdir()) if self.folder.is_dir() else []
         whole = [name for name in names if name.endswith(".parquet")]
         after = [name for name in names if name.endswith(".jsonl") and f"{name[:-6]}.parquet" not in whole]
         return [self.folder / name for name in whole], self.folder / after[-1] if after else None
 
     def __iter__(self) -> Iterator[Record]:
-        """Records in the order in which they were appended."""
+        """Yield records in the order in which they were appended."""
         return self.iterate()
 
     def iterate(self, start: int = 0) -> Iterator[Record]:
-        """From the `start`-th record on."""
+        """Yield records from number `start` on."""
         whole, journal = self.shards()
         for path in whole:
             with _parquet(path) as file:
@@ -103,36 +103,36 @@ class TrajectoryStore:
         return count + (sum(1 for _ in jsonl.iterate(journal)) if journal is not None else 0)
 
     def columns(self, *paths: str) -> pa.Table:
-        """Some columns of all steps (`task`, `outcome.kind`), without reading the others of whole shards."""
+        """Return some columns of all steps (`task`, `outcome.kind`); only these are read from sealed shards."""
         whole, journal = self.shards()
-        parts = [schema.SCHEMA.empty_table()]
+        tables = [schema.SCHEMA.empty_table()]
         for path in whole:
             with _parquet(path) as file:
-                parts.append(file.read(columns=list(paths)))
+                tables.append(file.read(columns=list(paths)))
         if journal is not None:
             records = (_recorded(data, journal, place) for place, data in enumerate(jsonl.iterate(journal)))
-            parts.append(schema.to_table(records))
-        flat = [_flat(part, paths) for part in parts]
+            tables.append(schema.to_table(records))
+        flat = [_flat(table, paths) for table in tables]
         return pa.concat_tables(flat)
 
 
 class StoreTail:
-    """Reads a store that another process writes, from where the last look ended; like `jsonl.Tail`."""
+    """Incremental reader of a store that another process writes; like `jsonl.Tail`."""
 
     def __init__(self, folder: epath.PathLike) -> None:
         self._store = TrajectoryStore(folder)
         self._count, self._seen = 0, None
 
     def new(self) -> tuple[bool, Iterator[dict[str, Any]]]:
-        """Whether the store begins anew (what was read before is void), and the records since the last look, which are
-        to be read to the end."""
+        """Return whether the store was replaced (earlier records are void), and the records since the last call.
+        Consume them to the end."""
         whole, journal = self._store.shards()
         files = [*whole, *([journal] if journal is not None else [])]
         seen = [(path.name, path.stat().length) for path in files]
         if seen == self._seen:
             return False, iter(())
         self._seen = seen
-        # Steps are only ever added: fewer of them are another store.
+        # A store only grows: fewer steps mean another store.
         restarted = bool(self._count) and len(self._store) < self._count
         if restarted:
             self._count = 0
@@ -145,16 +145,16 @@ class StoreTail:
 
 
 class Writer:
-    """Adds steps to the store in a folder, which it makes where there is none; one writer at a time.
+    """Appends steps to the store in a folder, which is created if missing; one writer at a time.
 
     Raises:
-      ConfigError: another process writes to it.
+      ConfigError: Another process writes to it.
     """
 
     def __init__(self, folder: epath.PathLike, shard_bytes: int = SHARD_BYTES) -> None:
         self.store = TrajectoryStore(folder)
         self._shard_bytes = shard_bytes
-        self._held = contextlib.ExitStack()
+        self._resources = contextlib.ExitStack()
         self.store.folder.mkdir(parents=True, exist_ok=True)
         self._lock()
         whole, journal = self.store.shards()
@@ -167,7 +167,7 @@ class Writer:
         self._open()
 
     def append(self, records: Iterable[Record]) -> int:
-        """Store those of `records` that are not there yet, in order; returns how many they were."""
+        """Store the new ones among `records`, in order; return their number."""
         new = []
         for record in records:
             if (identity := schema.key(record)) not in self._known:
@@ -181,7 +181,7 @@ class Writer:
         return len(new)
 
     def seal(self) -> None:
-        """Make a Parquet file of the open shard, if there is anything in it."""
+        """Convert the open shard to a Parquet file, if it has any steps."""
         self._appender.close()
         path = self._journal
         if self._rows:
@@ -192,11 +192,11 @@ class Writer:
         self._open()
 
     def close(self) -> None:
-        """Leaves the open shard as it is."""
+        """Close the store; the open shard stays open for the next writer."""
         self._appender.close()
         if not self._rows:
             self._journal.unlink(missing_ok=True)
-        self._held.close()
+        self._resources.close()
 
     def __enter__(self) -> Self:
         return self
@@ -211,14 +211,14 @@ class Writer:
     def _open(self) -> None:
         self._appender = jsonl.Appender(self._journal)
         self._rows = list(map(schema.to_row, jsonl.iterate(self._journal)))
-        """Of the open shard, as they will be in its Parquet file."""
+        """Rows of the open shard, as in its future Parquet file."""
 
     def _lock(self) -> None:
-        self._held.enter_context(sole_writer(self.store.folder, "wait for it, or stop it"))
+        self._resources.enter_context(sole_writer(self.store.folder, "wait for it, or stop it"))
 
 
 def _recorded(data: dict[str, Any], journal: epath.Path, place: int) -> Record:
-    """The step that is the `place`-th line of an open shard."""
+    """Return the step on line `place` of an open shard."""
     try:
         return Record.from_dict(data)
     except (KeyError, TypeError) as error:
@@ -229,7 +229,7 @@ def _recorded(data: dict[str, Any], journal: epath.Path, place: int) -> Record:
 
 
 def write_parquet(path: epath.Path, table: pa.Table) -> None:
-    """Write a table of steps, all or nothing."""
+    """Write a table of steps atomically."""
     out = io.BytesIO()
     pq.write_table(table, out, compression="zstd", row_group_size=ROW_GROUP)
     write_whole(path, out.getvalue())
@@ -247,8 +247,8 @@ def _parquet(path: epath.Path) -> Iterator[pq.ParquetFile]:
 
 
 def _flat(table: pa.Table, paths: Sequence[str]) -> pa.Table:
-    """The columns at `paths`, under these names."""
-    found: dict[str, Any] = {}
+    """Return the columns at `paths`, under these names."""
+    columns: dict[str, Any] = {}
     for path in paths:
         name, *fields = path.split(".")
         column = table.column(name)
@@ -260,5 +260,5 @@ def _flat(table: pa.Table, paths: Sequence[str]) -> pa.Table:
                 ],
                 type=column.type.field(field).type,
             )
-        found[path] = column
-    return pa.table(found)
+        columns[path] = column
+    return pa.table(columns)

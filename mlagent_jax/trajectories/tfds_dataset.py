@@ -1,11 +1,11 @@
-"""Recorded steps as a data set of tensorflow-datasets, read by index without TensorFlow.
+"""Recorded steps as a tensorflow-datasets dataset, read by index without TensorFlow.
 
     from mlagent_jax.trajectories import tfds_dataset
     builder = tfds_dataset.prepare("runs/collect/trajectories/collect", data_dir)
     steps = builder.as_data_source(split="train")      # steps[0]["action"], steps[0]["outcome"]["reward"]
 
-What is prepared, in the ArrayRecord format, reads anywhere: `tfds.builder_from_directory(FOLDER)`, and Grain. A number
-that is not there (a reward, a metric) is NaN, a text that is not there is empty, and numbers have float32's digits.
+The prepared dataset is in the ArrayRecord format: `tfds.builder_from_directory(FOLDER)` and Grain read it anywhere. A
+missing number (a reward, a metric) is NaN, a missing text is empty, and numbers are float32.
 """
 
 from __future__ import annotations
@@ -24,15 +24,16 @@ from mlagent_jax.trajectories import exchange, schema
 
 
 class Trajectories(tfds.core.GeneratorBasedBuilder):
-    """Recorded steps, in the order in which they were taken."""
+    """Recorded steps, in the order of their execution."""
 
     VERSION = tfds.core.Version(schema.VERSION)
 
     def __init__(self, *, source: str, **options: Any) -> None:
-        """
+        """Create the builder.
+
         Args:
-          source: what `exchange.read` reads.
-          options: those of every builder.
+          source: Source for `exchange.read`.
+          options: Options of every builder.
         """
         self._source = source
         super().__init__(**options)
@@ -55,7 +56,7 @@ class Trajectories(tfds.core.GeneratorBasedBuilder):
 
 
 def prepare(source: epath.PathLike, data_dir: epath.PathLike) -> Trajectories:
-    """Write the data set of `source` below `data_dir`, if it is not there, and return its builder."""
+    """Write the dataset of `source` below `data_dir`, unless it exists, and return its builder."""
     builder = Trajectories(source=os.fspath(source), data_dir=os.fspath(data_dir), file_format="array_record")
     builder.download_and_prepare()
     return builder
@@ -67,7 +68,7 @@ def _feature(kind: pa.DataType) -> Any:
     if pa.types.is_list(kind):
         return tfds.features.Sequence(_feature(kind.value_type))
     if pa.types.is_floating(kind):
-        return tfds.features.Scalar(np.float32)  # all that a tf.Example holds
+        return tfds.features.Scalar(np.float32)  # the float type of tf.Example
     return tfds.features.Text() if pa.types.is_string(kind) else tfds.features.Scalar(kind.to_pandas_dtype())
 
 

@@ -26,6 +26,10 @@ FILES = {
     "isolated": TESTS / "tasks/test_isolated.py",
     "folder": TESTS / "tasks/test_folder.py",
     "catalogue": TESTS / "tasks/test_catalogue.py",
+    "terminal": TESTS / "test_terminal.py",
+    "hostile": TESTS.parent / "mlagent_jax/serving/test_hostile.py",
+    "soak": TESTS.parent / "mlagent_jax/serving/test_soak.py",
+    "cuts": TESTS.parent / "mlagent_jax/sampling/test_cuts.py",
 }
 IN_BOTH = {"check", "steps", "files", "left"}
 """Their tests take the fixture `sandbox` of sandbox/conftest.py, which has both."""

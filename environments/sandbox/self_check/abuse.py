@@ -5,6 +5,7 @@ Each ends in a typed execution and leaves nothing. Attacks on other executions a
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import time
@@ -255,12 +256,9 @@ def a_daemon_does_not_outlive_its_execution(bench: Bench) -> None:
 
 def _command_lines() -> str:
     found = []
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdecimal():
-            try:
-                found.append((folder / "cmdline").read_bytes().decode(errors="replace"))
-            except OSError:
-                continue
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            found.append((folder / "cmdline").read_bytes().decode(errors="replace"))
     return "\n".join(found)
 
 

@@ -1,16 +1,16 @@
 """A benchmark folder in the layout of MLAgentBench (arXiv 2310.03302) as a task, named by its path.
 
     <folder>/
-      env/                              what the agent sees: train.py, and data beside it
+      env/                              the agent's files: train.py, and data beside it
       scripts/research_problem.txt      the description
       scripts/eval.py                   get_score(folder with submission.csv) -> float
-      scripts/read_only_files.txt       optional: globs that are not the agent's to change
-      scripts/prepare.py                optional: was run by MLAgentBench, which then leaves scripts/prepared
-      scripts/mlagent.yaml              optional, for us: metric (name, direction), m_init, m_best, limits
+      scripts/read_only_files.txt       optional: globs of files that the agent may not change
+      scripts/prepare.py                optional: already run by MLAgentBench, which then leaves scripts/prepared
+      scripts/mlagent.yaml              optional, read by us: metric (name, direction), m_init, m_best, limits
 
-What is in env/data is mounted as data/, the rest is the workspace. eval.py is trusted: it runs outside of the sandbox,
-in a grader process (`isolated`) beside a copy of scripts/, and is given nothing but the submission. There are no
-halves: what trains is what is reported.
+env/data is mounted as data/; the rest of env/ is the workspace. eval.py is trusted. It runs outside the sandbox in a
+grader process (`isolated`), beside a copy of scripts/, and gets nothing but the submission. There are no halves: the
+training metric is the reported metric.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from environments.tasks.folders.bounded_yaml import read_text, read_yaml
 from environments.tasks.task import M_BEST, M_INIT, InvalidSubmissionError, TaskError, TaskSpec
 
 MARK = "mlagentbench.json"
-"""In private/ of such a task."""
+"""Marker file in private/ of such a task."""
 SUCCESS = 0.1
-"""What MLAgentBench calls success, and m_best is where none is stated: so much better than the starting script."""
+"""MLAgentBench's threshold of success: relative gain over the starting script. It defines m_best if none is stated."""
 ENTRY = "train.py"
 DIRECTIONS = {
     "CLRS": ("score", "higher"),
@@ -51,17 +51,17 @@ DIRECTIONS = {
     "spaceship-titanic": ("accuracy", "higher"),
     "vectorization": ("seconds", "lower"),
 }
-"""Metric and direction of its own benchmarks, which no file of theirs states."""
+"""Metric and direction of MLAgentBench's benchmarks, which none of their files states."""
 _NOT_FOR_EVAL = ("__pycache__", "research_problem.txt", "read_only_files.txt", "source_code.txt", "prepare*")
 
 
 @dataclasses.dataclass(frozen=True)
 class BenchmarkRecipe:
-    """An `environments.tasks.task.Task`."""
+    """An `environments.tasks.task.Task` made from a benchmark folder."""
 
     spec: TaskSpec
     m_init: float | None
-    """What the starting script counts as, where it has gaps to be filled in; None: it runs."""
+    """Metric of the starting script if that has gaps to fill in and cannot run; None: measure it."""
     m_best: float | None
     folder: Path
 
@@ -95,35 +95,35 @@ class BenchmarkGrader:
         self._last: tuple[bytes, float] | None = None
 
     def open(self) -> None:
-        """Nothing is kept: eval.py is executed anew for each submission."""
+        """Do nothing: eval.py is executed anew for each submission."""
 
     def labels(self) -> dict[str, list[str]]:
-        """None are known by name; files beside eval.py are searched for as they are."""
+        """Return no labels, as none are known by name. Files beside eval.py are searched as they are."""
         return {"id": []}
 
     def grade(self, submission: bytes, half: str) -> float:
-        """What get_score gives; the same for both halves.
+        """Return the result of get_score, the same for both halves.
 
         Raises:
-          InvalidSubmissionError: it gives no finite number.
-          Exception: whatever eval.py raises.
+          InvalidSubmissionError: the result is not a finite number.
+          Exception: any exception of eval.py.
         """
         if self._last is None or self._last[0] != submission:
             self._last = (submission, self._evaluate(submission))
         return self._last[1]
 
     def _evaluate(self, submission: bytes) -> float:
-        """Execute eval.py anew in a copy of its folder; only in a process that is made for it."""
+        """Execute eval.py anew in a copy of its folder. Call this only in a dedicated process."""
         here = os.getcwd()
         with tempfile.TemporaryDirectory(prefix="mlagent-eval-") as temporary:
             root = Path(temporary)
             scripts, handed_in = root / "scripts", root / "handed-in"
             shutil.copytree(self._private / "scripts", scripts)
-            (root / "env").symlink_to((self._private.parent / "env").resolve())  # Some look for ../env.
+            (root / "env").symlink_to((self._private.parent / "env").resolve())  # Some scripts read ../env.
             handed_in.mkdir()
             (handed_in / "submission.csv").write_bytes(submission)
             os.chdir(scripts)
-            sys.path.append(str(scripts))  # Last: nothing beside eval.py stands before a library.
+            sys.path.append(str(scripts))  # Last, so that no file beside eval.py shadows a library.
             try:
                 spec = importlib.util.spec_from_file_location("benchmark_eval", scripts / "eval.py")
                 module = importlib.util.module_from_spec(spec)
@@ -138,15 +138,15 @@ class BenchmarkGrader:
 
 
 def is_benchmark(folder: Path) -> bool:
-    """Whether `folder` has their layout and not ours."""
+    """Check whether `folder` has MLAgentBench's layout and not ours."""
     return (folder / "scripts" / "eval.py").is_file() and not (folder / "task.yaml").exists()
 
 
 def read_benchmark(folder: Path) -> BenchmarkRecipe:
-    """The task in `folder`; nothing in it is executed.
+    """Read the task in `folder` without executing anything in it.
 
     Raises:
-      TaskError: a file is missing or wrong; the message names it and what it may be.
+      TaskError: a file is missing or wrong; the message names it and the valid values.
     """
     folder = Path(folder).resolve()
     scripts = folder / "scripts"
@@ -191,7 +191,7 @@ def read_benchmark(folder: Path) -> BenchmarkRecipe:
 
 
 def _read_only(path: Path) -> tuple[str, ...]:
-    """Their globs as ours; those of data/ are read-only anyway."""
+    """Read MLAgentBench's globs, without those of data/, which is read-only anyway."""
     lines = path.read_text(encoding="utf-8").split() if path.is_file() else []
     globs = [line.removeprefix("./") for line in lines]
     return tuple(glob for glob in globs if glob and glob != "data" and not glob.startswith("data/"))
@@ -207,9 +207,9 @@ def _number(path: Path, fields: dict[str, Any], name: str) -> float | None:
 def _fields(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
-    found = read_yaml(path)
+    fields = read_yaml(path)
     known = ("metric", "m_init", "m_best", "limits")
-    wrong = [name for name in found if name not in known] if isinstance(found, dict) else [found]
+    wrong = [name for name in fields if name not in known] if isinstance(fields, dict) else [fields]
     if wrong:
         raise TaskError(f"{path} has {wrong[0]!r}; it may have {', '.join(known)}")
-    return found
+    return fields

@@ -1,11 +1,11 @@
 """Competitions of MLE-bench (arXiv 2410.07095) as tasks: `mlebench-<competition>`.
 
-What is theirs stays theirs: the data that `mlebench prepare` split, the grader, the leaderboard and the medals' lines.
-The answers lie in the prepared task's private/ and are graded outside of the sandbox, by the package `mlebench` that is
-installed on every host that grades. m_init is the score of the sample submission (of numbered rows, where a
-constant has no score), m_best the gold medal's line.
+MLE-bench provides the data that `mlebench prepare` split, the grader, the leaderboard and the medal thresholds. The
+answers are in the prepared task's private/. Grading runs outside the sandbox, with the package `mlebench`, which every
+host that grades needs. m_init is the score of the sample submission (with numbered rows, if a constant has no score),
+m_best the gold medal's threshold.
 
-    halves      their hidden rows, split by id where a submission has a row for each; the reward half trains
+    halves      the hidden rows, split by id if a submission has a row for each; the reward half trains
     official    the score over all hidden rows with its medal, as MLE-bench reports it
 """
 
@@ -34,7 +34,7 @@ from environments.tasks.task import M_BEST, GraderError, InvalidSubmissionError,
 
 PREFIX = "mlebench-"
 MARK = "mlebench.json"
-"""In private/: which competition it is, and how its rows are halved."""
+"""File in private/ with the competition's name and the halves of its rows."""
 INSTALL = "pip install git+https://github.com/openai/mle-bench"
 LIMITS = Limits(cpu_seconds=1800, wall_seconds=3600, memory_mb=8192, file_mb=1024, disk_mb=4096)
 _IMAGES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".dcm", ".bmp"}
@@ -56,14 +56,14 @@ submission.to_csv("submission.csv", index=False)
 """
 _MESSAGE_LETTERS = 300
 _LARGER = 4
-"""A submission of more than so many times the sample's lines is not read."""
+"""Maximum number of lines of a submission, as a multiple of the sample's."""
 _MORE_COLUMNS = 200
-"""Nor one with so many more columns than the sample. A few do no harm: their graders look at those that they know."""
+"""Maximum number of columns beyond the sample's. A few extra columns are harmless: graders read only known ones."""
 
 
 @dataclasses.dataclass(frozen=True)
 class MleBenchRecipe:
-    """An `environments.tasks.task.Task`."""
+    """An `environments.tasks.task.Task` made from a competition."""
 
     spec: TaskSpec
     competition: str
@@ -72,7 +72,7 @@ class MleBenchRecipe:
         """Write env/, public/ and private/ under `directory` (see `environments.tasks.task.Task`).
 
         Raises:
-          TaskError: the competition is not prepared, or its leaderboard is not there.
+          TaskError: the competition is not prepared, or its leaderboard is missing.
         """
         competition, leaderboard = open_competition(self.competition), read_leaderboard(self.competition)
         for place, file in (("public", competition.public_dir), ("private", competition.answers)):
@@ -97,8 +97,10 @@ class MleBenchRecipe:
         return self.spec
 
     def _write_grader(self, private: Path, answers: Path, public: Path, seed: int) -> str:
-        """Write which grader it is, with halves where a first submission can be graded on each of them; returns the
-        script that hands that submission in."""
+        """Write the grader's record and return the script that submits a first submission.
+
+        There are halves if the first submission can be graded on each of them.
+        """
         sample = (public / "sample_submission.csv").read_bytes()
         shape = (sample.count(b"\n") + 1, len(pd.read_csv(io.BytesIO(sample), nrows=0).columns))
         whole, script = MleBenchGrader(self.competition, private, answers.name, None, None, shape), _SCRIPT
@@ -107,7 +109,7 @@ class MleBenchRecipe:
         id_column = _id_column(whole.answers, pd.read_csv(io.BytesIO(sample)))
         if id_column is not None:
             halved = dataclasses.replace(whole, id_column=id_column, report=report_half(len(whole.answers), seed))
-            if not halved.scores(sample, "reward", "report"):  # Their grader wants all rows.
+            if not halved.scores(sample, "reward", "report"):  # The grader needs all rows.
                 whole.save()
         (private.parent / CONTROL).write_bytes(sample)
         return script
@@ -115,21 +117,21 @@ class MleBenchRecipe:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class MleBenchGrader:
-    """A competition's answers and its own grader (`environments.tasks.grading.graders.Grader`)."""
+    """A competition's answers and its MLE-bench grader (`environments.tasks.grading.graders.Grader`)."""
 
     competition: str
     private: Path
     answers_file: str
     id_column: str | None
-    """Of submissions and answers; None: rows cannot be told apart, and both halves are the whole."""
+    """Id column of submissions and answers. None: rows cannot be matched, and each half is the whole."""
     report: np.ndarray | None
-    """`[rows]` bool, of the answers: in the report half."""
+    """Whether an answer is in the report half, `[rows]` bool."""
     shape: tuple[int, int]
     """Lines and columns of the sample submission."""
 
     @functools.cached_property
     def answers(self) -> Any:
-        """As their grader takes them: a table, or the records of a JSON Lines file."""
+        """Answers in the form that the grader takes: a table, or the records of a JSON Lines file."""
         from mlebench.utils import load_answers
 
         return load_answers(self.private / self.answers_file)
@@ -147,7 +149,7 @@ class MleBenchGrader:
         return {}
 
     def open(self) -> None:
-        """Import their grader and read the answers, before a submission is graded."""
+        """Import the grader and read the answers, before a submission is graded."""
         _ = self._grader, self.answers
 
     def labels(self) -> dict[str, list[str]]:
@@ -157,10 +159,10 @@ class MleBenchGrader:
         return {"id": list(map(str, self.answers[self.id_column])), **columns}
 
     def grade(self, submission: bytes, half: str) -> float:
-        """Their metric of `submission` on `half`, `reward` or `report`; on all rows where there are no halves.
+        """Return the metric of `submission` on `half`, `reward` or `report`; on all rows if there are no halves.
 
         Raises:
-          InvalidSubmissionError: it is no table, or their grader refuses it.
+          InvalidSubmissionError: the submission is not a table, or the grader refuses it.
         """
         table, answers = self._read(submission), self.answers
         if self.id_column is not None:
@@ -176,11 +178,14 @@ class MleBenchGrader:
         return self._score(table, answers)
 
     def official(self, submission: bytes) -> dict[str, Any]:
-        """What MLE-bench reports of it: `score` over all hidden rows, `medal` (gold, silver, bronze or none),
-        `above_median`, and the lines of each.
+        """Return MLE-bench's report of a submission.
+
+        Returns:
+          `score` over all hidden rows, `medal` (gold, silver, bronze or none), `above_median`, and the threshold of
+          each.
 
         Raises:
-          InvalidSubmissionError: it is no table, or their grader refuses it.
+          InvalidSubmissionError: the submission is not a table, or the grader refuses it.
         """
         score = round(self._score(self._read(submission), self.answers), 5)
         rank = self._grader.rank_score(score, pd.read_csv(self.private / "leaderboard.csv"))
@@ -189,7 +194,7 @@ class MleBenchGrader:
         return {"score": score, "medal": medal, "above_median": bool(rank["above_median"]), **lines}
 
     def scores(self, submission: bytes, *halves: str) -> bool:
-        """Save, and say whether the grader that was saved scores `submission` on these halves.
+        """Save the grader, and check whether the saved grader scores `submission` on these halves.
 
         Raises:
           GraderError: the grader cannot be loaded.
@@ -208,11 +213,11 @@ class MleBenchGrader:
             grader.close()
 
     def _read(self, submission: bytes) -> pd.DataFrame:
-        """A hostile submission as a table.
+        """Read a hostile submission as a table.
 
         Raises:
-          InvalidSubmissionError: it is none, or is so much larger than the sample that reading it could take the memory
-            of this host: a line of nothing but commas is a million columns.
+          InvalidSubmissionError: it is not a table, or is so much larger than the sample that reading it could exhaust
+            the memory of this host: a line of nothing but commas is a million columns.
         """
         lines, columns = self.shape
         if (
@@ -229,7 +234,7 @@ class MleBenchGrader:
         from mlebench.grade_helpers import InvalidSubmissionError as Refused
 
         try:
-            score = float(self._grader.grade_fn(table.copy(), answers.copy()))  # Some change what they are given.
+            score = float(self._grader.grade_fn(table.copy(), answers.copy()))  # Some graders change their arguments.
         except Refused as error:
             raise InvalidSubmissionError(str(error)[:_MESSAGE_LETTERS]) from error
         if not math.isfinite(score):
@@ -237,7 +242,7 @@ class MleBenchGrader:
         return score
 
     def save(self) -> None:
-        """Write which grader it is to `private`."""
+        """Write the grader's record to `private`."""
         report = None if self.report is None else self.report.astype(int).tolist()
         record = {"competition": self.competition, "answers": self.answers_file}
         record |= {"id_column": self.id_column, "report": report, "shape": list(self.shape)}
@@ -253,10 +258,10 @@ class MleBenchGrader:
 
 
 def get(name: str) -> MleBenchRecipe:
-    """The recipe of `mlebench-<competition>`.
+    """Return the recipe of `mlebench-<competition>`.
 
     Raises:
-      TaskError: mlebench is not installed, has no such competition, or its leaderboard is not there.
+      TaskError: mlebench is not installed, has no such competition, or its leaderboard is missing.
     """
     identity = name.removeprefix(PREFIX)
     competition, leaderboard = open_competition(identity), read_leaderboard(identity)
@@ -278,7 +283,7 @@ def get(name: str) -> MleBenchRecipe:
 
 
 def open_competition(identity: str) -> Any:
-    """MLE-bench's record of a competition, with data in MLEBENCH_DATA_DIR, else where it keeps them itself.
+    """Return MLE-bench's record of a competition, with data in MLEBENCH_DATA_DIR, else in its default folder.
 
     Raises:
       TaskError: mlebench is not installed, or has no such competition.
@@ -293,10 +298,10 @@ def open_competition(identity: str) -> Any:
 
 
 def read_leaderboard(identity: str) -> pd.DataFrame:
-    """The competition's private leaderboard, the best score first.
+    """Return the competition's private leaderboard, best score first.
 
     Raises:
-      TaskError: it is not there.
+      TaskError: the leaderboard is missing.
     """
     path = open_competition(identity).leaderboard
     try:
@@ -323,12 +328,12 @@ def _registry() -> Any:
 
 
 def _kind(public: Path) -> str:
-    """A guess by the files: what the task is called in tables, nothing more."""
+    """Guess the kind of task from its files; used only as a label in tables."""
     return "image" if any(path.suffix.lower() in _IMAGES for path in public.rglob("*")) else "tabular"
 
 
 def _numbered(sample: bytes) -> bytes:
-    """What the script `_NUMBERED` makes of the sample."""
+    """Return the sample as the script `_NUMBERED` changes it."""
     table = pd.read_csv(io.BytesIO(sample))
     for column in table.select_dtypes("number"):
         if table[column].nunique() == 1:
@@ -337,7 +342,7 @@ def _numbered(sample: bytes) -> bytes:
 
 
 def _id_column(answers: Any, sample: pd.DataFrame) -> str | None:
-    """The column that names each hidden row once, in the answers as in submissions."""
+    """Return the column that names each hidden row once, in the answers and in submissions, or None."""
     if not isinstance(answers, pd.DataFrame):
         return None
     for name in sample:

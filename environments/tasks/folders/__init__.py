@@ -1,1 +1,1 @@
-"""Tasks of your own: a folder as a recipe, and what its prepare.py may use."""
+"""Your own tasks: a folder as a recipe, and libraries for its prepare.py."""

@@ -1,11 +1,11 @@
-"""Archives in which data sets are given out, as a task's prepare.py reads them.
+"""Archives of published data sets, as a task's prepare.py reads them.
 
     with archives.open_archive(raw, "spooky-author-identification.zip") as archive:
         train = archive.table("train.csv", ["id", "text", "author"])
 
-Archives inside the archive (`train.csv.zip`, `train.zip`, `train.json.7z`) are looked into as if their files lay
-beside them, so that it does not matter how a source packs its files this year; nothing is unpacked to a path that the
-archive names. Where an archive comes from is the field `archive` of task.yaml (`Origin`).
+Files of nested archives (`train.csv.zip`, `train.zip`, `train.json.7z`) are found as if they lay beside them, so a
+source may change how it packs its files. Nothing is unpacked to a path that the archive names. The source of an archive
+is the field `archive` of task.yaml (`Origin`).
 """
 
 from __future__ import annotations
@@ -33,33 +33,33 @@ import pandas as pd
 from environments.tasks.task import TaskError
 
 INSTALL = "pip install '.[archives]'"
-"""Gives what reading images and 7z archives needs; the host that prepares a task needs it, workers do not."""
+"""Command that installs support for images and 7z archives. The host that prepares a task needs it, workers do not."""
 ORIGINS = ("kaggle", "url", "tfds")
 _NESTED = (".zip", ".7z")
 _LARGEST = 8 << 30
-"""Bytes of one file of a 7z archive, which is held in memory."""
+"""Maximum size in bytes of one file of a 7z archive, which is held in memory."""
 
 
 class ArchiveError(TaskError):
-    """An archive or a file in it is missing, or is not what it was; the message names it."""
+    """An archive or a file in it is missing or has changed; the message names it."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Origin:
-    """Who gives the data out."""
+    """Source of the data."""
 
     kind: str
     """`kaggle`, `url` or `tfds`."""
     name: str
-    """Of the competition, the address, or of the data set."""
+    """Name of the competition or data set, or the URL."""
 
     @property
     def file(self) -> str:
-        """Name of the archive; empty where tensorflow-datasets keeps the data."""
+        """Name of the archive; empty if tensorflow-datasets manages the data."""
         return {"kaggle": f"{self.name}.zip", "url": PurePosixPath(self.name).name, "tfds": ""}[self.kind]
 
     def remedy(self, folder: Path) -> str:
-        """How to get the archive into `folder`."""
+        """Explain how to get the archive into `folder`."""
         if self.kind == "kaggle":
             return (
                 f"accept the rules at https://www.kaggle.com/c/{self.name}/rules, then "
@@ -70,19 +70,19 @@ class Origin:
         return "see docs/bring_your_own_task.md, Data from tensorflow-datasets"
 
     def require(self, folder: Path) -> None:
-        """Raise unless the archive, or what was unpacked from it, is in `folder`.
+        """Check that the archive, or its unpacked files, are in `folder`.
 
         Raises:
-          ArchiveError: it is not; the message has the command that fetches it.
+          ArchiveError: they are not; the message has the command that fetches them.
         """
         if self.file and not (folder / self.file).is_file() and not _files(folder):
             raise ArchiveError(f"{folder / self.file} is not there: {self.remedy(folder)}")
 
     def fetch(self, folder: Path) -> str:
-        """Download the archive into `folder`, unless it is there; says what was done.
+        """Download the archive into `folder` if it is missing, and return a message about the result.
 
         Raises:
-          ArchiveError: it cannot be had; the message has the remedy.
+          ArchiveError: the download failed; the message has the remedy.
         """
         if not self.file:
             raise ArchiveError(f"{self.name} is read through tensorflow-datasets: {self.remedy(folder)}")
@@ -90,7 +90,7 @@ class Origin:
         if target.is_file():
             return f"{target} is there already"
         folder.mkdir(parents=True, exist_ok=True)
-        # Under another name until it is whole: a download that was cut off is not taken for the archive.
+        # Use another name until the download is complete, so that an interrupted one is not taken for the archive.
         with tempfile.TemporaryDirectory(prefix=".fetching-", dir=folder) as building:
             if self.kind == "kaggle":
                 self._run_kaggle(Path(building))
@@ -121,21 +121,21 @@ class Origin:
 
 
 def data_dir() -> Path:
-    """Where archives lie, a folder a task: `MLAGENT_DATA_DIR`, else `data` in the cache."""
+    """Return the folder of archives, with a folder for each task: `MLAGENT_DATA_DIR`, else `data` in the cache."""
     named = os.environ.get("MLAGENT_DATA_DIR")
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return Path(named).expanduser() if named else cache / "mlagent-jax" / "data"
 
 
 class Archive:
-    """The files of an archive and of those in it, by path. A context manager."""
+    """The files of an archive and of nested archives, by path. A context manager."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._held = contextlib.ExitStack()
         self._files: dict[str, Callable[[], bytes]] = {}
         self._nested: dict[str, Callable[[Path], None]] = {}
-        """How to copy an archive in it to a file, by path; those that were opened are no longer here."""
+        """Functions that copy a nested archive to a file, by path; archives already opened are removed."""
         self._temporary = Path(self._held.enter_context(tempfile.TemporaryDirectory(prefix="mlagent-archive-")))
 
     def __enter__(self) -> Archive:
@@ -149,31 +149,31 @@ class Archive:
         self._held.close()
 
     def names(self, pattern: str) -> list[str]:
-        """Paths that end like `pattern`, a glob such as `train/*.jpg`, sorted.
+        """Return the paths that end like `pattern`, a glob such as `train/*.jpg`, sorted.
 
         Raises:
-          ArchiveError: there is none.
+          ArchiveError: no path matches.
         """
         self._open_nested(pattern)
-        found = self._matching(pattern)
-        if not found and self._nested:
+        paths = self._matching(pattern)
+        if not paths and self._nested:
             self._open_nested(None)
-            found = self._matching(pattern)
-        if not found:
+            paths = self._matching(pattern)
+        if not paths:
             holds = ", ".join(sorted({name.partition("/")[0] for name in (*self._files, *self._nested)})[:12])
             raise ArchiveError(
                 f"{self.path} holds no {pattern} (it holds {holds or 'nothing'}): it is not the archive that was "
                 "expected, or its layout has changed"
             )
-        return found
+        return paths
 
     def read(self, name: str) -> bytes:
-        """The file whose path ends with `name`, the one highest up where there are several.
+        """Read the file whose path ends with `name`; of several, the one with the fewest parent folders.
 
         Raises:
           ArchiveError: there is none, or it is damaged.
         """
-        path = min(self.names(name), key=lambda found: (found.count("/"), found))
+        path = min(self.names(name), key=lambda path: (path.count("/"), path))
         try:
             return self._files[path]()
         except (OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
@@ -182,11 +182,16 @@ class Archive:
     def table(
         self, name: str, columns: Sequence[str] = (), numbers: Sequence[str] = (), **options: Any
     ) -> pd.DataFrame:
-        """A CSV file. `columns` and `numbers` must be there, the latter as numbers; `options` are those of
-        `pandas.read_csv`.
+        """Read a CSV file.
+
+        Args:
+          name: end of its path, as for `read`.
+          columns: required columns.
+          numbers: required columns with numbers.
+          options: options of `pandas.read_csv`.
 
         Raises:
-          ArchiveError: it is missing, is no table, or has not these columns.
+          ArchiveError: it is missing, is not a table, or lacks a column.
         """
         try:
             table = pd.read_csv(io.BytesIO(self.read(name)), **options)
@@ -205,10 +210,10 @@ class Archive:
         return table
 
     def json(self, name: str) -> Any:
-        """A JSON file.
+        """Read a JSON file.
 
         Raises:
-          ArchiveError: it is missing or is no JSON.
+          ArchiveError: it is missing or is not JSON.
         """
         try:
             return json.loads(self.read(name))
@@ -216,10 +221,10 @@ class Archive:
             raise ArchiveError(f"{name} in {self.path} is not JSON: {error}") from error
 
     def image(self, name: str, size: tuple[int, int] | None = None, mode: str = "RGB") -> np.ndarray:
-        """An image, scaled to `size` (width, height): `[height, width, 3]` bytes, `[height, width]` in mode L.
+        """Read an image, scaled to `size` (width, height): `[height, width, 3]` bytes, `[height, width]` in mode L.
 
         Raises:
-          ArchiveError: it is missing or is no image.
+          ArchiveError: it is missing or is not an image.
           TaskError: Pillow is not installed.
         """
         try:
@@ -229,14 +234,14 @@ class Archive:
         try:
             with Image.open(io.BytesIO(self.read(name))) as image:
                 if size:
-                    image.draft(mode, size)  # A JPEG is decoded at the next larger eighth: many times faster.
+                    image.draft(mode, size)  # Decodes a JPEG at the next larger eighth of its size: many times faster.
                 image = image.convert(mode)
                 return np.asarray(image if size is None else image.resize(size, Image.Resampling.BOX))
         except (OSError, Image.DecompressionBombError) as error:
             raise ArchiveError(f"{name} in {self.path} is no image: {error}") from error
 
     def images(self, names: Sequence[str], size: tuple[int, int], mode: str = "RGB") -> np.ndarray:
-        """Several images, all scaled to `size`, `[images, height, width(, 3)]` bytes (see `image`)."""
+        """Read several images, all scaled to `size`, `[images, height, width(, 3)]` bytes (see `image`)."""
         shape = (len(names), size[1], size[0], *((3,) if mode == "RGB" else ()))
         stack = np.empty(shape, np.uint8)
         for place, name in enumerate(names):
@@ -254,7 +259,7 @@ class Archive:
         )
 
     def _open_nested(self, pattern: str | None) -> None:
-        """Open archives in it that are called like the first or last part of `pattern`, or all (None)."""
+        """Open nested archives whose name is the first or last part of `pattern`, or all (None)."""
         wanted = None if pattern is None else {_stem(part) for part in pattern.split("/")}
         for name in [name for name in self._nested if wanted is None or _stem(PurePosixPath(name).name) in wanted]:
             path = self._temporary / f"{len(list(self._temporary.iterdir()))}{PurePosixPath(name).suffix}"
@@ -330,10 +335,10 @@ def _files(folder: Path) -> list[Path]:
 
 @contextlib.contextmanager
 def open_archive(raw: Path, file: str) -> Iterator[Archive]:
-    """The archive `file` in the folder `raw`, or what was unpacked from it there.
+    """Open the archive `file` in the folder `raw`, or the files unpacked from it there.
 
     Raises:
-      ArchiveError: there is neither, or it cannot be read.
+      ArchiveError: both are missing, or cannot be read.
     """
     path = raw / file if (raw / file).is_file() else raw
     if path == raw and not _files(raw):

@@ -1,6 +1,6 @@
-"""Text and YAML files of a task's folder, read in bounded time and memory, whoever wrote them.
+"""Text and YAML files of a task's folder, read in bounded time and memory even if hostile.
 
-Keys are texts as they are written: `no`, `0` and `1.10` are names here, not False, 0 and 1.1.
+Keys are texts as written: `no`, `0` and `1.10` are names here, not False, 0 and 1.1.
 """
 
 from __future__ import annotations
@@ -16,47 +16,47 @@ from environments.files.hostile import HostileFileError, read_regular
 from environments.tasks.task import TaskError
 
 MAX_BYTES = 1 << 20
-"""Size of a text file: task.yaml, description.md, a starting script."""
+"""Maximum size of a text file: task.yaml, description.md, a starting script."""
 MAX_DEPTH = 20
-"""Lists and mappings in each other."""
+"""Maximum nesting of lists and mappings."""
 
 
 def read_text(path: Path) -> str:
-    """Text of an ordinary file, which a symbolic link may lead to.
+    """Read a regular file as text; symbolic links are followed.
 
     Raises:
-      TaskError: it is missing, no ordinary file, too large, or not UTF-8.
+      TaskError: it is missing, not a regular file, too large, or not UTF-8.
     """
     try:
         return read_regular(path.resolve(), MAX_BYTES).decode().strip()
-    except (HostileFileError, UnicodeDecodeError, OSError, RuntimeError) as error:  # RuntimeError: links in a circle.
+    except (HostileFileError, UnicodeDecodeError, OSError, RuntimeError) as error:  # RuntimeError: a cycle of links.
         raise TaskError(f"{path} cannot be read: {error}; docs/bring_your_own_task.md says what it holds") from error
 
 
 def read_yaml(path: Path) -> Any:
-    """What a YAML file holds.
+    """Parse a YAML file.
 
     Raises:
-      TaskError: it cannot be read, is not YAML, or has an alias, a key twice, or a value too deep in others.
+      TaskError: it cannot be read, is not YAML, or has an alias, a duplicate key, or a value nested too deep.
     """
     text = read_text(path)
     try:
-        found = yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
-        json.dumps(found, ensure_ascii=False, default=str).encode()
+        value = yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
+        json.dumps(value, ensure_ascii=False, default=str).encode()
     except Exception as error:  # Such as 2024-13-01, `!!bool x`, half of a surrogate pair.
         raise TaskError(f"{path} is not YAML that is read here: {error}") from error
-    return found
+    return value
 
 
 def hint(value: Any) -> str:
-    """Why a value that was meant as a text may not be one, for an error; empty for others."""
+    """Return a hint for an error message if `value` was probably meant as text, else an empty string."""
     if isinstance(value, bool | int | float | datetime.date):
         return " (YAML reads that as no text: write it in quotes)"
     return ""
 
 
 class _Loader(yaml.SafeLoader):
-    """Without what lets a short text stand for a huge value; keys are texts, each at most once."""
+    """YAML without aliases, which let a short text stand for a huge value; keys are texts, each at most once."""
 
     _depth = 0
 
@@ -73,11 +73,11 @@ class _Loader(yaml.SafeLoader):
         return node
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[str, Any]:
-        found: dict[str, Any] = {}
+        mapping: dict[str, Any] = {}
         for key, value in node.value:
             if not isinstance(key, yaml.ScalarNode):
                 raise yaml.MarkedYAMLError(problem="a key must be a text", problem_mark=key.start_mark)
-            if key.value in found:
+            if key.value in mapping:
                 raise yaml.MarkedYAMLError(problem=f"{key.value!r} is there twice", problem_mark=key.start_mark)
-            found[key.value] = self.construct_object(value, deep=deep)
-        return found
+            mapping[key.value] = self.construct_object(value, deep=deep)
+        return mapping

@@ -1,4 +1,4 @@
-"""The fields of a task.yaml: what there may be, and how each is checked."""
+"""The fields of a task.yaml and their checks."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ FIELDS = {
     "ideas": "list of candidate edits, each with text (a few words), cell (of the entry script) and code",
     "m_best": "score of a good solution on the hidden labels, where there is no reference.py",
 }
-"""What task.yaml may hold."""
+"""Fields of task.yaml."""
 _REQUIRED = ("name", "kind", "metric", "submission")
 _MOST_GPUS = 64
 
 
 @dataclasses.dataclass(frozen=True)
 class Pattern:
-    """What a text must look like."""
+    """Required form of a text."""
 
     pattern: re.Pattern[str]
     what: str
@@ -54,12 +54,14 @@ class Pattern:
 _NAME = Pattern(re.compile(r"[a-z0-9][a-z0-9._-]{0,63}"), "up to 64 small letters, digits, `.`, `_` and `-`")
 _METRIC = Pattern(re.compile(r"\w[^\x00-\x1f\x7f;<>&]{0,39}"), "up to 40 letters in one line, without ; < > &")
 _IDEA = Pattern(re.compile(r"\S[^\n;]{0,99}"), "up to 100 letters in one line, without semicolons")
-"""A semicolon parts ideas in compact prompts."""
+"""Form of an idea. A semicolon separates ideas in compact prompts."""
 
 
 class Fields:
-    """The fields of a task.yaml, checked as they are taken. What is wrong is in `mistakes`, by the name of the field;
-    what was taken is worth nothing then."""
+    """The fields of a task.yaml, checked as they are read.
+
+    `mistakes` holds the errors, by field name. If there are any, the values read are meaningless.
+    """
 
     def __init__(self, path: Path, fields: Any) -> None:
         self.mistakes: dict[str, str] = {}
@@ -70,7 +72,7 @@ class Fields:
                 self._wrong(name, "missing", FIELDS[name])
 
     def wrong(self, name: str, message: str) -> None:
-        """Note a mistake, unless what it is a part of is noted already."""
+        """Record a mistake, unless one of the enclosing field is recorded already."""
         if not any(name == noted or name.startswith((f"{noted}.", f"{noted}[")) for noted in self.mistakes):
             self.mistakes[name] = message
 
@@ -115,7 +117,7 @@ class Fields:
         return columns
 
     def ideas(self, cells: Collection[str]) -> tuple[OwnIdea, ...]:
-        """The task's own, for an entry script with these cells."""
+        """Return the task's own ideas, for an entry script with these cells."""
         given = self._list("ideas", "a list")
         if given and not cells:
             self._wrong("ideas", given, "none: the entry script has no cells (`# %% model`)")
@@ -201,7 +203,7 @@ class Fields:
         return value
 
     def _mapping(self, value: Any, name: str, allowed: Any) -> dict[str, Any]:
-        """`value`, which must be a mapping, without other fields than `allowed` (None: any)."""
+        """Return `value`, which must be a mapping, with only the fields in `allowed` (None: any)."""
         if not isinstance(value, dict):
             self._wrong(name, value, "fields with values")
             return {}
@@ -220,6 +222,6 @@ class Fields:
 def _short(value: Any) -> str:
     try:
         text = repr(value)
-    except ValueError:  # An integer of more digits than Python prints.
+    except ValueError:  # An integer with more digits than Python prints.
         return "a huge number"
     return text if len(text) <= 100 else f"{text[:100]}..."

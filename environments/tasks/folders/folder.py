@@ -1,16 +1,16 @@
-"""Tasks of your own: a folder that is read as a recipe, like the embedded ones (docs/bring_your_own_task.md).
+"""Your own tasks: a folder that is read as a recipe, like the embedded ones (docs/bring_your_own_task.md).
 
     <folder>/
       task.yaml        name, kind, metric, submission ... (`fields.FIELDS`)
       description.md   the research problem, as the agent reads it
-      env/             the workspace the agent starts from
+      env/             the agent's starting workspace
       prepare.py       prepare(raw, public, private, seed): writes public data, and private/answers.csv
       grade.py         grade(submission, answers) -> float, of two tables in the same order
       reference.py     optional: a good entry script, which gives m_best; else task.yaml states m_best
-      raw/             optional: what prepare.py reads, unless task.yaml says `archive`
+      raw/             optional: input of prepare.py, unless task.yaml says `archive`
 
-A folder is found by its path, or by the name of an installed entry point of the group `mlagent_jax.tasks`, whose
-object is the folder's path.
+A folder is named by its path, or by an installed entry point of the group `mlagent_jax.tasks`, whose object is the
+folder's path.
 """
 
 from __future__ import annotations
@@ -49,19 +49,19 @@ class FolderRecipe:
     m_best: float | None
     folder: Path
     origin: Origin | None = None
-    """Who gives the raw data out, where they are not in the folder."""
+    """Source of the raw data, if they are not in the folder."""
 
     @property
     def raw(self) -> Path:
-        """What prepare.py reads."""
+        """Input folder of prepare.py."""
         return self.folder / "raw" if self.origin is None else data_dir() / self.spec.name
 
     def build(self, directory: Path, seed: int) -> TaskSpec:
         """Write env/, public/ and private/ under `directory` (see `environments.tasks.task.Task`).
 
         Raises:
-          ArchiveError: the raw data are not there or have changed; the message says how to get them.
-          TaskError: prepare.py fails or writes something else than was agreed.
+          ArchiveError: the raw data are missing or have changed; the message says how to get them.
+          TaskError: prepare.py fails or writes wrong files.
         """
         if self.origin is not None:
             self.origin.require(self.raw)
@@ -109,10 +109,10 @@ class FolderRecipe:
 
 
 def _call(path: Path, name: str, *arguments: Any) -> Any:
-    """Call the function `name` of an author's file; what goes wrong in it is an error that names the line.
+    """Call the function `name` of an author's file; errors name its failing line.
 
     Raises:
-      TaskError: as the function raises it, or it raises anything else.
+      TaskError: the function raises it, or anything else.
     """
     try:
         return load_function(path, name)(*arguments)
@@ -123,7 +123,7 @@ def _call(path: Path, name: str, *arguments: Any) -> Any:
 
 
 class FolderError(TaskError):
-    """What is wrong with a task's folder, a line each in `mistakes`."""
+    """Errors in a task's folder, one line each in `mistakes`."""
 
     def __init__(self, mistakes: Iterable[str]) -> None:
         self.mistakes = tuple(mistakes)
@@ -131,17 +131,17 @@ class FolderError(TaskError):
 
 
 def is_folder(name: str) -> bool:
-    """Whether `name` is the path of a task's folder, or was meant as one."""
+    """Check whether `name` is the path of a task's folder, or was meant as one."""
     return os.sep in name or (Path(name) / "task.yaml").is_file()
 
 
 def installed() -> dict[str, importlib.metadata.EntryPoint]:
-    """The tasks that installed packages bring, by name."""
+    """Return the tasks of installed packages, by name."""
     return {point.name: point for point in importlib.metadata.entry_points(group=ENTRY_POINTS)}
 
 
 def read_installed(name: str) -> FolderRecipe:
-    """The task of the entry point called `name`, which is one of `installed()`.
+    """Read the task of the entry point called `name`, which is one of `installed()`.
 
     Raises:
       TaskError: its object is not the path of a task's folder.
@@ -158,11 +158,11 @@ def read_installed(name: str) -> FolderRecipe:
 
 
 def read_folder(folder: Path) -> FolderRecipe:
-    """The task in `folder`; nothing in it is executed.
+    """Read the task in `folder` without executing anything in it.
 
     Raises:
-      FolderError: files are missing or fields of task.yaml are wrong, all of which it names.
-      TaskError: task.yaml or another text cannot be read at all.
+      FolderError: files are missing or fields of task.yaml are wrong; the message names them all.
+      TaskError: task.yaml or another text cannot be read.
     """
     folder = Path(folder).resolve()
     reader = Fields(folder / "task.yaml", read_yaml(folder / "task.yaml"))
@@ -187,7 +187,7 @@ def read_folder(folder: Path) -> FolderRecipe:
 
 
 def _env_problem(env: Path, read_only: Sequence[str]) -> str:
-    """Why env/ cannot be a workspace to start from; empty where it can. Nothing is followed, waited for or read."""
+    """Return why env/ cannot be a starting workspace, or an empty string. Follows, opens and reads nothing."""
 
     def left_out(path: str) -> bool:
         return path.rpartition("/")[2] == "__pycache__"

@@ -1,9 +1,9 @@
-"""Hidden rows out of labelled public data, for a task's prepare.py: everything drawn from the task's seed.
+"""Split of labelled public data into public and hidden rows, for a task's prepare.py, from the task's seed alone.
 
     train, test = splits.split(table, 0.2, seed)
     splits.write(train, test, ["score"], public, private, id_column="essay_id")
 
-Rows are shuffled and, where they have an id, numbered anew: neither order nor number tells anything of a label.
+Rows are shuffled and, if they have an id, renumbered: neither order nor number reveals anything about a label.
 """
 
 from __future__ import annotations
@@ -24,12 +24,14 @@ def split(
     groups: Sequence[object] | None = None,
     strata: Sequence[object] | None = None,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Public and hidden rows of `table`, both in random order.
+    """Return public and hidden rows of `table`, both in random order.
 
     Args:
-      share: of the rows that are hidden.
-      groups: `[rows]`; rows that are equal in it stay together.
-      strata: `[rows]`; of the rows that are equal in it `share` are hidden (not with `groups`).
+      table: all rows.
+      share: share of hidden rows.
+      seed: the task's seed.
+      groups: group of each row, `[rows]`; rows of one group stay together.
+      strata: stratum of each row, `[rows]`; `share` of every stratum is hidden (not with `groups`).
     """
     rng = np.random.default_rng([seed, 0x5917])
     if groups is not None:
@@ -47,7 +49,7 @@ def split(
 
 
 def number(train: pd.DataFrame, test: pd.DataFrame, id_column: str) -> None:
-    """Give the rows of both new ids: 0, 1 ... of the public rows, on from there of the hidden ones."""
+    """Give all rows new ids: 0, 1 ... for the public rows, continuing with the hidden ones."""
     for first, part in ((0, train), (len(train), test)):
         if id_column in part:
             part[id_column] = np.arange(first, first + len(part))
@@ -56,7 +58,7 @@ def number(train: pd.DataFrame, test: pd.DataFrame, id_column: str) -> None:
 
 
 def halves(groups: Sequence[object], seed: int) -> np.ndarray:
-    """`reward` or `report` a row, so that rows that are equal in `groups` are in one half. [rows]"""
+    """Return `reward` or `report` for each row, the same for all rows of a group. [rows]"""
     codes = pd.factorize(pd.Series(list(groups)))[0]
     report = np.zeros(codes.max() + 1, bool)
     report[np.random.default_rng([seed, 0x5EED]).permutation(len(report))[::2]] = True
@@ -76,8 +78,14 @@ def write(
     """Write train.csv, test.csv (without `targets`), sample_submission.csv and answers.csv.
 
     Args:
-      half: of the hidden rows, where these belong together (see `halves`).
-      renumber: give new ids; otherwise the column `id_column` is there already and stays.
+      train: public rows.
+      test: hidden rows.
+      targets: columns to predict.
+      public: folder of public data.
+      private: folder of hidden data.
+      id_column: name of the id column.
+      half: half of each hidden row, if some rows belong together (see `halves`).
+      renumber: whether to give new ids; otherwise the column `id_column` must exist and stays.
     """
     if renumber:
         number(train, test, id_column)
@@ -98,6 +106,6 @@ def sample(ids: Sequence[object], constant: dict[str, object], public: Path, id_
 
 
 def _typical(column: pd.Series) -> object:
-    """The commonest value of a class or a grade, the mean of other numbers."""
+    """Return the most frequent value of a class or a grade, the mean of other numbers."""
     whole = not pd.api.types.is_float_dtype(column)
     return column.mode().iloc[0] if whole else round(float(column.mean()), 4)

@@ -18,23 +18,23 @@ import numpy as np
 from environments.tasks.task import TaskError
 
 INSTALL = "pip install '.[tfds]'"
-"""Gives what reading needs; the trainer's extras do not hold the image decoder."""
+"""Command that installs what reading needs; the trainer's extras lack the image decoder."""
 
 
 def read(name: str, split: str = "train", data_dir: str | os.PathLike[str] | None = None) -> dict[str, np.ndarray]:
-    """One split as an array a feature, in the order on disk.
+    """Read one split as an array per feature, in the order on disk.
 
     Args:
-      name: as tensorflow-datasets writes it: `cifar10`, `cifar10:3.0.2`, `builder/config`.
-      split: `train`, or a piece of it such as `train[:5000]`.
-      data_dir: where the data set was prepared; default TFDS_DATA_DIR, else ~/tensorflow_datasets.
+      name: name in tensorflow-datasets' notation: `cifar10`, `cifar10:3.0.2`, `builder/config`.
+      split: `train`, or a slice of it such as `train[:5000]`.
+      data_dir: folder of the prepared data set; default TFDS_DATA_DIR, else ~/tensorflow_datasets.
 
     Returns:
       `[rows, ...]` by feature; texts, and features whose shape differs from row to row, as objects `[rows]`.
 
     Raises:
-      TaskError: tensorflow-datasets is not installed, or the data set, its split or its format is not there; the
-        message has the command that provides it.
+      TaskError: tensorflow-datasets is not installed, or the data set, its split or its format is missing; the message
+        has the command that provides it.
     """
     tfds = _library()
     folder = Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
@@ -55,8 +55,8 @@ def read(name: str, split: str = "train", data_dir: str | os.PathLike[str] | Non
         rows = builder.as_data_source(split=split)
         return _columns([rows[place] for place in range(len(rows))])
     except NotImplementedError as error:
-        found = builder.info.file_format.value if builder.info.file_format else "another format"
-        raise TaskError(f"{name} in {folder} is {found}, which only TensorFlow reads: {make}") from error
+        file_format = builder.info.file_format.value if builder.info.file_format else "another format"
+        raise TaskError(f"{name} in {folder} is {file_format}, which only TensorFlow reads: {make}") from error
     except ImportError as error:
         raise TaskError(f"{name} cannot be decoded ({error}): {INSTALL}") from error
 

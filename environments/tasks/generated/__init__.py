@@ -1,1 +1,1 @@
-"""Tasks made from a seed: the embedded ones, generated families, their scripts and ideas."""
+"""Tasks generated from a seed: the embedded ones, micro-task families, their scripts and ideas."""

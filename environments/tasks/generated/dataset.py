@@ -1,7 +1,7 @@
-"""From arrays to the folder of a task: public files, hidden labels in two halves, starting script, reference.
+"""Conversion of arrays to a task's folder: public files, hidden labels in two halves, starting script, reference.
 
-Every embedded task and micro-task is a function from a seed to a `Dataset` and two scripts; `write` does the rest, the
-same for all, so that a task is a page of code.
+Every embedded task and micro-task is a function from a seed to a `Dataset`, and two scripts. `write` does the rest for
+all of them, so that a task is a page of code.
 """
 
 from __future__ import annotations
@@ -23,25 +23,25 @@ from environments.tasks.task import TaskSpec
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Dataset:
-    """The data of one task for one seed. The first `train_rows` rows are public with their targets."""
+    """Data of one task for one seed. The first `train_rows` rows are public with their targets."""
 
     inputs: np.ndarray
-    """`[rows, columns]` numbers (NaN where missing), or `[rows]` texts of one line each."""
+    """Inputs: `[rows, columns]` numbers (NaN if missing), or `[rows]` texts of one line each."""
     targets: np.ndarray
-    """`[rows]` classes 0 ... as integers, `[rows]` numbers, or `[rows, outputs]`."""
+    """Targets: `[rows]` classes 0 ... as integers, `[rows]` numbers, or `[rows, outputs]`."""
     train_rows: int
     edges: np.ndarray | None = None
-    """`[edges, 2]` rows of `inputs` that are connected, for a graph."""
+    """Edges of a graph: `[edges, 2]` connected rows of `inputs`."""
     period: int = 1
-    """Steps after which a series repeats itself. Its first input columns are the time and how far ahead it lies."""
+    """Period of a series, in steps. The first input columns of a series are the time and the steps ahead."""
     horizon: int = 1
-    """Steps after a row's last known value for which a series is forecast, at most."""
+    """Maximum number of steps from a row's last known value to its forecast."""
     digits: int = 4
-    """Significant digits of the inputs as written."""
+    """Significant digits of the inputs in the files."""
 
 
 def write(directory: Path, spec: TaskSpec, data: Dataset, script: Script, reference: Script, seed: int) -> TaskSpec:
-    """Write env/, public/ and private/ under `directory`; returns `spec` with the traits that the data show."""
+    """Write env/, public/ and private/ under `directory`; return `spec` with the traits computed from the data."""
     spec = dataclasses.replace(spec, traits=describe(spec.kind, spec.metric, data))
     metric = metrics.get(spec.metric)
     classes = int(data.targets.max()) + 1 if metric.classification else 0
@@ -61,7 +61,7 @@ def write(directory: Path, spec: TaskSpec, data: Dataset, script: Script, refere
 
 
 def report_half(rows: int, seed: int) -> np.ndarray:
-    """Which hidden rows are in the report half: every second one of a random order. [rows] bool"""
+    """Choose the report half of the hidden rows: every second one of a random order. [rows] bool"""
     half = np.zeros(rows, dtype=bool)
     half[np.random.default_rng([seed, 0x5EED]).permutation(rows)[::2]] = True
     return half

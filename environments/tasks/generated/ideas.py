@@ -1,7 +1,7 @@
 """The library of ideas: edits of one cell that a practitioner might try, good and bad, for tasks with our cells.
 
-The scripted expert draws from it without knowing which helps. The words are the same over kinds of data and tasks, and
-every idea runs on nearly every task that it is offered for; whether it helps depends on what the prompt shows.
+The scripted expert draws from it without knowing which ideas help. Ideas are worded alike across kinds of data, and
+nearly every idea runs on every task that it suits. Whether it helps depends on facts shown in the prompt.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from environments.tasks.task import TaskSpec
 
 KINDS = ("tabular", "image", "text", "time_series", "graph")
 _NARROW = ("tabular", "time_series", "graph")
-"""Kinds with few columns, which may be multiplied."""
+"""Kinds with few columns, whose number may be multiplied."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,32 +25,34 @@ class Idea:
     """One candidate edit."""
 
     text: str
-    """What to try, in at most eight words."""
+    """Description of the edit, in at most eight words."""
     cell: str
     code: str
     """New body of `cell`."""
     kinds: tuple[str, ...] = KINDS
-    """Kinds of data that it is for."""
+    """Kinds of data that the idea suits."""
     classification: bool | None = None
-    """Only for classification, only for regression (False), or for both (None)."""
+    """Whether the idea is only for classification (True) or only for regression (False); None: for both."""
     forms: tuple[Form, ...] = tuple(Form)
-    """Forms of submission that it can change."""
+    """Forms of submission that the idea can change."""
     trait: str = ""
-    """Words that must be in the traits line."""
+    """Words that the traits line must contain."""
 
     def suits(self, spec: TaskSpec) -> bool:
-        """Whether the idea makes sense for a task, as far as its spec tells."""
+        """Check whether the idea makes sense for a task, judging by its spec."""
         if spec.kind not in self.kinds or self.trait not in spec.traits:
             return False
-        if spec.metric not in metrics.METRICS:  # A task's own: nothing tells what its submission holds.
+        if spec.metric not in metrics.METRICS:  # A task's own metric: the content of its submission is unknown.
             return self.classification is None and self.forms == tuple(Form)
         metric = metrics.get(spec.metric)
         return self.classification in (None, metric.classification) and metric.form in self.forms
 
 
 def ideas_for(spec: TaskSpec, script: str) -> tuple[Idea, ...]:
-    """Ideas for a task that would change a cell of `script`: its own, and those of the library that suit it; of these
-    none where the script has not all of our cells, on whose variables they build."""
+    """Return ideas that would change a cell of `script`: the task's own, and those of the library that suit it.
+
+    The library's ideas build on the variables of our cells, so a script without all of these cells gets none of them.
+    """
     cells = read_cells(script)
     own = [Idea(idea.text, idea.cell, idea.code) for idea in spec.ideas]
     ours = [idea for idea in library() if idea.suits(spec)] if cells.keys() >= set(CELLS) else []
@@ -58,17 +60,19 @@ def ideas_for(spec: TaskSpec, script: str) -> tuple[Idea, ...]:
 
 
 def candidates_for(spec: TaskSpec, script: str) -> tuple[Idea, ...]:
-    """At least 100 ideas for a task with our cells, to choose diverse ones from: `ideas_for`, and finer variations of
-    its models and features; no two of them make the same edit."""
+    """Return at least 100 ideas for a task with our cells, from which to choose diverse ones.
+
+    These are `ideas_for` and finer variations of its models and features. No two make the same edit.
+    """
     cells = read_cells(script)
     wide = [idea for idea in variations() if idea.suits(spec)] if cells.keys() >= set(CELLS) else []
-    found = {(idea.cell, idea.code): idea for idea in reversed((*ideas_for(spec, script), *wide))}
-    return tuple(idea for idea in reversed(found.values()) if cells.get(idea.cell, idea.code) != idea.code)
+    by_edit = {(idea.cell, idea.code): idea for idea in reversed((*ideas_for(spec, script), *wide))}
+    return tuple(idea for idea in reversed(by_edit.values()) if cells.get(idea.cell, idea.code) != idea.code)
 
 
 @functools.cache
 def variations() -> tuple[Idea, ...]:
-    """Ideas between those of the library: the same models and features with other settings."""
+    """Return ideas between those of the library: the same models and features with other settings."""
     models = {
         **{f"{k} nearest neighbours": f"KNeighbors{{}}(n_neighbors={k})" for k in (2, 3, 7, 10, 20)},
         **{f"{k} weighted nearest neighbours": f'KNeighbors{{}}({k}, weights="distance")' for k in (3, 5, 20)},
@@ -108,7 +112,7 @@ def variations() -> tuple[Idea, ...]:
 
 @functools.cache
 def library() -> tuple[Idea, ...]:
-    """All ideas."""
+    """Return all ideas."""
     return (*_data(), *_features(), *_targets(), *_models(), *_fits(), *_predictions())
 
 

@@ -15,22 +15,22 @@ from environments.tasks.generated.scripts import Script
 from environments.tasks.task import TaskSpec
 
 LIMITS = Limits(cpu_seconds=6.0, wall_seconds=60.0)
-"""A script of ours takes about 0.1 s; importing scikit-learn, where the interpreter is not warm, up to 3."""
+"""Limits of one execution. Our scripts take about 0.1 s; importing scikit-learn in a cold interpreter takes up to 3."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """An `environments.tasks.task.Task`."""
+    """An `environments.tasks.task.Task` with generated data."""
 
     spec: TaskSpec
     data: Callable[[np.random.Generator], Dataset]
     start: Script
     reference: Script
     draw: int = 0
-    """Another number draws other data for the same seed."""
+    """Index of the draw: another number gives other data for the same seed."""
 
     def build(self, directory: Path, seed: int) -> TaskSpec:
-        # The name is in the seed: tasks of one run share no random numbers.
+        # The name is part of the seed: tasks of one run share no random numbers.
         name = int.from_bytes(hashlib.sha256(self.spec.name.encode()).digest()[:4], "big")
         data = self.data(np.random.default_rng([seed, name, self.draw]))
         return write(directory, self.spec, data, self.start, self.reference, seed)
@@ -47,7 +47,7 @@ def embedded(
     start: Script,
     reference: Script,
 ) -> Recipe:
-    """A recipe whose traits are left to its data (`Recipe.build` returns the spec with them)."""
+    """Return a recipe whose traits come from its data (`Recipe.build` returns the spec with them)."""
     spec = TaskSpec(
         name=name,
         kind=kind,

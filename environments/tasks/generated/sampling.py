@@ -1,11 +1,11 @@
-"""How the small data sets that come with libraries become tasks: resampled, augmented and disguised by the seed.
+"""Resampling, augmentation and disguise of the small data sets that libraries bundle, by the seed.
 
 1. The original rows are split into a public and a hidden pool, so that no hidden row descends from a public one.
 2. Each pool is enlarged by interpolating between near neighbours of like target, as SMOTE does, with a little noise.
-3. Columns are shuffled and each is passed through an affine map of its own, drawn from the seed.
+3. Columns are shuffled, and each passes through its own affine map, drawn from the seed.
 
-This protects against looking hidden labels up in the public originals: rows are blends, columns have no names, and the
-maps are unknown to the agent. It does not hide which data set it is from someone who knows it well.
+This prevents a look-up of hidden labels in the public originals: rows are blends, columns have no names, and the agent
+does not know the maps. It does not hide the identity of the data set from an expert.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 
 
 def split_pools(rows: int, public_share: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Original rows of the public and of the hidden pool, in random order."""
+    """Return the original rows of the public and of the hidden pool, in random order."""
     order = rng.permutation(rows)
     return np.split(order, [round(public_share * rows)])
 
@@ -28,8 +28,11 @@ def enlarge(
     neighbours: int = 5,
     classes: bool = True,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """`count` rows, each a blend of an original and one of its near neighbours (of its own class, with `classes`; else
-    the target is blended too), plus normal noise of `noise` standard deviations."""
+    """Return `count` rows, each a blend of an original and one of its near neighbours, plus normal noise.
+
+    With `classes` the neighbours are of the same class; otherwise the target is blended too. `noise` is in standard
+    deviations.
+    """
     spread = inputs.std(axis=0) + 1e-12
     scaled = inputs / spread
     distance = ((scaled[:, None] - scaled[None]) ** 2).sum(axis=2)
@@ -49,7 +52,7 @@ def enlarge(
 
 
 def disguise(inputs: np.ndarray, rng: np.random.Generator, scales: float = 1.0) -> np.ndarray:
-    """Columns in another order, each mapped as a x + b; `scales` is the spread of log10 |a|."""
+    """Shuffle the columns and map each as a x + b; `scales` is the spread of log10 |a|."""
     centred = (inputs - inputs.mean(axis=0)) / (inputs.std(axis=0) + 1e-12)
     width = inputs.shape[1]
     factor = 10.0 ** rng.normal(0.0, scales, size=width) * rng.choice([-1.0, 1.0], size=width)

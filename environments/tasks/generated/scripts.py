@@ -1,7 +1,7 @@
-"""The starting scripts: percent-format cells with fixed names and fixed variables, the same for every embedded task.
+"""The starting scripts: percent-format cells with fixed names and variables, the same for every embedded task.
 
-One policy serves all tasks, and an edit names a cell: so the cells, the variables that pass between them (`x`, `y`,
-`z`, `steps`, `target`, `model`) and the helper's functions never change. What a cell says does.
+One policy serves all tasks, and an edit names a cell. So the cells, the variables that pass between them (`x`, `y`,
+`z`, `steps`, `target`, `model`) and the helper's functions never change; only the cells' contents do.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ MODULE_OF = {name: f"sklearn.{module}" for module, names in _MODULES.items() for
 
 
 def with_imports(code: str) -> str:
-    """`code` after the import lines that the scikit-learn names in it need, one line a module."""
+    """Prepend the imports for the scikit-learn names in `code`, one line per module."""
     needed = defaultdict(list)
     for name in re.findall(r"[A-Za-z_]\w*", code):
         if name in MODULE_OF and name not in needed[MODULE_OF[name]]:
@@ -45,7 +45,7 @@ def with_imports(code: str) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Script:
-    """A starting script, cell by cell and without the import lines, which follow from the names used."""
+    """A starting script by cell, without the import lines, which follow from the names used."""
 
     model: str
     """Constructor of the model, for example `Ridge(alpha=10)`."""
@@ -54,14 +54,14 @@ class Script:
     steps: str = ""
     """Transformers before the model, separated by commas."""
     target: str = "None"
-    """How the target is treated: see `build` in helper.py."""
+    """Transformation of the target: see `build` in helper.py."""
     fit: str = "model = build(steps, model, target)"
-    """Makes the estimator of `steps`, `model` and `target`."""
+    """Statement that builds the estimator from `steps`, `model` and `target`."""
     save: str = ""
     """Arguments of `save` after the model and the inputs, for example `shrink=0.1`."""
 
     def cells(self) -> dict[str, str]:
-        """Body of every cell by name, in order."""
+        """Return the body of every cell by name, in order."""
         return {
             "data": f"from helper import load, build, check, save\nx, y, z = load({self.load})",
             "features": with_imports(f"steps = [{self.steps}]"),
@@ -72,7 +72,7 @@ class Script:
         }
 
     def text(self) -> str:
-        """The script in percent format."""
+        """Return the script in percent format."""
         return "".join(f"# %% {name}\n{body}\n" for name, body in self.cells().items())
 
 

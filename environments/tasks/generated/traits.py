@@ -1,7 +1,7 @@
-"""The traits line of a prompt: what a look at the public data tells, in a few words of a fixed vocabulary.
+"""The traits line of a prompt: facts about the public data, in a few words of a fixed vocabulary.
 
-Every word is computed from the training rows, never from how the data were made: a policy that reads the line reads
-facts that a practitioner would find in the first minute.
+Every word is computed from the training rows, never from the data's generator: the policy reads facts that a
+practitioner would find in the first minute.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _STEPS = (5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
 
 
 def describe(kind: str, metric_name: str, data: Dataset) -> str:
-    """One line such as `tabular regression, 200 rows, 10 columns, scales differ, skewed target`."""
+    """Return one line such as `tabular regression, 200 rows, 10 columns, scales differ, skewed target`."""
     metric = metrics.get(metric_name)
     targets = data.targets[: data.train_rows]
     words = [
@@ -27,7 +27,7 @@ def describe(kind: str, metric_name: str, data: Dataset) -> str:
         f"{_nearest(data.train_rows)} rows",
     ]
     if data.inputs.ndim == 2:
-        # Of a series the history alone is measured: time and steps ahead come before it.
+        # For a series, measure only the history, which follows the columns for time and steps ahead.
         measured = data.inputs[: data.train_rows, 2 if kind == "time_series" else 0 :]
         words += [f"{_nearest(data.inputs.shape[1])} columns", *_of_inputs(measured)]
     words += _of_classes(targets) if metric.classification else _of_numbers(targets)
@@ -37,7 +37,7 @@ def describe(kind: str, metric_name: str, data: Dataset) -> str:
 
 
 def _nearest(count: int) -> int:
-    """`count` rounded to a step of 1, 2, 5: a number that a small vocabulary holds."""
+    """Round `count` to a step of 1, 2, 5: a number that a small vocabulary holds."""
     return min(_STEPS, key=lambda step: abs(np.log(step / count)))
 
 

@@ -61,8 +61,8 @@ def test_each_choice_is_logged_once(caplog):
         for kernel, platform in (("auto", "cpu"), ("auto", "tpu"), ("auto", "cpu")):
             choose_kernel(kernel, platform)
     assert [record.getMessage() for record in caplog.records] == [
-        "attention kernel: xla (asked for: auto, on cpu)",
-        "attention kernel: splash (asked for: auto, on tpu)",
+        "attention kernel: xla (requested: auto, on cpu)",
+        "attention kernel: splash (requested: auto, on tpu)",
     ]
 
 

@@ -1,4 +1,4 @@
-"""The embedded tasks, a module a kind of data."""
+"""The embedded tasks, one module per kind of data."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from environments.tasks.generated.recipe import Recipe
 
 
 def recipes() -> dict[str, Recipe]:
-    """Every embedded task by name."""
+    """Return every embedded task by name."""
     return {
         recipe.spec.name: recipe
         for module in (tabular, images, texts, series_and_graphs)

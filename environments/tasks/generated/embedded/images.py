@@ -1,4 +1,4 @@
-"""Image tasks: scikit-learn's handwritten digits, read and restored, and scenes from a process."""
+"""Image tasks: scikit-learn's handwritten digits, to classify and to restore, and scenes from a process."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ _CLASSES = 5
 
 
 def _digits(rng: np.random.Generator) -> Dataset:
-    """Five of the ten digits, their labels exchanged; images moved by up to a pixel, dimmed, and with noise."""
-    from sklearn.datasets import load_digits  # seconds to import, for those who prepare the task
+    """Draw images of five of the ten digits, labels permuted, moved by up to a pixel, dimmed and noisy."""
+    from sklearn.datasets import load_digits  # Takes seconds to import; needed only to prepare the task.
 
     images, labels = load_digits(return_X_y=True)
     chosen = rng.permutation(10)[:_CLASSES]
@@ -29,12 +29,12 @@ def _digits(rng: np.random.Generator) -> Dataset:
 
 
 def _ranks(labels: np.ndarray, chosen: np.ndarray) -> np.ndarray:
-    """Place of each label among the sorted `chosen`."""
+    """Return the rank of each label among the sorted `chosen`."""
     return np.searchsorted(np.sort(chosen), labels)
 
 
 def _digits_denoise(rng: np.random.Generator) -> Dataset:
-    """5 x 5 patches of the digits, one a public image, two a hidden one; mirrored, with noise and lost pixels."""
+    """Draw 5 x 5 patches of the digits, one per public image, two per hidden one, mirrored, noisy, with lost pixels."""
     from sklearn.datasets import load_digits
 
     order = rng.permutation(1797)
@@ -47,7 +47,7 @@ def _digits_denoise(rng: np.random.Generator) -> Dataset:
 
 
 def recipes() -> tuple[Recipe, ...]:
-    """All of this kind."""
+    """Return all tasks of this kind."""
     return (
         embedded(
             "digits", "image", "train", "accuracy",

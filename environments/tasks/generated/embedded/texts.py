@@ -1,4 +1,4 @@
-"""Text tasks: what Python itself says (help topics, docstrings, character names), disguised, and invented essays."""
+"""Text tasks: Python's own texts (help topics, docstrings, character names), disguised, and invented essays."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _DOCSTRING_MODULES = (
     ("os", "shutil", "pathlib", "tarfile", "zipfile", "tempfile", "glob", "gzip", "csv"),
     ("email.message", "http.client", "socket", "ssl", "smtplib", "imaplib", "ftplib", "urllib.request", "socketserver"),
 )
-"""A class is a group of modules of the standard library."""
+"""Modules of the standard library, one group per class."""
 _CATEGORIES = ("Lu", "Ll", "So", "Sm", "Mn", "No")
 
 
 def _texts(classes: Sequence[Sequence[str]], train: int, hidden: int, rng: np.random.Generator, keep: float) -> Dataset:
-    """Disguised texts, each used once, as evenly over the classes as their numbers allow."""
+    """Return disguised texts, each used once, as evenly over the classes as their numbers allow."""
     each = -(-(train + hidden) // len(classes))
     pool = [
         (text, label)
@@ -43,20 +43,20 @@ def _docstrings(rng: np.random.Generator) -> Dataset:
 
 
 def _docstrings_of(names: Sequence[str]) -> list[str]:
-    """First 50 words of the docstrings of functions, classes and methods of modules."""
-    found = []
+    """Return the first 50 words of the docstrings of functions, classes and methods of modules."""
+    docstrings = []
     for name in names:
         module = importlib.import_module(name)
         members = [value for _, value in inspect.getmembers(module)]
         own = [value for value in members if inspect.isclass(value) and value.__module__ == module.__name__]
         members += [value for owner in own for _, value in inspect.getmembers(owner)]
         texts = [value.__doc__ for value in members if callable(value) and isinstance(value.__doc__, str)]
-        found += [" ".join(text.split()[:50]) for text in texts if len(text.split()) >= 6]
-    return found
+        docstrings += [" ".join(text.split()[:50]) for text in texts if len(text.split()) >= 6]
+    return docstrings
 
 
 def _help_topics(rng: np.random.Generator) -> Dataset:
-    """Pieces of 25 words of Python's help topics, by group of topics."""
+    """Draw 25-word pieces of Python's help topics, by group of topics."""
     groups = (
         ("specialnames", "class", "customization", "types"),
         ("formatstrings", "strings", "typesseq", "numbers"),
@@ -71,7 +71,7 @@ def _help_topics(rng: np.random.Generator) -> Dataset:
 
 
 def _character_names(rng: np.random.Generator) -> Dataset:
-    """Names of Unicode characters, by general category."""
+    """Draw names of Unicode characters, by general category."""
     classes: dict[str, list[str]] = {category: [] for category in _CATEGORIES}
     for code in range(0x2FFFF):
         category = unicodedata.category(chr(code))
@@ -81,7 +81,7 @@ def _character_names(rng: np.random.Generator) -> Dataset:
 
 
 def recipes() -> tuple[Recipe, ...]:
-    """All of this kind."""
+    """Return all tasks of this kind."""
     disguise = "; each used once, some words left out, letters exchanged by the seed."
     return (
         embedded(

@@ -1,6 +1,6 @@
-"""Micro-tasks: as many small tasks as a run wants, by family and seed, generated and measured in well under a second.
+"""Micro-tasks: any number of small tasks, by family and seed, generated and measured in well under a second.
 
-`micro-<family>-<seed>`: the name fixes the design (sizes, metric, scripts), the seed of the run draws the data. The
+In `micro-<family>-<seed>` the name fixes the design (sizes, metric, scripts). The seed of the run draws the data. The
 precedent is SandMLE. Whole families are held out from training.
 """
 
@@ -27,12 +27,12 @@ def _families() -> dict[str, Family]:
 
 
 def family_names(split: str) -> tuple[str, ...]:
-    """Families of `split`, `train` or `held_out`."""
+    """Return the families of `split`, `train` or `held_out`."""
     return tuple(name for name, family in _families().items() if family.split == split)
 
 
 def names(split: str, count: int, seed: int) -> tuple[str, ...]:
-    """`count` micro-tasks spread evenly over the families of `split`; another `seed` gives others."""
+    """Return `count` micro-tasks spread evenly over the families of `split`, chosen by `seed`."""
     families = family_names(split)
     return tuple(
         f"{PREFIX}{families[index % len(families)]}-{1000 * seed + index // len(families)}" for index in range(count)
@@ -40,7 +40,7 @@ def names(split: str, count: int, seed: int) -> tuple[str, ...]:
 
 
 def get(name: str) -> Recipe:
-    """The micro-task `micro-<family>-<seed>`.
+    """Return the micro-task `micro-<family>-<seed>`.
 
     Raises:
       TaskError: the family is unknown, or the seed is not a number.

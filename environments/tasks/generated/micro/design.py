@@ -1,8 +1,7 @@
-"""What a family of micro-tasks draws: a design (from the name) and, by the design, the data (from the seed of the run).
+"""Families of micro-tasks: each draws a design from the name and, given the design, the data from the seed of the run.
 
-A design fixes everything that a practitioner would see before the data: sizes, metric, both scripts. Its starting
-script has a model that does not suit the data, and mostly a second weakness in another cell, so that edits of several
-cells can help.
+A design fixes everything that a practitioner knows before seeing the data: sizes, metric, both scripts. The model of
+its starting script does not suit the data. Mostly a second cell is weak too, so that edits of several cells can help.
 """
 
 from __future__ import annotations
@@ -36,17 +35,17 @@ class Family:
     kind: str
     split: str
     description: str
-    """The research problem; also how the data are generated."""
+    """Research problem; also how the data are generated."""
     design: Callable[[np.random.Generator], Design]
 
 
 def pick(rng: np.random.Generator, options: Sequence):  # noqa: ANN201 - an element of whatever `options` holds
-    """One of `options`, all equally likely."""
+    """Draw one of `options`, all equally likely."""
     return options[int(rng.integers(len(options)))]
 
 
 def weaken(
     rng: np.random.Generator, script: Script, weaknesses: Sequence[dict[str, str]], rate: float = 0.75
 ) -> Script:
-    """`script` with, at `rate`, one of `weaknesses` (fields of `Script`) on top."""
+    """With probability `rate`, apply one of `weaknesses` (fields of `Script`) to `script`."""
     return dataclasses.replace(script, **pick(rng, weaknesses)) if rng.random() < rate else script

@@ -1,4 +1,4 @@
-"""Micro-tasks over time series, images, texts and graphs, from the processes that the embedded tasks use as well."""
+"""Micro-tasks over time series, images, texts and graphs, from the processes that the embedded tasks use too."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def _communities(rng: np.random.Generator) -> Design:
     graph = Communities(200, 400, communities=pick(rng, (2, 3)), within=4.0, across=pick(rng, (2.0, 3.0)), signal=0.4)
     start = Script(pick(rng, (*_CLASSIFIERS[:3], "LogisticRegression()", "GaussianNB()")))
     reference = Script("LogisticRegression(C=1)", load="hops=2, spectral=8, votes=True", steps="StandardScaler()")
-    # The log loss of a tree that is sure of itself leaves nothing to tell apart among all that is better.
+    # With an overconfident tree as the start, log loss hardly distinguishes better models.
     sure = start.model.startswith(("Decision", "KNeighbors"))
     return Design(
         pick(rng, ("accuracy", "macro_f1") if sure else ("accuracy", "log_loss")), graph.data, start, reference
@@ -115,7 +115,7 @@ def _influence(rng: np.random.Generator) -> Design:
 
 
 def families() -> tuple[Family, ...]:
-    """All of these kinds."""
+    """Return all families of these kinds."""
     rows = (
         ("seasons", "time_series", "train", "Forecast units whose values have a season.", _seasonal),
         ("walk", "time_series", "train", "Forecast units whose values drift.", _walk),

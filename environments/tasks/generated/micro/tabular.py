@@ -19,12 +19,12 @@ Truth = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 
 
 def linear(u: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Every signal counts, none twice as much as another."""
+    """Sum all signals, none weighted more than twice another."""
     return u @ (rng.choice([-1.0, 1.0], u.shape[1]) * rng.uniform(0.7, 1.3, u.shape[1]))
 
 
 def rules(u: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A sum of boxes around the middle of two signals each: if both lie within limits, add so much."""
+    """Sum boxes around the middle of two signals each: a box adds a constant if both lie within its limits."""
     f = np.zeros(len(u))
     for a, b in (rng.choice(u.shape[1], 2, replace=False) for _ in range(4)):
         low, high = rng.normal(-0.8, 0.2, 2), rng.normal(0.8, 0.2, 2)
@@ -34,25 +34,25 @@ def rules(u: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def smooth(u: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Curved in every signal, after Friedman's benchmark: a wave, a product, a parabola and a slope."""
+    """Curve every signal, after Friedman's benchmark: a wave, a product, a parabola and a slope."""
     a, b, c, d = rng.permutation(u.shape[1])[:4]
     return 1.5 * np.sin(1.5 * u[:, a]) + u[:, a] * u[:, b] + 0.7 * u[:, c] ** 2 + 0.7 * u[:, d]
 
 
 def radial(u: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Distance from a point near the middle."""
+    """Return the distance from a point near the middle."""
     return np.sqrt(np.sum((u[:, :4] - rng.normal(0, 0.2, 4)) ** 2, axis=1))
 
 
 def hinges(u: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Slopes that change at a knot."""
+    """Return slopes that change at a knot."""
     knots, slopes = rng.normal(0, 0.5, u.shape[1]), rng.uniform(1, 2, u.shape[1]) * rng.choice([-1, 1], u.shape[1])
     return np.maximum(u - knots, 0) @ slopes + 0.3 * u.sum(axis=1)
 
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """How columns and targets are drawn."""
+    """Distribution of columns and targets."""
 
     truth: Truth
     rows: int
@@ -64,18 +64,18 @@ class Table:
     missing: float = 0.0
     skewed_columns: bool = False
     noise: float = 0.3
-    """Standard deviations of the truth."""
+    """Noise, in standard deviations of the truth."""
     classes: int = 0
-    """0 for a number."""
+    """Number of classes; 0 for a numeric target."""
     rare: float = 0.0
-    """Share of the rarest class of two; 0: equal shares."""
+    """Share of the rarer of two classes; 0: equal shares."""
     label_noise: float = 0.0
-    """Share of training labels drawn anew."""
+    """Share of training labels that are redrawn."""
     outliers: float = 0.0
-    """Share of training targets that are far off."""
+    """Share of training targets that are outliers."""
     skewed_target: bool = False
     grades: int = 0
-    """Number of ordinal grades, 0 for none."""
+    """Number of ordinal grades; 0 for none."""
     outputs: int = 1
 
     def data(self, rng: np.random.Generator) -> Dataset:
@@ -169,7 +169,7 @@ def _design(
 ) -> Design:
     metric = pick(rng, metrics)
     if metric == "log_loss":
-        # The log loss of a model that is sure of itself leaves nothing to tell apart among all that is better.
+        # With an overconfident model as the start, log loss hardly distinguishes better models.
         weak = [model for model in weak if model not in _SURE]
     start = weaken(rng, Script(model=pick(rng, weak)), weaknesses, rate)
     return Design(metric, table.data, start, reference)
@@ -329,7 +329,7 @@ def _noisy_labels(rng: np.random.Generator) -> Design:
 
 
 def families() -> tuple[Family, ...]:
-    """All of this kind."""
+    """Return all families of this kind."""
     rows = (
         ("linear-numbers", "train", "Predict a number that depends on every signal alike.", _linear_regression),
         ("sparse-numbers", "train", "Predict a number that depends on three of many columns.", _sparse_regression),

@@ -1,1 +1,1 @@
-"""Processes that generate data where real data are too thin: documented, seeded, for embedded and micro-tasks alike."""
+"""Documented, seeded processes that generate data where real data are too small, for embedded and micro-tasks."""

@@ -1,4 +1,4 @@
-"""Graphs: nodes of communities that link among themselves, with columns that tell little of a node on its own."""
+"""Graphs of communities: nodes link mostly within their own, and a node's columns alone tell little."""
 
 from __future__ import annotations
 
@@ -20,12 +20,13 @@ class Communities:
     within: float = 8.0
     """Mean number of neighbours in the same community."""
     across: float = 2.0
-    """Mean number of neighbours in others."""
+    """Mean number of neighbours in other communities."""
     columns: int = 6
     signal: float = 0.5
     """Distance of the communities' means in the columns, in standard deviations."""
     number: bool = False
-    """The target is a number: the node's own columns, half; the mean over its neighbours, twice; and noise."""
+    """Whether the target is a number: half the node's own columns, plus twice the mean over its neighbours, plus noise.
+    """
 
     def data(self, rng: np.random.Generator) -> Dataset:
         """Draw the data."""

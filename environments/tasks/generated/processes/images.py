@@ -1,4 +1,4 @@
-"""Images: figures on a noisy ground to tell apart, and patches of noisy scenes whose middle pixel is to be restored."""
+"""Images: figures on a noisy background to classify, and patches of noisy scenes, to restore their middle pixel."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Figures:
     hidden: int
     classes: int
     noise: float = 2.0
-    """Standard deviation; figures are about 8 bright."""
+    """Standard deviation of the noise; figures have a brightness of about 8."""
 
     def data(self, rng: np.random.Generator) -> Dataset:
         """Draw the data."""
@@ -32,7 +32,7 @@ class Figures:
 
 
 def _figure(name: str, rng: np.random.Generator) -> np.ndarray:  # [SIDE, SIDE]
-    """One figure at a random place, of random brightness."""
+    """Draw one figure at a random place, of random brightness."""
     i, j = rng.integers(2, SIDE - 2, size=2)
     rows, columns = np.mgrid[:SIDE, :SIDE]
     down, right = rows - i, columns - j
@@ -56,16 +56,16 @@ class Patches:
     hidden: int
     noise: float = 2.0
     edges: bool = True
-    """Scenes of flat regions with sharp borders; else of smooth waves."""
+    """Whether scenes are flat regions with sharp borders; otherwise they are smooth waves."""
 
     def data(self, rng: np.random.Generator) -> Dataset:
-        """Draw the data. Every patch is from a scene of its own, so hidden ones overlap with no public one."""
+        """Draw the data. Every patch is from its own scene, so hidden patches overlap with no public one."""
         scenes = np.stack([_scene(self.edges, rng) for _ in range(self.rows + self.hidden)])
         return noisy_patches(scenes, self.noise, self.rows, rng)
 
 
 def noisy_patches(scenes: np.ndarray, noise: float, train_rows: int, rng: np.random.Generator) -> Dataset:
-    """Denoising data from clean patches, `[patches, side, side]`; a tenth of the pixels is lost as well (0 or 16)."""
+    """Make denoising data from clean patches, `[patches, side, side]`; a tenth of the pixels is lost too (0 or 16)."""
     dirty = scenes + noise * rng.normal(size=scenes.shape)
     lost = rng.random(scenes.shape) < 0.1
     dirty = np.where(lost, rng.choice([0.0, 16.0], size=scenes.shape), dirty)

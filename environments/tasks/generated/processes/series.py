@@ -4,8 +4,8 @@
     public   histories and targets | nothing
     hidden   histories             | targets, `ahead` steps after the origin
 
-The forecast origin is one moment for the whole task. Every public number was measured at the origin or before; every
-hidden value comes after. Each row is a unit of its own, so no row holds the past or the future of another one.
+The whole task has one forecast origin. Every public number was measured at the origin or before; every hidden value
+comes after. Each row is a unit of its own, so no row holds the past or the future of another.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ import numpy as np
 from environments.tasks.generated.dataset import Dataset
 
 HISTORY = 24
-"""Values up to the origin that a row holds."""
+"""Number of values before the forecast in a row."""
 ORIGIN = 240
 """Time of the forecast origin, in steps. Public targets are spread over the time before it."""
 _BURN_IN = 40
-"""Steps after which the autoregressive noise has forgotten its start."""
+"""Steps after which the autoregressive noise is independent of its start."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Series:
     rows: int
     hidden: int
     horizon: int
-    """Steps after its last known value for which a row is forecast, at most."""
+    """Maximum number of steps from a row's last known value to its forecast."""
     period: int = 12
     season: float = 1.0
     trend: float = 0.0
@@ -39,17 +39,17 @@ class Series:
     spread: float = 0.3
     """Standard deviation of the units' levels, and of the logarithm of their seasons' amplitudes."""
     walk: float = 0.0
-    """Step of each unit's random walk, which began at time 0."""
+    """Step size of each unit's random walk, which starts at time 0."""
     memory: float = 0.5
-    """Autoregression of the noise."""
+    """Autoregression coefficient of the noise."""
     noise: float = 0.3
     bend: float = 0.0
-    """Strength of a threshold: after a high value falls, after a low one rises."""
+    """Strength of a threshold effect: values fall after a high value and rise after a low one."""
     amounts: bool = False
-    """The exponential of it: positive, with a long tail."""
+    """Whether to take the exponential: positive values with a long tail."""
 
     def data(self, rng: np.random.Generator) -> Dataset:
-        """Draw the data: the target's time, how many steps it lies ahead, then the history, oldest first."""
+        """Draw the data: the target's time, the steps ahead, then the history, oldest first."""
         units = self.rows + self.hidden
         ahead = rng.integers(1, self.horizon + 1, units)
         target_time = np.full(units, ORIGIN) + ahead
@@ -69,8 +69,8 @@ class Series:
 
     def _noise(self, shape: tuple[int, int], rng: np.random.Generator) -> np.ndarray:  # [units, steps]
         units, steps = shape
-        state, found = np.zeros(units), np.empty((units, _BURN_IN + steps))
+        state, noise = np.zeros(units), np.empty((units, _BURN_IN + steps))
         for step in range(_BURN_IN + steps):
             state = self.memory * state + self.noise * rng.normal(size=units) - self.bend * np.tanh(3 * state)
-            found[:, step] = state
-        return found[:, _BURN_IN:]
+            noise[:, step] = state
+        return noise[:, _BURN_IN:]

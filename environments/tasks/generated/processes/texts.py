@@ -1,4 +1,4 @@
-"""Texts: words of an invented language, drawn by topic or by the skill of a writer; and a disguise for real texts."""
+"""Texts: words of an invented language, drawn by topic or by the writer's skill; and a disguise for real texts."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ def _vocabulary(rng: np.random.Generator) -> np.ndarray:  # [words] str
 
 
 def _zipf(rng: np.random.Generator) -> np.ndarray:  # [words]
-    """Word frequencies by Zipf's law, the ranks in random order."""
+    """Return word frequencies by Zipf's law, with ranks in random order."""
     return rng.permutation(1.0 / np.arange(1, _WORDS + 1))
 
 
 @dataclasses.dataclass(frozen=True)
 class Topics:
-    """Texts of 10 to 40 words; a topic makes its own 20 words more frequent. The target is the topic."""
+    """Texts of 10 to 40 words. A topic makes its own 20 words more frequent, and is the target."""
 
     rows: int
     hidden: int
@@ -51,13 +51,16 @@ class Topics:
 
 @dataclasses.dataclass(frozen=True)
 class Essays:
-    """Texts of 20 to 60 words by writers of different skill: the more skilled, the more from a second vocabulary of
-    rare words and the fewer from a third of fillers. The target is the skill, in `grades` grades, or as a number."""
+    """Texts of 20 to 60 words by writers of different skill.
+
+    Skilled writers use more of a second vocabulary of rare words, and less of a third of fillers. The target is the
+    skill, in `grades` grades or as a number.
+    """
 
     rows: int
     hidden: int
     grades: int = 5
-    """0: the target is a number."""
+    """Number of grades; 0: the target is a number."""
 
     def data(self, rng: np.random.Generator) -> Dataset:
         """Draw the data."""
@@ -76,9 +79,9 @@ class Essays:
 
 
 def disguise_texts(texts: Sequence[str], rng: np.random.Generator, keep: float = 0.75) -> np.ndarray:  # [texts] str
-    """Real texts in lower case with letters exchanged by a secret permutation and a share of the words left out.
+    """Lower-case real texts, permute letters secretly, and drop a share of the words.
 
-    It stops a look-up of the original text, and what a model knows of the words; it is no encryption.
+    This prevents a look-up of the original text, and use of a model's knowledge of the words. It is not encryption.
     """
     letters = "".join(rng.permutation(list(string.ascii_lowercase)))
     table = str.maketrans(string.ascii_lowercase, letters)
