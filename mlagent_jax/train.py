@@ -141,7 +141,7 @@ def _program() -> None:
         if "jax" in sys.modules:
             from mlagent_jax.runtime import processes
 
-            processes.part()
+            processes.disconnect()
         leave(end.code if isinstance(end.code, int) else int(end.code is not None))
 
 

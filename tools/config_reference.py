@@ -1,7 +1,7 @@
-"""Writes docs/config_reference.md from mlagent_jax/settings/schema.py.
+"""Write docs/config_reference.md from mlagent_jax/settings/schema.py.
 
 python tools/config_reference.py            # write it
-python tools/config_reference.py --check    # exit status 1 where it is not current
+python tools/config_reference.py --check    # exit status 1 if it is outdated
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from mlagent_jax.settings import schema
 PAGE = Path(__file__).parents[1] / "docs" / "config_reference.md"
 HEAD = """# Config reference
 
-Made from `mlagent_jax/settings/schema.py` by `python tools/config_reference.py`; do not edit. A config file under
-`configs/` changes what it needs, and a flag overrides any field: `--config.rl.value_clip=0.1`. Several names are
-written `--config.tasks.train=a,b`, all in one flag; of another field that is given twice the last flag counts. A
-workdir belongs to its settings; another start may change only
+Generated from `mlagent_jax/settings/schema.py` by `python tools/config_reference.py`; do not edit. A config file
+under `configs/` changes fields, and a flag overrides any field: `--config.rl.value_clip=0.1`. Write several names in
+one flag: `--config.tasks.train=a,b`. If another flag is repeated, the last one counts. A workdir is bound to its
+settings; a restart may change only
 """
 
 

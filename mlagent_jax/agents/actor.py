@@ -1,4 +1,4 @@
-"""The policy as an actor: states in, sampled actions out, with the tokens and log-probs that training needs."""
+"""The policy as an actor: maps states to sampled actions, with the tokens and log-probs that training needs."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class SampledAction:
     """Behaviour log-prob of each token, at the sampling temperature."""
     text: str
     truncated: bool
-    """Cut at the token limit: it counts as invalid."""
+    """Whether the action was cut at the token limit; it then counts as invalid."""
     cost: ClassVar[float] = 0.0
-    """Of tokens that nobody bills."""
+    """Cost of its tokens: none."""
 
     @property
     def prompt_tokens(self) -> int:
@@ -39,22 +39,22 @@ class SampledAction:
 
 
 class Actor:
-    """Samples actions with whatever parameters it is given.
+    """Samples actions with the parameters of each call.
 
     Args:
-      sampler: the engine.
-      renderer: states to prompts.
-      seed: of the run.
+      sampler: Sampling engine.
+      renderer: Renderer of states as prompts.
+      seed: Seed of the run.
     """
 
     def __init__(self, sampler: TokenSampler, renderer: Renderer, seed: int) -> None:
         self._sampler, self.renderer, self._seed = sampler, renderer, seed
 
     def act(self, params: Any, states: Sequence[State], samples: int, purpose: str) -> list[SampledAction]:
-        """`samples` actions from each of `states`, grouped by state.
+        """Sample `samples` actions from each of `states`, grouped by state.
 
-        What is drawn depends on the run's seed, `purpose`, the state, its place among `states` and the sample's index
-        alone: the same call after a restart draws the same actions, whose results are in the queue.
+        The draws depend only on the run's seed, `purpose`, the state, its index in `states` and the sample's index. The
+        same call after a restart draws the same actions, whose results are in the queue.
         """
         groups = dict(self.act_by_state(params, states, samples, purpose))
         return [action for index in range(len(states)) for action in groups[index]]
@@ -62,20 +62,20 @@ class Actor:
     def act_by_state(
         self, params: Any, states: Sequence[State], samples: int, purpose: str
     ) -> Iterator[tuple[int, list[SampledAction]]]:
-        """As `act`, (place of the state, its actions) as soon as all of one state's are there."""
+        """Do as `act`, but yield (index of the state, its actions) as soon as a state's actions are complete."""
         seeds = [seed_of(self._seed, purpose, index, state.id) for index, state in enumerate(states)]
         return self._act(params, states, samples, seeds)
 
     def weights(self, params: Any, donated: Any) -> Weights:
-        """`params` for several calls, which may go on while the arrays of `donated` are updated in place."""
+        """Prepare `params` for several calls, which may continue while the arrays of `donated` are updated in place."""
         return self._sampler.weights(params, donated)
 
     def release(self) -> None:
-        """Let the device memory go that is held for further calls with the same parameters."""
+        """Release device memory that is kept for further calls with the same parameters."""
         self._sampler.release()
 
     def act_each(self, params: Any, states: Sequence[State], purposes: Sequence[str]) -> list[SampledAction]:
-        """One action from each of `states`, drawn for a purpose of its own: whatever else is in the batch."""
+        """Sample one action from each of `states`, each with its own purpose, independent of the rest of the batch."""
         seeds = [seed_of(self._seed, purpose, state.id) for purpose, state in zip(purposes, states, strict=True)]
         groups = dict(self._act(params, states, 1, seeds))
         return [groups[index][0] for index in range(len(states))]
@@ -84,10 +84,10 @@ class Actor:
         self, params: Any, states: Sequence[State], samples: int, seeds: list[int]
     ) -> Iterator[tuple[int, list[SampledAction]]]:
         prompts = [self.renderer.encode(state) for state in states]
-        found: dict[int, dict[int, SampledAction]] = {}
+        groups: dict[int, dict[int, SampledAction]] = {}
         for index, completion in self._sampler.stream(prompts, seeds, samples, params=params):
             place, sample = divmod(index, samples)
-            group = found.setdefault(place, {})
+            group = groups.setdefault(place, {})
             group[sample] = SampledAction(
                 state=states[place],
                 sample=sample,
@@ -102,5 +102,5 @@ class Actor:
 
 
 def seed_of(*parts: object) -> int:
-    """31 bits from anything that has a text."""
+    """Return a 31-bit seed from the texts of `parts`."""
     return int.from_bytes(hashlib.sha256("/".join(map(str, parts)).encode()).digest()[:4], "big") >> 1

@@ -1,4 +1,4 @@
-"""Whoever acts in trajectories: the scripted expert, a policy of ours, a language model served elsewhere, or nobody."""
+"""Agents: the scripted expert, a policy of ours, a language model behind an endpoint, or one that changes nothing."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from environments.protocol import State
 from mlagent_jax.agents.actor import Actor, SampledAction
 from mlagent_jax.agents.endpoint import EndpointClient
 from mlagent_jax.agents.episodes import Agent, Reply, Trajectory
-from mlagent_jax.agents.scripted import Move, ScriptedExpert, plain_action
+from mlagent_jax.agents.scripted import ExpertAction, ScriptedExpert, plain_action
 from mlagent_jax.runtime import processes
 
 log = logging.getLogger(__name__)
 
 
 class ScriptedAgent(Agent):
-    """A scripted expert of its own for every trajectory, made by `make` when it takes its first step."""
+    """Scripted experts, one per trajectory, created by `make` at its first step."""
 
     def __init__(self, make: Callable[[Trajectory], ScriptedExpert]) -> None:
         self._make = make
         self._experts: dict[str, ScriptedExpert] = {}
 
-    def act(self, trajectories: Sequence[Trajectory], depth: int) -> list[Move]:
-        return [self._move(trajectory) for trajectory in trajectories]
+    def act(self, trajectories: Sequence[Trajectory], depth: int) -> list[ExpertAction]:
+        return [self._propose(trajectory) for trajectory in trajectories]
 
-    def _move(self, trajectory: Trajectory) -> Move:
+    def _propose(self, trajectory: Trajectory) -> ExpertAction:
         if trajectory.seed not in self._experts:
             self._experts[trajectory.seed] = self._make(trajectory)
         last = trajectory.steps[-1] if trajectory.steps else None
@@ -39,7 +39,7 @@ class ScriptedAgent(Agent):
 
 
 class NothingAgent(Agent):
-    """Hands in what it was given, in the format of a prompt's `profile`."""
+    """Submits the unchanged workspace, in the format of a prompt's `profile`."""
 
     def __init__(self, profile: str) -> None:
         thoughts = "Reflection: None.\nResearch Plan and Status: None.\nFact Check: None.\nThought: None.\n"
@@ -50,13 +50,13 @@ class NothingAgent(Agent):
 
 
 class PolicyAgent(Agent):
-    """Weights of ours or of a Hugging Face folder, sampled here.
+    """Policy of ours or of a Hugging Face folder, sampled here.
 
     Args:
-      actor: samples.
-      params: the weights.
-      purpose: a trajectory, its depth and its place in its wave to what tells its draw apart: trajectories of one task
-        start in the same state.
+      actor: Samples actions.
+      params: The weights.
+      purpose: Maps a trajectory, its depth and its index in the wave to the purpose of a draw; needed because
+        trajectories of one task start in the same state.
     """
 
     def __init__(self, actor: Actor, params: Any, purpose: Callable[[Trajectory, int, int], str]) -> None:
@@ -71,15 +71,16 @@ class PolicyAgent(Agent):
 
 
 class EndpointAgent(Agent):
-    """A language model served elsewhere, shown the prompt that a policy of ours is shown.
+    """Language model behind an endpoint, with the same prompt as a policy of ours.
 
-    Of several processes the first one asks, and tells the others; they have no client.
+    With several processes only the first has a client; it sends the requests and shares the answers.
 
     Args:
-      client: asks.
-      prompt: a state to the prompt.
-      seed: a trajectory and its depth to the request's seed: equal states of two trajectories get replies of their own.
-      must_answer: whether it is an error that no trajectory of a wave gets a reply.
+      client: Client of the endpoint.
+      prompt: Maps a state to the prompt.
+      seed: Maps a trajectory and its depth to the request's seed, so that equal states of two trajectories get separate
+        replies.
+      must_answer: Whether a wave without any reply is an error.
     """
 
     def __init__(
@@ -92,16 +93,16 @@ class EndpointAgent(Agent):
         self._client, self._prompt, self._seed, self._must_answer = client, prompt, seed, must_answer
 
     def act(self, trajectories: Sequence[Trajectory], depth: int) -> list[Reply | None]:
-        """A reply in each of `trajectories`, None where there is none after all attempts.
+        """Return a reply for each of `trajectories`, None if all attempts failed.
 
         Raises:
-          EndpointError: there is none in any, and `must_answer`.
-          BudgetError: the budget is spent.
+          EndpointError: There is none for any, and `must_answer`.
+          BudgetError: The budget is spent.
         """
-        told = processes.agree(
+        replies = processes.agree(
             lambda: [reply and dataclasses.asdict(reply) for reply in self._ask(trajectories, depth)]
         )
-        return [reply and Reply(**reply) for reply in told]
+        return [reply and Reply(**reply) for reply in replies]
 
     def _ask(self, trajectories: Sequence[Trajectory], depth: int) -> list[Reply | None]:
         conversations = [[{"role": "user", "content": self._prompt(t.state)}] for t in trajectories]
@@ -115,5 +116,5 @@ class EndpointAgent(Agent):
 
     def _reply(self, answer: Completion) -> Reply:
         prompt, made = (answer.tokens.get(name, 0) for name in ("prompt_tokens", "completion_tokens"))
-        text = answer.text.split(f"\n{STOP}")[0]  # What a model goes on to invent is not its action.
+        text = answer.text.split(f"\n{STOP}")[0]  # An observation that the model invents is not part of its action.
         return Reply(text, answer.finish_reason == "length", prompt, made, self._client.config.cost(prompt, made))

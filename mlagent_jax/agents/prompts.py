@@ -1,6 +1,6 @@
-"""The one renderer: a state in, prompt tokens out, for SFT, sampling, evaluation and serving alike.
+"""Renderer of states as prompt tokens, for SFT, sampling, evaluation and serving.
 
-Two profiles. `compact` fits a small policy: the task's traits, the script as it stands, one line a past step. `full` is
+Two profiles. `compact` fits a small policy: the task's traits, the current script, one line per past step. `full` is
 MLAgentBench's: the research problem, the actions, and the last steps as action and observation.
 """
 
@@ -23,30 +23,31 @@ _ACTION = re.compile(r"^Action: *(.+?) *$", re.MULTILINE)
 
 
 class PromptTooLongError(ValueError):
-    """The task and the last observation alone exceed the limit: nothing may be cut from them."""
+    """The task and the last observation alone exceed the limit; nothing may be cut from them."""
 
 
 class Renderer:
     """Renders states of known tasks.
 
     Args:
-      tokenizer: the policy's.
-      config: profile and limits.
-      specs: what is known of each task, by its key `name@digest`.
+      tokenizer: The policy's tokenizer.
+      config: Profile and limits.
+      specs: Task specs, by the key `name@digest`.
     """
 
     def __init__(self, tokenizer: Tokenizer, config: PromptConfig, specs: Mapping[str, TaskSpec]) -> None:
         self.tokenizer, self.config, self.specs = tokenizer, config, specs
 
     def text(self, state: State) -> str:
-        """The prompt of `state`, before it is cut to `max_prompt_tokens`."""
+        """Return the prompt of `state`, before it is cut to `max_prompt_tokens`."""
         return prompt_text(self.config, self.specs[state.task], state)
 
     def encode(self, state: State) -> list[int]:
-        """Prompt tokens, at most `max_prompt_tokens`: the oldest steps go first, the task and the last step never.
+        """Return prompt tokens, at most `max_prompt_tokens`: the oldest steps are dropped first, the task and the last
+        step never.
 
         Raises:
-          PromptTooLongError: it does not fit even so.
+          PromptTooLongError: The prompt is still too long.
         """
         limit = self.config.max_prompt_tokens
         fewest = min(1, len(state.history))
@@ -61,7 +62,7 @@ class Renderer:
         )
 
     def fits(self, state: State) -> bool:
-        """Whether `encode` succeeds; a state that does not fit cannot be acted on."""
+        """Return whether `encode` succeeds; a state that does not fit cannot be acted on."""
         try:
             self.encode(state)
         except PromptTooLongError:
@@ -69,11 +70,12 @@ class Renderer:
         return True
 
     def encode_action(self, action: str) -> list[int]:
-        """Tokens of an action, its end-of-text token included. Encoded apart from the prompt, as it is sampled."""
+        """Return tokens of an action, including end of text. The action is encoded separately from the prompt, as in
+        sampling."""
         return [*self.tokenizer.encode(action), self.tokenizer.eos_id]
 
     def decode_action(self, tokens: list[int]) -> str:
-        """Text of a sampled action, without the token that ended it."""
+        """Return the text of a sampled action, without the token that ended it."""
         end = len(tokens) - (bool(tokens) and tokens[-1] in self.tokenizer.stop_ids)
         return self.tokenizer.decode(tokens[:end])
 
@@ -84,7 +86,7 @@ class Renderer:
 
 
 def prompt_text(config: PromptConfig, spec: TaskSpec, state: State) -> str:
-    """The prompt of `state` as text, with the last `config.history_steps` steps of its history."""
+    """Return the prompt of `state` as text, with the last `config.history_steps` steps of its history."""
     steps = state.history[max(0, len(state.history) - config.history_steps) :]
     if config.profile == "compact":
         return _compact(spec, state, steps)
@@ -92,23 +94,23 @@ def prompt_text(config: PromptConfig, spec: TaskSpec, state: State) -> str:
 
 
 def direction(spec: TaskSpec) -> str:
-    """`up` where a higher metric is better, else `down`."""
+    """Return `up` if a higher metric is better, else `down`."""
     return "up" if spec.higher_is_better else "down"
 
 
 def _compact(spec: TaskSpec, state: State, steps: tuple[Step, ...]) -> str:
-    parts = [f"{_TASK}{spec.traits}; {spec.metric} {direction(spec)}\n"]
+    sections = [f"{_TASK}{spec.traits}; {spec.metric} {direction(spec)}\n"]
     if state.ideas:
-        parts.append(f"{_IDEAS}{'; '.join(state.ideas)}\n")
-    parts.append(f"{_SCRIPT}{state.script.rstrip()}\n")
+        sections.append(f"{_IDEAS}{'; '.join(state.ideas)}\n")
+    sections.append(f"{_SCRIPT}{state.script.rstrip()}\n")
     if steps:
-        parts.append(_RESULTS + "".join(f"{step_label(step)}: {step.observation.strip()}\n" for step in steps))
-    parts.append(_NEXT)
-    return "".join(parts)
+        sections.append(_RESULTS + "".join(f"{step_label(step)}: {step.observation.strip()}\n" for step in steps))
+    sections.append(_NEXT)
+    return "".join(sections)
 
 
 def step_label(step: Step) -> str:
-    """A step in a word or two: the cell that it edited, or the name of its action."""
+    """Return a short label of a step: the cell that it edited, or the name of its action."""
     cell = _CELL.search(step.action)
     if cell:
         return cell.group(1)
@@ -117,7 +119,7 @@ def step_label(step: Step) -> str:
 
 
 def _full(spec: TaskSpec, state: State, steps: tuple[Step, ...], offered: Mapping[str, ActionSpec]) -> str:
-    parts = [
+    sections = [
         "You are a helpful research assistant. You work on the research problem below, one action at a time.\n\n",
         f"Research Problem: {spec.description.strip()}\n\n",
         f"The metric is {spec.metric}; {'higher' if direction(spec) == 'up' else 'lower'} is better. The script that "
@@ -126,8 +128,8 @@ def _full(spec: TaskSpec, state: State, steps: tuple[Step, ...], offered: Mappin
         f"Always respond in this format exactly:\n{describe_format('full')}\n\n",
     ]
     if state.ideas:
-        parts.append("Ideas worth trying:\n" + "".join(f"- {idea}\n" for idea in state.ideas) + "\n")
+        sections.append("Ideas worth trying:\n" + "".join(f"- {idea}\n" for idea in state.ideas) + "\n")
     for step in steps:
-        parts.append(f"{step.action.strip()}\nObservation:\n```\n{step.observation.strip()}\n```\n\n")
-    parts.append("Your next step:\n")
-    return "".join(parts)
+        sections.append(f"{step.action.strip()}\nObservation:\n```\n{step.observation.strip()}\n```\n\n")
+    sections.append("Your next step:\n")
+    return "".join(sections)

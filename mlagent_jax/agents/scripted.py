@@ -1,9 +1,9 @@
-"""The scripted expert: works on an embedded task by real steps, as a person would, and does not know which idea helps.
+"""The scripted expert: works on an embedded task by real steps, without knowing which idea helps.
 
-A trajectory starts from one to three ideas of the library, drawn at random; the expert tries them one after the other,
-now and then only looks, now and then slips (a name that is not imported, an argument that does not exist) and repairs
-that in its next step. Every step is a function of the seed and the state alone, so that an interrupted collection takes
-the same steps again and finds their outcomes in the queue.
+A trajectory starts from one to three random ideas of the library, and the expert tries them in turn. Some steps only
+inspect; some contain a deliberate error (a missing import, an argument that does not exist), which the next step
+repairs. Every step is a function of the seed and the state only, so that an interrupted collection takes the same steps
+again and finds their outcomes in the queue.
 """
 
 from __future__ import annotations
@@ -20,38 +20,38 @@ from mlagent_jax.settings.schema import CollectConfig
 
 
 def cell_edit(script: str, cell: str, code: str) -> str:
-    """Action, its input and its block, of an edit of one cell."""
+    """Return the text of an action that edits one cell: name, input and code block."""
     arguments = json.dumps({"script_name": script, "cell": cell})
     return f"Action: Edit Script (Cell)\nAction Input: {arguments}\n```python\n{code.rstrip()}\n```"
 
 
 def plain_action(name: str, **arguments: str) -> str:
-    """Action and its input, of an action that is not an edit."""
+    """Return the text of an action that is not an edit: name and input."""
     return f"Action: {name}\nAction Input: {json.dumps(arguments)}"
 
 
 @dataclasses.dataclass(frozen=True)
-class Move(Reply):
-    """What the expert does next."""
+class ExpertAction(Reply):
+    """Next action of the expert."""
 
-    slip: bool = False
-    """The edit holds a deliberate mistake: kept as history for the repair that follows, never as a target."""
+    broken: bool = False
+    """Whether the edit contains a deliberate error: kept as history for the repair that follows, never as a target."""
     intended: Idea | None = None
-    """The idea that the edit tries."""
+    """Idea that the edit tries."""
 
 
 class ScriptedExpert:
-    """One trajectory's expert.
+    """Expert of one trajectory.
 
     Args:
-      spec: the task.
-      script: its starting script.
-      config: rates and numbers.
-      profile: `compact` or `full`; a full reply carries the four labels of thought before its action.
-      seed: of this trajectory.
-      library: what it draws ideas from; default: all of the built-in ones that suit the task.
-      habit: seed of its favourites, where its prompt carries no ideas: the library in an order of its own, the same in
-        every task and trajectory, of which the r-th is reached for in proportion to 1 / r^2. None: ideas are drawn.
+      spec: The task.
+      script: Its starting script.
+      config: Rates and numbers.
+      profile: `compact` or `full`; a full reply has the four labels of thought before its action.
+      seed: Seed of this trajectory.
+      library: Ideas to draw from; default: all built-in ones for the task.
+      habit: Seed of a preference order, for prompts without ideas: one order of the library for every task and
+        trajectory, whose r-th idea is chosen with weight 1 / r^2. None: ideas are drawn uniformly.
     """
 
     def __init__(
@@ -79,24 +79,28 @@ class ScriptedExpert:
         self._plan = chosen + [idea for idea in rng.sample(library, len(library)) if idea not in chosen]
         self.ideas: tuple[str, ...] = tuple(idea.text for idea in chosen)
 
-    def propose(self, state: State, last: Move | None, last_kind: OutcomeKind | None) -> Move:
-        """The next move from `state`, `last` and how it ended."""
+    def propose(self, state: State, last: ExpertAction | None, last_kind: OutcomeKind | None) -> ExpertAction:
+        """Return the next action from `state`, given the `last` one and how it ended."""
         depth = len(state.history)
         rng = random.Random(f"{self._seed}/{depth}")  # noqa: S311 - reproducible, not secret
-        if last is not None and last.slip and last.intended and last_kind is not OutcomeKind.INFRASTRUCTURE_ERROR:
+        if last is not None and last.broken and last.intended and last_kind is not OutcomeKind.INFRASTRUCTURE_ERROR:
             return self._edit(state, last.intended, "The last edit failed on a slip of mine. I repair it.")
-        if rng.random() < self._config.look_rate or not self._plan:  # No idea fits a script without our cells.
-            return Move(self._reply(state, rng.choice(self._looks()), "I look before I change anything else."))
+        if rng.random() < self._config.look_rate or not self._plan:  # no idea fits a script without our cells
+            return ExpertAction(
+                self._reply(state, rng.choice(self._inspections()), "I look before I change anything else.")
+            )
         idea = self._plan[depth % len(self._plan)]
         if rng.random() < self._config.error_rate:
-            slipped = dataclasses.replace(idea, code=_slip(idea.code, rng))
-            return dataclasses.replace(self._edit(state, slipped, f"I try: {idea.text}."), slip=True, intended=idea)
+            edited = dataclasses.replace(idea, code=_with_error(idea.code, rng))
+            return dataclasses.replace(self._edit(state, edited, f"I try: {idea.text}."), broken=True, intended=idea)
         return self._edit(state, idea, f"I try: {idea.text}.")
 
-    def _edit(self, state: State, idea: Idea, thought: str) -> Move:
-        return Move(self._reply(state, cell_edit(self._spec.entry, idea.cell, idea.code), thought), intended=idea)
+    def _edit(self, state: State, idea: Idea, thought: str) -> ExpertAction:
+        return ExpertAction(
+            self._reply(state, cell_edit(self._spec.entry, idea.cell, idea.code), thought), intended=idea
+        )
 
-    def _looks(self) -> tuple[str, ...]:
+    def _inspections(self) -> tuple[str, ...]:
         return (
             plain_action("Execute Script", script_name=self._spec.entry),
             plain_action("List Files", dir_path="."),
@@ -116,7 +120,7 @@ class ScriptedExpert:
 
 
 def _favourites(library: tuple[Idea, ...], habit: str, rng: random.Random) -> list[Idea]:
-    """The library in the order in which one trajectory reaches for it, drawn without replacement."""
+    """Return the library in the order in which one trajectory tries it, drawn without replacement."""
     left = sorted(library, key=lambda idea: digest([habit, idea.text]))
     weights = [1 / rank**2 for rank in range(1, len(left) + 1)]
     drawn = []
@@ -127,18 +131,18 @@ def _favourites(library: tuple[Idea, ...], habit: str, rng: random.Random) -> li
     return drawn
 
 
-def _slip(code: str, rng: random.Random) -> str:
-    """A mistake that people make: a lost import, a lost bracket, a misspelt argument."""
+def _with_error(code: str, rng: random.Random) -> str:
+    """Return the code with a typical mistake: a missing import, a missing bracket, a wrong argument."""
     lines = code.rstrip().splitlines()
     imports = [i for i, line in enumerate(lines) if line.startswith(("from ", "import "))]
-    slips = []
+    mistakes = []
     if imports and len(lines) > len(imports):
-        slips.append("\n".join(line for i, line in enumerate(lines) if i not in imports))
+        mistakes.append("\n".join(line for i, line in enumerate(lines) if i not in imports))
     if code.rstrip().endswith(")"):
-        slips.append(code.rstrip()[:-1])
+        mistakes.append(code.rstrip()[:-1])
     if "=" in lines[-1] and "(" in lines[-1]:
         head, _, tail = lines[-1].rpartition("(")
-        slips.append(
+        mistakes.append(
             "\n".join([*lines[:-1], f"{head}(n={1 + rng.randrange(9)}, {tail}" if tail != ")" else f"{head}(n=1)"])
         )
-    return rng.choice(slips) if slips else code.rstrip() + ")"
+    return rng.choice(mistakes) if mistakes else code.rstrip() + ")"

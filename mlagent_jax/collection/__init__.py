@@ -1,1 +1,1 @@
-"""The collect stage: expert trajectories from prompts enriched with ideas."""
+"""Collect stage: expert trajectories from prompts enriched with ideas."""

@@ -1,8 +1,8 @@
-"""The ideas that enrich an expert's prompts: many candidates, duplicates removed, the most diverse kept.
+"""Ideas that enrich an expert's prompts: many candidates, without duplicates, the most diverse kept.
 
     candidates (the built-in library, or a language model) -> distinct -> vectors -> farthest-point selection
 
-What is kept is a function of the candidates and the seed.
+The selection is a function of the candidates and the seed.
 """
 
 from __future__ import annotations
@@ -22,50 +22,50 @@ from mlagent_jax.runtime.errors import ConfigError
 from mlagent_jax.runtime.files import write_whole
 from mlagent_jax.settings.schema import IdeasConfig
 
-ASKED_AT_ONCE = 20
-"""Ideas a request asks a language model for."""
+IDEAS_PER_REQUEST = 20
+"""Number of ideas that one request asks a language model for."""
 
 
 def farthest_points(vectors: np.ndarray, count: int, first: int = 0) -> list[int]:
-    """Indices of `count` of `vectors` [n, dimensions], each the farthest from all before it, from `first` on; all of
-    them where there are no more than `count`.
+    """Return indices of `count` of `vectors` [n, dimensions], starting with `first`, each the farthest from all before
+    it; all indices if there are at most `count`.
 
-    Their covering radius (the largest distance of any vector to the nearest of them) is within twice the least that
-    any `count` of the vectors have (Gonzalez 1985, greedy k-centre). Ties go to the lower index.
+    Their covering radius (the largest distance of any vector to the nearest of them) is at most twice the optimum for
+    `count` vectors (Gonzalez 1985, greedy k-centre). Ties go to the lower index.
     """
     chosen: list[int] = [first][: min(count, len(vectors))]
     nearest = np.full(len(vectors), np.inf)
     while 0 < len(chosen) < min(count, len(vectors)):
         nearest = np.minimum(nearest, np.linalg.norm(vectors - vectors[chosen[-1]], axis=1))
-        nearest[chosen] = -1.0  # one that equals another is still not taken twice
+        nearest[chosen] = -1.0  # never choose an index twice, even among equal vectors
         chosen.append(int(np.argmax(nearest)))
     return chosen
 
 
 def tfidf_vectors(texts: Sequence[str]) -> np.ndarray:
-    """Unit vectors [n, terms] of words and pairs of words, weighted by how rare they are among `texts`."""
-    from sklearn.feature_extraction.text import TfidfVectorizer  # takes a second: only where ideas are selected
+    """Return unit vectors [n, terms] of words and word pairs, weighted by their rarity among `texts`."""
+    from sklearn.feature_extraction.text import TfidfVectorizer  # slow to import: only when ideas are selected
 
     words = TfidfVectorizer(token_pattern=r"[A-Za-z]+|\d[\d.]*", ngram_range=(1, 2), sublinear_tf=True)  # noqa: S106 - a regex
     return words.fit_transform(texts).toarray()
 
 
 def distinct(texts: Sequence[str]) -> list[int]:
-    """Indices of `texts` without those that say the same as an earlier one but for case, spaces and punctuation."""
-    found: dict[str, int] = {}
+    """Return indices of `texts` without duplicates, ignoring case, spaces and punctuation."""
+    first: dict[str, int] = {}
     for index, text in enumerate(texts):
         if plain := " ".join(re.findall(r"[^\W_]+", text.casefold())):
-            found.setdefault(plain, index)
-    return list(found.values())
+            first.setdefault(plain, index)
+    return list(first.values())
 
 
 def select(
     texts: Sequence[str], keep: int, seed: str, config: IdeasConfig, client: EndpointClient | None = None
 ) -> list[int]:
-    """Indices of the `keep` most diverse of `texts`, without duplicates; the first is drawn by the seed.
+    """Return indices of the `keep` most diverse of `texts`, without duplicates; the seed draws the first.
 
     Raises:
-      ConfigError: the embedder is the endpoint's, and there is none.
+      ConfigError: The embedder is the endpoint's, and there is no endpoint.
     """
     indices = distinct(texts)
     if not indices:
@@ -85,51 +85,52 @@ def select(
 def library_ideas(
     spec: TaskSpec, script: str, config: IdeasConfig, seed: str, client: EndpointClient | None = None
 ) -> tuple[Idea, ...]:
-    """The `ideas.keep` most diverse candidates of the built-in library for a task. Two that make the same kind of edit
-    in other words are told apart by their code, so that it counts too."""
-    found = candidates_for(spec, script)
-    texts = [f"{idea.text}; {idea.cell}; {idea.code}" for idea in found]
-    return tuple(found[index] for index in select(texts, config.keep, seed, config, client))
+    """Return the `ideas.keep` most diverse candidates of the built-in library for a task. Code counts too, because the
+    texts alone do not show which ideas make the same kind of edit."""
+    candidates = candidates_for(spec, script)
+    texts = [f"{idea.text}; {idea.cell}; {idea.code}" for idea in candidates]
+    return tuple(candidates[index] for index in select(texts, config.keep, seed, config, client))
 
 
 def endpoint_ideas(
     spec: TaskSpec, config: IdeasConfig, seed: str, client: EndpointClient, path: epath.Path
 ) -> list[str]:
-    """The `ideas.keep` most diverse of `ideas.candidates` ideas of a language model for a task; kept at `path` with
-    all candidates.
+    """Return the `ideas.keep` most diverse of `ideas.candidates` ideas of a language model for a task; store them with
+    all candidates at `path`.
 
     Raises:
-      ConfigError: the model gives too few distinct ideas.
-      BudgetError, EndpointError: see `agent.endpoint`.
+      ConfigError: The model gives too few distinct ideas.
+      BudgetError, EndpointError: See `agents.endpoint`.
     """
     if path.exists():
         return json.loads(path.read_text())["kept"]
-    found: list[str] = []
-    # An answer holds fewer than it was asked for, and repeats others: three times as many requests as it should take.
-    for attempt in range(3 * -(-config.candidates // ASKED_AT_ONCE)):
-        if len(found) >= config.candidates:
+    candidates: list[str] = []
+    # Answers hold fewer ideas than requested and repeat others: allow three times the minimum number of requests.
+    for attempt in range(3 * -(-config.candidates // IDEAS_PER_REQUEST)):
+        if len(candidates) >= config.candidates:
             break
-        known = "".join(f"- {idea}\n" for idea in found[-60:])
+        known = "".join(f"- {idea}\n" for idea in candidates[-60:])
         answer = client.chat([{"role": "user", "content": _question(spec, known)}], seed=attempt).text
-        found += parse_ideas(answer)
-        found = [found[index] for index in distinct(found)]
-    if len(found) < config.candidates:
+        candidates += parse_ideas(answer)
+        candidates = [candidates[index] for index in distinct(candidates)]
+    if len(candidates) < config.candidates:
         raise ConfigError(
-            f"config.ideas.candidates is {config.candidates}; {client.config.model} gave {len(found)} distinct ideas "
-            f"for {spec.name}: ask for fewer, raise config.endpoint.max_tokens or temperature, or name another model"
+            f"config.ideas.candidates is {config.candidates}; {client.config.model} gave {len(candidates)} distinct "
+            f"ideas for {spec.name}: ask for fewer, raise config.endpoint.max_tokens or temperature, or name another "
+            "model"
         )
-    kept = [found[index] for index in select(found, config.keep, seed, config, client)]
-    write_whole(path, json.dumps({"task": spec.name, "kept": kept, "candidates": found}, indent=1))
+    kept = [candidates[index] for index in select(candidates, config.keep, seed, config, client)]
+    write_whole(path, json.dumps({"task": spec.name, "kept": kept, "candidates": candidates}, indent=1))
     return kept
 
 
 def parse_ideas(answer: str) -> list[str]:
-    """Ideas in an answer, one a line, without their numbers and bullets; what is no idea is left out."""
+    """Return the ideas of an answer, one per line, without numbers and bullets; other lines are dropped."""
     lines = [
         re.sub(r"^\s*(?:[-*\u2022]|\d+[.):])\s*", "", line).strip().strip("*").strip() for line in answer.splitlines()
     ]
     bullets = [bool(re.match(r"\s*(?:[-*\u2022]|\d+[.):])\s*\S", line)) for line in answer.splitlines()]
-    # Where an answer has bullets, the rest is what was said around them.
+    # If an answer has bullets, the other lines are introduction or comment.
     return [
         line[:300]
         for line, bullet in zip(lines, bullets, strict=True)
@@ -142,7 +143,7 @@ def _question(spec: TaskSpec, known: str) -> str:
     asked = (
         f"A machine-learning script is to be improved.\n\nThe task: {spec.description.strip()}\n\n"
         f"The metric is {spec.metric}; {direction} is better.\n\n"
-        f"List {ASKED_AT_ONCE} different ideas for improving the script, about data, features, model, training and "
+        f"List {IDEAS_PER_REQUEST} different ideas for improving the script, about data, features, model, training and "
         "predictions. One idea a line, starting with '- ', in at most 20 words, and nothing else."
     )
     return asked + (f"\n\nThese are known already; give others:\n{known}" if known else "")

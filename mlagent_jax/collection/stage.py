@@ -1,8 +1,8 @@
 """collect: an expert works on the tasks by real steps; every step is stored with its snapshot and outcome.
 
-All trajectories go on side by side, a wave of jobs a depth. The expert's steps follow from the seed, the outcomes and
-answers that are kept: after an interruption the same jobs are handed out again, and those that were executed answer
-from the queue.
+All trajectories advance together, one wave of jobs per depth. The expert's steps follow from the seed, the outcomes and
+stored answers. After an interruption the same jobs are submitted again, and the queue returns the results of those
+already executed.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from mlagent_jax.agents.endpoint import EndpointClient
 from mlagent_jax.agents.episodes import Agent, Step, Trajectory, play
 from mlagent_jax.agents.factory import EndpointAgent, PolicyAgent, ScriptedAgent
 from mlagent_jax.agents.job_client import is_masked
-from mlagent_jax.agents.scripted import Move, ScriptedExpert
+from mlagent_jax.agents.scripted import ExpertAction, ScriptedExpert
 from mlagent_jax.collection.ideas import endpoint_ideas, library_ideas
 from mlagent_jax.runs.inputs import collection_asks_endpoint
 from mlagent_jax.runs.policies import base_policy, make_actor
@@ -29,7 +29,7 @@ from mlagent_jax.trajectories.record import Record
 from mlagent_jax.trajectories.store import Writer
 
 EXPERT_VERSION = -1
-"""Policy version of the expert's jobs: before every policy of ours."""
+"""Policy version of the expert's jobs: below every policy's version."""
 
 
 def collect(run: Run) -> None:
@@ -53,10 +53,10 @@ def collect(run: Run) -> None:
             lambda jobs: run.collector.gather(jobs, show),
             config.steps,
         ):
-            if store is not None:  # those of a wave that was stored before an interruption are there
+            if store is not None:  # skips steps stored before an interruption
                 store.append(_record(run, t, step) for t, step in wave if not is_masked(step.outcome))
             for t, _ in wave:
-                del t.steps[:-1]  # what is stored need not be held as well: an expert looks at its last step alone
+                del t.steps[:-1]  # stored steps need no memory: an expert reads only its last step
             run.stop_if_told()
         if store is not None:
             store.seal()
@@ -72,12 +72,12 @@ def _record(run: Run, trajectory: Trajectory, step: Step) -> Record:
         trajectory=trajectory.index,
         step=len(step.job.state.history),
         prompt=run.prompt(step.job.state),
-        target=not (isinstance(step.action, Move) and step.action.slip),
+        target=not (isinstance(step.action, ExpertAction) and step.action.broken),
     )
 
 
 def _client(run: Run, opened: contextlib.ExitStack) -> EndpointClient | None:
-    """The language model, where the expert or its ideas are one's."""
+    """Return the language model's client if the expert or its ideas need one."""
     config = run.config
     if not collection_asks_endpoint(config):
         return None
@@ -85,7 +85,8 @@ def _client(run: Run, opened: contextlib.ExitStack) -> EndpointClient | None:
 
 
 def _trajectories(run: Run) -> list[Trajectory]:
-    """For training, `collect.trajectories` a training task; for the fixed evaluation, as many as its states take."""
+    """Plan trajectories: `collect.trajectories` per training task, and as many for the fixed evaluation as its states
+    need."""
     config = run.config
     plan = [("train", name, i) for name in run.task_names("train") for i in range(config.collect.trajectories)]
     for split, names, states in (
@@ -102,7 +103,7 @@ def _trajectories(run: Run) -> list[Trajectory]:
 
 
 def _expert(run: Run, trajectories: list[Trajectory], client: EndpointClient | None) -> Agent:
-    """The expert of the config; every trajectory's state gets the ideas that enrich its prompts."""
+    """Return the configured expert; give each trajectory's state the ideas that enrich its prompts."""
     config = run.config
     names = dict.fromkeys(t.state.task_name for t in trajectories)
     if config.collect.expert == "scripted":
@@ -133,12 +134,13 @@ def _expert(run: Run, trajectories: list[Trajectory], client: EndpointClient | N
 
 
 def _is_enriched(run: Run, trajectory: Trajectory) -> bool:
-    """The states of the fixed evaluation are the same whatever is trained on."""
+    """Return whether a trajectory's prompts have ideas. States of the fixed evaluation always do, whatever is trained
+    on."""
     return run.config.collect.enriched or trajectory.split != "train"
 
 
 def _library(run: Run, name: str, client: EndpointClient | None) -> tuple[Idea, ...]:
-    """Ideas of the built-in library for a task: all, or the most diverse."""
+    """Return ideas of the built-in library for a task: all, or the most diverse."""
     spec, script = run.tasks[name].spec, run.initial_state(name).script
     if not run.config.ideas.keep:
         return ideas_for(spec, script)
@@ -146,7 +148,7 @@ def _library(run: Run, name: str, client: EndpointClient | None) -> tuple[Idea, 
 
 
 def _texts(run: Run, name: str, client: EndpointClient | None) -> list[str]:
-    """Ideas for a task in words."""
+    """Return ideas for a task as text."""
     if run.config.ideas.source == "library":
         return [idea.text for idea in _library(run, name, client)]
     path = run.workdir / "ideas" / f"{name}.json"

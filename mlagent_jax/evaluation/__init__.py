@@ -1,1 +1,1 @@
-"""Whole episodes of any agent on any task, over the queue: who acts is in `agents`, how it goes in `episodes`."""
+"""Whole episodes of any agent on any task, through the queue: `agents` makes the agents, `episodes` runs them."""

@@ -1,7 +1,7 @@
-"""The agents that names in `config.evaluate.policies` stand for.
+"""Agents for the names in `config.evaluate.policies`.
 
-A reply depends on the seed, the state and the trajectory alone (an endpoint's is kept when it was given), so that an
-evaluation that was stopped takes the same actions again and finds their results in the queue.
+A reply depends only on the seed, the state and the trajectory (an endpoint's is stored), so that an interrupted
+evaluation takes the same actions again and finds their results in the queue.
 """
 
 from __future__ import annotations
@@ -22,16 +22,15 @@ from mlagent_jax.settings.agent_names import AgentSpec
 
 @contextlib.contextmanager
 def open_agent(run: Run, spec: AgentSpec) -> Iterator[Agent]:
-    """The agent that `spec` names, for as long as it is needed.
+    """Yield the agent that `spec` names.
 
     Raises:
-      ConfigError: a checkpoint cannot be read, or no endpoint is configured.
+      ConfigError: A checkpoint cannot be read, or no endpoint is configured.
     """
     config = run.config
     if spec.kind == "expert":
 
         def expert(t: Trajectory) -> ScriptedExpert:
-            """Without ideas in its prompt."""
             spec = run.tasks[t.state.task_name].spec
             return ScriptedExpert(spec, t.state.script, config.collect, config.prompt.profile, t.seed)
 
@@ -40,9 +39,9 @@ def open_agent(run: Run, spec: AgentSpec) -> Iterator[Agent]:
         yield NothingAgent(config.prompt.profile)
     elif spec.kind == "endpoint":
         folder = Path(run.workdir) / "endpoint"
-        with contextlib.ExitStack() as held:
+        with contextlib.ExitStack() as resources:
             clients: list[EndpointClient] = []
-            processes.agree(lambda: clients.append(held.enter_context(EndpointClient(config.endpoint, folder))))
+            processes.agree(lambda: clients.append(resources.enter_context(EndpointClient(config.endpoint, folder))))
             client = clients[0] if clients else None
             yield EndpointAgent(client, run.prompt, lambda t, depth: (config.seed * 1009 + t.index) * 1009 + depth)
     else:

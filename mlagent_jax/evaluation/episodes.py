@@ -1,4 +1,4 @@
-"""Whole episodes of one agent: at most so many steps and minutes, and the best submission so far counts."""
+"""Whole episodes of one agent, limited in steps and minutes; the best submission counts."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ from mlagent_jax.agents.episodes import Agent, Trajectory, best_submission, play
 from mlagent_jax.runs.run import Run
 
 POLICY_VERSIONS = {"base": -4, "sft": -3, "rl": -2}
-"""Policy versions of the evaluations' jobs, apart from those of training."""
+"""Policy versions of evaluation jobs, distinct from those of training."""
 
 
 def job_version(name: str) -> int:
-    """The policy version of jobs of the agent called `name`."""
+    """Return the policy version of jobs of the agent called `name`."""
     return POLICY_VERSIONS.get(name, -100 - int.from_bytes(hashlib.sha256(name.encode()).digest()[:3], "big"))
 
 
 def play_episodes(run: Run, name: str, agent: Agent) -> list[dict[str, Any]]:
-    """Records of all episodes of the agent called `name`, on the tasks and at the lengths of `config.evaluate`."""
+    """Return records of all episodes of the agent called `name`, on the tasks and with the limits of
+    `config.evaluate`."""
     config = run.config.evaluate
     plan = [("held_in", task) for task in run.task_names("train")[: config.episode_tasks_held_in]]
     plan += [("held_out", task) for task in run.task_names("held_out")[: config.episode_tasks_held_out]]
@@ -44,7 +45,7 @@ def play_episodes(run: Run, name: str, agent: Agent) -> list[dict[str, Any]]:
 
 
 def execute(run: Run, label: str, jobs: Sequence[Job]) -> list[Outcome]:
-    """Outcomes of `jobs`, in order."""
+    """Return the outcomes of `jobs`, in order."""
     with run.progress(label, len(jobs)) as progress:
 
         def show(outcome: Outcome) -> None:
@@ -54,11 +55,11 @@ def execute(run: Run, label: str, jobs: Sequence[Job]) -> list[Outcome]:
 
 
 def _record(run: Run, name: str, episode: Trajectory) -> dict[str, Any]:
-    """The episode, its best submission graded once on the report half."""
+    """Return the episode's record, its best submission graded once on the report half."""
     task = run.tasks[episode.state.task_name]
     metric, official = task.report_init, {"medal": "none"}
     best = best_submission(step.outcome for step in episode.steps)
-    # The starting script is a submission as well, by the reward half.
+    # The starting script is a submission too; compare on the reward half.
     if best is not None and best.scale.delta(best.scale.m_init, best.metric_after) > 0:
         submission = run.store.get(best.submission)
         metric = task.grade_report(submission)

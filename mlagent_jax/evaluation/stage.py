@@ -1,7 +1,7 @@
-"""evaluate: fixed states (several actions each) and whole episodes, on tasks trained on and tasks never seen.
+"""evaluate: fixed states (several actions each) and whole episodes, on training tasks and held-out tasks.
 
-Writes evaluation/<name>.jsonl for every agent of `evaluate.policies` that exists and is not evaluated yet, and
-report/benchmark.* of all. Actions depend on the seed and the state alone, so an interrupted evaluation finds its
+Writes evaluation/<name>.jsonl for every agent of `evaluate.policies` that exists and has no results yet, and
+report/benchmark.* of all. Actions depend only on the seed and the state, so an interrupted evaluation finds its
 executed results in the queue.
 """
 
@@ -20,7 +20,7 @@ from mlagent_jax.settings.agent_names import OF_THE_RUN, AgentSpec, parse_agent
 
 
 def evaluate(run: Run) -> None:
-    """Evaluate the agents that the config names, as far as their stages are done."""
+    """Evaluate the configured agents whose stages are done."""
     folder = run.workdir / "evaluation"
     folder.mkdir(parents=True, exist_ok=True)
     for spec in map(parse_agent, run.config.evaluate.policies):
@@ -44,7 +44,7 @@ def _exists(run: Run, spec: AgentSpec) -> bool:
 
 
 def _steps(run: Run, name: str, agent: PolicyAgent) -> list[dict[str, Any]]:
-    """One action, several times, from each fixed state."""
+    """Return records of several actions from each fixed state."""
     config = run.config.evaluate
     limits = {"held_in": config.states_held_in, "held_out": config.states_held_out}
     records = []

@@ -87,8 +87,8 @@ def prefill(
 
     time = tokens.shape[1]
     return _last(hidden, lengths), Cache(
-        [held.at[slots, :, :, :time].set(keys[index], mode="drop") for index, held in enumerate(cache.keys)],
-        [held.at[slots, :, :time].set(values[index], mode="drop") for index, held in enumerate(cache.values)],
+        [layer.at[slots, :, :, :time].set(keys[index], mode="drop") for index, layer in enumerate(cache.keys)],
+        [layer.at[slots, :, :time].set(values[index], mode="drop") for index, layer in enumerate(cache.values)],
     )
 
 
@@ -129,11 +129,11 @@ def prefill_part(
             query: jax.Array, key: jax.Array, value: jax.Array, index: int = index
         ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
             new_keys, new_values = _as_cached(key, value)
-            held = (
-                _write_part(keys[index], new_keys, slots, starts, KEY_AXES.index("time")),
-                _write_part(values[index], new_values, slots, starts, VALUE_AXES.index("time")),
+            cached = (
+                _write_chunk(keys[index], new_keys, slots, starts, KEY_AXES.index("time")),
+                _write_chunk(values[index], new_values, slots, starts, VALUE_AXES.index("time")),
             )
-            return _attend_to_slots(query, *held, slots, positions, reach), held
+            return _attend_to_slots(query, *cached, slots, positions, reach), cached
 
         x, (keys[index], values[index]) = graph.bind("layers", layer)(x, cos_sin, attend, graph.rules)
     hidden = graph.bind("final_norm", params["final_norm"])(x)
@@ -166,11 +166,11 @@ def decode_step(
         ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
             # Each slot writes at its own position; a write beyond the cache is dropped.
             places = jnp.arange(len(tokens))
-            held = (
+            cached = (
                 keys[index].at[places, :, :, positions].set(key[:, 0], mode="drop", unique_indices=True),
                 values[index].at[places, :, positions].set(value[:, 0], mode="drop", unique_indices=True),
             )
-            return _attend_to_cache(query[:, 0], *held, positions)[:, None], held
+            return _attend_to_cache(query[:, 0], *cached, positions)[:, None], cached
 
         x, (keys[index], values[index]) = graph.bind("layers", layer)(x, cos_sin, attend, graph.rules)
     return graph.bind("final_norm", params["final_norm"])(x)[:, 0], Cache(keys, values)
@@ -186,13 +186,13 @@ def _as_cached(key: jax.Array, value: jax.Array) -> tuple[jax.Array, jax.Array]:
     return key.transpose(0, 2, 3, 1), value.transpose(0, 2, 1, 3)
 
 
-def _write_part(held: jax.Array, new: jax.Array, slots: jax.Array, starts: jax.Array, axis: int) -> jax.Array:
+def _write_chunk(cached: jax.Array, new: jax.Array, slots: jax.Array, starts: jax.Array, axis: int) -> jax.Array:
     """Write rows of `new` to their slots, one window per row, from `starts` along the time `axis`."""
     numbers = jax.lax.ScatterDimensionNumbers(
         update_window_dims=(1, 2, 3), inserted_window_dims=(0,), scatter_dims_to_operand_dims=(0, axis)
     )
     places = jnp.stack((slots, starts), axis=1)
-    return jax.lax.scatter(held, places, new, numbers, mode="drop")
+    return jax.lax.scatter(cached, places, new, numbers, mode="drop")
 
 
 def _attend_to_slots(
@@ -207,14 +207,14 @@ def _attend_to_slots(
     block = min(KEY_BLOCK, length)
     grouped = query.reshape(rows, time, kv_heads, heads // kv_heads, head_dim).transpose(0, 2, 3, 1, 4)
 
-    def read(held: jax.Array, start: jax.Array, axis: int) -> jax.Array:
+    def read(cached: jax.Array, start: jax.Array, axis: int) -> jax.Array:
         numbers = jax.lax.GatherDimensionNumbers(
             offset_dims=(1, 2, 3), collapsed_slice_dims=(0,), start_index_map=(0, axis)
         )
         places = jnp.stack((slots, jnp.broadcast_to(start, slots.shape)), axis=1)
-        sizes = [1, *held.shape[1:]]
+        sizes = [1, *cached.shape[1:]]
         sizes[axis] = block
-        return jax.lax.gather(held, places, numbers, tuple(sizes), mode="clip")
+        return jax.lax.gather(cached, places, numbers, tuple(sizes), mode="clip")
 
     def attend(index: jax.Array, carry: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
         highest, total, mixed = carry

@@ -51,8 +51,8 @@ def create(graph: Graph, key: jax.Array, mesh: Mesh | None = None) -> Params:
 
     def initialise(key: jax.Array) -> Params:
         model = Decoder(graph.config, nnx.Rngs(params=key), jnp.float32, graph.lora)
-        parts = {part: getattr(model, part) for part in target}
-        return adapters_of({part: nnx.to_pure_dict(nnx.split(module)[1]) for part, module in parts.items()})
+        modules = {part: getattr(model, part) for part in target}
+        return adapters_of({part: nnx.to_pure_dict(nnx.split(module)[1]) for part, module in modules.items()})
 
     placed = None if mesh is None else jax.tree.map(lambda leaf: leaf.sharding, target)
     return jax.jit(initialise, out_shardings=placed)(key)

@@ -101,17 +101,17 @@ class Tokenizer:
         (transformers reads the latter if the former does not exist); and the token that closes an assistant message in
         its chat template.
         """
-        return tuple(sorted({self.eos_id, *_named_ends(self._folder), *self._turn_end()}))
+        return tuple(sorted({self.eos_id, *_named_ends(self._folder), *self._message_end()}))
 
-    def _turn_end(self) -> tuple[int, ...]:
+    def _message_end(self) -> tuple[int, ...]:
         """Return the special token that the chat template puts after an assistant message, if any."""
-        said = "A reply."
-        turns = [{"role": "user", "content": "A question."}, {"role": "assistant", "content": said}]
+        reply = "A reply."
+        messages = [{"role": "user", "content": "A question."}, {"role": "assistant", "content": reply}]
         try:
-            text = self._tokenizer.apply_chat_template(turns, tokenize=False) if self.has_chat_template else ""
+            text = self._tokenizer.apply_chat_template(messages, tokenize=False) if self.has_chat_template else ""
         except Exception:  # A chat template is code of the checkpoint and may raise anything.
             text = ""
-        after = text.rpartition(said)[2].lstrip()
+        after = text.rpartition(reply)[2].lstrip()
         closing = max((name for name in self._markup if after.startswith(name)), key=len, default=None)
         return () if closing is None else (self._tokenizer.convert_tokens_to_ids(closing),)
 
@@ -216,9 +216,9 @@ class Tokenizer:
             for name in self._markup:
                 value = value.replace(name, f"{name[0]} {name[1:]}")
         elif isinstance(value, Mapping):
-            value = {key: part if key == "role" else self.without_markup(part) for key, part in value.items()}
+            value = {key: item if key == "role" else self.without_markup(item) for key, item in value.items()}
         elif isinstance(value, list):
-            value = [self.without_markup(part) for part in value]
+            value = [self.without_markup(item) for item in value]
         return value
 
     def save(self, directory: str | Path) -> None:
@@ -318,8 +318,8 @@ def _count_words(corpus: Iterable[str], fixed: Sequence[str]) -> Counter[str]:
     separator = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
     counts = Counter(ALPHABET)
     for text in corpus:
-        for part in separator.split(NORMALIZER.normalize_str(text)):
-            counts.update(word for word, _ in PRE_TOKENIZER.pre_tokenize_str(part))
+        for text_between in separator.split(NORMALIZER.normalize_str(text)):
+            counts.update(word for word, _ in PRE_TOKENIZER.pre_tokenize_str(text_between))
     return counts
 
 

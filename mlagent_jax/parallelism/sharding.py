@@ -83,19 +83,19 @@ class Rules:
         Raises:
           ValueError: The mesh does not divide a dimension (the message names both), or a mesh axis is used twice.
         """
-        parts = [self.mesh_axes(axis, mesh) for axis in axes]
-        flat = [axis for part in parts for axis in part]
+        groups = [self.mesh_axes(axis, mesh) for axis in axes]
+        flat = [axis for group in groups for axis in group]
         if len(flat) != len(set(flat)):
             raise ValueError(f"{name} with axes {axes} would use a mesh axis twice ({flat}): change its sharding rules")
-        for size, logical, part in zip(shape or (), axes, parts, strict=False):
-            split = math.prod(mesh.shape[axis] for axis in part)
+        for size, logical, group in zip(shape or (), axes, groups, strict=False):
+            split = math.prod(mesh.shape[axis] for axis in group)
             if size % split:
-                mesh_text = ", ".join(f"{axis}={mesh.shape[axis]}" for axis in part)
+                mesh_text = ", ".join(f"{axis}={mesh.shape[axis]}" for axis in group)
                 raise ValueError(
                     f"{name}: dimension {logical!r} of size {size} is not divisible by the mesh axes {mesh_text}: "
                     "choose another mesh or change the sharding rules"
                 )
-        return PartitionSpec(*(None if not part else part[0] if len(part) == 1 else part for part in parts))
+        return PartitionSpec(*(None if not group else group[0] if len(group) == 1 else group for group in groups))
 
 
 DEFAULT_RULES = Rules.of(

@@ -1,4 +1,4 @@
-"""What a run tells people: metrics and progress while it goes on; figures with intervals and a page when it is done.
+"""Reports of a run: statistics with intervals, tables and pages, made from the files in its workdir.
 
 trainer -> metrics.jsonl, evaluation/, trajectories/, run.json -> summary (statistics) -> table, html
 """

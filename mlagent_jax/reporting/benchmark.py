@@ -1,14 +1,14 @@
-"""The benchmark table of a run's episodes: agents by task, average and best score as in the paper's Table 1.
+"""Benchmark table of a run's episodes: agents by task, average and best score as in the paper's Table 1.
 
 Written to `report/benchmark.json`, `.csv`, `.md` and `.html`. Scores are of the report half of the hidden labels.
 
     avg@n       mean over the trajectories of a task
     best@n      expected best of n of them
     gain        relative gain over the starting script, positive is better
-    intervals   95%; of a task over its trajectories, of an agent over tasks (`Student` below 10 units, see
-                `statistics`), and of these tasks alone by drawing trajectories anew within each task
+    intervals   95%; per task over its trajectories, per agent over tasks (`Student` below 10 units, see
+                `statistics`), and for these tasks only by resampling trajectories within each task
 
-Episodes that met an infrastructure error are left out, and counted.
+Episodes with an infrastructure error are excluded and counted.
 """
 
 from __future__ import annotations
@@ -37,18 +37,18 @@ class Cell:
     avg: float
     best: float
     n: int
-    """Trajectories."""
+    """Number of trajectories."""
     best_of: int
     ci95: tuple[float, float] | None
-    """Of `avg`."""
+    """Interval of `avg`."""
     gain: float | None
-    """Relative, of the average; None where the starting script scores 0."""
+    """Relative gain of the average; None if the starting script scores 0."""
     valid: float
-    """Share of actions that could be taken."""
+    """Fraction of valid actions."""
     tokens: float
     seconds: float
     cost: float
-    """The last three a trajectory."""
+    """Cost per trajectory; `tokens` and `seconds` are per trajectory too."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,9 +62,9 @@ class Row:
     start: float
     """Score of the starting script."""
     cells: dict[str, Cell]
-    """By agent."""
+    """Results by agent."""
     published: dict[str, tuple[float, float]]
-    """Average and best by agent, as published; empty where the paper does not have the task."""
+    """Published average and best by agent; empty if the paper does not have the task."""
 
 
 def _whole(episode: EpisodeRecord) -> bool:
@@ -93,23 +93,23 @@ def _cell(episodes: Sequence[EpisodeRecord]) -> Cell:
 
 
 def rows(policies: Mapping[str, records.PolicyRecords]) -> list[Row]:
-    """A row a task on which somebody played, held-in tasks first."""
+    """Return one row per task with episodes, held-in tasks first."""
     tasks: dict[tuple[str, str], dict[str, list[EpisodeRecord]]] = {}
     for name, policy in policies.items():
         for episode in filter(_whole, policy.episodes):
             tasks.setdefault((episode.split, episode.task), {}).setdefault(name, []).append(episode)
-    found = []
+    table = []
     for (split, task), agents in sorted(tasks.items(), key=lambda item: (item[0][0], item[0][1])):
         first = next(iter(agents.values()))[0]
         cells = {name: _cell(episodes) for name, episodes in agents.items()}
-        found.append(
+        table.append(
             Row(task, split, first.metric, first.higher_is_better, first.start, cells, published.TABLE.get(task, {}))
         )
-    return found
+    return table
 
 
 def _totals(policy: records.PolicyRecords) -> dict[str, Any]:
-    """One agent over all its tasks."""
+    """Return one agent's figures over all its tasks."""
     episodes = [episode for episode in policy.episodes if _whole(episode)]
     gains: dict[str, list[float]] = {}
     for episode in episodes:
@@ -144,13 +144,13 @@ def _totals(policy: records.PolicyRecords) -> dict[str, Any]:
 
 
 def benchmark(workdir: epath.PathLike) -> dict[str, Any]:
-    """Everything of the table, as JSON.
+    """Return the whole table as JSON data.
 
     Raises:
       FileNotFoundError: there is no such folder.
       RecordError: a file in it is broken.
     """
-    policies = {name: found for name, found in records.read_run(workdir).policies.items() if found.episodes}
+    policies = {name: policy for name, policy in records.read_run(workdir).policies.items() if policy.episodes}
     return {
         "agents": {name: _totals(policy) for name, policy in policies.items()},
         "tasks": [dataclasses.asdict(row) for row in rows(policies)],
@@ -159,7 +159,7 @@ def benchmark(workdir: epath.PathLike) -> dict[str, Any]:
 
 
 def write_benchmark(workdir: epath.PathLike) -> dict[str, Any]:
-    """`benchmark`, written in all four forms into `report/` of the run in `workdir`."""
+    """Write `benchmark` in all four formats to `report/` of the run in `workdir`."""
     data = benchmark(workdir)
     folder = epath.Path(workdir) / "report"
     folder.mkdir(parents=True, exist_ok=True)
@@ -171,7 +171,7 @@ def write_benchmark(workdir: epath.PathLike) -> dict[str, Any]:
 
 
 def as_csv(data: Mapping[str, Any]) -> str:
-    """One line an agent and task, published ones marked in the column `published`."""
+    """Return one line per agent and task; published ones are marked in the column `published`."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     measured = ("n", "best_of", "gain", "valid", "tokens", "seconds", "cost")
@@ -193,7 +193,7 @@ def _score(value: float) -> str:
 
 
 def _table(data: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of the table: average / best by task and agent, then an agent's figures over tasks."""
+    """Return header and rows: average / best by task and agent, then an agent's figures over tasks."""
     agents = list(data["agents"])
     shown = [name for name in published.COLUMNS if any(name in row["published"] for row in data["tasks"])]
     body = []
@@ -252,7 +252,7 @@ def as_markdown(data: Mapping[str, Any]) -> str:
 
 
 def as_html(data: Mapping[str, Any]) -> str:
-    """A page of its own, without a script."""
+    """Return a self-contained page without a script."""
     header, body = _table(data)
     line = lambda tag, cells: (  # noqa: E731
         "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"

@@ -1,11 +1,11 @@
-"""How varied the edits are that a policy samples, from the fixed states of its evaluation.
+"""Diversity of the edits that a policy samples from the fixed states of its evaluation.
 
-    distinct edits a state     different edits among the actions sampled from one state, as a share of them
+    distinct edits a state     distinct edits among the actions sampled from one state, as a fraction of them
     entropy over edit kinds    in nats, of the kinds of edits sampled in all states of one task
 
-Two edits are the same where they change the script in the same way, whatever the reply says around it. The kind of an
-edit is what it changes (the cell, or the file) and which classes the new lines call. A reply that edits nothing, or
-does not apply, is no edit: it adds to neither.
+Two edits are equal if they change the script equally, whatever the rest of the reply says. The kind of an edit is its
+place (the cell or file) and the classes that its new lines call. A reply without an edit that applies adds to neither
+measure.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _CALLED = re.compile(r"\b([A-Z]\w*)\(")
 
 
 def edit_kind(outcome: Mapping[str, Any]) -> tuple[str, ...]:
-    """(what was changed, classes called by the new lines in alphabetical order)."""
+    """Return (changed cell or file, classes called by the new lines in alphabetical order)."""
     arguments = outcome.get("action_input") or {}
     place = arguments.get("cell") or arguments.get("script_name") or outcome.get("action_name") or ""
     added = (line for line in outcome["diff"].splitlines() if line.startswith("+") and not line.startswith("+++"))
@@ -35,16 +35,16 @@ def edit_kind(outcome: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def entropy(counts: Iterable[int]) -> float:
-    """Of a distribution given by counts, in nats; 0 where nothing was counted."""
+    """Return the entropy of a distribution given by counts, in nats; 0 without counts."""
     counts = [count for count in counts if count]
     total = sum(counts)
     return -sum(count / total * math.log(count / total) for count in counts)
 
 
 def measures(path: epath.PathLike, split: str) -> dict[str, dict[Hashable, float]]:
-    """`distinct_edits` by state and `kind_entropy` by task, of the evaluation records in a file.
+    """Return `distinct_edits` by state and `kind_entropy` by task, of the evaluation records in a file.
 
-    States and tasks without a single action that our side could execute are left out.
+    States and tasks whose actions all met infrastructure errors are excluded.
     """
     edits: dict[tuple[str, str], list[str | None]] = {}
     kinds: dict[str, collections.Counter] = {}
@@ -60,6 +60,6 @@ def measures(path: epath.PathLike, split: str) -> dict[str, dict[Hashable, float
         if outcome["diff"]:
             of_task[edit_kind(outcome)] += 1
     return {
-        "distinct_edits": {state: len(set(found) - {None}) / len(found) for state, found in edits.items()},
+        "distinct_edits": {state: len(set(diffs) - {None}) / len(diffs) for state, diffs in edits.items()},
         "kind_entropy": {task: entropy(counted.values()) for task, counted in kinds.items()},
     }

@@ -1,4 +1,4 @@
-"""Workers and queue of a run for its page, as the queue itself tells (`environments.queue.inspection`)."""
+"""Workers and queue of a run for its page, as reported by `environments.queue.inspection`."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any
 from etils import epath
 
 PATIENCE_SECONDS = 2.0
-"""How long a queue that does not answer is waited for: the page has more to show."""
+"""Time-out of a queue that does not answer: the page has more to show."""
 
 
 def fleet(workdir: epath.PathLike, config: Mapping[str, Any], name: str | None) -> dict[str, Any] | None:
-    """Status of the queue of the run called `name`, or `{"error": why}`; None where it has none (yet).
+    """Return the status of the queue of the run called `name`, or `{"error": why}`; None if it has no queue (yet).
 
     Args:
-      config: of the run, as in its `config.json`.
+      config: Config of the run, as in its `config.json`.
     """
     url = config.get("workers", {}).get("queue")
     if not url:

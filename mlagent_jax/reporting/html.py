@@ -1,8 +1,8 @@
-"""`report/index.html`: one file that shows a run, opens without a network, and interprets nothing a script printed.
+"""`report/index.html`: one file that shows a run, needs no network, and never interprets script output.
 
-What a policy wrote and a script printed is hostile. It enters the page in one place, as JSON in a data block that no
-character of it can close, and the page's code puts it into the document as text nodes only. A content security policy
-admits the page's own code and style, by their hashes, and nothing else, should that ever fail.
+Text from policies and scripts is hostile. It enters the page in one place, as JSON in a data block that no character of
+it can close, and the page's code inserts it into the document as text nodes only. As a second defence a content
+security policy admits only the page's own code and style, by their hashes.
 """
 
 from __future__ import annotations
@@ -34,29 +34,29 @@ _SCRIPTS = (
     "run.js",
     "main.js",
 )
-# What could end a script block or start a comment or an entity in it, and the two that are line ends to old parsers.
+# Characters that could end a script block or start a comment or entity, and two that old parsers read as line ends.
 _ESCAPES = {ord(character): f"\\u{ord(character):04x}" for character in "<>&\u2028\u2029"}
 
 
 def script_json(data: Any) -> Markup:
-    """`data` as JSON that is safe inside `<script type="application/json">`: the same data to a JSON parser, but
-    without any character that means something to an HTML parser."""
+    """Return `data` as JSON that is safe inside `<script type="application/json">`: the same data to a JSON parser,
+    without any character that an HTML parser interprets."""
     return Markup(json.dumps(data, allow_nan=False, separators=(",", ":")).translate(_ESCAPES))  # noqa: S704
 
 
 def _own(text: str) -> Markup:
-    """Our own code or style, as it is."""
+    """Return our own code or style unescaped."""
     return Markup(text)  # noqa: S704
 
 
 def _source_hash(text: str) -> str:
-    """As a content security policy names an inline block."""
+    """Return an inline block's hash for a content security policy."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
 def render(data: Mapping[str, Any]) -> str:
-    """The page of `data` (see `page_data`). One that is served may ask its own server for what is new, and nobody else
-    for anything."""
+    """Render the page of `data` (see `page_data`). A served page may request updates from its own server, and nothing
+    else."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_PAGE), autoescape=True, undefined=jinja2.StrictUndefined
     )
@@ -74,12 +74,12 @@ def render(data: Mapping[str, Any]) -> str:
 
 
 def write_page(path: epath.PathLike, data: Mapping[str, Any]) -> epath.Path:
-    """Write the page of `data` to `path`, all or nothing; returns the path."""
+    """Write the page of `data` to `path` atomically; return the path."""
     return write_whole(path, render(data))
 
 
 def write_report(workdir: epath.PathLike, limits: Limits = DEFAULT_LIMITS) -> dict[str, Any]:
-    """Summary and page of the run in `workdir`, into its `report/`; returns the summary.
+    """Write summary and page of the run in `workdir` to its `report/`; return the summary.
 
     Raises:
       FileNotFoundError: there is no such folder.
@@ -91,13 +91,13 @@ def write_report(workdir: epath.PathLike, limits: Limits = DEFAULT_LIMITS) -> di
 
 
 def write_comparison(workdirs: Sequence[epath.PathLike], pooled: Mapping[str, Any]) -> epath.Path:
-    """One page that compares several runs, into the `report/` of the first; returns its path.
+    """Write one page that compares several runs to the `report/` of the first; return its path.
 
     Args:
-      pooled: `summary.pool_summaries` of them.
+      pooled: `summary.pool_summaries` of the runs.
 
     Raises:
-      FileNotFoundError, RecordError: as `write_report`.
+      FileNotFoundError, RecordError: As `write_report`.
     """
     limits = DEFAULT_LIMITS.shared(len(workdirs))
     runs = [RunReader(workdir, limits).read() for workdir in workdirs]

@@ -1,7 +1,7 @@
-"""What the report page shows, as plain JSON data: curves thinned, trajectories sampled, texts cut, to keep it small.
+"""Data of the report page, as plain JSON: curves thinned, trajectories sampled, texts cut, to keep it small.
 
-A `RunReader` reads a run again and again while it goes on: of files that only grow it reads what is new, and of the
-others it keeps what it made of them until they change. The page says how many trajectories were left out.
+A `RunReader` reads a running run repeatedly. Of files that only grow it reads the new records; results of other files
+are cached until a file changes. The page says how many trajectories are not shown.
 """
 
 from __future__ import annotations
@@ -31,21 +31,21 @@ _PASSWORD = re.compile(r"(?<=://)([^\s/@:]*):[^\s/@]+@")
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """How much of a run goes into its page."""
+    """Size limits of a run's page."""
 
     points: int = 1000
-    """Points of a curve."""
+    """Maximum points per curve."""
     trajectories: int = 160
-    """Trajectories (or single steps) of each source: a stage, or the evaluation of a policy."""
+    """Maximum trajectories (or single steps) per source: a stage, or the evaluation of a policy."""
     newest: int = 40
-    """Of a stage's, those that are there because they are the newest."""
+    """Number of these reserved for the newest ones of a stage."""
     text: int = 8000
-    """Characters of a prompt, action, output or diff; of longer ones the head and the tail are shown."""
+    """Maximum characters of a prompt, action, output or diff; longer ones show head and tail."""
     source_bytes: int = 1_500_000
-    """JSON of all trajectories of a source."""
+    """Maximum bytes of JSON for all trajectories of a source."""
 
     def shared(self, runs: int) -> Limits:
-        """The same for a page of several runs, which is to stay as small as that of one."""
+        """Return limits for a page of several runs, which should stay as small as that of one."""
         return dataclasses.replace(
             self,
             trajectories=max(1, self.trajectories // runs),
@@ -58,11 +58,11 @@ DEFAULT_LIMITS = Limits()
 
 
 class RunReader:
-    """The run in a workdir as its page shows it.
+    """Reader of the run in a workdir, for its page.
 
     Args:
-      workdir: of the run; local or a URL.
-      limits: how much of it.
+      workdir: Workdir of the run; local or a URL.
+      limits: Size limits.
     """
 
     def __init__(self, workdir: epath.PathLike, limits: Limits = DEFAULT_LIMITS) -> None:
@@ -72,7 +72,7 @@ class RunReader:
         self._kept: dict[str, tuple[Any, Any]] = {}
 
     def read(self) -> dict[str, Any]:
-        """The run as it is now.
+        """Return the current state of the run.
 
         Raises:
           FileNotFoundError: there is no such folder.
@@ -100,7 +100,7 @@ class RunReader:
     # -- files that are written whole --
 
     def _once(self, name: str, files: Sequence[epath.Path], make: Any) -> Any:
-        """What `make` makes of `files`, made again only where one has changed."""
+        """Return `make()`, cached until one of `files` changes."""
         stamp = [_stamp(path) for path in files]
         if name not in self._kept or self._kept[name][0] != stamp:
             self._kept[name] = (stamp, make())
@@ -111,15 +111,15 @@ class RunReader:
         return [*names, self._root / "run.json"]
 
     def _config(self, info: Mapping[str, Any]) -> dict[str, Any]:
-        """Of the newest start: `run.json` has that of the last stage that ended."""
+        """Return the config of the newest start; `run.json` has that of the last completed stage."""
         path = self._root / "config.json"
-        found = records.read_object(path) if path.exists() else info.get("config")
-        return found if isinstance(found, dict) else {}
+        config = records.read_object(path) if path.exists() else info.get("config")
+        return config if isinstance(config, dict) else {}
 
     def _progress(self, info: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
-        """Stages with what became of each, what the current one tells of itself, and when the run last did anything."""
+        """Return the state of each stage, the current stage's progress, and the time since it was written."""
         path = self._root / progress.FILE
-        told = records.read_object(path) if path.exists() else None
+        current = records.read_object(path) if path.exists() else None
         done, seen, stages = set(info.get("done", ())), [], []
         for name in config.get("stages", ()):
             key = f"{name}.{seen.count(name) + 1}" if name in seen else name
@@ -127,35 +127,35 @@ class RunReader:
             stages.append({"name": name, "done": key in done, "seconds": info.get("seconds", {}).get(key)})
         return {
             "stages": stages,
-            "now": told,
-            "age_seconds": None if told is None else max(0.0, time.time() - told.get("written", 0.0)),
+            "now": current,
+            "age_seconds": None if current is None else max(0.0, time.time() - current.get("written", 0.0)),
         }
 
     # -- files that grow --
 
     def _read_sources(self, config: Mapping[str, Any]) -> list[_Source]:
-        """Files with steps, the last made first: evaluations, then stages."""
-        limits, found = self._limits, []
+        """Return files with steps, newest kind first: evaluations, then stages."""
+        limits, sources = self._limits, []
         for policy in reversed(records.POLICIES):
-            found.append(self._source(f"evaluate {policy}", self._root / "evaluation" / f"{policy}.jsonl", limits))
+            sources.append(self._source(f"evaluate {policy}", self._root / "evaluation" / f"{policy}.jsonl", limits))
         folder = self._root / "trajectories"
         for path in sorted(folder.iterdir(), key=str, reverse=True) if folder.exists() else ():
             if path.suffix == ".jsonl" or path.is_dir():
-                found.append(self._source(path.stem, path, limits))
+                sources.append(self._source(path.stem, path, limits))
         if elsewhere := config.get("pool", {}).get("trajectories"):
-            # The expert's steps are another run's: its states are in this one's pool, its trajectories on its own page.
+            # Another run's expert steps: their states are in this run's pool, their trajectories on that run's page.
             path = epath.Path(elsewhere) / "trajectories" / "collect"
             self._source("pool", path, dataclasses.replace(limits, trajectories=1)).read(self._states)
-        for source in found:
+        for source in sources:
             source.read(self._states)
-        return found
+        return sources
 
     def _source(self, name: str, path: epath.Path, limits: Limits) -> _Source:
         return self._sources.setdefault(name, _Source(name, path, limits))
 
 
 class _Source:
-    """One file or store with steps: a sample of them, kept up to date."""
+    """Sample of the steps in one file or store, kept up to date."""
 
     def __init__(self, name: str, path: epath.Path, limits: Limits) -> None:
         self.name, self._limits = name, limits
@@ -166,7 +166,7 @@ class _Source:
 
     @property
     def total(self) -> int:
-        """Trajectories in the file."""
+        """Return the number of trajectories in the file."""
         return self._sample.total
 
     def _empty(self) -> Sample:
@@ -174,7 +174,7 @@ class _Source:
         return Sample(self.name in ("collect", "pool"), self._limits.trajectories, newest)
 
     def read(self, states: StateTable) -> None:
-        """What is new in the file."""
+        """Read the new records of the file."""
         restarted, new = self._tail.new()
         expert, drawn = self.name in ("collect", "pool"), self.name == "rl"
         if restarted:
@@ -189,8 +189,8 @@ class _Source:
             self.items, self._shown_of = self._shown(), self.total
 
     def _shown(self) -> list[dict[str, Any]]:
-        """The sample as the page has it, as far as its size allows, in the order of the file; episodes first, for they
-        tell more than single steps."""
+        """Return the sample as shown on the page, as far as its size allows, in file order; episodes first, because
+        they show more than single steps."""
         kept, size = [], 0
         for number, group in self._sample.groups():
             item = _item(self.name, group, self._limits.text)
@@ -202,7 +202,7 @@ class _Source:
 
 
 class _Counter:
-    """Counts what passes by."""
+    """Iterable that counts its records."""
 
     def __init__(self, records: Iterable[Mapping[str, Any]]) -> None:
         self._records, self.count = records, 0
@@ -214,18 +214,18 @@ class _Counter:
 
 
 def _stamp(path: epath.Path) -> tuple[int, float] | None:
-    """Changes whenever the file does."""
+    """Return a value that changes whenever the file does."""
     if not path.exists():
         return None
     if "://" not in os.fspath(path):
         stat = os.stat(path)
         return stat.st_size, stat.st_mtime_ns
-    found = path.stat()
-    return found.length, found.mtime
+    stat = path.stat()
+    return stat.length, stat.mtime
 
 
 def without_passwords(data: Any) -> Any:
-    """`data` with the passwords of all URLs in its texts replaced."""
+    """Replace the passwords of all URLs in the texts of `data`."""
     if isinstance(data, str):
         return _PASSWORD.sub(r"\1:***@", data)
     if isinstance(data, Mapping):
@@ -236,15 +236,15 @@ def without_passwords(data: Any) -> Any:
 def page_data(
     runs: Sequence[Mapping[str, Any]], pooled: Mapping[str, Any] | None = None, *, live: float = 0.0
 ) -> dict[str, Any]:
-    """All that a page holds: of one run, or of several that it compares.
+    """Return all data of a page: of one run, or of several to compare.
 
     Args:
-      runs: of `RunReader.read`.
-      pooled: the summary of all of them together (`summary.pool_summaries`).
-      live: seconds after which a page that is served asks for what is new; 0 for one in a file.
+      runs: Results of `RunReader.read`.
+      pooled: Pooled summary of the runs (`summary.pool_summaries`).
+      live: Seconds between updates of a served page; 0 for a file.
     """
     names = [run["name"] for run in runs]
-    # Two runs of one name, `a/seed` and `b/seed`, are told apart by more of their paths.
+    # Runs with equal names, `a/seed` and `b/seed`, are shown by their paths.
     titles = [run["workdir"] if names.count(run["name"]) > 1 else run["name"] for run in runs]
     return {
         "live": live,
@@ -258,7 +258,8 @@ def page_data(
 
 
 def curves(log: Iterable[Mapping[str, Any]], points: int) -> list[dict[str, Any]]:
-    """Each scalar of each stage: `{"stage", "name", "points": [[step, seconds, value] ...]}`, values finite."""
+    """Return each scalar of each stage: `{"stage", "name", "points": [[step, seconds, value] ...]}`, finite values
+    only."""
     series: dict[tuple[str, str], list[list[float]]] = {}
     for record in log:
         for name, value in record.items():
@@ -269,7 +270,8 @@ def curves(log: Iterable[Mapping[str, Any]], points: int) -> list[dict[str, Any]
 
 
 def thin(points: list[list[float]], limit: int) -> list[list[float]]:
-    """At most `limit` of `points` [step, seconds, value]: lowest and highest of each stretch, so that peaks stay."""
+    """Return at most `limit` of `points` [step, seconds, value]: lowest and highest of each interval, so that peaks
+    stay."""
     if len(points) <= limit:
         return points
     stretches = max(1, limit // 2)
@@ -285,7 +287,7 @@ def thin(points: list[list[float]], limit: int) -> list[list[float]]:
 
 
 def _item(source: str, group: Sequence[Mapping[str, Any]], text: int) -> dict[str, Any]:
-    """One entry of the trajectory browser: a single step, an episode or one of the expert's trajectories."""
+    """Return one entry of the trajectory browser: a single step, an episode or an expert trajectory."""
     first = group[0]
     steps = first["steps"] if first.get("kind") == "episode" else sorted(group, key=lambda step: step.get("step", 0))
     item = {
@@ -326,7 +328,7 @@ def _step(step: Mapping[str, Any], text: int) -> dict[str, Any]:
 
 
 def cut(text: str, limit: int) -> str:
-    """Head and tail of a long text, with the number of characters left out between them."""
+    """Return head and tail of a long text, with the number of omitted characters between them."""
     if len(text) <= limit:
         return text
     head = limit * 2 // 3

@@ -1,5 +1,5 @@
-"""What the state pool of a run holds: read from its newest checkpoint of rl, the expert's steps, and the steps of rl up
-to that checkpoint."""
+"""Contents of a run's state pool, read from its newest rl checkpoint, the expert's steps, and the rl steps up to that
+checkpoint."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ from mlagent_jax.trajectories.record import Record
 from mlagent_jax.trajectories.store import TrajectoryStore
 
 _SHORT = 10
-"""Characters of an id, in lists here and on the page."""
+"""Length of a shortened id in lists and on the page."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Held:
-    """A state in the pool."""
+class PooledState:
+    """State in the pool."""
 
     state: State
     own: bool
-    """Reached by the policy itself; else the expert's."""
+    """Whether the policy itself reached it; otherwise the expert did."""
     entered: int
-    """Iteration of rl that reached it, the last one where several did; 0: there from the start."""
+    """Last rl iteration that reached it; 0: in the pool from the start."""
     drawn: Drawn | None
-    """What came of acting in it; None: it was not drawn yet."""
+    """Statistics of the actions sampled in it; None: not drawn yet."""
 
     def to_dict(self) -> dict[str, Any]:
-        """A row of the list."""
+        """Return a row of the list."""
         drawn = self.drawn
         return {
             "id": self.state.id,
@@ -55,48 +55,48 @@ class Held:
 
 @dataclasses.dataclass(frozen=True)
 class Pool:
-    """The pool of a run."""
+    """State pool of a run."""
 
     iteration: int | None
-    """Of the checkpoint; None: there is none yet, and the pool is what rl begins with, but for states whose prompts are
-    too long."""
-    held: tuple[Held, ...]
-    """States drawn last first, then those that entered last."""
+    """Iteration of the checkpoint. None: there is none yet, and the pool is the initial one, including states whose
+    prompts are too long."""
+    states: tuple[PooledState, ...]
+    """States, last drawn first, then last entered first."""
 
-    def find(self, prefix: str) -> Held:
-        """The state whose id begins so.
+    def find(self, prefix: str) -> PooledState:
+        """Return the state whose id starts with `prefix`.
 
         Raises:
-          ValueError: none does, or several.
+          ValueError: None does, or several.
         """
-        found = {held.state.id: held for held in self.held if held.state.id.startswith(prefix)}
-        if len(found) != 1:
-            what = f"{len(found)} states of the pool begin" if found else "no state of the pool begins"
+        matches = {pooled.state.id: pooled for pooled in self.states if pooled.state.id.startswith(prefix)}
+        if len(matches) != 1:
+            what = f"{len(matches)} states of the pool begin" if matches else "no state of the pool begins"
             raise ValueError(f"{what} with {prefix!r}: ids are in the list, --count=0 shows it whole")
-        return next(iter(found.values()))
+        return next(iter(matches.values()))
 
     def to_dict(self) -> dict[str, Any]:
         return {
             "iteration": self.iteration,
-            "expert": sum(not held.own for held in self.held),
-            "own": sum(held.own for held in self.held),
+            "expert": sum(not pooled.own for pooled in self.states),
+            "own": sum(pooled.own for pooled in self.states),
             "cells": self.cells(),
-            "states": [held.to_dict() for held in self.held],
+            "states": [pooled.to_dict() for pooled in self.states],
         }
 
     def cells(self) -> list[dict[str, Any]]:
-        """By task and depth: how many states there are, how many of them were drawn, and what came of it. `reward` is
-        the mean of all actions, `spread` that of the states; `age` of the policy's own states in iterations."""
-        groups: dict[tuple[str, int], list[Held]] = {}
-        for held in self.held:
-            groups.setdefault((held.state.task_name, len(held.state.history)), []).append(held)
+        """Return counts and statistics by task and depth. `reward` is the mean of all actions, `spread` the mean over
+        states, `age` that of the policy's own states in iterations."""
+        groups: dict[tuple[str, int], list[PooledState]] = {}
+        for pooled in self.states:
+            groups.setdefault((pooled.state.task_name, len(pooled.state.history)), []).append(pooled)
         return [self._cell(*place, groups[place]) for place in sorted(groups)]
 
-    def _cell(self, task: str, depth: int, members: list[Held]) -> dict[str, Any]:
-        drawn = [held.drawn for held in members if held.drawn is not None]
+    def _cell(self, task: str, depth: int, members: list[PooledState]) -> dict[str, Any]:
+        drawn = [pooled.drawn for pooled in members if pooled.drawn is not None]
         rewarded = sum(each.rewarded for each in drawn)
         spreads = [each.spread for each in drawn if each.spread is not None]
-        ages = [(self.iteration or 0) - held.entered for held in members if held.own]
+        ages = [(self.iteration or 0) - pooled.entered for pooled in members if pooled.own]
         return {
             "task": task,
             "depth": depth,
@@ -111,12 +111,12 @@ class Pool:
 
 
 def read_pool(workdir: epath.PathLike) -> Pool:
-    """The pool of the run in `workdir`.
+    """Read the pool of the run in `workdir`.
 
     Raises:
-      FileNotFoundError: no run is there.
-      ConfigError: it has no expert's steps.
-      CheckpointError, RecordError: a file of it is broken.
+      FileNotFoundError: There is no run.
+      ConfigError: The run has no expert steps.
+      CheckpointError, RecordError: A file of it is broken.
     """
     root = epath.Path(workdir)
     if not (root / "config.json").exists():
@@ -133,15 +133,15 @@ def read_pool(workdir: epath.PathLike) -> Pool:
     steps = jsonl.iterate(root / "trajectories" / "rl.jsonl")
     for step in table.add_drawn(step for step in steps if step["step"] <= (iteration or 0)):
         entered[Record.from_dict(step).next_state.id] = step["step"]
-    held = [Held(state, False, 0, table.drawn(state.id)) for state in expert]
+    states = [PooledState(state, False, 0, table.drawn(state.id)) for state in expert]
     for state in map(State.from_dict, saved.get("reached", ())):
-        held.append(Held(state, True, entered.get(state.id, 0), table.drawn(state.id)))
-    held.sort(key=lambda each: (-(each.drawn.last if each.drawn else 0), -each.entered))
-    return Pool(iteration, tuple(held))
+        states.append(PooledState(state, True, entered.get(state.id, 0), table.drawn(state.id)))
+    states.sort(key=lambda each: (-(each.drawn.last if each.drawn else 0), -each.entered))
+    return Pool(iteration, tuple(states))
 
 
 def _newest(folder: epath.Path) -> tuple[int | None, Mapping[str, Any]]:
-    """The newest checkpoint of rl, and what it tells of the pool."""
+    """Return the newest rl checkpoint's iteration and its pool."""
     if not folder.exists():
         return None, {}
     with Checkpointer(folder, read_only=True) as saved:
@@ -150,27 +150,27 @@ def _newest(folder: epath.Path) -> tuple[int | None, Mapping[str, Any]]:
 
 
 def pool_text(pool: Pool, count: int) -> str:
-    """Tables to print: by task and depth, and `count` states one by one (0: all)."""
-    told = pool.to_dict()
+    """Return tables to print: by task and depth, and `count` states one by one (0: all)."""
+    view = pool.to_dict()
     when = (
         "before rl (states whose prompts are too long are left out then)"
         if pool.iteration is None
         else f"after iteration {pool.iteration}"
     )
-    listed = told["states"][: count or None]
+    listed = view["states"][: count or None]
     return "\n\n".join(
         (
-            f"{len(pool.held)} states {when}: {told['expert']} of the expert, {told['own']} of the policy's own",
-            _table(told["cells"]),
+            f"{len(pool.states)} states {when}: {view['expert']} of the expert, {view['own']} of the policy's own",
+            _table(view["cells"]),
             f"{len(listed)} of them, those drawn last first:",
             _table([state | {"id": state["id"][:_SHORT]} for state in listed]),
         )
     )
 
 
-def state_text(held: Held) -> str:
-    """One state whole, to print."""
-    state, row = held.state, held.to_dict()
+def state_text(pooled: PooledState) -> str:
+    """Return one whole state, to print."""
+    state, row = pooled.state, pooled.to_dict()
     lines = [f"{name:<8}{_cell_text(value)}" for name, value in row.items()]
     for number, step in enumerate(state.history, start=1):
         lines += [f"\n--- step {number} of {len(state.history)}: action", step.action.rstrip()]

@@ -1,7 +1,7 @@
-"""Table 1 of ML-Agent (arXiv 2505.23723v1), as published: average and best of 8 trajectories a task.
+"""Table 1 of ML-Agent (arXiv 2505.23723v1), as published: average and best of 8 trajectories per task.
 
-Its hidden labels, its hardware and its starting scripts are others than ours: beside our figures these are for
-orientation, and every output that shows them says that they are published.
+Its hidden labels, hardware and starting scripts differ from ours, so the figures are for orientation only. Every output
+that shows them marks them as published.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ us-patent-phrase-to-phrase-matching .4700/.4859 .4725/.4908 .4695/.4905 .4882/.5
 tabular-playground-series-dec-2021 95.94/96.06 95.97/96.12 95.90/96.07 95.91/96.10 95.78/96.12 96.09/96.13
 """
 PERCENT = ("cifar-10", "detecting-insults-in-social-commentary", "tabular-playground-series-dec-2021")
-"""Tasks whose accuracy the table gives in percent; here it is a share, as in our own figures."""
+"""Tasks whose accuracy the paper's table gives in percent; here it is a fraction, as in our own figures."""
 
 
 def _rows() -> dict[str, dict[str, tuple[float, float]]]:

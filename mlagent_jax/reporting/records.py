@@ -1,4 +1,4 @@
-"""What a finished run left in its workdir, read into plain data for statistics: evaluation records and `run.json`.
+"""Evaluation records and `run.json` of a workdir, as plain data for statistics.
 
 Evaluation records come in two kinds, in `evaluation/<policy>.jsonl`: a `step` is one action in a fixed state, an
 `episode` a whole trajectory whose submissions were graded on the report half of the labels.
@@ -17,13 +17,13 @@ from environments.protocol import OutcomeKind
 from mlagent_jax.runtime import jsonl
 
 POLICIES = ("base", "sft", "rl")
-"""In the order in which a run makes them."""
+"""Policies in the order in which a run makes them."""
 SPLITS = ("held_in", "held_out")
 
 
 @dataclasses.dataclass(frozen=True)
 class Action:
-    """How one action ended; its reward is None exactly for an infrastructure error."""
+    """Result of one action; its reward is None exactly for an infrastructure error."""
 
     kind: OutcomeKind
     reward: float | None
@@ -51,21 +51,21 @@ class EpisodeRecord:
     split: str
     actions: tuple[Action, ...]
     score: float
-    """Best submission so far, graded on the report half."""
+    """Score of the best submission, graded on the report half."""
     start: float
-    """The starting script, on the same half."""
+    """Score of the starting script, on the same half."""
     higher_is_better: bool
     best_of: int
-    """The k of best@k that it was played for."""
+    """The k of best@k."""
     metric: str = ""
-    """The task's, by name."""
+    """Name of the task's metric."""
     seconds: float = 0.0
-    """Of its replies and scripts."""
+    """Seconds of its replies and scripts."""
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cost: float = 0.0
     medal: str = ""
-    """`gold`, `silver`, `bronze` or `none`, of a task with a leaderboard; empty: it has none."""
+    """Medal on the task's leaderboard: `gold`, `silver`, `bronze` or `none`; empty: the task has no leaderboard."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,13 +78,13 @@ class PolicyRecords:
 
 @dataclasses.dataclass(frozen=True)
 class RunRecords:
-    """A run, as far as it has come."""
+    """Records of a run so far."""
 
     workdir: str
     info: Mapping[str, Any]
-    """`run.json`; empty where it is not written yet."""
+    """Content of `run.json`; empty if it is not written yet."""
     policies: Mapping[str, PolicyRecords]
-    """Those that were evaluated, by name."""
+    """Evaluated policies, by name."""
 
 
 def _action(outcome: Mapping[str, Any]) -> Action:
@@ -104,7 +104,7 @@ def _step(record: Mapping[str, Any]) -> StepRecord:
 
 
 def _episode(record: Mapping[str, Any]) -> EpisodeRecord:
-    took = [step.get("took", {}) for step in record["steps"]]
+    costs = [step.get("took", {}) for step in record["steps"]]
     return EpisodeRecord(
         task=record["task"],
         split=_split(record),
@@ -115,18 +115,18 @@ def _episode(record: Mapping[str, Any]) -> EpisodeRecord:
         best_of=int(record["best_of"]),
         metric=record.get("metric", ""),
         seconds=float(record.get("seconds", 0.0)),
-        prompt_tokens=sum(step.get("prompt_tokens", 0) for step in took),
-        completion_tokens=sum(step.get("completion_tokens", 0) for step in took),
-        cost=sum(step.get("cost", 0.0) for step in took),
+        prompt_tokens=sum(step.get("prompt_tokens", 0) for step in costs),
+        completion_tokens=sum(step.get("completion_tokens", 0) for step in costs),
+        cost=sum(step.get("cost", 0.0) for step in costs),
         medal=record.get("official", {}).get("medal", ""),
     )
 
 
 def read_policy(path: epath.PathLike) -> PolicyRecords:
-    """The evaluation of one policy.
+    """Read the evaluation of one policy.
 
     Raises:
-      RecordError: a record lacks a field or holds a value of another kind; it names file, record and field.
+      RecordError: A record lacks a field or has a wrong value; the message names file, record and field.
     """
     steps: list[StepRecord] = []
     episodes: list[EpisodeRecord] = []
@@ -147,32 +147,32 @@ def read_policy(path: epath.PathLike) -> PolicyRecords:
 
 
 def read_info(workdir: epath.PathLike) -> dict[str, Any]:
-    """`run.json`, or nothing where it is not written yet.
+    """Return `run.json`, or nothing if it is not written yet.
 
     Raises:
-      RecordError: it is not a JSON object.
+      RecordError: It is not a JSON object.
     """
     path = epath.Path(workdir) / "run.json"
     return read_object(path) if path.exists() else {}
 
 
 def read_object(path: epath.Path) -> dict[str, Any]:
-    """A JSON object in a file.
+    """Return the JSON object in a file.
 
     Raises:
-      RecordError: it is none.
+      RecordError: It is none.
     """
     try:
-        found = json.loads(path.read_text())
+        value = json.loads(path.read_text())
     except ValueError as error:
         raise jsonl.RecordError(f"{path} is not JSON ({error}): restore or delete it") from error
-    if not isinstance(found, dict):
-        raise jsonl.RecordError(f"{path} is {type(found).__name__}, not an object: restore or delete it")
-    return found
+    if not isinstance(value, dict):
+        raise jsonl.RecordError(f"{path} is {type(value).__name__}, not an object: restore or delete it")
+    return value
 
 
 def read_run(workdir: epath.PathLike) -> RunRecords:
-    """All that the summary of the run in `workdir` needs.
+    """Return all records that the summary of the run in `workdir` needs.
 
     Raises:
       FileNotFoundError: there is no such folder.
@@ -184,7 +184,7 @@ def read_run(workdir: epath.PathLike) -> RunRecords:
     paths = {name: root / "evaluation" / f"{name}.jsonl" for name in POLICIES}
     # Other agents after the run's own policies.
     folder = root / "evaluation"
-    found = sorted(folder.glob("*.jsonl"), key=str) if folder.exists() else []
-    paths |= {path.stem: path for path in found if path.stem not in POLICIES}
+    files = sorted(folder.glob("*.jsonl"), key=str) if folder.exists() else []
+    paths |= {path.stem: path for path in files if path.stem not in POLICIES}
     policies = {name: read_policy(path) for name, path in paths.items() if path.exists()}
     return RunRecords(workdir=str(workdir), info=read_info(root), policies=policies)

@@ -1,8 +1,8 @@
-"""Which trajectories of a run its page shows: a few hundred of any number, the same every time, even over tasks and
-outcomes, and of a stage that still goes on the newest besides.
+"""Sample of a run's trajectories for its page: a few hundred of any number, deterministic, balanced over tasks and
+outcomes, plus the newest ones of a running stage.
 
 Of each (task, outcome) those with the smallest hash of their place in the file are kept (bottom-k sampling), in one
-pass over files of any size; a `Sample` is fed as the file grows and never holds more than about twice what it shows.
+pass over files of any size. A `Sample` holds at most about twice what it shows.
 """
 
 from __future__ import annotations
@@ -15,17 +15,16 @@ from typing import Any
 
 Record = Mapping[str, Any]
 Group = tuple[int, list[Record]]
-"""Place in the file, and the records: one, or the steps of one of the expert's trajectories."""
+"""Place in the file, and the records: one, or the steps of one expert trajectory."""
 
 
 class Sample:
-    """A sample of the trajectories of one file.
+    """Sample of the trajectories of one file.
 
     Args:
-      expert: steps of one of the expert's trajectories are records of their own and belong together; elsewhere a record
-        stands alone.
-      limit: trajectories kept.
-      newest: of them, those that are the newest of the file whatever they are.
+      expert: Whether records are steps of expert trajectories, which are grouped; otherwise each record stands alone.
+      limit: Number of trajectories kept.
+      newest: Number of these reserved for the newest of the file.
     """
 
     def __init__(self, expert: bool, limit: int, newest: int = 0) -> None:
@@ -36,11 +35,11 @@ class Sample:
 
     @property
     def total(self) -> int:
-        """Trajectories seen."""
+        """Return the number of trajectories seen."""
         return sum(stratum.seen for stratum in self._strata.values())
 
     def add(self, records: Iterable[Record]) -> None:
-        """The next records of the file."""
+        """Add the next records of the file."""
         for record in records:
             number, self._count = self._count, self._count + 1
             whole = self._expert and "trajectory" in record
@@ -54,16 +53,16 @@ class Sample:
                 self._prune()
 
     def groups(self) -> list[Group]:
-        """The sample, what matters most first: the newest, then the first of every stratum, then the second of each."""
+        """Return the sample by priority: the newest, then the first of every stratum, then the second of each."""
         strata = [stratum.groups() for _, stratum in sorted(self._strata.items(), key=lambda item: str(item[0]))]
-        turns = itertools.zip_longest(*strata)
-        drawn = (group for turn in turns for group in turn if group is not None)
-        # By place: what is among the newest is not drawn a second time.
-        found = {number: (number, records) for number, records in itertools.chain(reversed(self._newest), drawn)}
-        return list(itertools.islice(found.values(), self._limit))
+        rounds = itertools.zip_longest(*strata)
+        drawn = (group for round_ in rounds for group in round_ if group is not None)
+        # By place, so that the newest are not included twice.
+        groups = {number: (number, records) for number, records in itertools.chain(reversed(self._newest), drawn)}
+        return list(itertools.islice(groups.values(), self._limit))
 
     def _prune(self) -> None:
-        """Forget what can no longer be shown: as more is seen, a stratum's share only becomes smaller."""
+        """Drop groups that can no longer be shown: a stratum's share only shrinks as more is seen."""
         sizes = sorted(stratum.seen for stratum in self._strata.values())
         left, level = self._limit, 0
         for index, size in enumerate(sizes):
@@ -77,7 +76,7 @@ class Sample:
 
 
 class _BottomK:
-    """Of the keys seen, those with the smallest hashes, each with all its records."""
+    """Keys with the smallest hashes of those seen, each with all its records."""
 
     def __init__(self) -> None:
         self._size: int | None = None
@@ -87,7 +86,7 @@ class _BottomK:
 
     @property
     def seen(self) -> int:
-        """How many keys there were."""
+        """Return the number of keys seen."""
         return len(self._seen)
 
     def add(self, key: Hashable, number: int, record: Record) -> None:
@@ -96,18 +95,18 @@ class _BottomK:
         if new:
             self._ranks[key] = hashlib.sha256(repr(key).encode()).hexdigest()
             self._kept[key] = (number, [])
-        if key in self._kept:  # One that was put out has a larger rank than all that stay: so do its later records.
+        if key in self._kept:  # A dropped key ranks above all kept ones, and so do its later records.
             self._kept[key][1].append(record)
         if self._size is not None:
             self.keep(self._size)
 
     def keep(self, size: int) -> None:
-        """From here on `size` keys at most; it never grows again."""
+        """Keep at most `size` keys from now on; the limit never grows again."""
         self._size = size if self._size is None else min(self._size, size)
         while len(self._kept) > self._size:
             last = max(self._ranks, key=self._ranks.__getitem__)
             del self._kept[last], self._ranks[last]
 
     def groups(self) -> Sequence[Group]:
-        """By rank."""
+        """Return the groups by rank."""
         return [self._kept[key] for key in sorted(self._kept, key=self._ranks.__getitem__)]

@@ -1,11 +1,11 @@
-"""The report of runs that go on, served to this machine alone: the page, and what is new since it was last asked for.
+"""HTTP server of the report of running runs, for this machine only.
 
     /                    the page
-    /live.json           everything but the trajectories, with the version of those
+    /live.json           everything but the trajectories, with their version
     /trajectories.json   the trajectories of all runs
 
-Read from the workdirs' files when asked, at most once in `refresh_seconds`. What scripts printed leaves as JSON, never
-as HTML. A browser that was led here under another name (DNS rebinding) is refused.
+Requests read the workdirs' files, at most once in `refresh_seconds`. Script output is sent as JSON, never as HTML. A
+request under another host name (DNS rebinding) is rejected.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ HEADERS = {
     "referrer-policy": "no-referrer",
     "cross-origin-resource-policy": "same-origin",
 }
-"""Of every answer: no other site may show or read it."""
+"""Headers of every response: no other site may show or read it."""
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 
 
 class Report:
-    """The newest data of several runs, read at most once in `refresh_seconds`; for any number of threads."""
+    """Newest data of several runs, read at most once in `refresh_seconds`; thread-safe."""
 
     def __init__(
         self,
@@ -62,10 +62,10 @@ class Report:
         self._pooled: tuple[Any, Any] = (None, None)
 
     def data(self) -> dict[str, Any]:
-        """As `page_data`.
+        """Return the data of `page_data`.
 
         Raises:
-          FileNotFoundError, RecordError: as `RunReader.read`.
+          FileNotFoundError, RecordError: As `RunReader.read`.
         """
         with self._lock:
             if self._clock() - self._read_at >= self._refresh_seconds:
@@ -75,7 +75,7 @@ class Report:
             return self._data
 
     def _pool(self, runs: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
-        """All runs together, made again only where a figure of one has changed."""
+        """Return the pooled runs, recomputed only when a run's figures have changed."""
         if len(runs) < 2:
             return None
         figures = [run["summary"] for run in runs]
@@ -85,7 +85,7 @@ class Report:
 
 
 def make_app(report: Report) -> Starlette:
-    """The ASGI application."""
+    """Return the ASGI application."""
 
     async def page(request: Request) -> Response:
         return HTMLResponse(await run_in_threadpool(lambda: render(report.data())))
@@ -114,7 +114,7 @@ def make_app(report: Report) -> Starlette:
 
 
 def without_trajectories(data: dict[str, Any]) -> dict[str, Any]:
-    """`data` with a version in place of each run's trajectories, which change seldom and weigh much."""
+    """Replace each run's trajectories, which are large and rarely change, by a version."""
     runs = [{name: value for name, value in run.items() if name != "trajectories"} for run in data["runs"]]
     versions = [hashlib.sha256(json.dumps(run["trajectories"]).encode()).hexdigest()[:16] for run in data["runs"]]
     return {**data, "runs": runs, "trajectories": "-".join(versions)}
@@ -125,7 +125,7 @@ def _json(data: Any) -> Response:
 
 
 class _Headers:
-    """Adds `HEADERS` to every answer."""
+    """Middleware that adds `HEADERS` to every response."""
 
     def __init__(self, app: Any) -> None:
         self._app = app

@@ -1,7 +1,7 @@
-"""The states of a run for its page: which the pool holds, by task and depth, and what came of acting in them.
+"""States of a run for its page: pool contents by task and depth, and statistics of the actions sampled in them.
 
-All of it follows from the trajectories: the expert's states from the store `collect`, the states that were drawn, and
-the policy's own among them, from `rl.jsonl`. Fed as these files grow.
+All of it follows from the trajectories: the expert's states from the store `collect`; the drawn states, and the
+policy's own among them, from `rl.jsonl`. Updated as these files grow.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from typing import Any
 from environments.protocol import digest
 
 LISTED = 200
-"""States listed one by one, those drawn last first."""
+"""Maximum states listed one by one, last drawn first."""
 
 
 @dataclasses.dataclass
 class Drawn:
-    """What is known of one state in which actions were taken."""
+    """Statistics of one state in which actions were sampled."""
 
     task: str
     depth: int
@@ -32,12 +32,12 @@ class Drawn:
 
     @property
     def reward(self) -> float | None:
-        """Mean of its actions'; None where every execution failed for reasons of ours."""
+        """Return the mean reward of its actions; None if every execution met an infrastructure error."""
         return self.total / self.rewarded if self.rewarded else None
 
     @property
     def spread(self) -> float | None:
-        """Standard deviation of its rewards: what there is to learn from it. None of fewer than two."""
+        """Return the standard deviation of its rewards, the signal to learn from; None with fewer than two."""
         if self.rewarded < 2:
             return None
         return math.sqrt(max(0.0, self.squares / self.rewarded - (self.total / self.rewarded) ** 2))
@@ -51,7 +51,7 @@ class StateTable:
         self._drawn: dict[str, Drawn] = {}
 
     def add_expert(self, records: Iterable[Mapping[str, Any]]) -> Iterable[Mapping[str, Any]]:
-        """Note the expert's steps as they pass by."""
+        """Record the expert's steps and yield them unchanged."""
         for record in records:
             state = record.get("state")
             if isinstance(state, Mapping) and record.get("split") == "train":
@@ -59,7 +59,7 @@ class StateTable:
             yield record
 
     def add_drawn(self, records: Iterable[Mapping[str, Any]]) -> Iterable[Mapping[str, Any]]:
-        """Note the steps of rl as they pass by."""
+        """Record the steps of rl and yield them unchanged."""
         for record in records:
             state = record.get("state")
             if isinstance(state, Mapping):
@@ -67,22 +67,22 @@ class StateTable:
             yield record
 
     def forget_drawn(self) -> None:
-        """The file of rl's steps begins anew."""
+        """Forget rl's steps: their file was replaced."""
         self._drawn.clear()
 
     def forget_expert(self) -> None:
-        """The file of the expert's steps begins anew."""
+        """Forget the expert's steps: their file was replaced."""
         self._expert.clear()
 
     def drawn(self, identity: str) -> Drawn | None:
-        """What is known of the state of that id, if actions were taken in it."""
+        """Return the statistics of the state with that id, if actions were sampled in it."""
         return self._drawn.get(identity)
 
     def to_dict(self, max_depth: int | None) -> dict[str, Any]:
-        """For the page: totals, cells by task and depth, and the states drawn last one by one.
+        """Return data for the page: totals, cells by task and depth, and the last drawn states one by one.
 
         Args:
-          max_depth: of the pool (`config.pool.max_depth`); deeper states of the expert are not in it. None: no limit.
+          max_depth: `config.pool.max_depth`; deeper expert states are not in the pool. None: no limit.
         """
         expert = {i: place for i, place in self._expert.items() if max_depth is None or place[1] <= max_depth}
         cells: dict[tuple[str, int], dict[str, Any]] = {}
@@ -95,10 +95,10 @@ class StateTable:
             cell(task, depth)["expert"] += 1
         sums: dict[tuple[str, int], list[Drawn]] = {}
         for identity, state in self._drawn.items():
-            found = cell(state.task, state.depth)
-            found["drawn"] += 1
-            found["own"] += bool(expert) and identity not in expert
-            found["actions"] += state.actions
+            counts = cell(state.task, state.depth)
+            counts["drawn"] += 1
+            counts["own"] += bool(expert) and identity not in expert
+            counts["actions"] += state.actions
             sums.setdefault((state.task, state.depth), []).append(state)
         for place, states in sums.items():
             rewarded = sum(state.rewarded for state in states)
@@ -146,5 +146,5 @@ def _listed(identity: str, state: Drawn, own: bool) -> dict[str, Any]:
 
 
 def _identity(state: Mapping[str, Any]) -> str:
-    """`State.id` of a recorded state as it is in the pool: without its ideas."""
+    """Return `State.id` of a recorded state without its ideas, as in the pool."""
     return digest({**state, "ideas": ()})

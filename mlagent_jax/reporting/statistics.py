@@ -1,11 +1,11 @@
-"""Means with honest intervals: bootstrap over clusters, for rewards of steps and for relative gains of episodes.
+"""Means with intervals of nominal coverage: cluster bootstrap, for step rewards and relative gains of episodes.
 
-Samples from one state (or episodes on one task) resemble each other, so the clusters are resampled, not the samples.
+Samples from one state (or episodes on one task) are correlated, so the clusters are resampled, not the samples.
 Percentile intervals of a moderate number of clusters are too narrow; here the percentiles are moved outwards until a
 normal mean has its nominal coverage (the "expanded percentile" interval of Hesterberg, What Teachers Should Know About
-the Bootstrap, 2015, section 4.3). Of fewer than 10 clusters no resampling reaches far enough, since it never leaves the
-range of the clusters that were seen (4 tasks would be covered 86% of the time): there the interval is Student's, with
-the cluster-robust standard error. Everything is deterministic: the random generator has a fixed seed.
+the Bootstrap, 2015, section 4.3). Below 10 clusters no resampling is wide enough, since it never leaves the range of
+the observed clusters (4 tasks would be covered 86% of the time): there the interval is Student's, with the
+cluster-robust standard error. Everything is deterministic: the random generator has a fixed seed.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ import numpy as np
 RESAMPLES = 4000
 CONFIDENCE = 0.95
 FEW_CLUSTERS = 10
-"""Below this the interval is Student's rather than the bootstrap's."""
+"""Number of clusters below which the interval is Student's instead of the bootstrap's."""
 _CHUNK_CELLS = 4_000_000
-"""Draws held in memory at once, in numbers."""
+"""Maximum resampled numbers in memory at once."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """A mean and what is known of it."""
+    """Mean with its uncertainty."""
 
     mean: float
     ci95: tuple[float, float] | None
-    """None where there is one cluster only: nothing is known of the spread."""
+    """95% interval; None with one cluster, whose spread is unknown."""
     n: int
-    """Samples."""
+    """Number of samples."""
     clusters: int
-    """Independent units among them."""
+    """Number of independent units among them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,9 +44,9 @@ class Episode:
 
     task: Hashable
     run: Hashable
-    """Which training run (seed) it is of: best@k is taken within a run."""
+    """Training run (seed) of the episode: best@k is taken within a run."""
     gain: float
-    """Relative gain, as `relative_gain` gives it."""
+    """Relative gain, from `relative_gain`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,16 +60,16 @@ class Gain:
 
 
 def relative_gain(score: float, start: float, higher_is_better: bool) -> float | None:
-    """`beta * (p - b) / |b|` (PAPER: beta * (p - b) / b, the same where b > 0): how much better a score is than that of
-    the starting script; beta is 1 where higher is better, else -1. None where it is not defined: `start` is zero, or
-    either is not finite."""
+    """Return the relative gain over the starting script, `beta * (p - b) / |b|` (PAPER: beta * (p - b) / b, the same
+    for b > 0); beta is 1 if higher is better, else -1. None if it is undefined: `start` is zero, or either is not
+    finite."""
     if not (np.isfinite(score) and np.isfinite(start)) or start == 0:
         return None
     return (1 if higher_is_better else -1) * (score - start) / abs(start)
 
 
 def student_quantile(p: float, df: int) -> float:
-    """Quantile `p` of Student's t with `df` degrees of freedom, by integrating its density.
+    """Return the quantile `p` of Student's t with `df` degrees of freedom, by integrating its density.
 
     With t = sqrt(df) * tan(x) the density in x is proportional to cos(x) ** (df - 1), on a finite range.
     """
@@ -80,7 +80,8 @@ def student_quantile(p: float, df: int) -> float:
 
 
 def _student_interval(sums: np.ndarray, sizes: np.ndarray) -> tuple[float, float]:
-    """Of the ratio of totals, with its linearised standard error; [C] sums and sizes of clusters."""
+    """Return the interval of the ratio of totals, with its linearised standard error; [C] sums and sizes of
+    clusters."""
     clusters, total = len(sums), sizes.sum()
     mean = sums.sum() / total
     error = np.sqrt(clusters / (clusters - 1) * np.sum((sums - mean * sizes) ** 2)) / total
@@ -89,7 +90,8 @@ def _student_interval(sums: np.ndarray, sizes: np.ndarray) -> tuple[float, float
 
 
 def _bootstrap_interval(sums: np.ndarray, sizes: np.ndarray, resamples: int, seed: int) -> tuple[float, float]:
-    """Of the ratio of totals, by resampling clusters; the share cut at either end is Phi(sqrt(C/(C-1)) * t_{C-1})."""
+    """Return the interval of the ratio of totals, by resampling clusters; the tail cut at either end is
+    Phi(sqrt(C/(C-1)) * t_{C-1})."""
     clusters = len(sums)
     rng = np.random.default_rng(seed)
     uniform = np.full(clusters, 1 / clusters)
@@ -105,7 +107,7 @@ def _bootstrap_interval(sums: np.ndarray, sizes: np.ndarray, resamples: int, see
 
 
 def _codes(labels: Sequence[Hashable]) -> tuple[np.ndarray, int]:
-    """Labels as 0..C-1 in order of appearance, and C."""
+    """Return labels as 0..C-1 in order of appearance, and C."""
     index: dict[Hashable, int] = {}
     codes = [index.setdefault(label, len(index)) for label in labels]
     return np.asarray(codes, dtype=np.int64), len(index)
@@ -114,10 +116,10 @@ def _codes(labels: Sequence[Hashable]) -> tuple[np.ndarray, int]:
 def clustered_mean(
     values: Sequence[float], clusters: Sequence[Hashable], *, resamples: int = RESAMPLES, seed: int = 0
 ) -> Estimate:
-    """Mean of `values` [n], every sample weighing the same, with a 95% interval over `clusters` [n] (labels).
+    """Return the mean of `values` [n], equally weighted, with a 95% interval over `clusters` [n] (labels).
 
     Raises:
-      ValueError: no values, values that are not finite, or another number of labels.
+      ValueError: No values, values that are not finite, or another number of labels.
     """
     array = np.asarray(values, dtype=np.float64)
     if array.ndim != 1 or not len(array) or len(array) != len(clusters):
@@ -139,8 +141,9 @@ def clustered_mean(
 def stratified_interval(
     groups: Sequence[Sequence[float]], *, resamples: int = RESAMPLES, seed: int = 0
 ) -> tuple[float, float] | None:
-    """95% interval of the mean of the groups' means, for these very groups: the values of each are drawn anew, as many
-    as it has, with the spread of its mean widened by sqrt(n / (n - 1)). None where a group has one value alone."""
+    """Return the 95% interval of the mean of the groups' means, for exactly these groups. The values of each are
+    resampled, as many as it has, and the spread of its mean is widened by sqrt(n / (n - 1)). None if a group has only
+    one value."""
     if not groups or min(map(len, groups)) < 2:
         return None
     rng = np.random.default_rng(seed)
@@ -161,10 +164,10 @@ def paired_difference(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Estimate | None:
-    """Mean of `first` minus `second` over what both have; None where that is nothing.
+    """Return the mean of `first` minus `second` over common keys; None without any.
 
-    Keys are (run, state): means are paired within a run on the same state, every pair weighs the same, and the states
-    are resampled, so that a state which several runs share counts as one. `n` is the number of pairs.
+    Keys are (run, state): means are paired within a run on the same state, every pair has equal weight, and the states
+    are resampled, so that a state of several runs counts as one cluster. `n` is the number of pairs.
     """
     pairs = [key for key in first if key in second]
     if not pairs:
@@ -181,10 +184,11 @@ def _by_task(episodes: Sequence[Episode]) -> dict[Hashable, list[Episode]]:
 
 
 def expected_best(gains: Sequence[float], k: int) -> float:
-    """best@k: the best of k of these, averaged over all choices of k; of all of them where there are no more.
+    """Return best@k: the best of k of these gains, averaged over all choices of k; the best of all if there are at most
+    k.
 
-    The estimator that pass@k has (Chen et al., 2021, arXiv 2107.03374), of a maximum: sum over i of
-    `C(i - 1, k - 1) / C(n, k)` times the i-th smallest. Without bias, and steadier than the best of k episodes.
+    The estimator of pass@k (Chen et al., 2021, arXiv 2107.03374), for a maximum: sum over i of `C(i - 1, k - 1) / C(n,
+    k)` times the i-th smallest. It is unbiased and has less variance than the best of k episodes.
 
     Raises:
       ValueError: k is below 1, or there are no gains.
@@ -197,7 +201,7 @@ def expected_best(gains: Sequence[float], k: int) -> float:
 
 
 def _best(episodes: Sequence[Episode], k: int) -> float:
-    """best@k of each run, mean over runs: pooling runs must not turn best@k into best@(runs * k)."""
+    """Return best@k of each run, averaged over runs: pooling runs must not turn best@k into best@(runs * k)."""
     runs: dict[Hashable, list[float]] = {}
     for episode in episodes:
         runs.setdefault(episode.run, []).append(episode.gain)
@@ -205,10 +209,10 @@ def _best(episodes: Sequence[Episode], k: int) -> float:
 
 
 def gain(episodes: Sequence[Episode], k: int, *, resamples: int = RESAMPLES, seed: int = 0) -> Gain:
-    """avg@n and best@k of `episodes`, every task weighing the same.
+    """Return avg@n and best@k of `episodes`, every task with equal weight.
 
     Raises:
-      ValueError: no episodes.
+      ValueError: No episodes.
     """
     if not episodes:
         raise ValueError("no episodes: a gain needs at least one")
@@ -226,7 +230,7 @@ def gain(episodes: Sequence[Episode], k: int, *, resamples: int = RESAMPLES, see
 def gain_difference(
     first: Sequence[Episode], second: Sequence[Episode], k: int, *, resamples: int = RESAMPLES, seed: int = 0
 ) -> Gain | None:
-    """`gain` of `first` minus that of `second` over the tasks that both have, paired by task; None where none is."""
+    """Return `gain` of `first` minus that of `second` over common tasks, paired by task; None without any."""
     ours, theirs = _by_task(first), _by_task(second)
     tasks = [task for task in ours if task in theirs]
     if not tasks:

@@ -3,15 +3,15 @@
     policies.<policy>           valid_action_rate
                                 step_reward.<split>     mean, ci95, n, states
                                 relative_gain.<split>   avg, best, best_of, ci95 (of avg), n (episodes), tasks
-                                infrastructure_errors   steps, episodes left out for them
+                                infrastructure_errors   steps, episodes excluded because of them
                                 tasks.<name>            the same for one task
     comparisons.<a>_minus_<b>   step_reward.<split>     mean, ci95, n (states); paired by state
                                 relative_gain.<split>   the same fields; paired by task
     run                         seconds by stage, executions, peak_memory_gb, seed, sandbox, versions
 
-What was not evaluated is absent. `ci95` is null where one state or task is all there is. An infrastructure error says
-nothing of the policy: such an action is left out everywhere, and so is an episode that met one, for it was robbed of a
-step. `valid_action_rate` is over all sampled actions, those of episodes included.
+Results that were not evaluated are absent. `ci95` is null with a single state or task. An infrastructure error says
+nothing about the policy: such an action is excluded everywhere, and so is an episode with one, because it lost a step.
+`valid_action_rate` is over all sampled actions, including those of episodes.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def _ran(action: records.Action) -> bool:
 
 
 def _select(runs: _Runs, keep: Callable[[Any], bool]) -> _Runs:
-    """`runs` with those steps and episodes only for which `keep` holds."""
+    """Return `runs` with only the steps and episodes for which `keep` holds."""
     return [
         (run, records.PolicyRecords(tuple(filter(keep, policy.steps)), tuple(filter(keep, policy.episodes))))
         for run, policy in runs
@@ -45,7 +45,7 @@ def _select(runs: _Runs, keep: Callable[[Any], bool]) -> _Runs:
 
 
 def _rewards(runs: _Runs) -> dict[tuple[Hashable, Hashable], list[float]]:
-    """Step rewards by (run, state)."""
+    """Return step rewards by (run, state)."""
     rewards: dict[tuple[Hashable, Hashable], list[float]] = {}
     for run, policy in runs:
         for step in policy.steps:
@@ -55,7 +55,7 @@ def _rewards(runs: _Runs) -> dict[tuple[Hashable, Hashable], list[float]]:
 
 
 def _gains(runs: _Runs) -> tuple[list[statistics.Episode], int]:
-    """Episodes with a relative gain, and how many have none for a baseline of zero."""
+    """Return episodes with a relative gain, and the number of episodes without one (baseline zero)."""
     whole = [(run, e) for run, policy in runs for e in policy.episodes if all(map(_ran, e.actions))]
     gains = [(run, e, statistics.relative_gain(e.score, e.start, e.higher_is_better)) for run, e in whole]
     defined = [statistics.Episode(task=e.task, run=run, gain=gain) for run, e, gain in gains if gain is not None]
@@ -77,7 +77,7 @@ def _step_reward(runs: _Runs) -> dict[str, Any] | None:
 
 
 def _best_of(runs: _Runs) -> int:
-    """The k of best@k: what every run can tell."""
+    """Return the k of best@k that every run supports."""
     return min(episode.best_of for _, policy in runs for episode in policy.episodes)
 
 
@@ -96,11 +96,11 @@ def _relative_gain(runs: _Runs) -> dict[str, Any] | None:
 
 
 def _by_split(figure: Callable[[_Runs], dict[str, Any] | None], runs: _Runs) -> dict[str, Any]:
-    """`figure` of each split that has one."""
-    found = {
+    """Return `figure` of each split that has one."""
+    figures = {
         split: figure(_select(runs, lambda record, split=split: record.split == split)) for split in records.SPLITS
     }
-    return {split: fields for split, fields in found.items() if fields is not None}
+    return {split: fields for split, fields in figures.items() if fields is not None}
 
 
 def _present(fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -157,18 +157,18 @@ def _comparison(first: _Runs, second: _Runs) -> dict[str, Any]:
 
 
 def figures(runs: Iterable[records.RunRecords], pairs: Sequence[tuple[str, str]] = COMPARISONS) -> dict[str, Any]:
-    """`policies` and `comparisons` of one run, or of several pooled.
+    """Return `policies` and `comparisons` of one run, or of several pooled.
 
     Args:
-      runs: their `workdir` tells them apart.
-      pairs: names of policies of which the first is compared with the second.
+      runs: Runs with distinct `workdir`.
+      pairs: Names of policies; the first of a pair is compared with the second.
     """
     runs = list(runs)
     names = dict.fromkeys([*records.POLICIES, *(name for run in runs for name in run.policies)])
     by_policy = {name: [(run.workdir, run.policies[name]) for run in runs if name in run.policies] for name in names}
     comparisons = {f"{a}_minus_{b}": _comparison(by_policy.get(a, []), by_policy.get(b, [])) for a, b in pairs}
     return {
-        "policies": {name: _policy_with_tasks(found) for name, found in by_policy.items() if found},
+        "policies": {name: _policy_with_tasks(policy_runs) for name, policy_runs in by_policy.items() if policy_runs},
         "comparisons": _present(comparisons),
     }
 
@@ -178,7 +178,7 @@ def _run_fields(run: records.RunRecords) -> dict[str, Any]:
 
 
 def summarize(workdir: epath.PathLike) -> dict[str, Any]:
-    """The summary of one run, as in the module's docstring.
+    """Return the summary of one run, as in the module's docstring.
 
     Raises:
       FileNotFoundError: there is no such folder.
@@ -189,7 +189,7 @@ def summarize(workdir: epath.PathLike) -> dict[str, Any]:
 
 
 def write_summary(workdir: epath.PathLike) -> dict[str, Any]:
-    """`summarize`, written to `report/summary.json` in `workdir`."""
+    """Write `summarize` to `report/summary.json` in `workdir`."""
     summary = summarize(workdir)
     directory = epath.Path(workdir) / "report"
     directory.mkdir(parents=True, exist_ok=True)
@@ -198,14 +198,15 @@ def write_summary(workdir: epath.PathLike) -> dict[str, Any]:
 
 
 def pool_summaries(workdirs: Sequence[epath.PathLike]) -> dict[str, Any]:
-    """One summary of several runs of the same configuration with different seeds, from their pooled records.
+    """Return one summary of several runs of the same configuration with different seeds, from their pooled records.
 
-    `policies` and `comparisons` as for one run: comparisons are paired within a run, states and tasks that runs share
-    count as one cluster, best@k is taken within a run. `runs` holds the summary of each, without its tasks.
+    `policies` and `comparisons` are as for one run: comparisons are paired within a run, states and tasks common to
+    several runs count as one cluster, best@k is taken within a run. `runs` holds the summary of each, without its
+    tasks.
 
     Raises:
-      ValueError: no workdirs, or the same one twice.
-      FileNotFoundError, RecordError: as `summarize`.
+      ValueError: No workdirs, or the same one twice.
+      FileNotFoundError, RecordError: As `summarize`.
     """
     names = [str(workdir) for workdir in workdirs]
     if not names or len(set(names)) < len(names):

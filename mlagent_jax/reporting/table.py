@@ -1,4 +1,4 @@
-"""A summary as Markdown that also reads well in a terminal: the table of policies, and the table of tasks."""
+"""Summary as Markdown that also reads well in a terminal: the table of policies, and the table of tasks."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _NONE = "-"
 
 
 def _in_order(policies: Mapping[str, Any]) -> dict[str, Any]:
-    """The run's own policies in the order in which they were made, then other agents."""
+    """Return the run's own policies in the order in which they were made, then other agents."""
     return {name: policies[name] for name in dict.fromkeys([*POLICIES, *policies]) if name in policies}
 
 
@@ -25,7 +25,7 @@ def _number(value: float | None, percent: bool, signed: bool) -> str:
 
 
 def _cell(fields: Mapping[str, Any] | None, name: str, *, percent: bool = False, signed: bool = False) -> str:
-    """A figure with its interval, where it has one (`best` has none)."""
+    """Format a figure with its interval, if it has one (`best` has none)."""
     if not fields:
         return _NONE
     mean = _number(fields[name], percent, signed)
@@ -34,7 +34,7 @@ def _cell(fields: Mapping[str, Any] | None, name: str, *, percent: bool = False,
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns padded to a common width, the first to the left, figures to the right."""
+    """Return columns padded to a common width, the first left-aligned, the others right-aligned."""
     cells = [header, *([cell.replace("|", "\\|") for cell in row] for row in rows)]
     widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
     lines = [
@@ -53,13 +53,13 @@ def _gain_rows(sections: Sequence[Mapping[str, Any]], signs: Sequence[bool]) -> 
     ):
         for name, title in names.items():
             for split in SPLITS:
-                found = [section.get(field, {}).get(split) for section in sections]
-                if any(found):
+                cells = [section.get(field, {}).get(split) for section in sections]
+                if any(cells):
                     figures = [
                         _cell(f, name, percent=percent, signed=percent or sign)
-                        for f, sign in zip(found, signs, strict=True)
+                        for f, sign in zip(cells, signs, strict=True)
                     ]
-                    title = title.format_map(next(filter(None, found)))
+                    title = title.format_map(next(filter(None, cells)))
                     rows.append([f"{title}, {_SPLIT_NAMES[split]}", *figures])
     return rows
 
@@ -67,11 +67,11 @@ def _gain_rows(sections: Sequence[Mapping[str, Any]], signs: Sequence[bool]) -> 
 def policy_table(
     summary: Mapping[str, Any], columns: Mapping[str, str] = _DIFFERENCES, more: Sequence[Sequence[str]] = ()
 ) -> str:
-    """Figures by policy, with the paired differences, each with its 95% interval where it has one.
+    """Return figures by policy, with the paired differences, each with its 95% interval if it has one.
 
     Args:
-      columns: titles of the comparisons that are shown, by name.
-      more: rows to add, of as many cells.
+      columns: Titles of the comparisons to show, by name.
+      more: Additional rows, with as many cells.
     """
     policies = _in_order(summary["policies"])
     differences = {name: summary["comparisons"][name] for name in columns if name in summary["comparisons"]}
@@ -87,7 +87,7 @@ def policy_table(
 
 
 def task_table(summary: Mapping[str, Any]) -> str:
-    """Figures by task and policy."""
+    """Return figures by task and policy."""
     policies = _in_order(summary["policies"])
     rows = []
     for task in sorted({task for policy in policies.values() for task in policy["tasks"]}):

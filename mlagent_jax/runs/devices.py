@@ -1,4 +1,4 @@
-"""Devices of a run: the mesh, the rules that lay arrays out on it, and batches of rows placed there."""
+"""Devices of a run: the mesh, its sharding rules, and placement of batches."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from mlagent_jax.settings.schema import MeshConfig
 
 @dataclasses.dataclass(frozen=True)
 class Devices:
-    """The mesh of a run and how rows are split over it.
+    """Mesh of a run and sharding of rows.
 
     Attributes:
-      mesh: all devices of all processes.
-      rules: table from logical axis names to mesh axes.
+      mesh: All devices of all processes.
+      rules: Table from logical axis names to mesh axes.
     """
 
     mesh: Mesh
@@ -32,10 +32,10 @@ class Devices:
 
     @classmethod
     def of(cls, config: MeshConfig) -> Self:
-        """Make the mesh that a config asks for.
+        """Make the mesh of a config.
 
         Raises:
-          ConfigError: the devices do not make that mesh, or a rule names what is not there.
+          ConfigError: The mesh does not fit the devices, or a rule names an unknown axis.
         """
         try:
             return cls(make_mesh(config.shape), DEFAULT_RULES.changed(config.rules))
@@ -44,7 +44,7 @@ class Devices:
 
     @property
     def row_shards(self) -> int:
-        """Number of shards that the mesh cuts a batch's rows into."""
+        """Return the number of shards of a batch's rows."""
         return math.prod(self.mesh.shape[axis] for axis in self.rules.mesh_axes("batch", self.mesh))
 
     @property
@@ -52,16 +52,16 @@ class Devices:
         return NamedSharding(self.mesh, self.rules.spec(("batch",), self.mesh))
 
     def place(self, batch: Any) -> Any:
-        """Copy a pytree of host arrays [rows, ...] to the devices, split by rows."""
+        """Copy a pytree of host arrays [rows, ...] to the devices, sharded by rows."""
         sharding = self._row_sharding
         return jax.tree.map(lambda array: processes.split(array, sharding), batch)
 
     def rows(self, batch: Any, rows: np.ndarray) -> Any:
-        """Select rows of a batch that is on the devices; the selection is split over them in turn.
+        """Select rows of a batch on the devices; the selection is sharded by rows again.
 
         Args:
-          batch: pytree of arrays [all rows, ...].
-          rows: their indices, [rows].
+          batch: Pytree of arrays [all rows, ...].
+          rows: Indices of the rows, [rows].
         """
         return _select(batch, rows, self._row_sharding)
 

@@ -1,4 +1,4 @@
-"""export: the trained policy as a Hugging Face folder with its tokenizer, or its adapters alone as PEFT keeps them."""
+"""export: the trained policy as a Hugging Face folder with its tokenizer, or only its adapters in PEFT's format."""
 
 from __future__ import annotations
 

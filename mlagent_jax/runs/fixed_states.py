@@ -1,4 +1,4 @@
-"""The fixed states of an evaluation: what the expert met, evenly over tasks and depths."""
+"""Fixed states of an evaluation: states of the expert's trajectories, balanced over tasks and depths."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from mlagent_jax.runs.run import Run
 
 
 def fixed_states(run: Run, split: str, count: int, fits: Callable[[State], bool]) -> list[State]:
-    """Picks `count` states of the expert's in tasks of `split`, fewer where there are not as many.
+    """Pick `count` of the expert's states in tasks of `split`, or all if there are fewer.
 
     Args:
-      run: open.
+      run: Open run.
       split: held_in or held_out.
-      count: at most; 0: none.
-      fits: whether a state's prompt is within the limit.
+      count: Maximum number; 0: none.
+      fits: Whether a state's prompt is within the limit.
 
     Raises:
-      ConfigError: the workspace of one is not in the run's store.
+      ConfigError: A state's workspace is not in the run's store.
     """
     if not count:
         return []
@@ -36,7 +36,7 @@ def fixed_states(run: Run, split: str, count: int, fits: Callable[[State], bool]
 
 
 def _spread(states: list[State], count: int) -> list[State]:
-    """`count` of `states`, evenly over their order, so that every task and depth is among them."""
+    """Return `count` of `states`, evenly spaced in their order, to cover every task and depth."""
     if len(states) <= count:
         return states
     return [states[math.floor(i * len(states) / count)] for i in range(count)]

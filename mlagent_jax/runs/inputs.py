@@ -1,4 +1,4 @@
-"""Checks of what a config names on this host and only a later stage will read, made before any work is done."""
+"""Checks before any work of config inputs on this host that only a later stage reads."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from mlagent_jax.settings.schema import Config
 from mlagent_jax.trajectories.store import TrajectoryStore
 
 EXECUTING = {"collect", "evaluate", "rl"}
-"""Stages that hand out jobs; the others need neither queue nor workers, and export not even tasks."""
+"""Stages that submit jobs. The others need neither queue nor workers; export needs no tasks either."""
 
 
 def collection_asks_endpoint(config: Config) -> bool:
-    """Tell whether the collect stage sends requests to `config.endpoint`."""
+    """Return whether the collect stage sends requests to `config.endpoint`."""
     return "endpoint" in (config.collect.expert, config.ideas.source, config.ideas.embedder)
 
 
@@ -30,10 +30,10 @@ def editor_required(config: Config) -> tuple[str, ...]:
 
 
 def check_editor(config: Config) -> None:
-    """Check that workers started on this host, which inherit its environment variables, will have the second model.
+    """Check that this host's workers, which inherit its environment variables, will have the second model.
 
     Raises:
-      ConfigError: the variables name none, or another.
+      ConfigError: The variables name none, or another.
     """
     try:
         endpoint = configured_endpoint()
@@ -48,10 +48,10 @@ def check_editor(config: Config) -> None:
 
 
 def check_inputs(config: Config) -> None:
-    """Look for trackers, checkpoint and trajectories, and for what several processes cannot do.
+    """Check trackers, checkpoint and trajectories, and that the stages support several processes.
 
     Raises:
-      ConfigError: one is missing, or the stages need one process.
+      ConfigError: An input is missing, or the stages need one process.
     """
     trackers.check_installed(config.tracking.trackers)
     if collection_asks_endpoint(config) and "collect" in config.stages and processes.count() > 1:
@@ -83,10 +83,10 @@ def _is_saved(checkpoint: str) -> bool:
 
 
 def check_remote(config: Config, workdir: epath.PathLike) -> None:
-    """Look for what cannot be kept in a workdir that is in a bucket.
+    """Check that the config needs nothing that a workdir in a bucket cannot hold.
 
     Raises:
-      ConfigError: the config would put a database or the tasks there.
+      ConfigError: The config would put a database or the tasks there.
     """
     stages = set(config.stages)
     asking = "collect" in stages and collection_asks_endpoint(config)
@@ -106,12 +106,12 @@ def check_remote(config: Config, workdir: epath.PathLike) -> None:
 
 
 def _needs_policy(config: Config) -> bool:
-    """Tell whether a stage begins with `policy.checkpoint`: an evaluation of others alone does not."""
+    """Return whether a stage uses `policy.checkpoint`: an evaluation of other agents does not."""
     if set(config.stages) != {"evaluate"}:
         return True
     return any(parse_agent(name).kind in OF_THE_RUN for name in config.evaluate.policies)
 
 
 def executing(config: Config) -> set[str]:
-    """The stages of a run that hand out jobs: an rl that replays batches hands out none."""
+    """Return the stages of a run that submit jobs; an rl that replays batches submits none."""
     return EXECUTING & set(config.stages) - ({"rl"} if config.rl.replay else set())

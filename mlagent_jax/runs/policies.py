@@ -1,4 +1,4 @@
-"""A policy: weights, their shape and their tokenizer; where the policies of a run come from."""
+"""Policies of a run: weights, architecture and tokenizer, and where each policy comes from."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from mlagent_jax.sampling import Distribution, SamplerConfig, TokenSampler
 from mlagent_jax.settings.schema import PolicyConfig
 
 VOCABULARY = "tokenizer.json"
-"""Of a run's own tokenizer, the file without which it is not whole."""
+"""File without which a run's own tokenizer is incomplete."""
 REPLY_WORDS = (
     'Action: Edit Script (Cell)\nAction Input: {"script_name": "train.py", "cell": "',
     'Action: Execute Script\nAction Input: {"script_name": "train.py"}',
@@ -34,7 +34,7 @@ REPLY_WORDS = (
     '"}\n```python\n',
     "\n```",
 )
-"""Fixed words of the compact replies: tokens of their own, so that a small policy spends nothing on them."""
+"""Fixed words of the compact replies: single tokens, so that a small policy spends no capacity on them."""
 SCRIPT_WORDS = (
     "# %% data\n",
     *(f"\n# %% {cell}\n" for cell in CELLS[1:]),
@@ -48,20 +48,20 @@ SCRIPT_WORDS = (
     "\nmodel.fit(x, y)",
     "save(model, z",
 )
-"""Fixed words of the embedded tasks' scripts, likewise."""
+"""Fixed words of the embedded tasks' scripts, for the same reason."""
 
 
 def renderer(run: Run, policy: Policy) -> Renderer:
-    """The run's renderer, in the policy's tokens."""
+    """Return the run's renderer, with the policy's tokenizer."""
     return Renderer(policy.tokenizer, run.config.prompt, run.specs)
 
 
 def base_policy(run: Run) -> Policy:
-    """The policy before any training of this run: the checkpoint that the config names, or fresh weights.
+    """Return the policy before any training of this run: the configured checkpoint, or random weights.
 
     Raises:
-      ConfigError: the checkpoint cannot be read; or from scratch, and no vocabulary has been made yet (the sft stage
-        makes it), or the mesh does not divide a dimension.
+      ConfigError: The checkpoint cannot be read; or, from scratch, the vocabulary does not exist yet (the sft stage
+        makes it) or the mesh does not divide a dimension.
     """
     config = run.config.policy
     dtype = jnp.dtype(config.param_dtype)
@@ -84,7 +84,7 @@ def base_policy(run: Run) -> Policy:
 
 
 def shape_from_scratch(config: PolicyConfig, vocab_size: int) -> models.ModelConfig:
-    """The architecture of a policy that begins with no checkpoint."""
+    """Return the architecture of a policy without a checkpoint."""
     return models.ModelConfig(
         vocab_size=vocab_size,
         hidden_size=config.hidden_size,
@@ -103,10 +103,10 @@ def shape_from_scratch(config: PolicyConfig, vocab_size: int) -> models.ModelCon
 
 
 def checkpoint_policy(run: Run, checkpoint: str, field: str = "evaluate.policies") -> Policy:
-    """The policy of a Hugging Face folder or hub id, or of another run, which `field` of the config names.
+    """Return the policy of a Hugging Face folder, a hub id or another run, which `field` of the config names.
 
     Raises:
-      ConfigError: it cannot be read.
+      ConfigError: It cannot be read.
     """
     try:
         return policies.load(checkpoint, placement(run))
@@ -115,7 +115,7 @@ def checkpoint_policy(run: Run, checkpoint: str, field: str = "evaluate.policies
 
 
 def make_vocabulary(run: Run, corpus: list[str]) -> None:
-    """Train the vocabulary of a policy from scratch on `corpus`, unless it is there.
+    """Train the vocabulary of a policy from scratch on `corpus`, unless it exists.
 
     Raises:
       ConfigError: `tokenizer.vocab_size` does not fit the corpus.
@@ -135,14 +135,15 @@ def _make_vocabulary(run: Run, corpus: list[str]) -> None:
 
 
 def checkpointer(run: Run, stage: str, keep: int = 2) -> Checkpointer:
-    """Checkpoints of a training stage."""
+    """Return the checkpointer of a training stage."""
     keep_every = run.config.rl.keep_every if stage == "rl" else 0
     keep_best = int(stage in _recipe(run).keeps_best)
     return Checkpointer(run.workdir / "checkpoints" / stage, keep=keep, keep_best=keep_best, keep_every=keep_every)
 
 
 def describe(run: Run, stage: str, policy: Policy) -> None:
-    """Write what a stage's checkpoints lack to be exported by themselves: all of the policy but its weights."""
+    """Write everything of a policy but its weights next to a stage's checkpoints, so that they can be exported
+    alone."""
     if run.is_first:
         folder = run.workdir / "checkpoints" / stage / "model"
         keep_beside_steps(folder)
@@ -151,33 +152,33 @@ def describe(run: Run, stage: str, policy: Policy) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Training:
-    """A policy in training: what the optimizer updates of it, apart from what stays as it is."""
+    """Policy in training: the parameters that the optimizer updates, apart from the frozen ones."""
 
     start: Policy
-    """Before the stage."""
+    """Policy before the stage."""
     graph: Any
     params: Any
-    """What is trained: everything, or adapters of `start`."""
+    """Trained parameters: all, or adapters of `start`."""
     base: Any = None
-    """With adapters, the parameters of `start`, which stay; else None."""
+    """Frozen parameters of `start` with adapters; else None."""
     lora: models.LoRA | None = None
 
     def whole(self, params: Any) -> Any:
-        """All that `graph` takes, given what is trained; no array is copied."""
+        """Return all parameters that `graph` needs, given the trained ones; no array is copied."""
         return params if self.base is None else lora.join(self.base, params)
 
     def finished(self, params: Any) -> Policy:
-        """The policy after training, given what was trained: a plain one, adapters merged."""
+        """Return the policy after training, given the trained parameters; adapters are merged."""
         if self.base is None:
             return self.start.with_params(params)
         return self.start.with_params(lora.merge(self.base, params, self.lora))
 
 
 def training(run: Run, start: Policy) -> Training:
-    """A stage's training of `start`, by adapters where the config has them.
+    """Return a stage's training of `start`, with adapters if the config has them.
 
     Raises:
-      ConfigError: the model lacks a linear map that is to have an adapter.
+      ConfigError: The model lacks a target of the adapters.
     """
     if not run.config.lora.rank:
         return Training(start, start.graph, start.params)
@@ -191,19 +192,19 @@ def training(run: Run, start: Policy) -> Training:
 
 
 def placement(run: Run) -> policies.Placement:
-    """How a run holds its policies."""
+    """Return dtype, mesh, rules and attention kernel of a run's policies."""
     config = run.config.policy
     return policies.Placement(config.param_dtype, run.devices.mesh, run.devices.rules, config.attention)
 
 
 def trained_policy(run: Run, stage: str, step: int | None = None) -> Policy:
-    """The policy that a stage of this run ended with (`base`, `sft` or `rl`), or had after `step`.
+    """Return the final policy of a stage of this run (`base`, `sft` or `rl`), or the one after `step`.
 
-    `sft` is the base policy itself where this run names a checkpoint and has no sft stage, now or before: then the
-    checkpoint is one.
+    `sft` is the base policy if this run names a checkpoint and has never had an sft stage: then the checkpoint is the
+    SFT policy.
 
     Raises:
-      ConfigError: the stage has not been run in this workdir, or that step of it was not kept.
+      ConfigError: The stage has not been run in this workdir, or that step was not kept.
     """
     recipe = _recipe(run)
     if stage == "base" or (stage == "sft" and recipe.sft_is_given):
@@ -212,10 +213,10 @@ def trained_policy(run: Run, stage: str, step: int | None = None) -> Policy:
 
 
 def trained_adapters(run: Run, stage: str) -> tuple[Any, models.LoRA]:
-    """The adapters that lead from the base policy to a stage's, those of the stages before it included.
+    """Return the adapters from the base policy to a stage's policy, including those of earlier stages.
 
     Raises:
-      ConfigError: there are none, or the stage has not been run in this workdir.
+      ConfigError: There are none, or the stage has not been run in this workdir.
     """
     recipe, base = _recipe(run), base_policy(run)
     if recipe.lora is None:
@@ -235,34 +236,34 @@ def _recipe(run: Run) -> policies.Recipe:
 
 
 def _saved(run: Run, recipe: policies.Recipe, stage: str, step: int | None = None) -> policies.Saved:
-    """What a finished stage has saved in the end, or after `step`, by the same number in all processes.
+    """Return the checkpoint of a finished stage, the last or that of `step`; all processes agree on its number.
 
     Raises:
-      ConfigError: it has not been run to its end in this workdir, or that step was not kept.
+      ConfigError: The stage has not finished in this workdir, or that step was not kept.
     """
     saved = policies.Saved(run.workdir, stage, step)
     if not run.is_done(stage):
         raise ConfigError(f"this workdir has no finished {stage} policy: run the stage {stage!r} first")
     try:
         with checkpointer(run, stage) as steps:
-            found = processes.agree(lambda: policies.step_of(saved, recipe, steps))
+            last = processes.agree(lambda: policies.step_of(saved, recipe, steps))
     except (OSError, ValueError) as error:
         raise ConfigError(str(error)) from error
-    return dataclasses.replace(saved, step=found)
+    return dataclasses.replace(saved, step=last)
 
 
 def abstract(arrays: Any) -> Any:
-    """Shapes, dtypes and shardings of a pytree of arrays, for what is to be restored in their place."""
+    """Return shapes, dtypes and shardings of a pytree of arrays, as the target of a restore."""
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), arrays)
 
 
-def make_actor(run: Run, policy: Policy, turn: contextlib.AbstractContextManager[Any] | None = None) -> Actor:
-    """The policy's actor, at the run's sampling settings.
+def make_actor(run: Run, policy: Policy, dispatch_lock: contextlib.AbstractContextManager[Any] | None = None) -> Actor:
+    """Return the policy's actor, with the run's sampling settings.
 
     Args:
-      run: with its config.
-      policy: whose graph and tokenizer are used; the parameters come with each call.
-      turn: held while one of the sampler's programs is handed to the devices.
+      run: Run with its config.
+      policy: Source of graph and tokenizer; each call passes its own parameters.
+      dispatch_lock: Lock held while a sampler program is dispatched to the devices.
     """
     sampling, prompt = run.config.sampling, run.config.prompt
     settings = SamplerConfig(
@@ -274,7 +275,7 @@ def make_actor(run: Run, policy: Policy, turn: contextlib.AbstractContextManager
         compute_dtype=run.config.policy.compute_dtype,
     )
     try:
-        sampler = TokenSampler(policy.graph, settings, turn, mesh=run.devices.mesh, rules=sampling.rules)
+        sampler = TokenSampler(policy.graph, settings, dispatch_lock, mesh=run.devices.mesh, rules=sampling.rules)
     except ValueError as error:
         raise ConfigError(f"config.sampling.rules: {error}") from error
     return Actor(sampler, renderer(run, policy), run.config.seed)

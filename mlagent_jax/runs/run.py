@@ -1,4 +1,4 @@
-"""One run: everything that its stages share, opened once and closed once."""
+"""One run: the resources that its stages share, opened and closed once."""
 
 from __future__ import annotations
 
@@ -47,18 +47,18 @@ log = logging.getLogger(__name__)
 
 
 class Run:
-    """What the stages of one run share. Open with `Run.open`, close when done.
+    """Resources that the stages of one run share. Open with `Run.open`, close when done.
 
     Attributes:
-      config: the settings.
-      workdir: local folder or URL.
-      name: of this run in the queue; unique, kept over restarts.
-      tasks: prepared tasks by name, in the order of the config: training first.
-      devices: mesh, rules, and rows placed on them.
-      is_first: whether this process writes the workdir; of several only the first one does.
-      metrics, collector, store, interruption: as their modules say.
-      executes: whether actions are executed. Where they are not (`studies.sleeping`), what a run is worth is made up,
-        and its workdir is not to be taken for a real one's.
+      config: Settings.
+      workdir: Local folder or URL.
+      name: Name of this run in the queue; unique, unchanged by restarts.
+      tasks: Prepared tasks by name, in the order of the config: training first.
+      devices: Mesh, sharding rules, and placement of rows.
+      is_first: Whether this process writes the workdir; only the first of several does.
+      metrics, collector, store, interruption: See their modules.
+      executes: Whether actions are executed. If False (`studies.sleeping`), rewards are simulated and the workdir is
+        marked as such.
     """
 
     executes: ClassVar[bool] = True
@@ -74,7 +74,7 @@ class Run:
         self._compilations = Compilations()
         self._memory = PeakMemory(facts.get("peak_memory_gb", 0.0))
         self._closing = contextlib.ExitStack()
-        self._closing.enter_context(jax.set_mesh(self.devices.mesh))  # what constrains activations reads it
+        self._closing.enter_context(jax.set_mesh(self.devices.mesh))  # read by the constraints on activations
         self._closing.callback(self._memory.stop)
         self._closing.callback(self.metrics.close)
         if self.is_first and config.tracking.trackers:
@@ -85,26 +85,26 @@ class Run:
 
     @classmethod
     def open(cls, config: Config, workdir: str, interruption: Interruption | None = None) -> Self:
-        """Check everything that can be checked before work is done, and open what the stages need.
+        """Check everything that can be checked before any work, and open the resources that the stages need.
 
         Raises:
-          ConfigError: the workdir cannot be written, or belongs to a run of another config, or something that the
-            config names is not there. A workdir belongs to a config once all of this is in order.
-          SandboxUnavailableError: no sandbox, or not with the guarantees that the config asks for.
+          ConfigError: The workdir cannot be written or belongs to a run of another config, or an input of the config is
+            missing. A workdir is bound to a config only after all checks.
+          SandboxUnavailableError: No sandbox, or none with the configured guarantees.
         """
         path = epath.Path(workdir)
-        with contextlib.ExitStack() as held:
+        with contextlib.ExitStack() as resources:
 
             def check() -> dict[str, Any]:
                 check_writable(path)
                 check_inputs(config)
                 if is_remote(path):
                     check_remote(config, path)
-                held.enter_context(sole_writer(path, "wait for it, stop it, or choose another --workdir"))
+                resources.enter_context(sole_writer(path, "wait for it, stop it, or choose another --workdir"))
                 return read_facts(path, config, cls.executes)
 
             run = cls(config, path, processes.agree(check), interruption or Interruption())
-            run._closing.push(held.pop_all())
+            run._closing.push(resources.pop_all())
         try:
             if set(config.stages) != {"export"}:
                 run._prepare_tasks()
@@ -112,7 +112,7 @@ class Run:
                 run._connect()
             if run.is_first:
                 write_config(path, config)
-                run._save_facts()  # its name above all: by it a run that is killed finds its jobs again
+                run._save_facts()  # a killed run finds its jobs again by this name
         except BaseException:
             run.close()
             raise
@@ -122,28 +122,30 @@ class Run:
 
     @property
     def host_folder(self) -> Path:
-        """Folder for what other programs write on this host: the workdir, or a temporary folder beside a bucket."""
+        """Return the folder for files of other programs on this host: the workdir, or a temporary folder if that is in
+        a bucket."""
         return host_folder(self.workdir, self.name)
 
     @property
     def task_folder(self) -> Path:
-        """Prepared tasks, hidden labels included: local to this host, as they are to each worker's."""
+        """Return the folder of prepared tasks, hidden labels included; local to this host, like each worker's."""
         return Path(self.config.tasks.folder or self.workdir / "tasks")
 
     @property
     def specs(self) -> dict[str, TaskSpec]:
-        """By the key `name@digest`."""
+        """Return task specs by the key `name@digest`."""
         return {task.key: task.spec for task in self.tasks.values()}
 
     def task_names(self, split: str) -> tuple[str, ...]:
-        """Tasks to train on (`train`) or never trained on (`held_out`): embedded ones first, then micro-tasks."""
+        """Return tasks to train on (`train`) or never trained on (`held_out`): embedded ones first, then
+        micro-tasks."""
         config = self.config.tasks
         count = config.micro_train if split == "train" else config.micro_held_out
-        # A folder or an entry point is called by the name in its task.yaml from here on.
+        # From here on a folder or an entry point has the name in its task.yaml.
         return (*(name for name, _ in self._named(split)), *tasks.micro.names(split, count, config.seed))
 
     def _named(self, split: str) -> list[tuple[str, str]]:
-        """(name, what the config calls it) of each task that the config lists."""
+        """Return (name, name in the config) of each task that the config lists."""
         named = []
         for place in getattr(self.config.tasks, split):
             try:
@@ -161,13 +163,13 @@ class Run:
             raise ConfigError(f"config.tasks names {twice[0]!r} twice: a task is held in or held out, and there once")
         sandbox = open_sandbox(self.config.workers.sandbox, self.config.workers.guarantees)
         self._facts["sandbox"] = sandbox.name
-        # Jobs are the same whoever hands them out.
+        # Jobs do not depend on the process that submits them.
         self._image = processes.agree(lambda: sandbox.environment_digest)
 
         def prepare() -> None:
             with self.progress("tasks", len(names)) as progress:
                 for name in names:
-                    if self.is_first:  # the others wait for it there, and are told
+                    if self.is_first:  # the others wait for the first process and stop with it
                         self.interruption.check()
                     self.tasks[name] = tasks.prepare(
                         places.get(name, name), self.task_folder, self.config.tasks.seed, sandbox
@@ -176,7 +178,7 @@ class Run:
 
         with contextlib.closing(sandbox):
             processes.agree(prepare)
-            if not self.is_first:  # which finds them where the first one left them, if that is on the same storage
+            if not self.is_first:  # finds the first process's tasks on shared storage
                 prepare()
 
     def _connect(self) -> None:
@@ -208,10 +210,10 @@ class Run:
     # -- states and jobs --
 
     def expert_records(self) -> list[Record]:
-        """The expert's steps: another run's where `pool.trajectories` names its workdir, else this run's.
+        """Return the expert's steps: another run's if `pool.trajectories` names its workdir, else this run's.
 
         Raises:
-          ConfigError: nothing was collected, or in a task that this run does not have.
+          ConfigError: Nothing was collected, or in a task that this run does not have.
         """
         path = epath.Path(self.config.pool.trajectories or self.workdir) / "trajectories" / "collect"
         records, specs = list(TrajectoryStore.open(path)), self.specs
@@ -224,10 +226,10 @@ class Run:
         return records
 
     def check_snapshots(self, states: Iterable[State]) -> None:
-        """Look for the workspaces of recorded states in this run's store, one a task.
+        """Check that workspaces of recorded states are in this run's store, one per task.
 
         Raises:
-          ConfigError: one is missing, so that every job from such states would fail.
+          ConfigError: One is missing, so that every job from such states would fail.
         """
         for state in {state.task: state for state in states}.values():
             if not self.store.has(state.snapshot):
@@ -237,15 +239,15 @@ class Run:
                 )
 
     def initial_state(self, name: str) -> State:
-        """s_0 of a task: its starting workspace."""
+        """Return s_0 of a task: its starting workspace."""
         return initial_state(self.tasks[name], self.store)
 
     def prompt(self, state: State) -> str:
-        """What an agent is shown in `state`, as text."""
+        """Return the prompt for `state`, as text."""
         return prompt_text(self.config.prompt, self.specs[state.task], state)
 
     def job(self, state: State, action: Action, *, version: int, sample: int, reward: str) -> Job:
-        """The job of taking `action` in `state`, for the reward of that name."""
+        """Return the job of taking `action` in `state`, for the reward of that name."""
         limits = self.tasks[state.task_name].spec.limits
         return Job(
             run=self.name,
@@ -270,7 +272,7 @@ class Run:
 
     @contextlib.contextmanager
     def stage(self, name: str, occurrence: int = 0) -> Iterator[bool]:
-        """Time the `occurrence`-th stage called `name` and record that it is done; yields False where it was before."""
+        """Time the `occurrence`-th stage called `name` and record its completion; yield False if it was done before."""
         key = f"{name}.{occurrence + 1}" if occurrence else name
         if key in self._facts["done"]:
             yield False
@@ -279,16 +281,16 @@ class Run:
         started, before = time.monotonic(), self._facts["seconds"].get(key, 0.0)
         try:
             yield True
-            processes.meet()  # what the first one wrote is there
+            processes.meet()  # files of the first process are visible
             self._facts["done"].append(key)
             self._facts["executions"] += self._count_executions()
         finally:
-            self._count_executions()  # of a stage that was interrupted: it gathers them again
+            self._count_executions()  # discard an interrupted stage's count: it gathers again
             seconds = time.monotonic() - started
             self._facts["seconds"][key] = before + seconds
             compiled = self._compilations.take()
             log.info(
-                "stage %s took %.0f s, %d compilations %.0f s of it",
+                "stage %s: %.0f s, including %d compilations in %.0f s",
                 *(key, seconds, compiled["compilations"], compiled["compile_seconds"]),
             )
             self._save_facts()
@@ -297,27 +299,27 @@ class Run:
         return self.collector.take_executions() if self.collector is not None else 0
 
     def is_done(self, name: str) -> bool:
-        """Whether the stage called `name` was run to its end in this workdir."""
+        """Return whether the stage called `name` was completed in this workdir."""
         return name in self._facts["done"]
 
     def is_stopping(self) -> bool:
-        """Whether this process, or another of the run, was told to stop; to be called by all, who are told then."""
-        told = [signum for signum in processes.gather(lambda: self.interruption.signum) if signum is not None]
-        if told:
-            self.interruption.request(told[0])
-        return bool(told)
+        """Return whether any process of the run received a signal; all processes must call it and then know."""
+        signums = [signum for signum in processes.gather(lambda: self.interruption.signum) if signum is not None]
+        if signums:
+            self.interruption.request(signums[0])
+        return bool(signums)
 
     def stop_if_told(self) -> None:
-        """Leave together where one of the processes was told to stop; to be called by all.
+        """Stop all processes together if one received a signal; all processes must call it.
 
         Raises:
-          Stopped: one was.
+          Stopped: One did.
         """
         if self.is_stopping():
             self.interruption.check()
 
     def progress(self, stage: str, total: int, **options: Any) -> Progress:
-        """Progress of `total` steps of a stage; see `reporting.progress`."""
+        """Return the progress display of `total` steps of a stage; see `runtime.progress`."""
         if not self.is_first:
             return Progress(stage, total, console=Console(quiet=True), **options)
         return Progress(stage, total, path=self.workdir / PROGRESS_FILE, **options)
@@ -329,6 +331,6 @@ class Run:
         write_facts(self.workdir, self._facts)
 
     def close(self) -> None:
-        """Stop the workers of this host and close what is open. Idempotent."""
+        """Stop the workers of this host and release all resources. Idempotent."""
         self._save_facts()
         self._closing.close()

@@ -1,12 +1,12 @@
-"""The workdir of a run: who may write it, whose it is, and the facts it keeps.
+"""Workdir of a run: write checks, ownership by a config, and stored facts.
 
-    config.json  run.json          settings; what is done, seconds by stage, executions, peak memory
-    tasks/  store/  queue.db       the CPU hosts' side, unless the config names other places
+    config.json  run.json          settings; completed stages, seconds by stage, executions, peak memory
+    tasks/  store/  queue.db       for the CPU hosts, unless the config names other places
     trajectories/  tokenizer/  checkpoints/  evaluation/  export/
     metrics.jsonl  report/  logs/
 
-Of several processes the first one alone writes there, checkpoints apart, and all read: the workdir is on storage that
-they share.
+With several processes the workdir is on shared storage: the first process writes everything but checkpoints, and all
+processes read.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ from mlagent_jax.runtime.files import write_whole
 from mlagent_jax.settings.schema import Config, differences
 
 VERSIONS = ("jax", "flax", "optax", "orbax-checkpoint", "transformers", "sentencepiece", "scikit-learn", "numpy")
-"""Packages whose versions stand in run.json."""
+"""Packages whose versions are recorded in run.json."""
 
 
 def is_remote(workdir: epath.PathLike) -> bool:
-    """Tell whether a workdir is in a bucket."""
+    """Return whether a workdir is in a bucket."""
     return "://" in os.fspath(workdir)
 
 
 def host_folder(workdir: epath.Path, name: str) -> Path:
-    """Return the folder for what other programs write on this host.
+    """Return the folder for files of other programs on this host.
 
     Args:
-      workdir: used itself where it is local; for one in a bucket it is a temporary folder.
-      name: name of the run.
+      workdir: Workdir of the run, returned itself if local; for a bucket the result is a temporary folder.
+      name: Name of the run.
     """
     return Path(tempfile.gettempdir(), f"mlagent-{name}") if is_remote(workdir) else Path(workdir)
 
@@ -50,7 +50,7 @@ def check_writable(workdir: epath.Path) -> None:
     """Write a probe file and remove it.
 
     Raises:
-      ConfigError: the workdir cannot be written.
+      ConfigError: The workdir cannot be written.
     """
     try:
         workdir.mkdir(parents=True, exist_ok=True)
@@ -64,15 +64,15 @@ def check_writable(workdir: epath.Path) -> None:
 
 
 def read_facts(workdir: epath.Path, config: Config, executes: bool) -> dict[str, Any]:
-    """Return the facts so far of the run in a workdir that is new or belongs to this config.
+    """Return the stored facts of the run in a workdir that is new or belongs to this config.
 
     Args:
-      workdir: of the run.
-      config: its settings.
-      executes: whether the run executes its actions; see `Run.executes`.
+      workdir: Workdir of the run.
+      config: Its settings.
+      executes: Whether the run executes its actions; see `Run.executes`.
 
     Raises:
-      ConfigError: the workdir belongs to another config, or to a run of the other kind.
+      ConfigError: The workdir belongs to another config, or to a run of the other kind.
     """
     facts_path, stored = workdir / "run.json", workdir / "config.json"
     facts = json.loads(facts_path.read_text()) if facts_path.exists() else {}
@@ -108,5 +108,5 @@ def write_facts(workdir: epath.Path, facts: dict[str, Any]) -> None:
 
 
 def write_config(workdir: epath.Path, config: Config) -> None:
-    """Write config.json: from here on the workdir belongs to this config."""
+    """Write config.json: from now on the workdir belongs to this config."""
     write_whole(workdir / "config.json", json.dumps(dataclasses.asdict(config), indent=1))

@@ -87,7 +87,7 @@ def join(asked: bool | None = None) -> None:
     log.info("process %d of %d, %d devices here", index(), count(), jax.local_device_count())
 
 
-def part() -> None:
+def disconnect() -> None:
     """Leave the run: announce that this process ends, and wait until the others do, at most the shutdown time-out."""
     if distributed.global_state.client is not None:
         with contextlib.suppress(RuntimeError):  # the others have ended

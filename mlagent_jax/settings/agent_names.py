@@ -1,11 +1,9 @@
-"""Agents by name, as `config.evaluate.policies` lists them:
+"""Names of agents in `config.evaluate.policies`:
 
-base, sft, rl            a policy of this run
-rl@ITERATION             the policy after that iteration, where `config.rl.keep_every` kept it
-[NAME=]hf:FOLDER         a Hugging Face checkpoint
-[NAME=]endpoint          the language model of `config.endpoint`
-expert                   the scripted expert
-nothing                  changes nothing: what the starting script scores
+base, sft, rl            a policy of this run rl@ITERATION             the policy after that iteration, if
+`config.rl.keep_every` kept it [NAME=]hf:FOLDER         a Hugging Face checkpoint [NAME=]endpoint          the language
+model of `config.endpoint` expert                   the scripted expert nothing                  changes nothing: the
+score of the starting script
 """
 
 from __future__ import annotations
@@ -26,17 +24,17 @@ class AgentSpec:
     """One entry of `config.evaluate.policies`."""
 
     name: str
-    """What tables and files call it."""
+    """Name in tables and files."""
     kind: str
-    """`base`, `sft`, `rl`, `expert`, `nothing`, `hf` or `endpoint`."""
+    """Kind: `base`, `sft`, `rl`, `expert`, `nothing`, `hf` or `endpoint`."""
     place: str = ""
     """Folder of a checkpoint."""
     step: int | None = None
-    """Of an rl policy that is not the last: the iteration after which it was saved."""
+    """Iteration of an intermediate rl policy; None: the last."""
 
 
 def parse_agent(text: str) -> AgentSpec:
-    """Read an entry of `config.evaluate.policies`.
+    """Parse an entry of `config.evaluate.policies`.
 
     Raises:
       ConfigError: it names no agent.
@@ -45,12 +43,12 @@ def parse_agent(text: str) -> AgentSpec:
         return AgentSpec(text, text)
     if iteration := re.fullmatch(r"rl@([1-9]\d*)", text):
         return AgentSpec(text, "rl", step=int(iteration[1]))
-    found = _SPEC.fullmatch(text)
-    if not found or (found["kind"] == "hf") != bool(found["place"]) or found["name"] in PLAIN:
+    match = _SPEC.fullmatch(text)
+    if not match or (match["kind"] == "hf") != bool(match["place"]) or match["name"] in PLAIN:
         raise ConfigError(
             f"config.evaluate.policies names {text!r}; choose among {', '.join(PLAIN)}, rl@ITERATION, "
             "[NAME=]hf:FOLDER and [NAME=]endpoint"
         )
-    place = found["place"] or ""
-    name = found["name"] or re.sub(r"[^\w.-]+", "-", "-".join(Path(place).parts[-2:])).strip("-") or "endpoint"
-    return AgentSpec(name, found["kind"], place)
+    place = match["place"] or ""
+    name = match["name"] or re.sub(r"[^\w.-]+", "-", "-".join(Path(place).parts[-2:])).strip("-") or "endpoint"
+    return AgentSpec(name, match["kind"], place)

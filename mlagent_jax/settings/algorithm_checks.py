@@ -1,4 +1,4 @@
-"""Which algorithms of RL a config may name, and which of them go together."""
+"""Checks of the RL algorithms in a config, and of their combinations."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ if TYPE_CHECKING:
 
 
 def check_algorithms(config: Config) -> None:
-    """Check the names of estimator, loss, corrections and controller, their parameters, and what they are used with.
+    """Check estimator, loss, corrections and controller: names, parameters and combinations.
 
-    A host without JAX, which launches runs and trains none, leaves names and combinations to the trainer.
+    On a host without JAX, which only launches runs, the trainer checks names and combinations later.
 
     Raises:
-      ConfigError: a name or parameter is unknown, or a combination is refused; the message has the remedy.
+      ConfigError: A name or parameter is unknown, or a combination is not allowed; the message has the remedy.
     """
     rl = config.rl
     if not 1 <= rl.best_of <= rl.samples:
@@ -27,7 +27,7 @@ def check_algorithms(config: Config) -> None:
         raise ConfigError(f"config.rl.best_of_weight is {rl.best_of_weight}; it is from 0 to 1")
     if importlib.util.find_spec("jax") is None:
         return
-    # JAX takes half a second, and most programs that import this module check no config.
+    # JAX takes half a second to import, and most programs with this module check no config.
     from mlagent_jax.algorithms import combinations
     from mlagent_jax.algorithms.corrections import CORRECTIONS
     from mlagent_jax.algorithms.estimators import ESTIMATORS
@@ -69,7 +69,7 @@ def check_algorithms(config: Config) -> None:
 
 
 def _chosen(field: str, registry: Registry, choice: str) -> str:
-    """The name in a choice that is possible."""
+    """Return the name in a valid choice."""
     try:
         return registry.choose(choice).name
     except RegistryError as error:

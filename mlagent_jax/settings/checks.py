@@ -1,4 +1,4 @@
-"""Which values of the settings are possible: checked before any work is done, each refusal with its remedy."""
+"""Checks of the settings' values before any work; each error has a remedy."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ if TYPE_CHECKING:
 
 STAGES = ("collect", "sft", "evaluate", "rl", "export")
 MOST_TEMPERATURE, MOST_TOP_K = 1e30, 2**31 - 1
-"""As `sampling.config` has them, which is not imported here: reading a config is quick."""
+"""Equal to the limits in `sampling.config`, which is too slow to import here."""
 LINEAR_MAPS = ("query", "key", "value", "output", "gate", "up", "down", "head")
 
 
 def check(config: Config) -> None:
-    """Check every value that a run could stumble over later.
+    """Check every value that could fail later in a run.
 
     Raises:
-      ConfigError: one is impossible; the message names the field, its value and the remedy.
+      ConfigError: A value is impossible; the message names the field, its value and the remedy.
     """
 
     def choose(path: str, value: str, choices: tuple[str, ...]) -> None:
@@ -134,7 +134,7 @@ def check(config: Config) -> None:
 
 
 def _check_batches(config: Config) -> None:
-    """Where the batches of rl come from, and how old they may be."""
+    """Check the source and the staleness of rl's batches."""
     rl, validation = config.rl, config.validation
     if rl.rollout == "episode" and rl.max_staleness:
         raise ConfigError(
@@ -179,7 +179,7 @@ def _check_batches(config: Config) -> None:
 
 
 def _check_sft(config: Config) -> None:
-    """What sft learns from, and when it stops."""
+    """Check the data and the stopping of sft."""
     sft, chosen = config.sft, config.filter
     if not 0 <= sft.held_out_fraction < 1:
         raise ConfigError(f"config.sft.held_out_fraction is {sft.held_out_fraction}; it is a share, from 0 to below 1")
@@ -201,7 +201,7 @@ def _check_sft(config: Config) -> None:
 
 
 def _check_registered(config: Config) -> None:
-    """Import the plugins, and find every function that the settings choose by name."""
+    """Import the plugins and look up every function that the settings choose by name."""
     try:
         use_plugins(config.plugins)
     except RegistryError as error:
@@ -214,7 +214,7 @@ def _check_registered(config: Config) -> None:
 
 
 def _check_sampling(config: Config) -> None:
-    """What actions are drawn from."""
+    """Check the distribution of actions."""
     sampling = config.sampling
     if not 0 <= sampling.temperature <= MOST_TEMPERATURE:
         raise ConfigError(
@@ -259,7 +259,7 @@ def _check_endpoint(endpoint: EndpointConfig) -> None:
 
 
 def _check_expert(config: Config) -> None:
-    """Who the expert is, and where its ideas come from."""
+    """Check the expert and the source of its ideas."""
     for path, value, choices in (
         ("collect.expert", config.collect.expert, ("scripted", "endpoint", "policy")),
         ("ideas.source", config.ideas.source, ("library", "endpoint")),
@@ -288,7 +288,7 @@ def _check_expert(config: Config) -> None:
 
 
 def _check_training(config: Config) -> None:
-    """What is trained, and what the optimizer keeps of it."""
+    """Check adapters and optimizer state."""
     lora, optimizer = config.lora, config.optimizer
     if lora.rank < 0:
         raise ConfigError(f"config.lora.rank is {lora.rank}; it is 0 (no adapters) or above")

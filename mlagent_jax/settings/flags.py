@@ -1,4 +1,4 @@
-"""Command lines with `--config=FILE --config.FIELD=VALUE`: what is wrong with one, in one line."""
+"""Command lines with `--config=FILE --config.FIELD=VALUE`, with errors in one line."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mlagent_jax.settings.schema import Config, check_field, freeze
 
 
 def run_program(work: Callable[[], None]) -> None:
-    """Run a program whose settings are flags alone: `work`, which an impossible setting ends in one line."""
+    """Run `work` as a program whose settings are all flags; a ConfigError ends it with one line."""
 
     def main(argv: list[str]) -> None:
         if len(argv) > 1:
@@ -29,7 +29,7 @@ def run_program(work: Callable[[], None]) -> None:
 
 
 def parse_flags(argv: list[str], known: flags.FlagValues = flags.FLAGS) -> list[str]:
-    """absl's parser of the `known` flags, with errors as one line instead of a usage page or a traceback."""
+    """Parse the `known` flags with absl, but report errors in one line instead of a usage page or a traceback."""
     try:
         return _parse(known, argv)
     except ConfigError as error:
@@ -37,19 +37,19 @@ def parse_flags(argv: list[str], known: flags.FlagValues = flags.FLAGS) -> list[
 
 
 def read_config(arguments: Sequence[str]) -> Config:
-    """The checked settings that a command line gives, with no effect on this process' own flags.
+    """Return the checked settings of a command line, without any effect on this process's own flags.
 
     Args:
       arguments: `--config=FILE` and overrides, as for the trainer.
 
     Raises:
-      ConfigError: in the words of the trainer.
+      ConfigError: With the trainer's message.
     """
     argv = ["", *arguments]
     values = flags.FlagValues()
-    found = config_flags.DEFINE_config_file("config", None, flag_values=values, sys_argv=argv)
+    file = config_flags.DEFINE_config_file("config", None, flag_values=values, sys_argv=argv)
     _parse(values, argv)
-    return freeze(found.value)
+    return freeze(file.value)
 
 
 def _parse(values: flags.FlagValues, argv: list[str]) -> list[str]:
@@ -69,10 +69,10 @@ def _parse(values: flags.FlagValues, argv: list[str]) -> list[str]:
 
 
 def check_arguments(arguments: list[str]) -> None:
-    """What absl would say in words that only its authors understand.
+    """Check for errors that absl reports in words only its authors understand.
 
     Raises:
-      ConfigError: the config file is not there or has no such field, or several names are given in two flags.
+      ConfigError: The config file or a field does not exist, or a list is given in two flags.
     """
     lists: set[str] = set()
     for argument in arguments:
@@ -82,7 +82,7 @@ def check_arguments(arguments: list[str]) -> None:
             others = sorted(str(other) for other in path.parent.glob("*.py") if other.name != "__init__.py")
             raise ConfigError(f"--config is {value!r}; there is no such file: choose {', '.join(others) or 'another'}")
         if name.startswith("config.") and get_origin(check_field(name.removeprefix("config."))) is tuple:
-            # ml_collections would put one list behind the other.
+            # ml_collections would concatenate the lists.
             if name in lists:
                 raise ConfigError(f"--{name} is given twice: give all its names at once, --{name}=a,b")
             lists.add(name)

@@ -63,8 +63,7 @@ class MeshConfig:
 
 @dataclasses.dataclass(frozen=True)
 class LoRAConfig:
-    """Low-rank adapters (Hu et al. 2021). sft and rl train only the adapters, on top of the frozen policy before the
-    stage."""
+    """Low-rank adapters (Hu et al. 2021), trained by sft and rl on top of the frozen policy before the stage."""
 
     rank: int = 0
     """Rank of the adapters. 0: no adapters, every parameter is trained."""
@@ -85,8 +84,8 @@ class OptimizerConfig:
     """Location of the moments between updates: device, or host (pinned memory). Host placement frees device memory and
     makes each update slower; the results are the same."""
     rounding: str = "nearest"
-    """Rounding of updates to bfloat16 parameters: nearest, or stochastic, which keeps small updates. float32 parameters
-    (policy.param_dtype) are master weights and need nearest."""
+    """Rounding of updates to bfloat16 parameters: nearest, or stochastic, which keeps small updates. Use nearest for
+    float32 parameters (policy.param_dtype), which are master weights."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,11 +179,11 @@ class EndpointConfig:
     limit_field: str = "max_tokens"
     """Request field that carries `max_tokens`: max_tokens or max_completion_tokens."""
     send_temperature: bool = True
-    """Whether requests contain `temperature`; reasoning models reject it."""
+    """Whether requests contain `temperature`. Set False for reasoning models, which reject it."""
     send_top_p: bool = True
-    """Whether requests contain `top_p`; reasoning models reject it."""
+    """Whether requests contain `top_p`. Set False for reasoning models, which reject it."""
     send_seed: bool = True
-    """Whether requests contain a seed; some endpoints reject it."""
+    """Whether requests contain a seed. Set False for endpoints that reject it."""
     concurrency: int = 8
     """Maximum concurrent requests."""
     requests_per_minute: int = 0
@@ -240,7 +239,7 @@ class CollectConfig:
     """Maximum steps per trajectory."""
     enriched: bool = True
     """Whether training trajectories start from prompts with ideas. False is a control: prompts are plain, and the
-    scripted expert uses a few fixed ideas."""
+    scripted expert prefers a few ideas."""
     min_ideas: int = 1
     """Minimum number of ideas in a trajectory's prompt."""
     max_ideas: int = 3
@@ -315,7 +314,7 @@ class SamplingConfig:
     """Sampling of actions in rl and evaluate. Behaviour and trainer log-probs use the same temperature."""
 
     temperature: float = 1.0
-    """Divisor of the logits; 0: the most probable token, where the stages do not list rl."""
+    """Divisor of the logits. 0: greedy, only without the stage rl."""
     top_k: int = 0
     """Number of most likely tokens sampled from. 0: all."""
     top_p: float = 1.0
@@ -323,9 +322,9 @@ class SamplingConfig:
     slots: int = 32
     """Number of sequences decoded concurrently."""
     rules: str = ""
-    """Rows of the sampler's sharding table that replace its own choice (docs/memory.md), written as `mesh.rules`, for
-    example `heads=tensor,kv_heads=tensor`. The choice splits weights over all devices that divide them, and slots over
-    the devices that the heads leave."""
+    """Changed rows of the sampler's sharding table (docs/memory.md), in the syntax of `mesh.rules`, for example
+    `heads=tensor,kv_heads=tensor`. By default weights are sharded over all devices that divide them, and slots over the
+    devices left by the heads."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -336,7 +335,7 @@ class RLConfig:
     """Number of iterations; each samples, executes and trains on one batch."""
     rollout: str = "step"
     """Unit of sampling: step (one action per pool state; step-wise RL), or episode (whole episodes from the tasks'
-    initial states, each action trained on the episode's final result; the episode-wise baseline, synchronous)."""
+    initial states, each action trained on the episode's result; the episode-wise baseline, synchronous)."""
     episode_steps: int = 4
     """Maximum steps per episode, if `rollout` is episode."""
     states: int = 12
@@ -373,7 +372,7 @@ class RLConfig:
     """Learning rate of the policy, constant."""
     critic: str = "head"
     """Critic: head (a value head on the policy's backbone), or separate (its own backbone, initialised from the SFT
-    policy, with the policy's memory again)."""
+    policy, which needs as much memory as the policy)."""
     critic_learning_rate: float = 1e-3
     """Learning rate of the value head, or of the whole separate critic (then use about the policy's)."""
     critic_warmup: int = 0
@@ -432,7 +431,7 @@ class RLConfig:
     save_batches: bool = False
     """Whether each iteration's batch is written to `batches/` in the workdir before training."""
     replay: str = ""
-    """File of such a batch. Every iteration trains on it, without sampling or executing."""
+    """Path of a saved batch. Every iteration trains on it, without sampling or executing."""
 
     MOVED: ClassVar[dict[str, str]] = {
         "clip": "config.rl.loss=ppo_clip:low=VALUE",
@@ -480,7 +479,7 @@ class PoolConfig:
     refresh_fraction: float = 0.0
     """Fraction of a batch's states drawn from states that the policy itself reached."""
     refresh_size: int = 256
-    """Maximum number of such states; the oldest are dropped."""
+    """Maximum number of states that the policy reached; the oldest are dropped."""
 
 
 @dataclasses.dataclass(frozen=True)

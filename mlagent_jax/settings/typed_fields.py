@@ -1,4 +1,4 @@
-"""Plain data as a frozen dataclass of dataclasses: names and types are checked, and an error says where it is."""
+"""Conversion of plain data to nested frozen dataclasses, with checks of names and types; errors name the field."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from mlagent_jax.runtime.errors import ConfigError
 
 
 def read(cls: type, data: Any, path: str) -> Any:
-    """`data`, as JSON or flags hold it, as a `cls`; what it does not hold is at its default.
+    """Convert `data`, from JSON or flags, to a `cls`; missing fields get their defaults.
 
     Args:
-      path: what `data` is called, for messages.
+      path: Name of `data` in messages.
 
     Raises:
-      ConfigError: an unknown field (the nearest is named) or a wrong type.
+      ConfigError: An unknown field (the nearest is named) or a wrong type.
     """
     if not isinstance(data, dict):
         names = ", ".join(field.name for field in dataclasses.fields(cls))
@@ -30,10 +30,10 @@ def read(cls: type, data: Any, path: str) -> Any:
 
 
 def find(cls: type, field: str, path: str) -> Any:
-    """The type of `field` of a `cls` that is called `path`, for example `rl.loss`.
+    """Return the type of `field` of a `cls` that is called `path`, for example `rl.loss`.
 
     Raises:
-      ConfigError: there is none; the message names the nearest.
+      ConfigError: There is no such field; the message names the nearest.
     """
     kind: Any = cls
     above = path
@@ -46,12 +46,12 @@ def find(cls: type, field: str, path: str) -> Any:
 
 @functools.cache
 def _types(cls: type) -> dict[str, Any]:
-    """Types of the fields by name. Working them out takes most of the time of reading a config."""
+    """Return the types of the fields by name; cached, because this is most of the time of reading a config."""
     return {name: kind for name, kind in get_type_hints(cls).items() if get_origin(kind) is not ClassVar}
 
 
 def _kind(cls: type, name: str, path: str) -> Any:
-    """The type of a field. A class may list in `MOVED` where fields went that it no longer has."""
+    """Return the type of a field. A class may map removed fields to their replacements in `MOVED`."""
     types = _types(cls)
     if place := getattr(cls, "MOVED", {}).get(name):
         raise ConfigError(f"{path}.{name} is a parameter now: set {place}")
@@ -70,9 +70,9 @@ def _typed(kind: Any, value: Any, path: str) -> Any:
         if not isinstance(value, kind):
             raise ConfigError(f"{path} is {value!r} ({type(value).__name__}); it takes a {kind.__name__}")
         return value
-    # The only other kind of field: tuple[str, ...]. One flag value may hold several names, `a,b`.
+    # The remaining kind of field is tuple[str, ...]. One flag value may hold several names, `a,b`.
     if isinstance(value, str):
         value = value.split(",") if value else ()
     if not isinstance(value, (tuple, list)) or not all(isinstance(item, str) for item in value):
         raise ConfigError(f"{path} is {value!r}; it takes a tuple of names, for example ('a', 'b')")
-    return tuple(part for item in value for part in item.split(",") if part)
+    return tuple(name for item in value for name in item.split(",") if name)

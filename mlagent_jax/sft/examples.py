@@ -1,5 +1,5 @@
-"""The expert's steps as batches of rows: batch i is a function of the records, the seed and i alone, so that a resumed
-run goes on with the very next one."""
+"""The expert's steps as batches of rows. Batch i is a function of the records, the seed and i only, so that a resumed
+run continues with exactly the next one."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from mlagent_jax.trajectories.record import Record
 
 
 class ExpertSteps:
-    """Batches over `records`, `batches` an epoch, for any number of epochs.
+    """Batches over `records`, `batches` per epoch, for any number of epochs.
 
-    Every epoch shuffles and renders anew: a step's prompt carries its trajectory's ideas, in any order, with
-    probability `idea_rate`, and none otherwise, as the policy will act later.
+    Every epoch shuffles and renders anew. A step's prompt carries its trajectory's ideas, in random order, with
+    probability `idea_rate`, and otherwise none, because the policy later acts without them.
 
     Raises:
-      ConfigError: none of the records fits the prompt limit.
+      ConfigError: No record fits the prompt limit.
     """
 
     def __init__(self, records: Sequence[Record], renderer: Renderer, config: SFTConfig, seed: int) -> None:
@@ -36,8 +36,8 @@ class ExpertSteps:
         self.batches = max(1, len(self._rows) // config.batch_size)
 
     def batch(self, index: int) -> Rows:
-        """Batch `index`, counted over epochs: [batch_size, row_tokens], or the time that its longest sample takes where
-        samples are not packed."""
+        """Return batch `index`, counted over epochs: [batch_size, row_tokens], or [batch_size, bucket of the longest
+        sample] without packing."""
         epoch, position = divmod(index, self.batches)
         if epoch != self._epoch:
             self._open(epoch)
@@ -48,13 +48,13 @@ class ExpertSteps:
         return _filled(rows, self._config, self._renderer.tokenizer.pad_id)
 
     def position(self, index: int) -> dict[str, int | str]:
-        """Where batch `index` stands, for a checkpoint before it, and in which data."""
+        """Return the position of batch `index` and the digest of the data, for a checkpoint before it."""
         epoch, batch = divmod(index, self.batches)
         return {"epoch": epoch, "batch": batch, "data": self.digest}
 
     @functools.cached_property
     def digest(self) -> str:
-        """Of the records in their order: other data would give other batches."""
+        """Return the digest of the records in their order: other data gives other batches."""
         whole = hashlib.sha256()
         for r in self._records:
             key = [r.split, r.state.task, r.trajectory, r.step, r.state.snapshot, r.action, len(r.state.history)]
@@ -62,8 +62,8 @@ class ExpertSteps:
         return whole.hexdigest()
 
     def _open(self, epoch: int) -> None:
-        """Samples of an epoch and the rows that they make. Rows become arrays when they are asked for: the paper's
-        collection would take tens of gigabytes as such."""
+        """Build the samples of an epoch and their rows. Rows become arrays on demand: the paper's collection would need
+        tens of gigabytes."""
         config, rng = self._config, random.Random(f"{self._seed}/sft/{epoch}")  # noqa: S311 - reproducible, not secret
         samples = [self._sample(record, rng) for record in self._records for _ in range(config.renderings)]
         rng.shuffle(samples)
@@ -73,17 +73,17 @@ class ExpertSteps:
         ideas = rng.sample(record.state.ideas, len(record.state.ideas)) if rng.random() < self._config.idea_rate else ()
         try:
             prompt = self._renderer.encode(dataclasses.replace(record.state, ideas=tuple(ideas)))
-        except PromptTooLongError:  # with its ideas; without them it fits
+        except PromptTooLongError:  # too long with ideas; it fits without
             prompt = self._renderer.encode(_plain(record.state))
         return _sample(prompt, self._renderer, record)
 
 
 class HeldOutSteps:
-    """The steps of trajectories that are not trained on, without their ideas, in an order of their own: always the
-    same batches, of `rows` rows; the last one is filled up with rows of padding.
+    """Steps of held-out trajectories, without ideas, in fixed order: always the same batches; the last one is filled up
+    with padding rows.
 
     Raises:
-      ConfigError: none of the records fits the prompt limit.
+      ConfigError: No record fits the prompt limit.
     """
 
     def __init__(self, records: Sequence[Record], renderer: Renderer, config: SFTConfig) -> None:
@@ -99,11 +99,11 @@ class HeldOutSteps:
 
 
 def split_trajectories(records: Sequence[Record], fraction: float, seed: int) -> tuple[list[Record], list[Record]]:
-    """(to train on, held out): whole trajectories, so that no state of one is known from the other; the same share of
-    every task's, drawn by the seed.
+    """Return (training records, held-out records). Whole trajectories are held out, so that their states are unseen:
+    the same fraction of every task's, drawn by the seed.
 
     Raises:
-      ConfigError: no task has enough trajectories for that share.
+      ConfigError: No task has enough trajectories for that fraction.
     """
     if not fraction:
         return list(records), []
@@ -115,22 +115,22 @@ def split_trajectories(records: Sequence[Record], fraction: float, seed: int) ->
         rng = random.Random(f"{seed}/held out/{task}")  # noqa: S311 - reproducible, not secret
         count = min(round(fraction * len(trajectories)), len(trajectories) - 1)
         held.update((task, key) for key in rng.sample(list(trajectories), count))
-    parts: tuple[list[Record], list[Record]] = [], []
+    split: tuple[list[Record], list[Record]] = [], []
     for record in records:
-        parts[(record.state.task, (record.run, record.trajectory)) in held].append(record)
-    if not parts[1]:
+        split[(record.state.task, (record.run, record.trajectory)) in held].append(record)
+    if not split[1]:
         raise ConfigError(
             f"config.sft.held_out_fraction is {fraction}, and no task has enough trajectories for it (at most "
             f"{max(map(len, by_task.values()))}): raise it, or collect more"
         )
-    return parts
+    return split
 
 
 def _fitting(records: Sequence[Record], renderer: Renderer) -> list[Record]:
-    found = [record for record in records if renderer.fits(_plain(record.state))]
-    if not found:
+    fitting = [record for record in records if renderer.fits(_plain(record.state))]
+    if not fitting:
         raise ConfigError("no expert step fits config.prompt.max_prompt_tokens: raise it")
-    return found
+    return fitting
 
 
 def _plain(state: State) -> State:
@@ -142,7 +142,7 @@ def _sample(prompt: Sequence[int], renderer: Renderer, record: Record) -> Sample
 
 
 def _rows(samples: Sequence[Sample], config: SFTConfig) -> list[list[int]]:
-    """The samples of each row, by index."""
+    """Return the sample indices of each row."""
     lengths = [len(sample) for sample in samples]
     rows = first_fit(lengths, config.row_tokens)
     return rows if config.packing else [[i] for i in range(len(samples))]

@@ -1,4 +1,4 @@
-"""Which recorded steps are worth imitating, by the settings of `config.filter`."""
+"""Selection of the recorded steps to imitate, by the settings of `config.filter`."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from mlagent_jax.trajectories.record import Record
 
 
 def gain(outcome: Outcome) -> float | None:
-    """Improvement of the metric by a step as a share of the task's gap, positive is better; None where it was not
-    scored."""
+    """Return a step's improvement of the metric as a fraction of the task's gap, positive is better; None without a
+    score."""
     if outcome.kind is not OutcomeKind.SCORED or outcome.delta is None or not outcome.scale.gap:
         return None
     return outcome.delta / outcome.scale.gap
 
 
 def imitated(records: Iterable[Record], config: FilterConfig) -> Iterator[Record]:
-    """Those of `records` that sft learns from, in order: steps of training tasks that are no slips and pass every
-    setting."""
+    """Yield the `records` that sft learns from, in order: steps of training tasks that are not deliberate errors and
+    pass every filter."""
     seen: set[str] = set()
     for record in records:
         improved = gain(record.outcome)

@@ -1,5 +1,5 @@
-"""Samples of many lengths in rows of one length: several to a row, told apart by segment ids (no attention across), or
-one a row with padding after it."""
+"""Samples of many lengths in rows of one length: several per row, separated by segment ids (no attention across), or
+one per row followed by padding."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """A prompt and the action to be learned."""
+    """Prompt and the action to learn."""
 
     prompt: Sequence[int]
     action: Sequence[int]
@@ -22,7 +22,7 @@ class Sample:
 
 @dataclasses.dataclass(frozen=True)
 class Rows:
-    """Rows of samples, all [rows, time]. Position t is to predict `targets[:, t]` where `mask[:, t]`."""
+    """Rows of samples, all [rows, time]. Position t predicts `targets[:, t]` if `mask[:, t]`."""
 
     tokens: np.ndarray  # int32
     targets: np.ndarray  # int32, the next token of the same segment
@@ -38,19 +38,20 @@ class Rows:
 
 
 def pack(samples: Sequence[Sample], row_tokens: int, pad_id: int) -> Rows:
-    """`fill` of `first_fit`."""
+    """Return `fill` of `first_fit`."""
     placed = first_fit([len(sample) for sample in samples], row_tokens)
     return fill([[samples[i] for i in row] for row in placed], row_tokens, pad_id)
 
 
 def first_fit(lengths: Sequence[int], row_tokens: int) -> list[list[int]]:
-    """Samples, by their lengths, to rows, first-fit in the order given: an order drawn from a seed gives the same rows.
+    """Assign samples, given by length, to rows, first-fit in the given order; deterministic for an order drawn from a
+    seed.
 
     Returns:
-      the indices of the samples of each row.
+      The sample indices of each row.
 
     Raises:
-      ValueError: a sample is longer than a row.
+      ValueError: A sample is longer than a row.
     """
     rows: list[list[int]] = []
     used: list[int] = []
@@ -66,23 +67,23 @@ def first_fit(lengths: Sequence[int], row_tokens: int) -> list[list[int]]:
             open_rows.append(row)
         rows[row].append(sample)
         used[row] += length
-        if used[row] > row_tokens - 16:  # as good as full: not looked at again
+        if used[row] > row_tokens - 16:  # nearly full: close it
             open_rows.remove(row)
     return rows
 
 
 def bucket(length: int, row_tokens: int) -> int:
-    """The smallest of eight lengths up to `row_tokens` that holds `length`: so few shapes are compiled."""
+    """Return the smallest of eight lengths up to `row_tokens` that holds `length`, so that few shapes are compiled."""
     step = -(-row_tokens // 8)
     return min(row_tokens, step * max(1, -(-length // step)))
 
 
 def fill(rows: Sequence[Sequence[Sample]], row_tokens: int, pad_id: int) -> Rows:
-    """Rows of these samples, each the next segment of its row; a row without any is padding, and counts for nothing.
+    """Fill rows with samples, one segment per sample; a row without samples is padding and has no weight.
 
     Args:
-      rows: the samples of each row, of one token each at least and together of `row_tokens` at most.
-      row_tokens: length of a row.
+      rows: Samples of each row, each at least one token, together at most `row_tokens`.
+      row_tokens: Length of a row.
     """
     shape = (len(rows), row_tokens)
     filled = Rows(

@@ -1,7 +1,7 @@
-"""sft: supervised fine-tuning on the expert's steps; from scratch, it makes the vocabulary first.
+"""sft: supervised fine-tuning on the expert's steps; a policy from scratch gets its vocabulary first.
 
-A checkpoint holds parameters, the optimizer's state, the position in the data and the evaluations so far: a run that is
-stopped and started again takes the same steps, to the last bit, as one that was not.
+A checkpoint holds parameters, optimizer state, position in the data and the evaluations so far. An interrupted and
+resumed run takes the same steps, to the last bit, as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def sft(run: Run) -> None:
     with checkpointer(run, "sft") as saved:
         done, evaluations = processes.agree(saved.latest) or 0, []
         if done:
-            wanted, arrays = abstract(arrays), None  # freed first: both would not fit
+            wanted, arrays = abstract(arrays), None  # free the old arrays first: both would not fit
             arrays, extra = saved.restore(done, wanted)
             _check_position(extra, steps.position(done))
             evaluations = extra.get("evaluations", [])
@@ -106,7 +106,7 @@ def sft(run: Run) -> None:
 
 
 def _held_out_loss(run: Run, trained: Training, params: Any, batches: Iterable[Rows]) -> float:
-    """Nats an action token over all held-out steps."""
+    """Return nats per action token over all held-out steps."""
     total, count = 0.0, 0
     for rows in batches:
         loss, tokens = sft_loss(
@@ -120,7 +120,7 @@ def _held_out_loss(run: Run, trained: Training, params: Any, batches: Iterable[R
 
 
 def _has_converged(evaluations: Sequence[float], patience: int) -> bool:
-    """Whether the last `patience` evaluations all failed to go below the lowest before them; never with 0."""
+    """Return whether none of the last `patience` evaluations is below the lowest before them; never with 0."""
     return (
         bool(patience)
         and len(evaluations) > patience
@@ -129,10 +129,10 @@ def _has_converged(evaluations: Sequence[float], patience: int) -> bool:
 
 
 def _check_position(extra: dict[str, Any], position: dict[str, Any]) -> None:
-    """See that the checkpoint was made on the same data.
+    """Check that the checkpoint was made on the same data.
 
     Raises:
-      ConfigError: it was not.
+      ConfigError: It was not.
     """
     known = {name: value for name, value in extra.items() if name in position}
     if any(position[name] != value for name, value in known.items()):

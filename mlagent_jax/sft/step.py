@@ -1,4 +1,4 @@
-"""Supervised fine-tuning: one optimizer step on rows of samples, loss on the action tokens alone.
+"""Supervised fine-tuning: one optimizer step on rows of samples, with the loss on action tokens only.
 
 L(theta) = -1/N * sum over action tokens of log pi_theta(token | prompt, tokens before)      N: action tokens
 """
@@ -36,12 +36,13 @@ def sft_step(
     micro_rows: int = 0,
     base: Params | None = None,
 ) -> tuple[Params, optax.OptState, dict[str, jax.Array]]:
-    """One step over `rows` (arrays of `data.packing.Rows`, [batch, time]), `micro_rows` of them at a time (0: all at
-    once; the result is the same). Parameters and state are donated. Where there is a `base`, which is not trained,
-    `params` are its adapters, and `graph` is theirs (`models.lora.adapted`). Rows without action tokens count for
-    nothing; a batch of such rows alone has the loss 0 and the gradient 0.
+    """Take one step over `rows` (arrays of `sft.packing.Rows`, [batch, time]), in micro-batches of `micro_rows` (0: one
+    batch; the result is the same). Parameters and state are donated. With a frozen `base`, `params` are its adapters
+    and `graph` is adapted (`models.lora.adapted`). Rows without action tokens have no weight; a batch of such rows has
+    loss 0 and gradient 0.
 
-    Returns metrics: `loss` (nats an action token), `grad_norm`, `tokens` (not padding) and `action_tokens`.
+    Returns new parameters, new state and metrics: `loss` (nats per action token), `grad_norm`, `tokens` (without
+    padding) and `action_tokens`.
     """
 
     def loss(params: Params, rows: Mapping[str, jax.Array]) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -62,7 +63,7 @@ def sft_step(
 def sft_loss(
     params: Params, rows: Mapping[str, jax.Array], *, graph: Any, compute_dtype: str
 ) -> tuple[jax.Array, jax.Array]:
-    """(total negative log-likelihood in nats, number) of the action tokens of `rows`: pairs add exactly."""
+    """Return (total negative log-likelihood in nats, number) of the action tokens of `rows`: pairs add exactly."""
     return _negative_log_likelihood(graph, params, rows, "none", compute_dtype)
 
 

@@ -1,5 +1,5 @@
-"""The figure of a study: a panel a figure of merit, in it a dot with its 95% interval an arm, and small dots its seeds;
-where arms were evaluated on the way, their gains over machine time too."""
+"""Figure of a study: one panel per figure of merit, with a dot and 95% interval per arm and small dots for its seeds;
+for arms with intermediate evaluations also their gains over machine time."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _SPLITS = {"held_in": "held-in", "held_out": "held-out"}
 
 
 def draw(results: Mapping[str, Any]) -> str:
-    """The figure as SVG text.
+    """Return the figure as SVG text.
 
     Raises:
       ModuleNotFoundError: matplotlib is not installed (the extra `studies`).
@@ -46,7 +46,7 @@ def draw(results: Mapping[str, Any]) -> str:
 
 
 def _panels(results: Mapping[str, Any]) -> list[tuple[str, dict[str, Mapping[str, Any]], dict[str, list[float]]]]:
-    """(title, {policy: {"mean", "ci95"}}, {policy: values of its seeds}) of each panel."""
+    """Return (title, {policy: {"mean", "ci95"}}, {policy: values of its seeds}) of each panel."""
     panels = []
     for (field, key), title in _TITLES.items():
         for split, words in _SPLITS.items():
@@ -66,8 +66,8 @@ def _panels(results: Mapping[str, Any]) -> list[tuple[str, dict[str, Mapping[str
             if figures:
                 panels.append((f"{title}, {words}", figures, seeds))
     for measure, title in MEASURES.items():
-        for split, found in results["diversity"].get(measure, {}).items():
-            panels.append((f"{title}, {_SPLITS[split]}", found["policies"], {}))
+        for split, diversity in results["diversity"].get(measure, {}).items():
+            panels.append((f"{title}, {_SPLITS[split]}", diversity["policies"], {}))
     return panels
 
 

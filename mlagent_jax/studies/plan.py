@@ -1,9 +1,9 @@
-"""What a study compares, and the runs that this takes.
+"""Arms of a study, and the runs that they need.
 
-For every seed one run collects expert steps and makes the SFT policy; every arm is a run of its own that starts from
-that policy, on the same tasks and states, and changes only the settings that it is about. The arm `default` changes
-nothing and is shared by all studies of a workdir. An arm about the expert or SFT has a start of its own. In a study of
-time alone executions sleep: its arms start from random weights.
+For every seed one run collects expert steps and trains the SFT policy. Every arm is a run of its own that starts from
+that policy, on the same tasks and states, and changes only the settings under study. The arm `default` changes nothing
+and is shared by all studies of a workdir. An arm about the expert or SFT has its own start. In a study of time only,
+executions sleep and arms start from random weights.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ Settings = Mapping[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Sleep:
-    """Executions that take time and nothing else (`mlagent_jax.studies.sleeping`): what comes of them is made up."""
+    """Executions that only take time (`mlagent_jax.studies.sleeping`); their outcomes are simulated."""
 
     seconds: float
-    """Of an execution."""
+    """Seconds per execution."""
     workers: int
-    """Executions at once."""
+    """Concurrent executions."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,31 +38,31 @@ class Arm:
     """One variant."""
 
     name: str
-    """Of its folder and its column."""
+    """Name of its folder and column."""
     settings: Settings = dataclasses.field(default_factory=dict)
-    """What its rl and evaluate differ in."""
+    """Changed settings of rl and evaluate."""
     start: Settings = dataclasses.field(default_factory=dict)
-    """What collect and sft of its own start differ in; empty: it begins with the shared SFT policy."""
+    """Changed settings of its own collect and sft; empty: it starts from the shared SFT policy."""
     points: tuple[int, ...] = ()
-    """Iterations after which it is evaluated, its last one among them, for a curve; empty: in the end alone."""
+    """Iterations with an evaluation, including the last, for a curve; empty: evaluate only at the end."""
     sleep: Sleep | None = None
-    """Its executions sleep, and nothing is evaluated; None: they are real."""
+    """Sleeping executions, without an evaluation; None: executions are real."""
 
 
 DEFAULT = Arm("default", points=(12, 24))
-"""Its last point is `rl.iterations` of configs/studies/settings.py."""
+"""Arm shared by all studies; its last point is `rl.iterations` of configs/studies/settings.py."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Study:
-    """One question, answered by the default arm beside others."""
+    """One question, answered by comparing arms with the default arm."""
 
     name: str
     question: str
     arms: tuple[Arm, ...]
-    """Besides the default one."""
+    """Arms besides the default one."""
     diversity: bool = False
-    """Whether the variety of sampled actions is among the figures."""
+    """Whether the diversity of sampled actions is reported."""
     default: Arm = DEFAULT
 
     def __post_init__(self) -> None:
@@ -77,7 +77,7 @@ class Study:
 
     @property
     def is_timed(self) -> bool:
-        """Whether it is about time alone."""
+        """Return whether the study is about time only."""
         return self.default.sleep is not None
 
     @property
@@ -85,8 +85,7 @@ class Study:
         return (self.default, *self.arms)
 
     def scaled(self, iterations: int) -> Self:
-        """The study with so many iterations of the default arm, and in proportion of those that are evaluated on the
-        way."""
+        """Return the study with `iterations` of the default arm, and all evaluation points in proportion."""
 
         def scale(arm: Arm) -> Arm:
             whole = self.default.points[-1]
@@ -98,7 +97,7 @@ class Study:
 
 @dataclasses.dataclass(frozen=True)
 class PlannedRun:
-    """One run of `mlagent_jax.train`, or of the program whose executions sleep."""
+    """One run of `mlagent_jax.train`, or of the program with sleeping executions."""
 
     workdir: Path
     stages: tuple[str, ...]
@@ -107,12 +106,12 @@ class PlannedRun:
 
     @property
     def program(self) -> str:
-        """The module that runs it."""
+        """Return the module that runs it."""
         return "mlagent_jax.studies.sleeping" if self.sleep else "mlagent_jax.train"
 
     @property
     def flags(self) -> list[str]:
-        """Arguments of the program, the config file apart."""
+        """Return the program's arguments, without the config file."""
         values = {"stages": self.stages, **self.settings}
         own = dataclasses.asdict(self.sleep) if self.sleep else {}
         return [
@@ -123,7 +122,7 @@ class PlannedRun:
 
     @property
     def info(self) -> dict[str, Any]:
-        """Its `run.json` so far."""
+        """Return the current content of its `run.json`."""
         path = self.workdir / "run.json"
         return json.loads(path.read_text()) if path.exists() else {}
 
@@ -137,14 +136,14 @@ def _flag(value: Any) -> str:
 
 
 def start_run(root: Path, seed: int, arm: Arm, common: Settings) -> PlannedRun:
-    """The run that makes the SFT policy which an arm begins with."""
+    """Return the run that makes an arm's initial SFT policy."""
     folder = root / f"seed{seed}" / (f"start-{arm.name}" if arm.start else "start")
     settings = {"seed": seed, "evaluate.policies": ("sft",), "export.policy": "sft", **common, **arm.start}
     return PlannedRun(folder, ("collect", "sft", "evaluate", "export"), settings)
 
 
 def arm_run(root: Path, seed: int, arm: Arm, common: Settings) -> PlannedRun:
-    """The run of an arm itself."""
+    """Return the run of an arm itself."""
     if arm.sleep:
         settings = {"seed": seed, **common, **arm.settings, "rl.iterations": arm.points[-1]}
         return PlannedRun(root / f"seed{seed}" / arm.name, ("rl",), settings, arm.sleep)
@@ -166,10 +165,10 @@ def arm_run(root: Path, seed: int, arm: Arm, common: Settings) -> PlannedRun:
 
 
 def runs(studies: Sequence[Study], root: Path, seeds: Sequence[int], common: Settings) -> Iterator[PlannedRun]:
-    """All runs in order, each once: a seed after the other, the shared ones first.
+    """Yield all runs in order, each once: seed by seed, the shared ones first.
 
     Raises:
-      ConfigError: two studies mean different things by one arm's name.
+      ConfigError: Two studies define the same arm name differently.
     """
     known: dict[str, Arm] = {}
     for study in studies:
@@ -187,7 +186,7 @@ def runs(studies: Sequence[Study], root: Path, seeds: Sequence[int], common: Set
 
 
 def load_study(path: Path) -> Study:
-    """The study that a file's `get_study()` returns.
+    """Return the study from a file's `get_study()`.
 
     Raises:
       ConfigError: no such file, or none of a study.

@@ -1,5 +1,5 @@
-"""The report of a study, in WORKDIR/NAME: `index.html` (one file, opens without a network), and what it is made of,
-`results.json`, `table.md` and `figure.svg`."""
+"""Report of a study, in WORKDIR/NAME: `index.html` (one file, needs no network), and its sources `results.json`,
+`table.md` and `figure.svg`."""
 
 from __future__ import annotations
 
@@ -32,24 +32,24 @@ seed and state, or by task."""
 
 
 def write_study(study: Study, root: Path, seeds: Sequence[int]) -> Path | None:
-    """Write the report of what is done so far; its page, or None where nothing is.
+    """Write the report of the runs done so far; return its page, or None if there are none.
 
     Raises:
       RecordError: a run's file is broken.
       ModuleNotFoundError: matplotlib is not installed (the extra `studies`).
     """
-    found = (timing.results if study.is_timed else results)(study, root, seeds)
-    if not found["seeds"]:
+    study_results = (timing.results if study.is_timed else results)(study, root, seeds)
+    if not study_results["seeds"]:
         return None
     folder = root / study.name
     folder.mkdir(parents=True, exist_ok=True)
     if study.is_timed:
-        figure, table, note = timing.draw(found), timing.table(found), timing.note(study, found)
+        figure, table, note = timing.draw(study_results), timing.table(study_results), timing.note(study, study_results)
     else:
-        figure, table, note = draw(found), study_table(study, found), _NOTE
-    cost = cost_table(found)
+        figure, table, note = draw(study_results), study_table(study, study_results), _NOTE
+    cost = cost_table(study_results)
     page = jinja2.Environment(autoescape=True).from_string(_PAGE)
-    (folder / "results.json").write_text(json.dumps(found, indent=1, allow_nan=False) + "\n")
+    (folder / "results.json").write_text(json.dumps(study_results, indent=1, allow_nan=False) + "\n")
     (folder / "table.md").write_text(f"{table}\n\n{cost}\n")
     (folder / "figure.svg").write_text(figure)
     path = folder / "index.html"
@@ -57,34 +57,34 @@ def write_study(study: Study, root: Path, seeds: Sequence[int]) -> Path | None:
         page.render(
             study=study.name,
             question=study.question,
-            seeds=", ".join(map(str, found["seeds"])),
+            seeds=", ".join(map(str, study_results["seeds"])),
             note=note,
             figure=Markup(figure[figure.index("<svg") :]),  # noqa: S704 - drawn by us
             table=table,
             cost=cost,
-            arms=json.dumps(found["arms"], indent=1),
+            arms=json.dumps(study_results["arms"], indent=1),
         )
     )
     return path
 
 
-def study_table(study: Study, found: Mapping[str, Any]) -> str:
-    """All figures by policy, with the differences."""
+def study_table(study: Study, study_results: Mapping[str, Any]) -> str:
+    """Return all figures by policy, with the differences."""
     columns = {f"{a}_minus_{b}": f"{a} - {b}" for a, b in pairs(study)}
-    shown = [name for name in columns if name in found["comparisons"]]
+    shown = [name for name in columns if name in study_results["comparisons"]]
     rows = []
     for measure, title in MEASURES.items():
-        for split, figures in found["diversity"].get(measure, {}).items():
-            policies = [_cell(figures["policies"].get(name), "") for name in found["policies"]]
+        for split, figures in study_results["diversity"].get(measure, {}).items():
+            policies = [_cell(figures["policies"].get(name), "") for name in study_results["policies"]]
             differences = [_cell(figures["differences"].get(name), "+") for name in shown]
             rows.append([f"{title}, {_SPLITS[split]}", *policies, *differences])
-    return policy_table(found, columns, rows)
+    return policy_table(study_results, columns, rows)
 
 
-def cost_table(found: Mapping[str, Any]) -> str:
-    """What the arms took, a seed."""
+def cost_table(study_results: Mapping[str, Any]) -> str:
+    """Return the cost of each arm and seed."""
     rows = []
-    for arm, seeds in found["cost"].items():
+    for arm, seeds in study_results["cost"].items():
         for seed, cost in seeds.items():
             ends = [f"{cost[name]:.3f}" if name in cost else "-" for name in ENDS_WITH]
             rows.append([arm, seed, str(cost["iterations"]), str(cost["actions"]), f"{cost['seconds']:.0f}", *ends])

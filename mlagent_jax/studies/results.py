@@ -1,10 +1,10 @@
-"""What the runs of a study came to: figures by arm over seeds, and differences paired by seed and state.
+"""Results of a study's runs: figures by arm over seeds, and differences paired by seed and state.
 
-policies, comparisons    as in a run's `summary.json`: `sft` (what every arm begins with), the arms, and `ARM: sft`
-                         for an arm with a start of its own
-diversity                by measure and split: a mean with its interval for each policy, and differences
-curves                   by arm: relative gain after so many seconds of sampling, executing and updating
-cost                     by arm and seed: iterations, actions executed, those seconds; entropy, KL and share of
+policies, comparisons    as in a run's `summary.json`: `sft` (the initial policy of every arm), the arms, and `ARM: sft`
+                         for an arm with its own start
+diversity                by measure and split: mean and interval for each policy, and differences curves
+by arm: relative gain over seconds of sampling, executing and updating cost                     by arm and seed:
+iterations, executed actions, those seconds; entropy, KL and fraction of
                          silent groups at the end
 """
 
@@ -21,11 +21,11 @@ from mlagent_jax.studies.plan import Arm, Study, arm_run, start_run
 
 START = "sft"
 ENDS_WITH = {"entropy": "entropy, nats", "kl": "KL, nats", "silent_groups": "silent groups"}
-"""Scalars of rl that a study shows, with their titles."""
+"""Scalars of rl shown by a study, with their titles."""
 
 
 def start_name(arm: Arm) -> str:
-    """What the policy that an arm begins with is called."""
+    """Return the name of an arm's initial policy."""
     return f"{arm.name}: sft" if arm.start else START
 
 
@@ -39,8 +39,8 @@ class Evaluated:
 
 
 def evaluations(study: Study, root: Path, seeds: Sequence[int]) -> list[Evaluated]:
-    """Those that are there already, each policy once a seed."""
-    found: dict[tuple[int, str], Evaluated] = {}
+    """Return the existing evaluation files, each policy once per seed."""
+    files: dict[tuple[int, str], Evaluated] = {}
     for seed in seeds:
         for arm in study.all_arms:
             for name, run, policy in (
@@ -49,27 +49,28 @@ def evaluations(study: Study, root: Path, seeds: Sequence[int]) -> list[Evaluate
             ):
                 path = run.workdir / "evaluation" / f"{policy}.jsonl"
                 if path.exists():
-                    found.setdefault((seed, name), Evaluated(seed, name, path))
-    return list(found.values())
+                    files.setdefault((seed, name), Evaluated(seed, name, path))
+    return list(files.values())
 
 
 def pairs(study: Study) -> list[tuple[str, str]]:
-    """What is compared with what: arms with the default one, RL with what it began with, starts with the shared one."""
+    """Return the compared pairs: arms with the default one, RL with its initial policy, own starts with the shared
+    one."""
     compared = [(arm.name, study.default.name) for arm in study.arms]
     compared += [(arm.name, start_name(arm)) for arm in study.all_arms]
     return compared + [(start_name(arm), START) for arm in study.arms if arm.start]
 
 
 def results(study: Study, root: Path, seeds: Sequence[int]) -> dict[str, Any]:
-    """All figures that there are so far; `policies` is empty where no evaluation is done."""
-    found = evaluations(study, root, seeds)
+    """Return all figures so far; `policies` is empty if no evaluation is done."""
+    evaluated = evaluations(study, root, seeds)
     read = {
         seed: records.RunRecords(
             workdir=f"seed {seed}",
             info={},
-            policies={e.policy: records.read_policy(e.path) for e in found if e.seed == seed},
+            policies={e.policy: records.read_policy(e.path) for e in evaluated if e.seed == seed},
         )
-        for seed in sorted({e.seed for e in found})
+        for seed in sorted({e.seed for e in evaluated})
     }
     whole = summary.figures(read.values(), pairs(study))
     return {
@@ -78,23 +79,23 @@ def results(study: Study, root: Path, seeds: Sequence[int]) -> dict[str, Any]:
         "seeds": list(read),
         "arms": {arm.name: {"settings": plain(arm.settings), "start": plain(arm.start)} for arm in study.all_arms},
         **whole,
-        "diversity": _diversity(found, pairs(study)) if study.diversity else {},
+        "diversity": _diversity(evaluated, pairs(study)) if study.diversity else {},
         "by_seed": {f"{seed}": _by_seed(run) for seed, run in read.items()},
         "curves": {arm.name: _curve(arm, root, seeds) for arm in study.all_arms if arm.points},
         "cost": {
-            arm.name: {f"{seed}": taken for seed in seeds if (taken := cost(arm_run(root, seed, arm, {}).workdir))}
+            arm.name: {f"{seed}": spent for seed in seeds if (spent := cost(arm_run(root, seed, arm, {}).workdir))}
             for arm in study.all_arms
         },
     }
 
 
 def plain(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings as JSON has them."""
+    """Return settings as JSON values."""
     return {name: list(value) if isinstance(value, tuple) else value for name, value in settings.items()}
 
 
 def _by_seed(run: records.RunRecords) -> dict[str, Any]:
-    """Means of one seed, for the dots beside the pooled means."""
+    """Return the means of one seed, for the dots next to the pooled means."""
     alone = summary.figures([run], ())["policies"]
     return {
         name: {
@@ -105,12 +106,12 @@ def _by_seed(run: records.RunRecords) -> dict[str, Any]:
     }
 
 
-def _diversity(found: Sequence[Evaluated], compared: Sequence[tuple[str, str]]) -> dict[str, Any]:
-    """{measure: {split: {"policies": .., "differences": ..}}}; means over states, or tasks, of all seeds."""
+def _diversity(evaluated: Sequence[Evaluated], compared: Sequence[tuple[str, str]]) -> dict[str, Any]:
+    """Return {measure: {split: {"policies": .., "differences": ..}}}; means over states, or tasks, of all seeds."""
     figures: dict[str, Any] = {measure: {} for measure in diversity.MEASURES}
     for split in records.SPLITS:
         values: dict[str, dict[str, dict[tuple[Hashable, Hashable], float]]] = {}
-        for one in found:
+        for one in evaluated:
             for measure, by_unit in diversity.measures(one.path, split).items():
                 keyed = {(one.seed, unit): value for unit, value in by_unit.items()}
                 values.setdefault(measure, {}).setdefault(one.policy, {}).update(keyed)
@@ -136,7 +137,8 @@ def _fields(estimate: statistics.Estimate) -> dict[str, Any]:
 
 
 def _curve(arm: Arm, root: Path, seeds: Sequence[int]) -> list[dict[str, Any]]:
-    """Relative gain at the arm's points, each with its machine time; means over the seeds that have all of them."""
+    """Return relative gain at the arm's points, each with its machine time; means over the seeds that have all of
+    them."""
     points: list[dict[str, Any]] = []
     for iteration in (0, *arm.points):
         runs, seconds = [], []
@@ -157,14 +159,14 @@ def _curve(arm: Arm, root: Path, seeds: Sequence[int]) -> list[dict[str, Any]]:
 
 
 def machine_seconds(workdir: Path, iterations: int) -> float:
-    """Seconds that the first iterations of rl took, evaluation and checkpoints left out."""
+    """Return the seconds of the first iterations of rl, without evaluation and checkpoints."""
     rows = [row for row in metrics.read(workdir) if row["stage"] == "rl" and row["step"] <= iterations]
     return sum(row[f"seconds_{part}"] for row in rows for part in ("sample", "wait", "update"))
 
 
 def cost(workdir: Path) -> dict[str, Any] | None:
-    """What the rl of a run took, and where its policy ended: means over the last quarter of the iterations of
-    `ENDS_WITH`. None where there was none."""
+    """Return the cost of a run's rl, and `ENDS_WITH` averaged over the last quarter of the iterations; None without any
+    iteration."""
     rows = [row for row in metrics.read(workdir) if row["stage"] == "rl"]
     if not rows:
         return None

@@ -1,11 +1,11 @@
-"""A run of the RL loop whose executions sleep: the real trainer, sampler, queue and collector; no task, no sandbox.
+"""Run of the RL loop with sleeping executions: the real trainer, sampler, queue and collector; no task, no sandbox.
 
     python -m mlagent_jax.studies.sleeping --config=FILE --workdir=DIR --seconds=5 --workers=4 [--config.rl.states=4]
 
-For studies and benchmarks of time alone: what a step is worth is drawn from its text, so that a run is the same
-whenever its jobs are done, and sleeping leaves the machine to the policy. No setting of a config leads here: a run of
-`mlagent_jax.train` always executes. The queue is a file in the workdir, which no real worker or trainer shares, and
-the workdir is refused by `mlagent_jax.train`, as a real run's is here.
+For studies and benchmarks of time only. A step's reward is derived from its text, so that a run does not depend on when
+its jobs finish, and sleeping leaves the machine to the policy. No config setting leads here: `mlagent_jax.train` always
+executes. The queue is a file in the workdir, which no real worker or trainer shares. `mlagent_jax.train` rejects this
+workdir, and this program rejects a real run's.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ _SCRIPT_LINES = 16
 
 
 def made_up_states(count: int, lines: int = _SCRIPT_LINES) -> list[State]:
-    """Different states of one task, with scripts of so many lines, all of one length: fewer programs are compiled."""
+    """Return distinct states of one task, with scripts of `lines` lines and equal length, so that few programs are
+    compiled."""
     return [
         State("sleep@0", (), "0" * 64, "".join(f"x{row} = {100 + index + row}\n" for row in range(lines)), 0.5)
         for index in range(count)
@@ -51,10 +52,10 @@ def made_up_states(count: int, lines: int = _SCRIPT_LINES) -> list[State]:
 
 
 def make_policy(config: Config, folder: Path, states: Sequence[State]) -> None:
-    """A checkpoint of random weights, of the shape that the config has for a policy from scratch.
+    """Write a checkpoint of random weights, with the config's shape of a policy from scratch.
 
     Raises:
-      ConfigError: `tokenizer.vocab_size` is more than the states' scripts give, or too little.
+      ConfigError: `tokenizer.vocab_size` is larger than the states' scripts support, or too small.
     """
     import jax
 
@@ -76,7 +77,7 @@ def make_policy(config: Config, folder: Path, states: Sequence[State]) -> None:
 
 
 def outcome_of(job: Job, seconds: float) -> Outcome:
-    """What `job` comes to: a metric that follows from the text of its action."""
+    """Return the simulated outcome of `job`: a metric derived from the text of its action."""
     drawn = int.from_bytes(hashlib.sha256(job.action.encode()).digest()[:4], "big") / 2**32
     return Outcome(
         kind=OutcomeKind.SCORED,
@@ -93,12 +94,12 @@ def outcome_of(job: Job, seconds: float) -> Outcome:
 
 
 class SleepingRun(Run):
-    """A run with workers in threads of this process, which sleep for each job. Open with `sleeping_run`."""
+    """Run with workers in threads of this process, which sleep for each job. Open with `sleeping_run`."""
 
     executes: ClassVar[bool] = False
 
     def start(self, states: Sequence[State], workers: int, seconds: float) -> None:
-        """Take `states` for the expert's, and let so many workers sleep so long for each job."""
+        """Use `states` as the expert's, and start `workers` threads that sleep `seconds` for each job."""
         self._states, self._seconds = states, seconds
         if self.collector is None:  # a run that replays batches
             return
@@ -115,7 +116,7 @@ class SleepingRun(Run):
         return [Record("collect", "train", "sleep", 0, 0, "", state, "", first) for state in self._states]
 
     def check_snapshots(self, states: Iterable[State]) -> None:
-        """There are none to look for."""
+        """Do nothing: there are no snapshots."""
 
     def _prepare_tasks(self) -> None:
         self.tasks = {"sleep": types.SimpleNamespace(key="sleep@0", spec=SPEC)}
@@ -151,18 +152,18 @@ def sleeping_run(
     seconds: float,
     interruption: Interruption | None = None,
 ) -> Iterator[SleepingRun]:
-    """An open `SleepingRun`, closed when left.
+    """Open a `SleepingRun`, and close it on exit.
 
     Args:
-      config: its only stage is rl, and it names a checkpoint as the policy.
-      workdir: a local folder.
-      states: what the pool holds.
-      workers: how many jobs are under way at once.
-      seconds: an execution's.
-      interruption: what signals the process took.
+      config: Config with rl as its only stage and a checkpoint as the policy.
+      workdir: Local folder.
+      states: States of the pool.
+      workers: Maximum concurrent jobs.
+      seconds: Seconds per execution.
+      interruption: Signals of the process.
 
     Raises:
-      ConfigError: the config asks for something else, or the workdir is another run's.
+      ConfigError: The config requires something else, or the workdir is another run's.
     """
     if config.stages != ("rl",):
         raise ConfigError(f"config.stages is {config.stages}; a run whose executions sleep has the stage rl alone")
@@ -173,12 +174,12 @@ def sleeping_run(
 
 
 def main(argv: Sequence[str]) -> int:
-    """Train from random weights; returns an exit status."""
-    known = flags.FlagValues()  # its own: mlagent_jax.train has flags of the same names
+    """Train from random weights; return an exit status."""
+    known = flags.FlagValues()  # separate: mlagent_jax.train has flags of the same names
     config_file = config_flags.DEFINE_config_file("config", None, "Config file.", known, sys_argv=list(argv))
-    workdir = flags.DEFINE_string("workdir", None, "Folder of all that it writes.", known)
-    seconds = flags.DEFINE_float("seconds", None, "Of an execution.", lower_bound=0.0, flag_values=known)
-    workers = flags.DEFINE_integer("workers", None, "Executions at once.", lower_bound=1, flag_values=known)
+    workdir = flags.DEFINE_string("workdir", None, "Output folder.", known)
+    seconds = flags.DEFINE_float("seconds", None, "Seconds per execution.", lower_bound=0.0, flag_values=known)
+    workers = flags.DEFINE_integer("workers", None, "Concurrent executions.", lower_bound=1, flag_values=known)
     flags.mark_flags_as_required(["config", "workdir", "seconds", "workers"], known)
     parse_flags(list(argv), known)
     log_plainly()

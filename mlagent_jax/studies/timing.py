@@ -1,13 +1,13 @@
-"""What an update takes in the arms of a study of time, and how long the device waits meanwhile; its table and figure.
+"""Time per update in the arms of a timed study, and how long the device waits meanwhile; table and figure.
 
-Seconds of an iteration, which add up to those on the wall:
+Seconds of an iteration, which add up to wall-clock time:
 
-    sampling    of this batch, or of one ahead while outcomes are waited for
-    updating    with one ahead sampled beside it, or not
-    waiting     for outcomes, with nothing for the device to do
+    sampling    of this batch, or of the next one while outcomes are awaited
+    updating    with or without concurrent sampling of the next batch
+    waiting     for outcomes, while the device is idle
     other       checkpoints, records
 
-The first iterations, which compile, are not counted; nor the last, beside which nothing is sampled.
+The first iterations, which compile, are not counted; nor is the last, which has no concurrent sampling.
 """
 
 from __future__ import annotations
@@ -25,15 +25,16 @@ from mlagent_jax.studies.plan import Study, arm_run
 from mlagent_jax.studies.results import cost, plain
 
 WARM_UP = 3
-"""Iterations in which programs are compiled: with the third, all that one ahead needs have run."""
-PARTS = {"updating": "#4477aa", "sampling": "#66ccee", "waiting": "#ee6677", "other": "#bbbbbb"}
+"""Number of first iterations that compile programs; sampling ahead has run everything by the third."""
+ACTIVITIES = {"updating": "#4477aa", "sampling": "#66ccee", "waiting": "#ee6677", "other": "#bbbbbb"}
 
 
-def parts(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
-    """Seconds of each counted iteration by part, and `seconds` in all, from the metrics of all iterations in order."""
-    found = []
+def activities(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
+    """Return the seconds of each counted iteration by activity, and in total (`seconds`), from the metrics of all
+    iterations."""
+    iterations = []
     for before, row in list(itertools.pairwise(rows))[WARM_UP - 1 : -1]:
-        # Sampling ahead begins as the wait does.
+        # Sampling ahead starts when the wait starts.
         hidden = min(row["seconds_wait"], row["seconds_sample_ahead"])
         each = {
             "updating": row["seconds_update"],
@@ -41,12 +42,12 @@ def parts(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
             "waiting": row["seconds_wait"] - hidden,
         }
         seconds = row["seconds"] - before["seconds"]
-        found.append({"seconds": seconds, **each, "other": max(0.0, seconds - sum(each.values()))})
-    return found
+        iterations.append({"seconds": seconds, **each, "other": max(0.0, seconds - sum(each.values()))})
+    return iterations
 
 
 def results(study: Study, root: Path, seeds: Sequence[int]) -> dict[str, Any]:
-    """Figures of the arms that are done, by arm and seed."""
+    """Return the figures of the completed arms, by arm and seed."""
     timed: dict[str, dict[str, Any]] = {}
     costs: dict[str, dict[str, Any]] = {}
     for arm in study.all_arms:
@@ -55,7 +56,7 @@ def results(study: Study, root: Path, seeds: Sequence[int]) -> dict[str, Any]:
             if not run.is_done:
                 continue
             rows = [row for row in metrics.read(run.workdir) if row["stage"] == "rl"]
-            if counted := parts(rows):
+            if counted := activities(rows):
                 timed.setdefault(arm.name, {})[f"{seed}"] = _figures(counted, rows)
                 costs.setdefault(arm.name, {})[f"{seed}"] = cost(run.workdir)
     return {
@@ -69,7 +70,7 @@ def results(study: Study, root: Path, seeds: Sequence[int]) -> dict[str, Any]:
 
 
 def _figures(counted: Sequence[Mapping[str, float]], rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    means = {name: statistics.mean(each[name] for each in counted) for name in ("seconds", *PARTS)}
+    means = {name: statistics.mean(each[name] for each in counted) for name in ("seconds", *ACTIVITIES)}
     seconds = [each["seconds"] for each in counted]
     return {
         "updates": len(counted),
@@ -80,10 +81,10 @@ def _figures(counted: Sequence[Mapping[str, float]], rows: Sequence[Mapping[str,
     }
 
 
-def note(study: Study, found: Mapping[str, Any]) -> str:
-    """What was done, and what no schedule can beat."""
+def note(study: Study, study_results: Mapping[str, Any]) -> str:
+    """Describe the set-up, and the lower bound of any schedule."""
     sleep = study.default.sleep
-    costs = [each for by_seed in found["cost"].values() for each in by_seed.values()]
+    costs = [each for by_seed in study_results["cost"].values() for each in by_seed.values()]
     batches = {each["actions"] / each["iterations"] for each in costs}
     floors = [batch * sleep.seconds / sleep.workers for batch in sorted(batches)]
     return (
@@ -93,13 +94,13 @@ def note(study: Study, found: Mapping[str, Any]) -> str:
     )
 
 
-def table(found: Mapping[str, Any]) -> str:
-    """One line an arm and seed."""
-    header = ["arm", "seed", "updates", "seconds per update", "lowest to highest", *PARTS]
+def table(study_results: Mapping[str, Any]) -> str:
+    """Return one line per arm and seed."""
+    header = ["arm", "seed", "updates", "seconds per update", "lowest to highest", *ACTIVITIES]
     rows = []
-    for arm, by_seed in found["timing"].items():
+    for arm, by_seed in study_results["timing"].items():
         for seed, each in by_seed.items():
-            cells = [f"{each[part]:.2f}" for part in PARTS]
+            cells = [f"{each[activity]:.2f}" for activity in ACTIVITIES]
             low, high = each["range"]
             figures = [f"{each['seconds']:.2f}", f"{low:.2f} to {high:.2f}", *cells]
             end = [f"{100 * each['waiting_share']:.0f}%", f"{each['staleness']:.1f}"]
@@ -107,8 +108,8 @@ def table(found: Mapping[str, Any]) -> str:
     return markdown([*header, "device waits", "staleness"], rows)
 
 
-def draw(found: Mapping[str, Any]) -> str:
-    """The figure as SVG text: a bar an arm and seed, its parts beside each other.
+def draw(study_results: Mapping[str, Any]) -> str:
+    """Return the figure as SVG text: one stacked bar of activities per arm and seed.
 
     Raises:
       ModuleNotFoundError: matplotlib is not installed (the extra `studies`).
@@ -116,24 +117,24 @@ def draw(found: Mapping[str, Any]) -> str:
     import matplotlib
     from matplotlib.figure import Figure
 
-    several = len(found["seeds"]) > 1
+    several = len(study_results["seeds"]) > 1
     bars = {
         f"{arm}, seed {seed}" if several else arm: each
-        for arm, by_seed in found["timing"].items()
+        for arm, by_seed in study_results["timing"].items()
         for seed, each in by_seed.items()
     }
     with matplotlib.rc_context({"svg.hashsalt": "study", "font.size": 9}):
         figure = Figure(figsize=(8, 1.4 + 0.5 * len(bars)), layout="constrained")
         axis = figure.subplots()
         left = [0.0] * len(bars)
-        for part, color in PARTS.items():
-            widths = [each[part] for each in bars.values()]
-            label = "waiting (device idle)" if part == "waiting" else part
+        for activity, color in ACTIVITIES.items():
+            widths = [each[activity] for each in bars.values()]
+            label = "waiting (device idle)" if activity == "waiting" else activity
             axis.barh(list(bars), widths, left=left, color=color, label=label)
             left = [a + b for a, b in zip(left, widths, strict=True)]
         axis.invert_yaxis()
         axis.set_xlabel("seconds per update")
-        axis.legend(ncols=len(PARTS), loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False)
+        axis.legend(ncols=len(ACTIVITIES), loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False)
         axis.grid(axis="x", color="#dddddd")
         axis.set_axisbelow(True)
         out = io.StringIO()

@@ -104,7 +104,7 @@ def test_jobs_that_fail_are_told_while_nothing_comes_back_and_when_they_are_give
     jobs = [job(n) for n in range(2)]
     collector = Collector(queue, "run", 600.0)
     collector.submit(jobs)
-    monkeypatch.setattr(module, "WORD_SECONDS", 0.0)
+    monkeypatch.setattr(module, "WARNING_INTERVAL_SECONDS", 0.0)
     queue.fail(queue.claim("worker", CAPABILITIES), "host: the image is missing")
     arrivals = collector.arrivals(jobs)
     assert next(arrivals)[0] == {}

@@ -58,9 +58,9 @@ def test_a_slip_is_no_target_and_is_repaired_by_the_edit_that_was_meant():
     for seed in range(20):
         one = expert(str(seed), look_rate=0.0, error_rate=1.0)
         slip = one.propose(STATE, None, None)
-        assert slip.slip
+        assert slip.broken
         repair = one.propose(STATE, slip, OutcomeKind.SCRIPT_ERROR)
-        assert not repair.slip
+        assert not repair.broken
         assert slip.intended.code.rstrip() in repair.text
         assert f"\n{slip.intended.code.rstrip()}\n```" not in slip.text
 

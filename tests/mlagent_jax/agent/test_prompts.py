@@ -25,6 +25,7 @@ class Characters:
     """A tokenizer of single characters: lengths are plain to see."""
 
     eos_id, pad_id, has_chat_template = 1, 0, False
+    stop_ids = (eos_id,)
 
     def encode(self, text):
         return [ord(c) for c in text]

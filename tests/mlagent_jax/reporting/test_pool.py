@@ -65,7 +65,7 @@ def workdir(tmp_path):
 
 def test_the_pool_is_that_of_the_newest_checkpoint(workdir):
     pool = read_pool(workdir)
-    rows = [held.to_dict() for held in pool.held]
+    rows = [held.to_dict() for held in pool.states]
     assert pool.iteration == 2
     found = [tuple(row[name] for name in ("task", "depth", "from", "entered", "actions", "last")) for row in rows]
     assert sorted(found, key=str) == [
@@ -92,7 +92,7 @@ def test_the_pool_is_that_of_the_newest_checkpoint(workdir):
 
 def test_a_state_is_shown_whole_and_its_text_does_nothing_to_a_terminal(workdir):
     pool = read_pool(workdir)
-    (held,) = (each for each in pool.held if each.own and each.entered == 1)
+    (held,) = (each for each in pool.states if each.own and each.entered == 1)
     assert pool.find(held.state.id[:10]) is held
     text = state_text(held)
     assert "b\N{REPLACEMENT CHARACTER}[2J" in text and "saw b" in text and "\x1b" not in text
@@ -109,7 +109,7 @@ def test_before_the_first_checkpoint_the_pool_is_the_expert_s(workdir):
     (workdir / "checkpoints").rename(before)
     pool = read_pool(workdir)
     assert pool.iteration is None
-    assert [(held.own, held.drawn) for held in pool.held] == [(False, None)] * 4
+    assert [(held.own, held.drawn) for held in pool.states] == [(False, None)] * 4
     assert "4 states before rl" in pool_text(pool, 0)
 
 
@@ -127,7 +127,7 @@ def test_the_command_prints_a_state_as_json_and_refuses_an_unknown_one(workdir):
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
         return subprocess.run(command, env=environment, capture_output=True, text=True)
 
-    held = next(each for each in read_pool(workdir).held if each.own)
+    held = next(each for each in read_pool(workdir).states if each.own)
     told = json.loads(run("--json", f"--state={held.state.id[:12]}").stdout)
     assert told | held.to_dict() == told
     assert told["history"][0]["observation"].startswith("saw ") and told["script"].startswith("# wine")

@@ -242,7 +242,7 @@ def test_a_study_of_time_says_where_it_went_and_its_runs_are_not_taken_for_real_
         "synchronous": (2, 0.0),
     }
     for each in arms.values():
-        assert sum(each[part] for part in timing.PARTS) == pytest.approx(each["seconds"], abs=0.01)
+        assert sum(each[activity] for activity in timing.ACTIVITIES) == pytest.approx(each["seconds"], abs=0.01)
     # Nothing is beside its waiting: two workers, two executions each.
     assert arms["synchronous"]["waiting"] >= 0.1
     assert found["cost"]["synchronous"]["0"]["actions"] == 6 * 4
@@ -269,7 +269,7 @@ def test_the_device_waits_while_it_has_nothing_to_sample():
         }
 
     rows = [row(step, 6.0, 0.0) for step in (1, 2, 3)] + [row(4, 6.0, 0.0), row(5, 6.0, 4.0), row(6, 3.0, 5.0)]
-    found = timing.parts([*rows, row(7, 0.0, 0.0)])
+    found = timing.activities([*rows, row(7, 0.0, 0.0)])
     assert [[each[part] for part in ("sampling", "updating", "waiting", "other", "seconds")] for each in found] == [
         [1.0, 2.0, 6.0, 1.0, 10.0],
         [5.0, 2.0, 2.0, 1.0, 10.0],
