@@ -141,7 +141,7 @@ def read_policy(path: epath.PathLike) -> PolicyRecords:
         except (KeyError, TypeError, ValueError) as error:
             what = f"field {error} is missing" if isinstance(error, KeyError) else str(error)
             raise jsonl.RecordError(
-                f"{path}, record {number}: {what}; evaluate again to write the file anew"
+                f"{path}, record {number}: {what}; evaluate again to rewrite the file"
             ) from error
     return PolicyRecords(tuple(steps), tuple(episodes))
 

@@ -74,7 +74,7 @@ class MetricsLog:
           ValueError: A scalar is called `stage`, `step` or `seconds`.
         """
         if clash := RESERVED & set(scalars):
-            raise ValueError(f"a scalar is called {min(clash)!r}, which every record has of its own: rename it")
+            raise ValueError(f"a scalar is called {min(clash)!r}, which is reserved in every record: rename it")
         values = {name: _number(value) for name, value in scalars.items()}
         seconds = round(self._clock() - self._start, 3)
         self._file.append({"stage": stage, "step": int(step), "seconds": seconds, **values})

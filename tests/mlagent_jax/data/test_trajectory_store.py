@@ -102,7 +102,7 @@ def test_a_folder_without_steps_and_a_foreign_table_are_refused(tmp_path, record
         TrajectoryStore.open(tmp_path / "collect")
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
     for read in (list, lambda store: store.columns("task")):
-        with pytest.raises(RecordError, match=r"metrics\.jsonl, record 1 is no recorded step"):
+        with pytest.raises(RecordError, match=r"metrics\.jsonl, record 1 is not a recorded step"):
             read(TrajectoryStore.open(tmp_path))
     with Writer(tmp_path / "new") as store:
         store.append(records)
