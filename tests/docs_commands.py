@@ -241,6 +241,17 @@ IN_THE_TEXT: dict[str, str | Elsewhere | Needs] = {
 SNIPPETS: dict[str, Run | Elsewhere] = {
     "import environments": Run(),
     "import gymnasium": Run(),
+    **{
+        start: Elsewhere("tests/mlagent_jax/test_library_page.py::test_the_blocks_of_the_page_run_in_order")
+        for start in (
+            'import environments\n\nenv = environments.make("micro-rings-0"',
+            "from environments.protocol import Job, State",
+            "from mlagent_jax.trajectories.store import TrajectoryStore",
+            "from mlagent_jax.checkpoints import hugging_face, policies",
+            "import jax.numpy as jnp\n\nfrom mlagent_jax.rl import ppo",
+            "from mlagent_jax.agents.episodes import",
+        )
+    },
     "def prepare(raw, public, private, seed): ...": Run(),
     "def grade(submission, answers):": Run(),
     "from environments.tasks.folders import archives": Run(),

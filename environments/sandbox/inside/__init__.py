@@ -1,6 +1,6 @@
-"""The half of the sandboxes that runs inside them: standard library only, copied in, trusted.
+"""The part of the sandboxes that runs inside them: standard library only, copied in, trusted.
 
-`environments.sandbox.bubblewrap` mounts this package into its warm sandbox and starts `zygote`; every execution is
-then a `supervisor` (trusted, outside the wall), an init process and the script (inside it). The Docker provider
-feeds `capsule` to the container's interpreter. `transfer` is spoken on both sides.
+`environments.sandbox.bubblewrap` mounts this package into its warm sandbox and starts `keeper`. Each execution then has
+a `supervisor` (trusted, outside the isolation), an init process and the script (both inside it). The Docker provider
+passes `capsule` to the container's interpreter. Both sides use `transfer`.
 """

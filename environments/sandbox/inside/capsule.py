@@ -1,8 +1,8 @@
-"""The program of a container: takes a workspace in, runs the script beside it, hands back what is left.
+"""The program of a container: unpacks a workspace, runs the script in a child process, returns the changed workspace.
 
-A container lives for one execution, and this program is its first process: signals from inside do not reach it, other
-processes may not look into it, and orphans are its children. Limits here are the precise ones; the host holds coarser
-ones from outside.
+A container serves one execution, and this program is its first process: signals from inside do not reach it, other
+processes cannot inspect it, and orphans become its children. Limits here are precise; the host enforces coarser ones
+from outside.
 
     standard input    8 bytes length, JSON request, the packed workspace (see `transfer`)
     standard output   `STARTED` before the script starts; then 8 bytes length, JSON result, the packed workspace
@@ -25,12 +25,12 @@ from .capture import Capture
 _INTERVAL_SECONDS = 0.05
 _READ_BYTES = 1 << 16
 STARTED = b"s"
-"""From here on, a capsule that ends without an answer was ended by the script."""
+"""Byte sent before the script starts. If the capsule ends without an answer after it, the script is to blame."""
 
 
 def main() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # which the kernel keeps from the first process
-    kernel.set_dumpable(False)  # the script may not look into this process, nor write to its descriptors
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # the kernel ignores it for the first process
+    kernel.set_dumpable(False)  # the script must not inspect this process or write to its descriptors
     incoming, outgoing = sys.stdin.buffer, sys.stdout.buffer
     request = json.loads(_read_exactly(incoming, int.from_bytes(_read_exactly(incoming, 8), "big")))
     skip = frozenset({"data"} if request["data"] else ())
@@ -107,13 +107,13 @@ def _attend(
     began: float,
     wake: int,
 ) -> tuple[int | None, str | None]:
-    """Read output and watch limits until the script ends or has to; returns its wait status or why it was killed."""
+    """Read output and enforce limits until the script ends; return its wait status or the reason for killing it."""
     poller = select.poll()
     for reader in captures:
         os.set_blocking(reader, False)
         poller.register(reader, select.POLLIN)
     poller.register(wake, select.POLLIN)
-    next_look = 0.0
+    next_check = 0.0
     killed: str | None = None
     status: int | None = None
     while status is None and not killed:
@@ -123,8 +123,8 @@ def _attend(
                 status = _reap().get(child)
             elif not _drain(descriptor, captures[descriptor]):
                 poller.unregister(descriptor)
-        if (now := time.monotonic()) >= next_look:
-            next_look = now + _INTERVAL_SECONDS
+        if (now := time.monotonic()) >= next_check:
+            next_check = now + _INTERVAL_SECONDS
             if now - began > limits["wall_seconds"]:
                 killed = "wall"
             elif _cpu_seconds(cpu_before) > limits["cpu_seconds"]:
@@ -153,18 +153,18 @@ def _cpu_seconds(before: float | None) -> float:
 
 
 def _reap() -> dict[int, int]:
-    """Wait statuses of all that has ended, by process id."""
+    """Return the wait statuses of all ended children, by process id."""
     ended = {}
     try:
-        while (found := os.waitpid(-1, os.WNOHANG))[0]:
-            ended[found[0]] = found[1]
+        while (child := os.waitpid(-1, os.WNOHANG))[0]:
+            ended[child[0]] = child[1]
     except ChildProcessError:
         pass
     return ended
 
 
 def _end_everything_else() -> None:
-    """Kill all processes but this one, until there is none; as the first process, it inherits them all."""
+    """Kill all other processes until none is left. As the first process, this one inherits them all."""
     try:
         while True:
             os.kill(-1, signal.SIGKILL)

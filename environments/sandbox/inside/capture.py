@@ -1,4 +1,4 @@
-"""Standard output and error of a script: bounded, head and tail kept, the rest drained so that the script goes on."""
+"""Bounded capture of a script's output: head and tail are kept, the rest is drained so that the script can go on."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Capture:
                 del self._tail[: len(self._tail) - self._tail_room]
 
     def text(self) -> str:
-        """What was kept, as text; bytes that are not UTF-8 are replaced, and a cut says how much is missing."""
+        """Return the kept bytes as text. Invalid UTF-8 is replaced, and a cut shows the number of missing bytes."""
         tail = bytes(self._tail[max(0, len(self._tail) - self._tail_room) :])
         missing = self._seen - len(self._head) - len(tail)
         cut = f"\n[... {missing} bytes cut ...]\n".encode() if missing else b""

@@ -1,6 +1,6 @@
-"""The first program of the warm bubblewrap sandbox: starts the warm interpreter, then a supervisor for every execution.
+"""The first program of the warm bubblewrap sandbox: starts the warm interpreter, then a supervisor per execution.
 
-It stays small, because it is forked often; the large warm interpreter (`zygote`) is forked once an execution.
+It stays small because it is forked often; the large warm interpreter (`zygote`) is forked once per execution.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ REQUEST_DESCRIPTORS = 5
 def serve(control: socket.socket) -> None:
     """Answer requests until the host closes its end or the warm interpreter dies."""
     warm, lifeline = _start_zygote(control)
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # supervisors are reaped by the kernel
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps supervisors
     poller = select.poll()
     poller.register(control, select.POLLIN)
-    poller.register(lifeline, select.POLLIN)  # readable when it is ready, and when it is gone
+    poller.register(lifeline, select.POLLIN)  # readable when the zygote is ready, and when it ends
     while True:
         ready = {descriptor for descriptor, _ in poller.poll()}
         if lifeline in ready:
@@ -42,7 +42,7 @@ def serve(control: socket.socket) -> None:
 
 
 def _start_zygote(control: socket.socket) -> tuple[socket.socket, int]:
-    """Fork the warm interpreter; returns where it takes requests, and a pipe that tells of its start and its end."""
+    """Fork the warm interpreter; return its request socket, and a pipe that signals its start and its end."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     lifeline, its_end = os.pipe()
     if os.fork() == 0:

@@ -1,7 +1,7 @@
-"""The few Linux calls that a wall is built from and that Python 3.11 has no name for.
+"""The Linux calls that isolation needs and Python 3.11 lacks.
 
-Thin: each function is one call, or one short protocol of the kernel, and raises OSError where the kernel refuses.
-`supervisor` says in which order they make a wall.
+Each function is one call, or one short protocol of the kernel, and raises OSError if the kernel refuses. `supervisor`
+defines their order.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def _check(result: int, what: str) -> None:
 
 
 def unshare(flags: int) -> None:
-    """Leave the namespaces in `flags` for fresh ones (the pid namespace: for children)."""
+    """Replace the namespaces in `flags` with new ones (the pid namespace: for children)."""
     _check(_LIBC.unshare(flags), "unshare")
 
 
@@ -54,7 +54,7 @@ def setns(descriptor: int, flags: int) -> None:
 
 
 def map_identity(uid: int, gid: int, outer_uid: int, outer_gid: int) -> None:
-    """In a fresh user namespace: be `uid` and `gid`, which are the outer ones' only names."""
+    """Map `uid` and `gid` of a new user namespace to the outer ids; no other id is mapped."""
     for name, text in (
         ("setgroups", "deny"),
         ("uid_map", f"{uid} {outer_uid} 1"),
@@ -73,7 +73,7 @@ def mount(source: str | None, target: str, kind: str | None, flags: int, options
 
 
 def enter_root(place: str) -> None:
-    """Make the mount `place` the root of this mount namespace, and take the old root with all mounts in it away."""
+    """Make the mount `place` the root of this mount namespace, and detach the old root with all its mounts."""
     os.chdir(place)
     _check(_LIBC.pivot_root(b".", b"."), "pivot_root")
     _check(_LIBC.umount2(b".", _MNT_DETACH), "umount2")
@@ -81,13 +81,13 @@ def enter_root(place: str) -> None:
 
 
 def make_read_only(place: str) -> None:
-    """Make a mount of this mount namespace read-only; the kernel wants the flags that an outer one locked again."""
+    """Make a mount of this mount namespace read-only, repeating the flags that an outer namespace locked."""
     locked = os.statvfs(place).f_flag & (MS_NOSUID | MS_NODEV | MS_NOEXEC)
     mount(None, place, None, MS_BIND | MS_REMOUNT | MS_RDONLY | MS_NOSUID | locked)
 
 
 def raise_loopback() -> None:
-    """A fresh network namespace has a loopback interface that is down; multiprocessing's managers need it."""
+    """Bring up the loopback interface of a new network namespace, which multiprocessing's managers need."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
         request = fcntl.ioctl(any_socket, _SIOCGIFFLAGS, struct.pack("16sh14x", b"lo", 0))
         (flags,) = struct.unpack_from("16xh", request)
@@ -95,12 +95,12 @@ def raise_loopback() -> None:
 
 
 def set_dumpable(dumpable: bool) -> None:
-    """Whether processes of the same user may look into this one (ptrace, /proc/PID/fd, /proc/PID/mem)."""
+    """Set whether processes of the same user may inspect this one (ptrace, /proc/PID/fd, /proc/PID/mem)."""
     _check(_LIBC.prctl(_PR_SET_DUMPABLE, int(dumpable), 0, 0, 0), "PR_SET_DUMPABLE")
 
 
 def drop_privileges() -> None:
-    """No capability, none to be had, and nothing that is executed can give one: this cannot be undone."""
+    """Drop all capabilities irrevocably, so that no executed program can regain any."""
     _check(_LIBC.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "PR_SET_NO_NEW_PRIVS")
     with open("/proc/sys/kernel/cap_last_cap", encoding="ascii") as file:
         last = int(file.read())
@@ -112,7 +112,7 @@ def drop_privileges() -> None:
 
 
 def set_limits(limits: dict[str, int]) -> None:
-    """Soft and hard resource limits by the name of their RLIMIT constant; never raised above what is there."""
+    """Set soft and hard resource limits by the name of their RLIMIT constant, never above the current ones."""
     for name, value in limits.items():
         kind = getattr(resource, f"RLIMIT_{name}")
         _, hard = resource.getrlimit(kind)

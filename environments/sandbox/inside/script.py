@@ -1,6 +1,6 @@
-"""Run a script as `python <script>` would, in an interpreter that is already warm.
+"""Execution of a script as `python <script>` would, in a warm interpreter.
 
-The last step on the way of an execution, called by the process that the wall has been built around.
+This is the last step of an execution, inside the isolated process.
 """
 
 from __future__ import annotations
@@ -19,36 +19,37 @@ from typing import Any, NoReturn
 
 WORKSPACE = "/workspace"
 UID = 1000
-"""Of every script in the warm sandbox, as it sees it."""
+"""User id that every script in the warm sandbox sees."""
 MAX_PENDING_SIGNALS = 1024
-"""Signals and timers of one execution."""
+"""Maximum pending signals and timers of one execution."""
 
 
 def environment(seed: int) -> dict[str, str]:
-    """Environment variables of every script, in every sandbox: nothing of the host's."""
+    """Return the environment variables of every script, in every sandbox; none come from the host."""
     one_thread = ("OMP", "OPENBLAS", "MKL", "NUMEXPR", "VECLIB_MAXIMUM")
     return {
         "HOME": "/tmp",  # noqa: S108 - private to the execution
         "TMPDIR": "/tmp",  # noqa: S108
-        "USER": "agent",  # a user id of one execution has no name
+        "USER": "agent",  # an execution's user id has no name
         "LANG": "C.UTF-8",
         "PATH": "/usr/local/bin:/usr/bin:/bin",
         "PYTHONDONTWRITEBYTECODE": "1",
         "PYTHONHASHSEED": str(seed % 2**32),
         "PYTHONUTF8": "1",
         "MLAGENT_SEED": str(seed),
-        # One core's worth of threads and processes, however many the host has.
+        # Threads and processes for one core, whatever the host has.
         **{f"{library}_NUM_THREADS": "1" for library in one_thread},
         "LOKY_MAX_CPU_COUNT": "1",
     }
 
 
 def run_script(script: str, seed: int) -> NoReturn:
-    """Execute `script` in the current directory as `__main__`, then leave with its exit code.
+    """Execute `script` in the current directory as `__main__`, then exit with its exit code.
 
-    The global generators of `random` and numpy start from `seed`: without that, every execution forked from one warm
-    interpreter would see the same numbers, and no two warm interpreters the same. Standard input, output and error
-    are descriptors 0, 1 and 2.
+    The global generators of `random` and numpy start from `seed`. Otherwise all executions forked from one warm
+    interpreter
+    would see the same numbers, and executions from two warm interpreters different ones. Descriptors 0, 1 and 2 are
+    standard input, output and error.
     """
     _forget_this_package()
     os.environ.clear()
@@ -57,9 +58,9 @@ def run_script(script: str, seed: int) -> NoReturn:
     with contextlib.suppress(ImportError):
         importlib.import_module("numpy").random.seed(seed % 2**32)
     sys.argv = [script]
-    # Last, unlike the interpreter: no file of the workspace stands for an installed module that read-only files import.
+    # Last, unlike in the interpreter: no file of the workspace shadows an installed module that read-only files import.
     sys.path.append(os.path.dirname(os.path.abspath(script)))
-    # As the interpreter itself would open them; by line, so that a script that is killed leaves what it printed.
+    # As the interpreter opens them. Line buffering, so that a killed script leaves what it printed.
     sys.stdin = io.open(0, encoding="utf-8", closefd=False)  # noqa: SIM115, UP020
     sys.stdout = io.open(1, "w", encoding="utf-8", errors="replace", buffering=1, closefd=False)  # noqa: SIM115, UP020
     sys.stderr = io.open(2, "w", encoding="utf-8", errors="replace", buffering=1, closefd=False)  # noqa: SIM115, UP020
@@ -74,7 +75,7 @@ def run_script(script: str, seed: int) -> NoReturn:
 
 
 def _forget_this_package() -> None:
-    """A script's own module of any name must not find one of ours in its place."""
+    """Unload this package, so that a script's own module of the same name is found instead."""
     package = __name__.rpartition(".")[0]
     for name in [name for name in sys.modules if name == package or name.startswith(f"{package}.")]:
         del sys.modules[name]
@@ -111,7 +112,7 @@ def _code_of(code: Any) -> int:
 
 
 def _report(error: BaseException) -> None:
-    """The traceback as the interpreter prints it, without the frames of this module."""
+    """Print the traceback as the interpreter does, without the frames of this module."""
     trace = error.__traceback__.tb_next if error.__traceback__ else None
     error = error.with_traceback(trace)
     hook = sys.excepthook

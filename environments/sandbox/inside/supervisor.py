@@ -1,17 +1,18 @@
-"""One execution in the warm sandbox: build the wall, run the script behind it, bring back what it left.
+"""One execution in the warm sandbox: isolate it, run the script, return the changed workspace.
 
-`keeper` forks a process for every execution, which calls `supervise`. Three processes make one execution:
+`keeper` forks a process for every execution, which calls `supervise`. An execution has three processes:
 
-    supervisor   trusted; keeps the fresh namespaces' capabilities; not visible from behind the wall
-    init         pid 1 of the fresh pid namespace; no capabilities; reaps orphans; its death kills everything at once
-    script       the untrusted one, forked by the warm interpreter (`zygote`) into init's namespaces
+    supervisor   trusted; keeps the new namespaces' capabilities; invisible from inside
+    init         pid 1 of the new pid namespace; no capabilities; reaps orphans; its death kills everything at once
+    script       untrusted; forked by the warm interpreter (`zygote`) into init's namespaces
 
-The host holds the other end of `channel` (SOCK_SEQPACKET, JSON) and drives this sequence:
+The host holds the other end of `channel` (SOCK_SEQPACKET, JSON):
 
     script -> host      {"ready": true}; the kernel attaches its process id, so that the host can put it in a cgroup
     host -> supervisor  {"go": true}: let the script start
     host -> supervisor  {"kill": reason}, or the channel's end: kill everything
-    supervisor -> host  {"status": ..., "wall_seconds": ..., ...}, once nothing is left and the workspace is packed
+    supervisor -> host  {"status": ..., "wall_seconds": ..., ...}, once all processes are gone and the workspace is
+    packed
 """
 
 from __future__ import annotations
@@ -30,19 +31,19 @@ from . import kernel, script, transfer, tree, usage
 _SCRATCH = "/run"
 _ROOT = f"{_SCRATCH}/root"
 _OWN_INODES = 64
-"""Of the root itself, beside what a script may make."""
+"""Inodes of the root itself, in addition to the script's."""
 _INTERVAL_SECONDS = 0.025
 
 
 def supervise(request: dict[str, Any], descriptors: list[int], warm: socket.socket) -> NoReturn:
-    """Carry out `request` in this process and leave.
+    """Carry out `request` in this process and exit.
 
     Args:
       request: `script`, `seed`, `data` (name in the store, or None), `limits` (as `protocol.Limits`), `workspace_bytes`
-        (what is restored), `watch_memory` (no cgroup does it), `user` (id to run as, of those that the warm sandbox
-        has; 0: its own).
-      descriptors: channel, standard output, standard error, the packed workspace, where to pack it afterwards.
-      warm: where the warm interpreter takes requests.
+        (size of the restored workspace), `watch_memory` (True if no cgroup limits memory), `user` (user id to run as,
+        one of the warm sandbox's; 0: its own).
+      descriptors: channel, standard output, standard error, the packed workspace, target of the packed result.
+      warm: request socket of the warm interpreter.
     """
     channel = socket.socket(fileno=descriptors[0])
     output, error, incoming, outgoing = descriptors[1:]
@@ -88,25 +89,26 @@ def _execute(
 
 
 def _enter_namespaces(user: int) -> None:
-    """Fresh namespaces for a user of this execution alone, so that no limit of a user is in common with another."""
+    """Create new namespaces under a user id of this execution alone, so that no per-user limit is shared."""
     if user:
         os.setresuid(user, user, user)
     outer_uid, outer_gid = os.geteuid(), os.getegid()
     kernel.unshare(kernel.NEW_NAMESPACES)
-    kernel.set_dumpable(True)  # or the files that map the identity belong to somebody else
+    kernel.set_dumpable(True)  # otherwise another user owns the files that map the identity
     kernel.map_identity(script.UID, script.UID, outer_uid, outer_gid)
     kernel.raise_loopback()
 
 
 def _build_root(room: int, data: str | None) -> None:
-    """A private root under `_ROOT`, which the init process enters; nothing else of the warm sandbox is in it.
+    """Build a private root under `_ROOT`, which init enters; nothing else of the warm sandbox is in it.
 
-    Files that executions share are seen through an overlay: their contents are the shared ones, what the kernel keeps
-    for a file (locks, watches, leases) is the execution's own, and no path of the host's is named.
+    Shared files are mounted through an overlay. Executions share their contents, but the kernel's state of a file
+    (locks,
+    watches, leases) is per execution, and no path of the host appears.
     """
     safe = kernel.MS_NOSUID | kernel.MS_NODEV
     kernel.mount(None, "/", None, kernel.MS_REC | kernel.MS_PRIVATE)
-    # One file system for all that can be written, so that one size and one inode count bound it.
+    # One file system for everything writable, so that one size and one inode count bound it.
     inodes = tree.MAX_INODES + _OWN_INODES
     kernel.mount("scratch", _SCRATCH, "tmpfs", safe, f"size={room},nr_inodes={inodes},mode=0755")
     for name in ("root", "nothing", "workspace", "tmp", "shm"):
@@ -136,7 +138,7 @@ def _build_root(room: int, data: str | None) -> None:
 
 
 def _show(source: str, place: str) -> None:
-    """Mount `source` on `place`, read-only; where the kernel forbids users an overlay (before 5.11), as a bind."""
+    """Mount `source` on `place`, read-only, as an overlay; as a bind if users may not mount one (before Linux 5.11)."""
     try:
         flags = kernel.MS_RDONLY | kernel.MS_NOSUID | kernel.MS_NODEV
         kernel.mount("overlay", place, "overlay", flags, f"lowerdir={source}:{_SCRATCH}/nothing")
@@ -146,18 +148,18 @@ def _show(source: str, place: str) -> None:
 
 
 def _init(up: int, descriptors: list[int]) -> NoReturn:
-    """Pid 1: finish the wall from inside, then reap orphans for ever."""
+    """Finish the isolation as pid 1, then reap orphans for ever."""
     for descriptor in descriptors:
         os.close(descriptor)
     kernel.mount("proc", f"{_ROOT}/proc", "proc", kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC)
     kernel.enter_root(_ROOT)
     with open("/proc/sys/user/max_user_namespaces", "w", encoding="ascii") as file:
-        file.write("0")  # no way to capabilities of any kind
+        file.write("0")  # no way to gain capabilities
     kernel.make_read_only("/proc")
     kernel.drop_privileges()
     kernel.set_dumpable(False)
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # orphans are reaped by the kernel
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # which the kernel keeps from a first process that has no handler
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps orphans
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # the kernel ignores it for a first process without a handler
     os.write(up, b"u")
     os.close(up)
     while True:
@@ -165,7 +167,7 @@ def _init(up: int, descriptors: list[int]) -> NoReturn:
 
 
 def _start_init(not_its_own: list[int]) -> tuple[int, int]:
-    """Fork the init process and wait until the wall is complete; returns its process id and a pidfd of it."""
+    """Fork init and wait until the isolation is complete; return init's process id and pidfd."""
     reader, writer = os.pipe()
     init = os.fork()
     if init == 0:
@@ -180,15 +182,15 @@ def _start_init(not_its_own: list[int]) -> tuple[int, int]:
 def _watch(
     init: int, channel: socket.socket, start: int, end: int, limits: dict[str, Any], watch_memory: bool
 ) -> dict[str, Any]:
-    """Wait until every process behind the wall is gone, killing them when a limit or the host says so.
+    """Wait until every isolated process is gone; kill them on a limit or at the host's request.
 
     Args:
       init: process id of the namespace's first process.
-      channel: to and from the host.
+      channel: socket to the host.
       start: pipe that starts the script.
-      end: pipe on which the warm interpreter says how it ended.
-      limits: as `protocol.Limits`.
-      watch_memory: whether memory is ours to watch.
+      end: pipe on which the warm interpreter reports the script's end.
+      limits: limits as in `protocol.Limits`.
+      watch_memory: whether to enforce the memory limit here.
     """
     began = time.monotonic()
     poller = select.poll()
@@ -215,7 +217,7 @@ def _watch(
         elif watch_memory and usage.memory_bytes(limits["memory_mb"] * 2**20) > limits["memory_mb"] * 2**20:
             killed = "memory"
     os.kill(init, signal.SIGKILL)
-    # When the first process of a pid namespace can be waited for, the kernel has ended all the others.
+    # When the first process of a pid namespace can be waited for, the kernel has ended all others.
     os.waitpid(init, 0)
     if ended is None:
         raise RuntimeError("the warm interpreter could not start the script, or died")

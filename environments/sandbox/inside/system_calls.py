@@ -1,8 +1,8 @@
-"""The filter of system calls (seccomp) that every script runs behind.
+"""The filter of system calls (seccomp) that every script runs under.
 
-A second wall behind the missing capabilities: calls that no machine-learning script needs and that kernels were broken
-through. And the only wall between executions where a call reaches what they have in common: a lease or a watch on a
-file that another one reads, a process that becomes the child of the warm interpreter, a dump for the host's handler.
+It backs up the missing capabilities: it blocks calls that no machine-learning script needs and that kernel exploits
+used. It is the only barrier between executions for calls that reach shared objects: a lease or a watch on a file that
+another one reads, a process that becomes the warm interpreter's child, a dump for the host's handler.
 """
 
 from __future__ import annotations
@@ -40,17 +40,17 @@ _EVERYWHERE = {
     "fsopen": 430, "fsconfig": 431, "fsmount": 432, "fspick": 433, "clone3": 435, "mount_setattr": 442,
     "quotactl_fd": 443, "memfd_secret": 447, "cachestat": 451,
 }  # fmt: skip
-"""Newer calls have one number on all architectures."""
+"""Numbers of newer calls, the same on all architectures."""
 
 _WITH_RULES = frozenset({"clone", "clone3", "fcntl", "socket", "setrlimit", "prlimit64", "sync", "syncfs"})
 _UNMAPPED_MEMORY = frozenset({"memfd_create", "memfd_secret", "shmget"})
-"""Memory that no process need have mapped, so that who looks at processes does not see it."""
+"""Calls for memory that need not be mapped by a process, so that watching processes does not reveal it."""
 
 _NEW_NAMESPACES = 0x10000000 | 0x00020000 | 0x20000000 | 0x40000000 | 0x08000000 | 0x04000000 | 0x02000000
 _CLONE_PARENT = 0x00008000
-"""Makes a process that is a child of the caller's parent, which is ours."""
+"""Flag that makes the new process a child of the caller's parent, which is ours."""
 _FCNTL_COMMANDS = (1024, 1026, 1036, 1038)
-"""F_SETLEASE, F_NOTIFY, F_SET_RW_HINT, F_SET_FILE_RW_HINT: each acts on the file, whoever has it open."""
+"""F_SETLEASE, F_NOTIFY, F_SET_RW_HINT, F_SET_FILE_RW_HINT: each affects the file for everyone who has it open."""
 _FAMILIES = (socket.AF_UNIX, socket.AF_INET, socket.AF_INET6, 16)  # 16: netlink, which the C library's resolver asks
 _RLIMIT_CORE = 4
 _X32 = 0x40000000
@@ -62,22 +62,22 @@ _EPERM, _ENOSYS, _EAFNOSUPPORT = 1, 38, 97
 _PR_SET_SECCOMP, _SECCOMP_MODE_FILTER = 22, 2
 
 Instruction = tuple[int, int, int, int]
-"""Code, jump where true, jump where false, operand."""
+"""Code, jump if true, jump if false, operand."""
 
 
 def known(machine: str | None = None) -> bool:
-    """Whether the numbers of system calls are known for `machine` (default: this one)."""
+    """Check whether system-call numbers are known for `machine` (default: this one)."""
     return (machine or platform.machine()) in _ARCHITECTURES
 
 
 def install(unmapped_memory: bool = True) -> bool:
-    """Filter the system calls of this process and of all that descend from it.
+    """Filter the system calls of this process and all its descendants.
 
     Args:
-      unmapped_memory: whether memory files and System V segments may be made; not where memory is only watched.
+      unmapped_memory: whether memory files and System V segments are allowed; must be False if memory is only watched.
 
     Returns:
-      False where the numbers for this machine's architecture are not known and nothing was installed.
+      False if the numbers for this machine's architecture are unknown and nothing was installed.
     """
     machine = platform.machine()
     if not known(machine):
@@ -115,11 +115,11 @@ def _program(machine: str, unmapped_memory: bool) -> list[Instruction]:
     program += _on(numbers["fcntl"], _argument(1), *commands, allow)
     families = [step for family in _FAMILIES for step in _on(int(family), allow)]
     program += _on(numbers["socket"], _argument(0), *families, _fail(_EAFNOSUPPORT))
-    # A script's limit is 1, which stops a dump to the host's handler where 0 does not; who sets 0 is told it is done.
+    # A script's limit is 1, which stops a dump to the host's handler where 0 does not. Setting 0 only seems to succeed.
     program += _on(numbers["setrlimit"], _argument(0), *_on(_RLIMIT_CORE, pretend), allow)
     sets = [step for high in (False, True) for step in (_argument(2, high), (_EQUAL, 1, 0, 0), pretend)]
     program += _on(numbers["prlimit64"], _argument(1), *_on(_RLIMIT_CORE, *sets, allow), allow)
-    # All that a script writes is in memory: what these would write to disk is the host's.
+    # A script writes to memory only: these calls would flush the host's data to disk.
     program += [*_on(numbers["sync"], pretend), *_on(numbers["syncfs"], pretend)]
     return [*program, allow]
 
@@ -129,10 +129,10 @@ def _fail(number: int) -> Instruction:
 
 
 def _argument(index: int, high: bool = False) -> Instruction:
-    """Load the lower (on these little-endian machines: first) or the higher half of an argument."""
+    """Load the lower (first, on these little-endian machines) or the higher half of an argument."""
     return (_LOAD, 0, 0, _ARGUMENTS_AT + 8 * index + 4 * high)
 
 
 def _on(value: int, *steps: Instruction) -> list[Instruction]:
-    """`steps`, which end with an answer, where the loaded value is this one."""
+    """Run `steps`, which end with an answer, if the loaded value equals `value`."""
     return [(_EQUAL, 0, len(steps), value), *steps]

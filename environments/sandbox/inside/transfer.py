@@ -1,13 +1,13 @@
-"""A workspace as one stream: how files travel between the host and a sandbox, in both directions.
+"""The stream format of a workspace between host and sandbox, in both directions.
 
-What comes out of a sandbox is hostile, so this is not tar: an index that is checked as a whole before a byte is
-written, then the contents in its order.
+A sandbox's output is hostile, so this is not tar. The index is checked as a whole before anything is written; the
+contents follow in its order.
 
     8 bytes    length of the index, big-endian
     index      JSON: {"entries": [[path, kind, mode, size or target], ...], "refused": [[path, why, count], ...]}
     contents   of the files, in the order of the index
 
-Kinds are those of `tree`, which says what travels; what it refuses is refused by the unpacker too.
+`tree` defines the kinds and what is allowed; the unpacker enforces it too.
 """
 
 from __future__ import annotations
@@ -24,36 +24,36 @@ from . import tree
 from .tree import Entry, Refused
 
 MAX_INDEX_BYTES = 32 << 20
-"""More than the index of any tree within the limits, however its names are written in JSON."""
+"""Maximum size of an index: more than any tree within the limits needs, however its names are encoded in JSON."""
 MAX_ENTERING_BYTES = 1 << 30
-"""Of the files that an execution starts with, task data apart."""
+"""Maximum total size of the files that an execution starts with, without task data."""
 _CHUNK = 1 << 20
 _MOST_REFUSED = 16
-"""Reasons; a packer knows fewer."""
+"""Maximum number of reasons in an index; a packer has fewer."""
 
 
 class TransferError(ValueError):
-    """A stream that does not keep to the format or its bounds."""
+    """A stream that violates the format or its bounds."""
 
 
 class Packed(NamedTuple):
-    """What a packer did."""
+    """Result of packing."""
 
     refused: list[Refused]
     room: int
-    """Bytes that the tree takes where it is unpacked, in memory."""
+    """Bytes of memory that the unpacked tree takes."""
 
 
 def pack(
     root: str, stream: BinaryIO, max_bytes: int = MAX_ENTERING_BYTES, skip: frozenset[str] = frozenset()
 ) -> Packed:
-    """Write the tree under `root` to `stream`, following no link and opening nothing but regular files.
+    """Write the tree under `root` to `stream`; follow no link and open only regular files.
 
     Args:
       root: the workspace.
-      stream: where to.
+      stream: output stream.
       max_bytes: bound on the sum of apparent file sizes; a file beyond it is refused (sparse files).
-      skip: names at the top level that do not travel.
+      skip: top-level names to leave out.
     """
     entries, refused = tree.walk(root, skip.__contains__, tree.MAX_INODES, max_bytes, max_bytes)
     lines = [(path, kind, mode, target if kind == "l" else size) for path, kind, mode, size, target in entries]
@@ -66,7 +66,7 @@ def pack(
 
 
 def _copy_out(path: str, size: int, stream: BinaryIO) -> None:
-    """Exactly `size` bytes of the file, whatever became of it since it was listed."""
+    """Write exactly `size` bytes of the file, even if it changed since it was listed."""
     remaining = size
     with contextlib.suppress(OSError):
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -86,21 +86,21 @@ def _copy_out(path: str, size: int, stream: BinaryIO) -> None:
 
 
 def unpack(stream: BinaryIO, root: str, max_bytes: int, keep: frozenset[str] = frozenset()) -> list[Refused]:
-    """Make the tree under `root` what `stream` says, deleting whatever else is there.
+    """Replace the tree under `root` with the stream's.
 
-    The stream is checked and read as a whole before anything is deleted: after an error the tree is as it was.
+    The whole stream is checked and read before anything is deleted: after an error the tree is unchanged.
 
     Args:
-      stream: what `pack` wrote, or anything hostile that claims to be.
-      root: an existing directory that nobody else changes meanwhile.
+      stream: output of `pack`, or hostile data.
+      root: an existing directory that no other process changes meanwhile.
       max_bytes: bound on the sum of file sizes.
-      keep: names at the top level that are neither deleted nor written.
+      keep: top-level names that are neither deleted nor written.
 
     Returns:
-      What the packer refused.
+      The packer's refusals.
 
     Raises:
-      TransferError: the stream does not keep to the format or its bounds.
+      TransferError: the stream violates the format or its bounds.
     """
     entries, refused = _read_index(stream, max_bytes, keep)
     draft = tempfile.mkdtemp(prefix=".unpack-", dir=root)
@@ -111,7 +111,7 @@ def unpack(stream: BinaryIO, root: str, max_bytes: int, keep: frozenset[str] = f
             elif entry.kind == "f":
                 _copy_in(stream, os.path.join(draft, entry.path), entry.mode, entry.size)
         for entry in entries:
-            if entry.kind == "l":  # last, so that no file is ever written through one
+            if entry.kind == "l":  # last, so that no file is written through one
                 os.symlink(entry.target, os.path.join(draft, entry.path))
         _clear(root, keep | {os.path.basename(draft)})
         for name in os.listdir(draft):
@@ -158,7 +158,7 @@ def _read_index(stream: BinaryIO, max_bytes: int, keep: frozenset[str]) -> tuple
 
 
 def _entry(path: object, kind: object, mode: object, detail: object) -> Entry:
-    """One line of an index, if `tree.walk` could have made it."""
+    """Return one line of an index, if `tree.walk` could have made it."""
     if not isinstance(path, str) or type(mode) is not int or kind not in ("f", "d", "l"):
         raise ValueError(f"entry {path!r} of kind {kind!r}")
     entry = Entry(path, kind, mode & 0o777, *((0, detail) if kind == "l" else (detail,)))

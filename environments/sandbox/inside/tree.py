@@ -1,8 +1,8 @@
-"""The one walk over files that a script may have left, with the one set of limits: for snapshots and transfers alike.
+"""The walk over files that a script may have left, and its limits, for snapshots and transfers.
 
-Nothing is followed and nothing is opened. What a workspace cannot hold (a FIFO, a link that leads out, a path beyond a
-limit) is refused with its reason. Refusals are counted by reason, so a report stays small however many there are.
-Standard library only: this module runs inside of the sandboxes too.
+No link is followed and no file is opened. Anything that a workspace cannot hold (a FIFO, a link that leads out, a path
+beyond a limit) is refused with its reason. Refusals are counted by reason, so a report stays small. Standard library
+only: this module also runs inside the sandboxes.
 """
 
 from __future__ import annotations
@@ -13,24 +13,24 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 MAX_DEPTH = 32
-"""Folders in folders."""
+"""Maximum nesting of folders."""
 MAX_PATH_BYTES = 512
-"""Longest path below the workspace and longest link; behind any folder of a host it stays below the kernel's 4,096."""
+"""Maximum length of a path below the workspace and of a link; below any host folder it fits the kernel's 4,096."""
 MAX_FILES = 2000
-"""Files, folders and links of a workspace that are kept for the next step."""
+"""Maximum number of files, folders and links of a workspace that are kept for the next step."""
 MAX_FILE_BYTES = 64 << 20
 MAX_BYTES = 128 << 20
-"""Of all files that are kept together."""
+"""Maximum total size of the kept files."""
 MAX_INODES = 4096
-"""Files, folders and links in a sandbox: what is kept, the task's own files, and what a script makes for a while."""
+"""Maximum files, folders and links in a sandbox: kept ones, the task's own files, and a script's temporary ones."""
 TOO_LARGE, TOO_MANY = "too many bytes", "too many files"
 TOO_DEEP, TOO_LONG = f"more than {MAX_DEPTH} folders deep", f"a path of more than {MAX_PATH_BYTES} bytes"
 NOT_TEXT, LEADS_OUT = "a name that is not UTF-8", "a symbolic link that leads out of its folder"
 ODD, UNREADABLE = "neither file, folder nor link", "unreadable"
 LIMITS = frozenset({TOO_LARGE, TOO_MANY, TOO_DEEP, TOO_LONG})
-"""Why something was refused, where a limit is the reason; other reasons are about its kind."""
+"""Reasons that are limits; other reasons are about the kind."""
 _SHOWN = 80
-"""Characters of a refused path that a report shows."""
+"""Characters of a refused path in a report."""
 _PAGE = 4096
 
 
@@ -38,22 +38,22 @@ class Entry(NamedTuple):
     """One path of a tree."""
 
     path: str
-    """Relative, with `/`, without `..`."""
+    """Relative path, with `/`, without `..`."""
     kind: str
     """`f` (file), `d` (folder) or `l` (symbolic link)."""
     mode: int
     """Permission bits, without set-uid, set-gid and sticky."""
     size: int = 0
-    """Bytes of a file."""
+    """Size of a file in bytes."""
     target: str = ""
-    """Text of a symbolic link."""
+    """Target of a symbolic link."""
 
 
 class Refused(NamedTuple):
     """Paths that were refused for one reason."""
 
     path: str
-    """The first of them, shortened."""
+    """First of these paths, shortened."""
     why: str
     count: int
 
@@ -63,7 +63,7 @@ class Refused(NamedTuple):
 
 
 def unfit(path: str, folder: bool = False) -> str | None:
-    """Why no workspace holds a path like this, or None."""
+    """Return why no workspace may hold a path like this, or None."""
     try:
         length = len(path.encode())
     except UnicodeEncodeError:
@@ -74,7 +74,7 @@ def unfit(path: str, folder: bool = False) -> str | None:
 
 
 def unfit_link(target: str) -> str | None:
-    """Why no workspace holds a symbolic link with this text, or None: it must lead to a place below its own folder."""
+    """Return why no workspace may hold a symbolic link with this target, or None: it must lead below its own folder."""
     if not target or target.startswith("/") or ".." in target.split("/") or "\0" in target:
         return LEADS_OUT
     why = unfit(target)
@@ -88,14 +88,14 @@ def walk(
     max_bytes: int = MAX_BYTES,
     max_file_bytes: int = MAX_FILE_BYTES,
 ) -> tuple[list[Entry], list[Refused]]:
-    """List what lies under `root`, a folder before what it holds, and what of it is refused.
+    """List the entries under `root`, a folder before its contents, and the refused paths.
 
     Args:
-      root: a folder that nobody changes meanwhile.
-      left_out: whether a path is neither listed nor refused; a folder is left out with all it holds.
+      root: a folder that no other process changes meanwhile.
+      left_out: whether to skip a path, which is then neither listed nor refused; a folder is skipped with its contents.
       max_files: bound on the number of entries.
       max_bytes: bound on the sum of apparent file sizes, so that sparse files count in full.
-      max_file_bytes: bound on each of them.
+      max_file_bytes: bound on the size of each file.
     """
     entries: list[Entry] = []
     refused: dict[str, Refused] = {}
@@ -110,21 +110,21 @@ def walk(
         folder = pending.pop()
         try:
             with os.scandir(os.path.join(root, folder)) as listing:
-                found = sorted(listing, key=lambda item: item.name)
+                items = sorted(listing, key=lambda item: item.name)
         except OSError:
             refuse(folder, UNREADABLE)
             continue
-        for item in found:
+        for item in items:
             path = f"{folder}/{item.name}" if folder else item.name
             if left_out(path):
                 continue
-            if why := unfit(path):  # Before anything is asked of the kernel by this path.
+            if why := unfit(path):  # Before any system call on this path.
                 refuse(path, why)
                 continue
             if len(entries) >= max_files:
                 refuse(path, TOO_MANY)
                 return entries, list(refused.values())
-            entry = _look(item, path)
+            entry = _inspect(item, path)
             if isinstance(entry, str):
                 refuse(path, entry)
             elif entry.size > max_file_bytes or total + entry.size > max_bytes:
@@ -137,8 +137,8 @@ def walk(
     return entries, list(refused.values())
 
 
-def _look(item: os.DirEntry[str], path: str) -> Entry | str:
-    """The entry of a path, or why it is refused."""
+def _inspect(item: os.DirEntry[str], path: str) -> Entry | str:
+    """Return the entry of a path, or why it is refused."""
     try:
         info = item.stat(follow_symlinks=False)
         mode = stat.S_IMODE(info.st_mode) & 0o777
@@ -155,5 +155,5 @@ def _look(item: os.DirEntry[str], path: str) -> Entry | str:
 
 
 def room(entries: list[Entry]) -> int:
-    """Bytes that the entries take in a file system of memory, which counts pages."""
+    """Return the bytes that the entries take in a memory file system, which allocates pages."""
     return sum(_PAGE + -(-entry.size // _PAGE) * _PAGE for entry in entries)

@@ -1,4 +1,4 @@
-"""What the processes of an execution use, read from the /proc and the control group of its own namespaces."""
+"""Resource usage of an execution's processes, from the /proc and the control group of its own namespaces."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _PAGE = os.sysconf("SC_PAGESIZE")
 
 
 def full(path: str) -> str | None:
-    """Which room of the file system that holds `path` is used up: "disk", "inodes" or None."""
+    """Return which resource of the file system at `path` is exhausted: "disk", "inodes" or None."""
     room = os.statvfs(path)
     return "disk" if room.f_bavail == 0 else "inodes" if room.f_favail == 0 else None
 
@@ -19,20 +19,20 @@ def processes() -> list[str]:
 
 
 def cpu_seconds() -> float:
-    """User and system time of all processes behind the wall and of the dead ones that were waited for."""
+    """Return user and system time of all isolated processes and of the dead ones that were waited for."""
     ticks = 0
     for pid in processes():
         try:
             with open(f"/proc/{pid}/stat", "rb") as file:
                 fields = file.read().rpartition(b")")[2].split()
         except OSError:
-            continue  # gone between the listing and the look
+            continue  # ended after the listing
         ticks += sum(int(field) for field in fields[11:15])
     return ticks / _TICKS
 
 
 def memory_bytes(enough: int) -> int:
-    """Resident memory of all processes, shared pages counted once; coarse as long as that is below `enough`."""
+    """Return resident memory of all processes, shared pages counted once, or an upper bound below `enough`."""
     coarse = 0
     for pid in processes():
         try:
@@ -53,7 +53,7 @@ def memory_bytes(enough: int) -> int:
 
 
 def group_cpu_seconds() -> float | None:
-    """User and system time of everything that ever ran in this container, or None where no file tells it."""
+    """Return user and system time of everything that ever ran in this container, or None if no file holds it."""
     if (text := _read("/sys/fs/cgroup/cpu.stat")) is not None:
         return int(dict(line.split() for line in text.splitlines())["usage_usec"]) / 1e6
     if (text := _read("/sys/fs/cgroup/cpuacct/cpuacct.usage")) is not None:
@@ -62,7 +62,7 @@ def group_cpu_seconds() -> float | None:
 
 
 def group_out_of_memory() -> bool:
-    """Whether the kernel killed a process of this container for memory."""
+    """Check whether the kernel killed a process of this container for memory."""
     for name in ("memory.events", "memory/memory.oom_control"):
         if (text := _read(f"/sys/fs/cgroup/{name}")) is not None:
             return int(dict(line.split() for line in text.splitlines()).get("oom_kill", 0)) > 0

@@ -1,6 +1,7 @@
-"""The warm interpreter: imports once what scripts import, then forks into the namespaces of every execution.
+"""The warm interpreter: imports common packages once, then forks into the namespaces of every execution.
 
-Single-threaded, so that a fork is safe; it holds nothing that belongs to an execution but its process id.
+It is single-threaded, so that a fork is safe. The only state of an execution that it holds is a process id and its
+report pipe.
 """
 
 from __future__ import annotations
@@ -31,39 +32,40 @@ WARM = (
     "sklearn.preprocessing", "sklearn.random_projection", "sklearn.semi_supervised", "sklearn.svm", "sklearn.tree",
     "sklearn.utils",
 )  # fmt: skip
-"""Imported before the first fork. networkx is not: half a second that few scripts want."""
+"""Modules imported before the first fork, without networkx: it takes half a second, and few scripts use it."""
 
 MAX_REQUEST_BYTES = 1 << 16
 REQUEST_DESCRIPTORS = 6
 _PROCESSES_BESIDE = 2
-"""That count against the script's limit, as the same user in its namespace: supervisor and init."""
+"""Number of processes that also count against the script's limit, as the same user: supervisor and init."""
 
 
 def warm() -> None:
     for name in WARM:
         importlib.import_module(name)
-    # Collecting in a child would touch, and so copy, every page that holds an object of the parent's.
+    # A collection in a child would touch, and so copy, every page with an object of the parent.
     gc.collect()
     gc.freeze()
 
 
 def serve(requests: socket.socket, ready: int) -> None:
-    """Fork a script for every request until the keeper is gone.
+    """Fork a script for every request until the keeper ends.
 
     A request is JSON (see `supervisor.supervise`) with six descriptors: a pidfd of the execution's init process, the
-    channel to the host, standard output, standard error, a pipe that says when to start, and a pipe that wants to
-    know how it ended: `{"status": wait status, "cpu_seconds": of the script and all that it waited for}`.
+    channel to the host, standard output, standard error, a pipe that starts the script, and a pipe for the report of
+    its
+    end: `{"status": wait status, "cpu_seconds": of the script and all that it waited for}`.
 
     Args:
       requests: SOCK_SEQPACKET, shared by all supervisors.
-      ready: a pipe that gets one byte when everything is imported.
+      ready: pipe that gets one byte when all imports are done.
 
     Raises:
       RuntimeError: an import started a thread.
     """
     warm()
-    # Inherited: where a hard limit of 0 keeps `RLIMIT_CORE` from being 1, a dump for the host's handler holds next to
-    # nothing.
+    # Inherited. If a hard limit of 0 prevents setting `RLIMIT_CORE` to 1, a dump for the host's handler is nearly
+    # empty.
     with open("/proc/self/coredump_filter", "w", encoding="ascii") as file:
         file.write("0")
     threads = len(os.listdir("/proc/self/task"))
@@ -104,18 +106,18 @@ def _report_ended(running: dict[int, int]) -> None:
             return
         report = running.pop(pid, None)
         if report is None:
-            continue  # a child that a script gave us: where no filter keeps it from that
+            continue  # a child that a script reparented to us, where no filter prevents that
         ended = {"status": status, "cpu_seconds": usage.ru_utime + usage.ru_stime}
         try:
             os.write(report, json.dumps(ended).encode())
         except BrokenPipeError:
-            pass  # its supervisor is gone
+            pass  # its supervisor has ended
         finally:
             os.close(report)
 
 
 def _fork_into(init: int, own_namespace: int, request: dict[str, Any], descriptors: list[int]) -> int | None:
-    """Fork a child in init's pid namespace, which becomes the script; None where that fails (told on stderr)."""
+    """Fork a child that becomes the script in init's pid namespace; return None if that fails (reported on stderr)."""
     try:
         kernel.setns(init, kernel.CLONE_NEWPID)  # for children
         child = os.fork()
@@ -134,7 +136,7 @@ def _fork_into(init: int, own_namespace: int, request: dict[str, Any], descripto
 
 
 def _become_script(request: dict[str, Any], init: int, channel: int, output: int, error: int, start: int) -> NoReturn:
-    """In the forked child: step behind the wall, give everything up, wait for the host's word, run."""
+    """Enter the namespaces in the forked child, drop all privileges, wait for the host's go, run the script."""
     kernel.setns(init, kernel.NEW_NAMESPACES & ~kernel.CLONE_NEWPID)
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -143,9 +145,9 @@ def _become_script(request: dict[str, Any], init: int, channel: int, output: int
     socket.socket(fileno=channel).send(b'{"ready": true}')
     if not os.read(start, 1):
         os._exit(120)
-    kernel.unshare(kernel.CLONE_NEWCGROUP)  # the group that it is in by now, with no name of the host's
+    kernel.unshare(kernel.CLONE_NEWCGROUP)  # hides the name of the cgroup that the host has moved it to
     kernel.drop_privileges()
-    kernel.set_dumpable(True)  # a change of user took it away, and with it a script's view of its own /proc
+    kernel.set_dumpable(True)  # the change of user cleared it, and with it the script's access to its own /proc
     nothing = os.open(os.devnull, os.O_RDONLY)
     for source, target in ((nothing, 0), (output, 1), (error, 2)):
         os.dup2(source, target)
@@ -155,7 +157,7 @@ def _become_script(request: dict[str, Any], init: int, channel: int, output: int
     limits = request["limits"]
     bounds = {
         "CORE": 1,  # where a handler takes dumps from a pipe, the kernel reads 1 as none, and 0 as all
-        "CPU": int(limits["cpu_seconds"]) + 2,  # beyond the supervisor's own check, which names the reason
+        "CPU": int(limits["cpu_seconds"]) + 2,  # beyond the supervisor's own check, which reports the reason
         "FSIZE": limits["file_mb"] * 2**20,
         "NOFILE": 1024,
         "NPROC": limits["processes"] + _PROCESSES_BESIDE,
@@ -164,7 +166,7 @@ def _become_script(request: dict[str, Any], init: int, channel: int, output: int
         "SIGPENDING": script.MAX_PENDING_SIGNALS,
     }
     if request["watch_memory"]:
-        bounds["AS"] = (2 * limits["memory_mb"] + 1024) * 2**20  # between two looks, one process cannot take it all
+        bounds["AS"] = (2 * limits["memory_mb"] + 1024) * 2**20  # one process cannot exhaust memory between checks
     kernel.set_limits(bounds)
     system_calls.install(unmapped_memory=not request["watch_memory"])
     script.run_script(request["script"], request["seed"])

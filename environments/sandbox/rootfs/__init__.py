@@ -1,4 +1,4 @@
-"""The locked Python environment that untrusted scripts run in: one lock file, one root file system, every sandbox."""
+"""The locked Python environment of untrusted scripts: one lock file, one root file system, for every sandbox."""
 
 from environments.sandbox.rootfs.assemble import RootFs, RootFsError, ensure_rootfs
 

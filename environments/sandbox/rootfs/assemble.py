@@ -1,13 +1,13 @@
 """The root file system of every sandbox, assembled from this host's interpreter and one lock file.
 
-`ensure_rootfs()` gives a directory that holds a whole small system: the interpreter with its standard library, the
+`ensure_rootfs()` returns a directory with a complete small system: the interpreter with its standard library, the
 packages of `requirements.lock`, the shared libraries they load, and mount points. bubblewrap mounts it read-only as
-`/`; `environments.sandbox.rootfs.build` imports the very same directory as a Docker image. Nothing here needs root, an
+`/`; `environments.sandbox.rootfs.build` imports the same directory as a Docker image. Nothing here needs root, an
 image registry or a distribution's tools: pip fetches the wheels, everything else is copied from the running
 interpreter.
 
-The data that scikit-learn, networkx and Python bundle is deleted, because tasks are made from it: a script cannot look
-a hidden label up in the original.
+The data that scikit-learn, networkx and Python bundle is deleted, because tasks are made from it: a script must not
+look up hidden labels in the originals.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from environments.sandbox.rootfs import closure
 
 LOCK_FILE = Path(__file__).with_name("requirements.lock")
 CHOICE = "MLAGENT_ENVIRONMENT"
-"""Environment variable with the digest of the root that sandboxes run, where it is not that of this host's Python."""
+"""Environment variable that selects another root for the sandboxes than that of this host's Python, by digest."""
 VERSION = 2
-"""Of this builder: part of the digest, raised whenever it makes another root from the same lock file."""
+"""Version of this builder, part of the digest: raise it whenever the same lock file gives another root."""
 
 PYTHON = f"python{sys.version_info.major}.{sys.version_info.minor}"
 PREFIX = Path("usr/local")
-"""Of the interpreter inside the root; it finds its library relative to its own place."""
+"""Prefix of the interpreter inside the root; it finds its library relative to its own location."""
 SITE_PACKAGES = PREFIX / "lib" / PYTHON / "site-packages"
 
 _NOT_STDLIB = (
@@ -60,7 +60,7 @@ _NOT_STDLIB = (
     "_xx*",
     "xxlimited*",
 )
-"""Never copied: what no script needs, what is the host's own, and `pydoc_data`, from which text tasks are made."""
+"""Files never copied: unused by scripts, specific to the host, or (`pydoc_data`) the source of text tasks."""
 
 BUNDLED_DATA = (
     "sklearn/datasets/data",
@@ -69,7 +69,7 @@ BUNDLED_DATA = (
     "networkx/generators/atlas.dat.gz",
     "networkx/generators/social.py",
 )
-"""Originals from which tasks are made, relative to site-packages. A Python module among them becomes an empty one."""
+"""Originals from which tasks are made, relative to site-packages. A Python module among them is emptied."""
 
 _USERS = "root:x:0:0:root:/:/bin/false\nagent:x:1000:1000:agent:/tmp:/bin/false\n"
 _GROUP = "root:x:0:\nagent:x:1000:\n"
@@ -82,12 +82,12 @@ _ETC = {
     "hostname": "sandbox\n",
 }
 _LOCALE = Path("usr/lib/locale/C.utf8")
-"""Of LANG in the sandbox: without these data `locale.setlocale(LC_ALL, "")` fails."""
+"""Locale of LANG in the sandbox: without these data `locale.setlocale(LC_ALL, "")` fails."""
 MOUNT_POINTS = ("dev", "proc", "run", "sys", "tmp", "workspace", "workspace/data", "store", "opt/mlagent")
 
 
 class RootFsError(RuntimeError):
-    """The locked environment cannot be built here; the message says what is missing and the remedy."""
+    """The locked environment cannot be built here. The message says what is missing and the remedy."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +96,7 @@ class RootFs:
 
     path: Path
     digest: str
-    """Identity of the environment: equal digests hold the same interpreter and the same packages."""
+    """Identity of the environment: equal digests mean the same interpreter and packages."""
 
     @property
     def image(self) -> str:
@@ -105,16 +105,16 @@ class RootFs:
 
 
 def environment_digest() -> str:
-    """SHA-256 (first 16 hex digits) over lock file, this interpreter's version, machine type and builder version."""
+    """Return the SHA-256 (first 16 hex digits) of lock file, interpreter version, machine type and builder version."""
     interpreter = (platform.python_implementation(), platform.python_version(), platform.machine())
     parts = (LOCK_FILE.read_text(encoding="utf-8"), *interpreter, str(VERSION))
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
 def cache_directory() -> Path:
-    """Where roots are kept: `$MLAGENT_CACHE`, else /var/cache/mlagent-jax for root, else the user's XDG cache.
+    """Return the folder of roots: `$MLAGENT_CACHE`, else /var/cache/mlagent-jax for root, else the user's XDG cache.
 
-    Root's home is closed to others, and a sandbox runs as an unprivileged user also where the worker is root.
+    Root's home is closed to others, and a sandbox runs as an unprivileged user even if the worker is root.
     """
     if chosen := os.environ.get("MLAGENT_CACHE"):
         return Path(chosen).absolute()
@@ -128,13 +128,14 @@ def say(message: str) -> None:
 
 
 def ensure_rootfs(progress: Callable[[str], None] = say) -> RootFs:
-    """The root file system that sandboxes run: the one whose digest `MLAGENT_ENVIRONMENT` names, else that of this
-    interpreter and lock file, built on the first call of a machine (under a minute).
+    """Return the root file system that sandboxes run: the one that `MLAGENT_ENVIRONMENT` selects, else this host's.
 
-    Atomic: a directory with this name is complete. Two processes that ask at once build it once.
+    The latter, made from this interpreter and the lock file, is built on the first call on a machine (under a minute).
+    The
+    build is atomic: a directory with this name is complete. Of concurrent processes one builds it.
 
     Raises:
-      RootFsError: it cannot be built, is not there, or is not where an unprivileged user can read it.
+      RootFsError: it cannot be built, is missing, or is not readable by an unprivileged user.
     """
     chosen = os.environ.get(CHOICE)
     digest = chosen or environment_digest()
@@ -169,7 +170,7 @@ def _only_builder(lock: Path) -> Iterator[None]:
 
 
 def _require_readable(path: Path) -> None:
-    """A worker that is root runs its sandbox as somebody else, who must reach the root file system."""
+    """Check that an unprivileged user can read the root: a worker that is root runs its sandbox as one."""
     if os.geteuid() != 0:
         return
     for folder in [path, *path.parents]:
@@ -181,7 +182,7 @@ def _require_readable(path: Path) -> None:
 
 
 def _build_atomically(path: Path, progress: Callable[[str], None]) -> None:
-    for leftover in path.parent.glob(f"{path.name}.building-*"):  # of a builder that died; we hold the lock
+    for leftover in path.parent.glob(f"{path.name}.building-*"):  # left by a builder that died; we hold the lock
         shutil.rmtree(leftover, ignore_errors=True)
     building = Path(tempfile.mkdtemp(prefix=f"{path.name}.building-", dir=path.parent))
     try:
@@ -211,7 +212,7 @@ def _build(root: Path, progress: Callable[[str], None]) -> None:
 
 
 def _copy_interpreter(root: Path) -> list[Path]:
-    """Copy the base interpreter (never the virtual environment's), and return its ELF files at their origin."""
+    """Copy the base interpreter (never the virtual environment's), and return the original paths of its ELF files."""
     executable = Path(getattr(sys, "_base_executable", sys.executable)).resolve()
     stdlib = Path(sysconfig.get_path("stdlib", vars={"base": sys.base_prefix, "installed_base": sys.base_prefix}))
     target = root / PREFIX / "lib" / PYTHON
@@ -230,7 +231,7 @@ def _copy_interpreter(root: Path) -> list[Path]:
 
 
 def _install_packages(site_packages: Path) -> None:
-    """Install the lock file, exactly it, as wheels, and delete tests and bundled data."""
+    """Install exactly the lock file, as wheels, and delete tests and bundled data."""
     common = ["--target", str(site_packages), "--no-deps", "--only-binary", ":all:", "--requirement", str(LOCK_FILE)]
     if importlib.util.find_spec("pip"):
         quiet = ["--quiet", "--no-compile", "--no-warn-script-location", "--disable-pip-version-check"]
@@ -259,7 +260,7 @@ def _install_packages(site_packages: Path) -> None:
 
 
 def _write_skeleton(root: Path) -> None:
-    """/etc, and the places where a sandbox mounts."""
+    """Write /etc, and create the mount points."""
     (root / "etc").mkdir(exist_ok=True)
     for name, text in _ETC.items():
         (root / "etc" / name).write_text(text, encoding="utf-8")
@@ -268,17 +269,17 @@ def _write_skeleton(root: Path) -> None:
 
 
 def _compile(root: Path) -> None:
-    """Byte-compile ahead, never to be checked again: the root is read-only and its modification times mean nothing."""
-    # Docker's import and a copy of the cache change times: only hash-based, unchecked byte code survives them.
+    """Byte-compile ahead, without later checks: the root is read-only and its modification times mean nothing."""
+    # Docker's import and a copy of the cache change times: only hash-based, unchecked byte code survives that.
     command = [sys.executable, "-m", "compileall", "-q", "-j", "0", "--invalidation-mode", "unchecked-hash"]
     command += ["-s", str(root), "-p", "/", str(root / PREFIX / "lib" / PYTHON)]
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPYCACHEPREFIX"}
-    # Its exit status counts templates that are not valid Python; an import that matters fails in the sandbox's probe.
+    # The exit status counts templates that are not valid Python; the sandbox's probe detects imports that fail.
     subprocess.run(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)  # noqa: S603
 
 
 def _open_to_all(root: Path) -> None:
-    """Readable by everybody, writable by its owner, no setuid bit, whatever the umask or the origin said."""
+    """Make everything readable by all and writable by its owner, without setuid bits, whatever the umask and source."""
     for folder, _, files in os.walk(root):
         os.chmod(folder, 0o755)  # noqa: S103
         for name in files:

@@ -1,8 +1,8 @@
-"""`python -m environments.sandbox.rootfs.build [--docker]`: build the locked environment ahead of need.
+"""`python -m environments.sandbox.rootfs.build [--docker]`: build the locked environment in advance.
 
-Sandboxes build what they need by themselves; this is for the setup of a machine. The root is made of this host's
-interpreter and the packages of one lock file; the image is that root, imported as it is: no image registry, no
-Dockerfile. Hosts with other Pythons run the same environment from a copy of the folder (`MLAGENT_ENVIRONMENT`).
+Sandboxes build the environment themselves on first use; this command is for setting up a machine. The root consists of
+this host's interpreter and the packages of one lock file. The image is that root, imported unchanged: no image
+registry, no Dockerfile. Hosts with other Pythons use a copy of the folder (`MLAGENT_ENVIRONMENT`).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def ensure_image(client: docker.DockerClient, rootfs: RootFs, progress: Callable[[str], None] = say) -> str:
-    """The tag of the Docker image made of `rootfs`, imported into the engine if it has none yet.
+    """Return the tag of the Docker image made from `rootfs`, importing it into the engine if missing.
 
     Raises:
       docker.errors.APIError: the engine refuses.
@@ -54,7 +54,7 @@ def _write_tar(rootfs: RootFs, descriptor: int) -> None:
         with os.fdopen(descriptor, "wb") as stream, tarfile.open(fileobj=stream, mode="w|") as archive:
             archive.add(rootfs.path, arcname=".", filter=anonymous)
     except BrokenPipeError:
-        return  # the engine hung up; what it says is raised where it is read
+        return  # the engine closed the connection; its error is raised where its response is read
 
 
 def main() -> None:

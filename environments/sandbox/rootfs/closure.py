@@ -1,7 +1,7 @@
-"""Shared libraries of a root file system: what its programs and extension modules load, copied to where they look.
+"""Shared libraries of a root file system, copied to where its programs and extension modules look for them.
 
-`environments.sandbox.rootfs.assemble` calls `install` once everything else is in place. No chroot, no ldconfig, no
-privilege: every library goes to the one directory that the host's own dynamic loader searches by default.
+`environments.sandbox.rootfs.assemble` calls `install` after everything else. It needs no chroot, ldconfig or privilege:
+every library goes to the one directory that the host's own dynamic loader searches by default.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ _BATCH = 64
 
 
 class ClosureError(RuntimeError):
-    """A shared library that a program of the root needs is nowhere on this host; the message names it."""
+    """A shared library that a program of the root needs is missing on this host; the message names it."""
 
 
 def elf_files(root: Path) -> list[Path]:
-    """Regular files under `root` that start with the ELF magic."""
+    """Return the regular files under `root` that start with the ELF magic."""
 
     def is_elf(path: Path) -> bool:
         if path.is_symlink() or not path.is_file():
@@ -35,20 +35,19 @@ def elf_files(root: Path) -> list[Path]:
 
 
 def needed(files: Iterable[Path]) -> dict[str, Path]:
-    """Name to path on this host of every library that `files` load, the dynamic loader under its absolute name.
+    """Return name and path on this host of every library that `files` load; the dynamic loader by its absolute name.
 
-    A library that is itself one of `files` is not missing: wheels bundle libraries that the module which loads them
-    leads to.
+    A library that is itself one of `files` is not missing: wheels bundle libraries that the loading module points to.
 
     Raises:
-      ClosureError: the host's loader does not find one of them.
+      ClosureError: the host's loader does not find a library.
     """
     found: dict[str, Path] = {}
     files = list(files)
     bundled = {path.name for path in files}
     paths = [str(path) for path in files]
     for start in range(0, len(paths), _BATCH):
-        # ldd asks the host's own loader, which knows RPATH, $ORIGIN and ld.so.cache; all inputs are trusted files.
+        # ldd uses the host's own loader, which knows RPATH, $ORIGIN and ld.so.cache; all inputs are trusted files.
         batch = ["ldd", *paths[start : start + _BATCH]]
         listing = subprocess.run(batch, capture_output=True, text=True, check=False).stdout  # noqa: S603
         for line in listing.splitlines():
@@ -68,21 +67,21 @@ def needed(files: Iterable[Path]) -> dict[str, Path]:
 
 
 def install(root: Path, originals: Iterable[Path]) -> None:
-    """Copy into `root` what its own ELF files and their `originals` on the host load.
+    """Copy into `root` the libraries that its own ELF files, and their `originals` on the host, load.
 
     Args:
       root: the root file system.
-      originals: interpreter and standard-library extensions at their place of origin, where a relative RPATH still
+      originals: interpreter and standard-library extensions at their original location, where a relative RPATH still
         leads to the libraries they ship with.
 
     Raises:
-      ClosureError: a library is nowhere on this host.
+      ClosureError: a library is missing on this host.
     """
     libraries = needed(originals) | needed(elf_files(root / "usr/local/lib"))
     if "libc.so.6" not in libraries:
         raise ClosureError("ldd does not name libc.so.6: this host's C library is not glibc, which the wheels need")
     directory = libraries["libc.so.6"].parent
-    # A merged /usr: the short names are links, as on the host, so that both spellings find the same files.
+    # A merged /usr: the short names are links, as on the host, so that both spellings lead to the same files.
     for name in ("lib", "lib64", "bin", "sbin"):
         (root / "usr" / name).mkdir(parents=True, exist_ok=True)
         if not (root / name).is_symlink():
