@@ -73,8 +73,8 @@ class Tokenizer:
         """Load from a checkpoint's folder, or a folder with only a tokenizer; local or remote (`gs://`).
 
         Raises:
-          FileNotFoundError: the folder holds no tokenizer.
-          ValueError: it has no fast implementation, or no end-of-text token.
+          FileNotFoundError: The folder holds no tokenizer.
+          ValueError: It has no fast implementation, or no end-of-text token.
         """
         folder = epath.Path(folder)
         if not any((folder / name).exists() for name in VOCABULARIES):

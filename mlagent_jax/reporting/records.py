@@ -175,8 +175,8 @@ def read_run(workdir: epath.PathLike) -> RunRecords:
     """Return all records that the summary of the run in `workdir` needs.
 
     Raises:
-      FileNotFoundError: there is no such folder.
-      RecordError: a file in it is broken.
+      FileNotFoundError: There is no such folder.
+      RecordError: A file in it is broken.
     """
     root = epath.Path(workdir)
     if not root.is_dir():

@@ -35,7 +35,7 @@ def read(workdir: epath.PathLike) -> list[dict[str, Any]]:
     """Return the records of the run in `workdir`, in order; scalars are floats (NaN and inf included).
 
     Raises:
-      RecordError: a line before the last is broken.
+      RecordError: A line before the last is broken.
     """
     path = epath.Path(workdir) / FILE
     records = []

@@ -187,7 +187,7 @@ def load_study(path: Path) -> Study:
     """Return the study from a file's `get_study()`.
 
     Raises:
-      ConfigError: no such file, or none of a study.
+      ConfigError: The file does not exist or defines no study.
     """
     if not path.is_file():
         raise ConfigError(f"{path} is no file: name a study, for example configs/studies/exploration.py")
