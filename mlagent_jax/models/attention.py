@@ -29,7 +29,7 @@ def choose_kernel(kernel: str = "auto", platform: str | None = None) -> Kernel:
     """Return the kernel to build a graph with; `auto` means splash on TPU and xla elsewhere.
 
     Raises:
-      ValueError: an unknown name, or a kernel that does not run on `platform` (default: JAX's default backend).
+      ValueError: An unknown name, or a kernel that does not run on `platform` (default: JAX's default backend).
     """
     platform = platform or jax.default_backend()
     chosen = ("splash" if platform == "tpu" else "xla") if kernel == "auto" else kernel

@@ -73,8 +73,8 @@ class Tokenizer:
         """Load from a checkpoint's folder, or a folder with only a tokenizer; local or remote (`gs://`).
 
         Raises:
-          FileNotFoundError: the folder holds no tokenizer.
-          ValueError: it has no fast implementation, or no end-of-text token.
+          FileNotFoundError: The folder holds no tokenizer.
+          ValueError: It has no fast implementation, or no end-of-text token.
         """
         folder = epath.Path(folder)
         if not any((folder / name).exists() for name in VOCABULARIES):
@@ -159,7 +159,7 @@ class Tokenizer:
         ids = self.encode(PROBE)
         text = b"".join(spelled[token] for token in ids).decode(errors="replace")
         if text.removeprefix(" ") != self.decode(ids).removeprefix(" "):
-            raise ValueError(f"the tokenizer in {self._folder}: what its tokens spell is not what it decodes")
+            raise ValueError(f"the tokenizer in {self._folder}: the bytes of its tokens differ from the decoded text")
         return spelled
 
     def _speller(self) -> Callable[[str], bytes]:
@@ -179,7 +179,7 @@ class Tokenizer:
             kind = ", ".join(sorted(kinds)) or "none"
             raise ValueError(
                 f"the tokenizer in {self._folder} has a decoder ({kind}) that is neither byte-level nor SentencePiece's"
-                ": what a token spells is not fixed"
+                ": a token has no fixed bytes"
             )
         added = set(self._tokenizer.get_added_vocab())
 
@@ -239,8 +239,8 @@ class Tokenizer:
         loaded = transformers.AutoTokenizer.from_pretrained(directory)
         if loaded.encode(PROBE, add_special_tokens=False, split_special_tokens=True) != self.encode(PROBE):
             raise ValueError(
-                f"beside the config.json in {directory} AutoTokenizer makes a {type(loaded).__name__} of the tokenizer "
-                f"in {self._folder}, which cuts text in another way: use a tokenizer of the model's own kind"
+                f"with the config.json in {directory} AutoTokenizer loads a {type(loaded).__name__}, not the tokenizer "
+                f"in {self._folder}, which splits text differently: use a tokenizer of the model's type"
             )
 
 

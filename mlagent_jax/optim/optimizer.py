@@ -146,7 +146,7 @@ def abstract_state(optimizer: optax.GradientTransformation, params: Any, placeme
     on_mesh = [leaf.sharding for leaf in placed.values() if isinstance(leaf.sharding, NamedSharding)]
     everywhere = NamedSharding(on_mesh[0].mesh, PartitionSpec()) if on_mesh else None
     if placement == "host" and not on_mesh:
-        raise ValueError("moments in the host's memory need parameters on a mesh, be it of one device: see make_mesh")
+        raise ValueError("moments in host memory need parameters on a mesh, even for one device: see make_mesh")
 
     def place(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
         param = placed.get(_owner(path, placed))

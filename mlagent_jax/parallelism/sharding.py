@@ -43,8 +43,8 @@ class Rules:
             axes = tuple(text.split("+")) if text else ()
             if not equals or logical not in CHANGEABLE or logical in seen:
                 raise ValueError(
-                    f"the sharding rule {row!r} is none: write LOGICAL=MESH+MESH, once for each of "
-                    f"{', '.join(CHANGEABLE)}; for example embed=data+fsdp, or vocab= for whole"
+                    f"the sharding rule {row!r} is not valid: write LOGICAL=MESH+MESH, once for each of "
+                    f"{', '.join(CHANGEABLE)}; for example embed=data+fsdp, or vocab= to replicate"
                 )
             if set(axes) - set(AXES) or len(axes) > len(set(axes)):
                 raise ValueError(f"the sharding rule {row!r} splits over {text!r}: use {', '.join(AXES)}, each once")

@@ -147,8 +147,8 @@ def benchmark(workdir: epath.PathLike) -> dict[str, Any]:
     """Return the whole table as JSON data.
 
     Raises:
-      FileNotFoundError: there is no such folder.
-      RecordError: a file in it is broken.
+      FileNotFoundError: There is no such folder.
+      RecordError: A file in it is broken.
     """
     policies = {name: policy for name, policy in records.read_run(workdir).policies.items() if policy.episodes}
     return {

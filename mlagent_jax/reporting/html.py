@@ -82,8 +82,8 @@ def write_report(workdir: epath.PathLike, limits: Limits = DEFAULT_LIMITS) -> di
     """Write summary and page of the run in `workdir` to its `report/`; return the summary.
 
     Raises:
-      FileNotFoundError: there is no such folder.
-      RecordError: a file in it is broken.
+      FileNotFoundError: There is no such folder.
+      RecordError: A file in it is broken.
     """
     summary = summaries.write_summary(workdir)
     write_page(epath.Path(workdir) / "report" / "index.html", page_data([RunReader(workdir, limits).read()]))

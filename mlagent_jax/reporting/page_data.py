@@ -75,8 +75,8 @@ class RunReader:
         """Return the current state of the run.
 
         Raises:
-          FileNotFoundError: there is no such folder.
-          RecordError: a file of the run is broken.
+          FileNotFoundError: There is no such folder.
+          RecordError: A file of the run is broken.
         """
         root = self._root
         summary = self._once("summary", self._summary_files(), lambda: summaries.summarize(root))

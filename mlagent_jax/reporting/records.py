@@ -141,7 +141,7 @@ def read_policy(path: epath.PathLike) -> PolicyRecords:
         except (KeyError, TypeError, ValueError) as error:
             what = f"field {error} is missing" if isinstance(error, KeyError) else str(error)
             raise jsonl.RecordError(
-                f"{path}, record {number}: {what}; evaluate again to write the file anew"
+                f"{path}, record {number}: {what}; evaluate again to rewrite the file"
             ) from error
     return PolicyRecords(tuple(steps), tuple(episodes))
 
@@ -175,8 +175,8 @@ def read_run(workdir: epath.PathLike) -> RunRecords:
     """Return all records that the summary of the run in `workdir` needs.
 
     Raises:
-      FileNotFoundError: there is no such folder.
-      RecordError: a file in it is broken.
+      FileNotFoundError: There is no such folder.
+      RecordError: A file in it is broken.
     """
     root = epath.Path(workdir)
     if not root.is_dir():

@@ -181,8 +181,8 @@ def summarize(workdir: epath.PathLike) -> dict[str, Any]:
     """Return the summary of one run, as in the module's docstring.
 
     Raises:
-      FileNotFoundError: there is no such folder.
-      RecordError: a file in it is broken.
+      FileNotFoundError: There is no such folder.
+      RecordError: A file in it is broken.
     """
     run = records.read_run(workdir)
     return {**figures([run]), "run": _run_fields(run)}

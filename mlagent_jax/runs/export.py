@@ -21,8 +21,8 @@ def export(run: Run) -> None:
             )
         if locate(run.config.policy.checkpoint) is not None:
             raise ConfigError(
-                "config.export.layout is 'peft' and config.policy.checkpoint another run's, which no reader of "
-                "adapters can load as their base: export that run, and name the export; or use 'merged'"
+                "config.export.layout is 'peft' and config.policy.checkpoint another run's, which readers of "
+                "adapters cannot load as their base: name an export of that run, or use 'merged'"
             )
         adapters, lora = trained_adapters(run, config.policy)
         base = base_policy(run)

@@ -15,7 +15,7 @@ def fixed_states(run: Run, split: str, count: int, fits: Callable[[State], bool]
 
     Args:
       run: Open run.
-      split: held_in or held_out.
+      split: `held_in` or `held_out`.
       count: Maximum number; 0: none.
       fits: Whether a state's prompt is within the limit.
 

@@ -160,7 +160,7 @@ class Run:
         if not names:
             raise ConfigError("config.tasks names no task: set config.tasks.train or config.tasks.micro_train")
         if twice := sorted(name for name in set(names) if names.count(name) > 1):
-            raise ConfigError(f"config.tasks names {twice[0]!r} twice: a task is held in or held out, and there once")
+            raise ConfigError(f"config.tasks names {twice[0]!r} twice: list each task once, in train or held_out")
         sandbox = open_sandbox(self.config.workers.sandbox, self.config.workers.guarantees)
         self._facts["sandbox"] = sandbox.name
         # Jobs do not depend on the process that submits them.

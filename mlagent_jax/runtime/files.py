@@ -24,7 +24,7 @@ def refuse_pointer(path: epath.Path) -> None:
     """
     with path.open("rb") as file:
         if file.read(len(_LFS_POINTER)) == _LFS_POINTER:
-            raise ValueError(f"{path} is a Git LFS pointer and not the file: run `git lfs pull` in its repository")
+            raise ValueError(f"{path} is a Git LFS pointer, not the file: run `git lfs pull` in its repository")
 
 
 def read_json(path: epath.Path) -> dict[str, Any]:
@@ -37,9 +37,9 @@ def read_json(path: epath.Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_bytes().decode("utf-8-sig"))
     except ValueError as error:
-        raise ValueError(f"{path} is no whole JSON ({error}): download it again") from error
+        raise ValueError(f"{path} is not complete JSON ({error}): download it again") from error
     if not isinstance(value, dict):
-        raise ValueError(f"{path} holds a {type(value).__name__} and not an object: download it again")
+        raise ValueError(f"{path} holds a {type(value).__name__}, not an object: download it again")
     return value
 
 

@@ -25,7 +25,7 @@ def iterate(path: epath.PathLike) -> Iterator[dict[str, Any]]:
     """Yield complete records of `path` without holding the file in memory; none if the file does not exist.
 
     Raises:
-      RecordError: a line before the last is not a JSON object.
+      RecordError: A line before the last is not a JSON object.
     """
     path = epath.Path(path)
     if not path.exists():

@@ -35,7 +35,7 @@ def read(workdir: epath.PathLike) -> list[dict[str, Any]]:
     """Return the records of the run in `workdir`, in order; scalars are floats (NaN and inf included).
 
     Raises:
-      RecordError: a line before the last is broken.
+      RecordError: A line before the last is broken.
     """
     path = epath.Path(workdir) / FILE
     records = []
@@ -74,7 +74,7 @@ class MetricsLog:
           ValueError: A scalar is called `stage`, `step` or `seconds`.
         """
         if clash := RESERVED & set(scalars):
-            raise ValueError(f"a scalar is called {min(clash)!r}, which every record has of its own: rename it")
+            raise ValueError(f"a scalar is called {min(clash)!r}, which is reserved in every record: rename it")
         values = {name: _number(value) for name, value in scalars.items()}
         seconds = round(self._clock() - self._start, 3)
         self._file.append({"stage": stage, "step": int(step), "seconds": seconds, **values})

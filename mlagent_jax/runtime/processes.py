@@ -69,12 +69,12 @@ def join(asked: bool | None = None) -> None:
         try:
             given = {"num_processes": int(os.environ[COUNT]), "process_id": int(os.environ[INDEX])}
         except (KeyError, ValueError) as error:
-            raise ConfigError(f"${COUNT} and ${INDEX} are to be two numbers beside ${ADDRESS}: {error}") from error
+            raise ConfigError(f"with ${ADDRESS}, ${COUNT} and ${INDEX} must be numbers: {error}") from error
         given |= {"coordinator_address": os.environ[ADDRESS], "cluster_detection_method": "deactivate"}
     try:
         given["heartbeat_timeout_seconds"] = int(os.environ.get(HEARTBEAT, _HEARTBEAT_SECONDS))
     except ValueError as error:
-        raise ConfigError(f"${HEARTBEAT} is to be a number of seconds: {error}") from error
+        raise ConfigError(f"${HEARTBEAT} must be a number of seconds: {error}") from error
     # Otherwise JAX would handle SIGTERM, which stops a run.
     jax.config.update("jax_enable_preemption_service", False)
     try:

@@ -193,7 +193,7 @@ class Follower:
         self._waiting.put(None)
         self._thread.join(seconds)
         if self._thread.is_alive():
-            log.warning("%s did not take all metrics in time; metrics.jsonl has them", self._name)
+            log.warning("%s did not receive all metrics in time; metrics.jsonl has them", self._name)
 
     def _follow(self) -> None:
         tracker, last, pending = None, {}, []
@@ -229,7 +229,7 @@ class Follower:
     def _warn(self, error: Exception) -> None:
         if not self._warned:
             log.warning(
-                "%s takes no metrics (%s: %s); metrics.jsonl has them, and they are sent once it does",
+                "%s does not accept metrics (%s: %s); metrics.jsonl has them, and they are sent once it does",
                 *(self._name, type(error).__name__, str(error).strip()[:500]),
             )
         self._warned = True

@@ -16,7 +16,7 @@ def check_host(host: str, api_key: str | None) -> None:
     """Check that nobody but this machine's users reaches a server without a key.
 
     Raises:
-        ValueError: They would.
+      ValueError: They would.
     """
     if not _is_local(host) and not api_key:
         raise ValueError(f"--host={host} is reached from other machines: set {KEY_VARIABLE} to a key, or leave it out")
@@ -26,7 +26,7 @@ def check_key(api_key: str | None, authorization: str) -> None:
     """Check whether a request may be served, given its `Authorization` header.
 
     Raises:
-        ApiError: The key is missing or wrong.
+      ApiError: The key is missing or wrong.
     """
     if api_key is not None and not hmac.compare_digest(authorization.encode(), f"Bearer {api_key}".encode()):
         raise ApiError(401, "the API key is missing or wrong: send it as `Authorization: Bearer KEY`")
@@ -39,7 +39,7 @@ def check_site(host: str, origin: str | None) -> None:
     or by a form that is sent across sites, as `Origin` tells.
 
     Raises:
-        ApiError: It does not.
+      ApiError: It does not.
     """
     if not _is_local(_name(f"//{host}")):
         raise ApiError(403, "this server has no key and is for this machine alone: ask for localhost or 127.0.0.1")

@@ -41,10 +41,10 @@ def make_app(service: Service, model: str, api_key: str | None = None, *, parse_
     """The ASGI application.
 
     Args:
-        service: Opened and closed with the application.
-        model: The name under which the policy is listed; any other name in a request is an error.
-        api_key: What clients must send as a bearer token; None: nothing, but they must be programs of this machine.
-        parse_special: Whether the names of special tokens in the prompts of completions are those tokens.
+      service: Opened and closed with the application.
+      model: The name under which the policy is listed; any other name in a request is an error.
+      api_key: What clients must send as a bearer token; None: nothing, but they must be programs of this machine.
+      parse_special: Whether the names of special tokens in the prompts of completions are those tokens.
     """
     server = _Server(service, model, parse_special)
 
@@ -198,7 +198,7 @@ class _Server:
         """The samples that are asked for, every value checked.
 
         Raises:
-            ApiError: One cannot be made.
+          ApiError: One cannot be made.
         """
         limits, sampler = self._service.limits, self._service.sampler
         self._check_model(asked.model or self._model)
@@ -262,7 +262,7 @@ async def _unless_gone(request: HttpRequest, work: Awaitable[Any]) -> Any:
     """The result of `work`, which is cancelled when the client leaves: its samples make room for others.
 
     Raises:
-        ApiError: 499, which nobody hears.
+      ApiError: 499, which nobody hears.
     """
     done = asyncio.ensure_future(work)
     gone = asyncio.ensure_future(_gone(request))

@@ -18,7 +18,7 @@ def chat_tokens(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:
     was trained. A `developer` message is the `system` message of a template that knows no developer.
 
     Raises:
-        ApiError: 400 where the template refuses the conversation, with its words, or leaves out a part of it.
+      ApiError: 400 where the template refuses the conversation, with its words, or leaves out a part of it.
     """
     if not tokenizer.has_chat_template:
         for place, message in enumerate(messages):

@@ -9,8 +9,8 @@ class ApiError(Exception):
     """Answered with a status and a message that says what to change.
 
     Attributes:
-        status: HTTP.
-        param: Field of the request that is to blame, if any.
+      status: HTTP.
+      param: Field of the request that is to blame, if any.
     """
 
     def __init__(self, status: int, message: str, param: str | None = None) -> None:

@@ -54,9 +54,9 @@ class Style:
     """How answers to one request are written.
 
     Attributes:
-        chat: Of a chat completion; else of a completion.
-        log_probs: Whether they are part of it.
-        spellings: Bytes of each token.
+      chat: Of a chat completion; else of a completion.
+      log_probs: Whether they are part of it.
+      spellings: Bytes of each token.
     """
 
     model: str

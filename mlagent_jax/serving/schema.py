@@ -64,7 +64,7 @@ class Asked(pydantic.BaseModel):
         """Of a request's JSON.
 
         Raises:
-            ApiError: What is wrong, with the field's name.
+          ApiError: What is wrong, with the field's name.
         """
         try:
             fields = pydantic.TypeAdapter(dict[str, Any]).validate_json(body)
@@ -97,7 +97,7 @@ class Asked(pydantic.BaseModel):
         """Stop strings.
 
         Raises:
-            ApiError: One is empty.
+          ApiError: One is empty.
         """
         strings = [self.stop] if isinstance(self.stop, str) else self.stop or []
         if not all(strings):

@@ -60,9 +60,9 @@ class Service:
     """Makes completions; `open` it on the loop that calls it.
 
     Args:
-        sampler: Model and tokenizer.
-        limits: What is taken on.
-        mesh: Where the model lives; None for one device.
+      sampler: Model and tokenizer.
+      limits: What is taken on.
+      mesh: Where the model lives; None for one device.
     """
 
     def __init__(self, sampler: Sampler, limits: Limits, mesh: jax.sharding.Mesh | None = None) -> None:
@@ -99,7 +99,7 @@ class Service:
         """Whether one request may ask for so many samples.
 
         Raises:
-            ApiError: It may not.
+          ApiError: It may not.
         """
         room = self.limits.slots + self.limits.waiting
         if samples > room:
@@ -110,8 +110,8 @@ class Service:
         """Progress of `requests` until all have finished; `Progress.id` counts them. Leaving early cancels them.
 
         Raises:
-            ApiError: 429 where too many samples are open, 503 where the sampler has failed, 500 where a request has,
-                504 where it took too long.
+          ApiError: 429 where too many samples are open, 503 where the sampler has failed, 500 where a request has,
+            504 where it took too long.
         """
         room = self.limits.slots + self.limits.waiting
         if not self.healthy:

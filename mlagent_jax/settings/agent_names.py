@@ -37,7 +37,7 @@ def parse_agent(text: str) -> AgentSpec:
     """Parse an entry of `config.evaluate.policies`.
 
     Raises:
-      ConfigError: it names no agent.
+      ConfigError: It names no agent.
     """
     if text in PLAIN:
         return AgentSpec(text, text)

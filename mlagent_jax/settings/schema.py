@@ -590,7 +590,7 @@ def freeze(config: ConfigDict) -> Config:
     """Return the typed, checked form.
 
     Raises:
-      ConfigError: an unknown field (the nearest is named), a wrong type or an impossible value.
+      ConfigError: An unknown field (the nearest is named), a wrong type or an impossible value.
     """
     frozen = typed_fields.read(Config, config.to_dict(), "config")
     check(frozen)
@@ -624,6 +624,6 @@ def check_field(path: str) -> Any:
     """Return the type of the field with this name, for example `rl.loss`.
 
     Raises:
-      ConfigError: there is no such field; the message names the nearest.
+      ConfigError: There is no such field; the message names the nearest.
     """
     return typed_fields.find(Config, path, "config")

@@ -137,6 +137,6 @@ def _check_position(extra: dict[str, Any], position: dict[str, Any]) -> None:
     known = {name: value for name, value in extra.items() if name in position}
     if any(position[name] != value for name, value in known.items()):
         raise ConfigError(
-            "the collected steps are not those that the checkpoints/sft of this workdir were trained on: bring them "
-            "back, or choose another --workdir"
+            "the collected steps are not those that the checkpoints/sft of this workdir were trained on: restore "
+            "them, or choose another --workdir"
         )

@@ -68,9 +68,9 @@ class Study:
     def __post_init__(self) -> None:
         names = [arm.name for arm in self.arms]
         if not names or len({*names, self.default.name, "sft"}) < len(names) + 2:
-            raise ConfigError(f"study {self.name!r} has the arms {names}: each needs a name of its own")
+            raise ConfigError(f"study {self.name!r} has the arms {names}: each needs a unique name")
         if len({arm.sleep is None for arm in self.all_arms}) > 1:
-            raise ConfigError(f"study {self.name!r} has arms that execute and arms that sleep: they compare in nothing")
+            raise ConfigError(f"study {self.name!r} has arms that execute and arms that sleep: they cannot be compared")
         for arm in self.all_arms:
             for field in (*arm.settings, *arm.start):
                 check_field(field)
@@ -174,9 +174,7 @@ def runs(studies: Sequence[Study], root: Path, seeds: Sequence[int], common: Set
     for study in studies:
         for arm in study.all_arms:
             if known.setdefault(arm.name, arm) != arm:
-                raise ConfigError(
-                    f"study {study.name!r} has another arm {arm.name!r} than a study before it: rename it"
-                )
+                raise ConfigError(f"study {study.name!r} redefines the arm {arm.name!r} of an earlier study: rename it")
     for seed in seeds:
         planned = []
         for arm in known.values():
@@ -189,7 +187,7 @@ def load_study(path: Path) -> Study:
     """Return the study from a file's `get_study()`.
 
     Raises:
-      ConfigError: no such file, or none of a study.
+      ConfigError: The file does not exist or defines no study.
     """
     if not path.is_file():
         raise ConfigError(f"{path} is no file: name a study, for example configs/studies/exploration.py")

@@ -35,7 +35,7 @@ def write_study(study: Study, root: Path, seeds: Sequence[int]) -> Path | None:
     """Write the report of the runs done so far; return its page, or None if there are none.
 
     Raises:
-      RecordError: a run's file is broken.
+      RecordError: A run's file is broken.
       ModuleNotFoundError: matplotlib is not installed (the extra `studies`).
     """
     study_results = (timing.results if study.is_timed else results)(study, root, seeds)

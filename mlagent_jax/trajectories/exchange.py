@@ -106,8 +106,8 @@ def import_sharegpt(folder: epath.PathLike) -> Iterator[Record]:
             yield Record.from_dict(data)
         except (KeyError, TypeError, ValueError) as error:
             raise SchemaError(
-                f"{path}, conversation {number}: {error!r}; a step needs its state and outcome, which only an export "
-                "of ours holds, in the field `step`"
+                f"{path}, conversation {number}: {error!r}; a step needs its state and outcome, which only exports "
+                "of this program have, in the field `step`"
             ) from error
 
 

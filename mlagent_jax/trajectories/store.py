@@ -50,7 +50,7 @@ class TrajectoryStore:
         before = store.folder.parent / f"{store.folder.name}.jsonl"
         if not store.exists() and before.exists():
             raise ConfigError(
-                f"{before} is of an older version: make a store of it by "
+                f"{before} is of an older version: convert it to a store with "
                 f"`python tools/trajectories.py add {folder} {before}`"
             )
         if not store.exists():
@@ -223,7 +223,7 @@ def _recorded(data: dict[str, Any], journal: epath.Path, place: int) -> Record:
         return Record.from_dict(data)
     except (KeyError, TypeError) as error:
         raise jsonl.RecordError(
-            f"{journal}, record {place + 1} is no recorded step: is {journal.parent} a store, "
+            f"{journal}, record {place + 1} is not a recorded step: is {journal.parent} a store, "
             "such as trajectories/collect in a run's workdir?"
         ) from error
 
@@ -242,7 +242,7 @@ def _parquet(path: epath.Path) -> Iterator[pq.ParquetFile]:
             yield pq.ParquetFile(source)
         except pa.ArrowInvalid as error:
             raise schema.SchemaError(
-                f"{path} is no whole Parquet file ({error}): delete it, and append again"
+                f"{path} is not a complete Parquet file ({error}): delete it and append again"
             ) from error
 
 

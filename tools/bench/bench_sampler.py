@@ -58,7 +58,7 @@ def recorded_lengths(workdir: str, tokenizer: Any) -> tuple[np.ndarray, np.ndarr
     """(tokens of prompts, tokens of actions) of the steps that a run has recorded.
 
     Raises:
-        FileNotFoundError: It has recorded none.
+      FileNotFoundError: It has recorded none.
     """
     from mlagent_jax.trajectories.store import TrajectoryStore
 

@@ -1,8 +1,8 @@
-// Curves: small multiples by stage. Hovering reads every chart of a stage at the same place; dragging zooms them all.
+// Curves: small multiples by stage. Hovering reads all charts of a stage at the same position; dragging zooms them.
 
 const MARGIN = { top: 8, right: 10, bottom: 22, left: 46 };
 const HEIGHT = 150;
-// First what tells whether training works; the rest, alphabetically, behind them.
+// Scalars that show whether training works come first, the rest alphabetically.
 const PRIORITY = ["reward", "loss", "valid", "gain", "kl", "entropy", "value_loss", "policy_loss", "grad", "clip", "learning_rate"];
 
 function priority(name) {
@@ -40,7 +40,7 @@ function nearest(points, x) {
   return Math.abs(points[low][0] - x) <= Math.abs(points[high][0] - x) ? points[low] : points[high];
 }
 
-/** One chart of a group, which shares `range` (zoom), `axis`, and the place that is hovered over; a line a run. */
+/** One chart of a group that shares `range` (zoom), `axis` and hover position; one line per run. */
 function chart(group, { name, lines }) {
   const readout = el("span.readout");
   const plot = el("div.plot", { tabindex: 0, role: "img" });
@@ -125,7 +125,7 @@ function chart(group, { name, lines }) {
       start = place(event);
       plot.setPointerCapture(event.pointerId);
     }
-    // A finger holds the place of the curve that it came down on.
+    // A finger keeps the point of the curve that it touched.
     if (event.pointerType === "touch") fingers.set(event.pointerId, { at: place(event), holds: scale.invert(place(event)) });
     group.hover(scale.invert(place(event)));
   });
@@ -141,7 +141,7 @@ function chart(group, { name, lines }) {
       cursor.append(svg("rect.selection", { x: from, width: to - from, y: MARGIN.top, height: HEIGHT - MARGIN.top - MARGIN.bottom }));
     }
   });
-  /** Two fingers: the range in which both are still on the places that they hold. */
+  /** Return the range in which two fingers keep the points that they touched. */
   function pinch() {
     const [a, b] = [...fingers.values()].sort((one, other) => one.holds - other.holds);
     if (b.at - a.at < 12 || b.holds <= a.holds) return;
@@ -174,7 +174,7 @@ function chart(group, { name, lines }) {
   return { node, draw, hover };
 }
 
-/** What people have set, kept when newer data is drawn. */
+/** User settings, kept when newer data is drawn. */
 const curvesView = { axis: "step", smoothing: 0.02, zoom: {}, more: {}, hidden: new Set() };
 
 /** The charts of one stage. */

@@ -26,7 +26,7 @@ function fill(node, classes, attributes, children) {
 const NONE = "–";
 const MINUS = "−";
 
-/** A number in few characters: 0.0123, 4.51, 18 400, 2.1e-7. */
+/** Format a number briefly: 0.0123, 4.51, 18 400, 2.1e-7. */
 function compact(value) {
   if (value == null || !Number.isFinite(value)) return NONE;
   const size = Math.abs(value);
@@ -60,13 +60,13 @@ const plural = (count, noun) => `${count.toLocaleString("en")} ${noun}${count ==
 const POLICIES = { base: "Base", sft: "SFT", rl: "RL" };
 const SPLITS = { held_in: "held-in", held_out: "held-out" };
 
-/** Seconds ago, for people. */
+/** Format seconds ago. */
 const ago = (seconds) => (seconds < 1.5 ? "just now" : `${duration(seconds)} ago`);
-/** Runs that are compared have a colour each, by their place. */
+/** Colour of a compared run, by index. */
 const RUN_TONES = 8;
 const runTone = (index) => `run${index % RUN_TONES}`;
 
-/** A bar of `share` of its width, from 0 to 1. */
+/** A bar filled to `share`, from 0 to 1. */
 function meter(share, classes = "") {
   const bounded = Math.min(1, Math.max(0, share || 0));
   return svg(`svg.meter${classes}`, { width: "100%", height: 8, preserveAspectRatio: "none", "aria-hidden": "true" },
@@ -82,7 +82,7 @@ function plainTable(classes, columns, rows) {
     el("tbody", {}, rows.map((row) => el("tr", {}, cells(row))))));
 }
 
-/** Which of several runs a section shows; nothing where there is one. */
+/** Selector of the run that a section shows; nothing for a single run. */
 function runChoice(runs, chosen, onChange) {
   if (runs.length < 2) return null;
   return segmented("Run", Object.fromEntries(runs.map((run, index) => [String(index), [el(`span.key.${runTone(index)}`), run.name]])), String(chosen),
@@ -101,7 +101,7 @@ function ticks(low, high, count) {
   return found;
 }
 
-/** A row of buttons of which one is on. */
+/** A row of buttons with one active. */
 function segmented(label, options, value, onChange) {
   const group = el("div.segmented", { role: "group", "aria-label": label });
   for (const [key, text] of Object.entries(options)) {

@@ -1,4 +1,4 @@
-// Workers and the queue, as the queue tells: what waits, who works, what ended how, and what needs a person.
+// Workers and the queue: waiting jobs, active workers, results, and problems that need a person.
 
 const fleetView = { run: 0, open: {} };
 

@@ -1,4 +1,4 @@
-// The page: reads the data block, draws the sections, remembers light or dark, and, where it is served, asks for news.
+// The page: reads the data block, draws the sections, stores the colour theme and, if served, polls for updates.
 
 const data = JSON.parse(document.getElementById("data").textContent);
 const body = (id) => document.querySelector(`#${id} .body`);
@@ -11,7 +11,7 @@ function themed() {
   const label = () => { button.textContent = dark() ? "Light" : "Dark"; };
   try {
     root.dataset.theme = localStorage.getItem("theme") || "";
-  } catch { /* A file may have no storage: the choice then lasts as long as the page. */ }
+  } catch { /* A local file may have no storage: the choice lasts as long as the page. */ }
   button.addEventListener("click", () => {
     root.dataset.theme = dark() ? "light" : "dark";
     try {
@@ -23,7 +23,7 @@ function themed() {
   label();
 }
 
-/** Each section with what it is drawn from; one whose data is as before is left alone. */
+/** Sections with their data; a section with unchanged data is not redrawn. */
 const SECTIONS = {
   progress: [() => data.runs.map(({ name, progress }) => [name, progress]), (node) => drawProgress(node, data.runs, data.live)],
   results: [() => [data.pooled, data.runs.map(({ name, summary }) => [name, summary])], (node) => drawResults(node, data, drawFigures)],
@@ -35,13 +35,13 @@ const SECTIONS = {
 };
 const drawnOf = {};
 
-/** Draw again what is drawn from the figures. */
+/** Redraw the sections made from the figures. */
 function drawFigures() {
   SECTIONS.results[1](body("results"));
   SECTIONS.tasks[1](body("tasks"));
 }
 
-/** Whether somebody is marking text in a part of the page. */
+/** Return whether text is selected in a section. */
 function isSelected(node) {
   const selection = getSelection();
   return selection && !selection.isCollapsed && node.contains(selection.anchorNode);
@@ -57,7 +57,7 @@ function draw() {
   }
 }
 
-// -- news --
+// -- updates --
 
 const RETRY_SECONDS = 5;
 

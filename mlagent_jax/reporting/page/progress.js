@@ -1,8 +1,8 @@
-// How far the runs are: their stages, what the current one tells of itself, and when a run last did anything.
+// Progress of the runs: stages, the current stage's report, and the time of the last activity.
 
 const SILENT_SECONDS = 120;
 
-/** The stage that goes on, or null where all are done or none has begun. */
+/** Return the running stage, or null if all are done or none has started. */
 const current = (progress) => (progress.stages || []).find((stage) => !stage.done) || null;
 
 function drawProgress(body, runs, live) {
@@ -18,7 +18,7 @@ function drawProgress(body, runs, live) {
   }));
 }
 
-/** A line and a bar of what the stage says; how long ago, where that is long. */
+/** Draw the stage's line and bar, and its age if it is old. */
 function told(now, age, live) {
   if (!now) return null;
   const ended = now.state !== "running";

@@ -53,7 +53,7 @@ function figureCell(label, found, format, signed = false) {
 
 const resultsView = { policy: null, measure: "step_reward", sort: "task", descending: false };
 
-/** What the tables compare: `{name, tone, scope}`, where the scope is a policy's figures, or null. */
+/** Return the table columns: `{name, tone, scope}`, where the scope is a policy's figures, or null. */
 function columnsOf({ runs, pooled }) {
   const known = Object.keys(POLICIES).filter((name) => runs.some((run) => run.summary.policies[name]));
   if (runs.length < 2) {

@@ -1,4 +1,4 @@
-// The states that step-wise RL begins from: what the pool holds by task and depth, and what came of acting in them.
+// Initial states of step-wise RL: the pool by task and depth, and statistics of the actions sampled in them.
 
 const statesView = { run: 0, measure: "reward", list: false, limit: 40 };
 const STATE_MEASURES = {

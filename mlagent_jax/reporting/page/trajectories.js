@@ -1,4 +1,4 @@
-// The browser of trajectories: a filtered list, and what was asked, done and answered in each step of the chosen one.
+// The trajectory browser: a filtered list, and prompt, action and output of each step of the selected one.
 
 const OUTCOMES = {
   scored: "scored",
@@ -19,7 +19,7 @@ const meanReward = (item) => {
   return rewards.length ? rewards.reduce((sum, reward) => sum + reward, 0) / rewards.length : null;
 };
 
-/** Where an item is from: RL, step 4, sample 1. */
+/** Return the origin of an item: RL, step 4, sample 1. */
 function place(item) {
   const parts = [sourceName(item.source)];
   if (item.episode != null) parts.push(`${item.score != null ? "episode" : "trajectory"} ${item.episode}`);
@@ -56,7 +56,7 @@ function stepDetail(step) {
     step.output ? block("Output", el("pre.code.output", {}, step.output)) : null);
 }
 
-/** The chosen entry. The step that is open is kept in `view`, for newer data does not close it. */
+/** The selected entry. `view` keeps the open step, so that newer data does not close it. */
 function detail(item, back, view) {
   const gain = item.score != null
     ? el("p.gain", {}, `Best submission on the report labels: ${compact(item.score)}, from ${compact(item.start)} of the starting script`,
@@ -96,7 +96,7 @@ function rewardBars(item, show) {
     svg("line.zero", { x1: 0, x2: width * rewards.length, y1: y(0), y2: y(0) }));
 }
 
-/** What people have chosen, kept when newer data is drawn. */
+/** User selections, kept when newer data is drawn. */
 const trajectoriesView = { run: "", source: "", task: "", kind: "", text: "", order: "", chosen: null, step: 0, limit: PAGE_SIZE, open: false };
 const ORDERS = { "": "In the run's order", newest: "Newest first", best: "Best first", worst: "Worst first" };
 
@@ -105,7 +105,7 @@ function drawTrajectories(body, runs) {
   const items = runs.flatMap((run, index) => run.trajectories.map((item) => ({ ...item, run: run.name, tone: runs.length > 1 ? runTone(index) : null })));
   const all = runs.reduce((sum, run) => sum + Object.values(run.totals).reduce((total, each) => total + each, 0), 0);
   if (!items.length) return body.replaceChildren(el("p.note", {}, "No steps yet: they appear when the first actions have been executed."));
-  // An entry is the same in newer data where it is of the same place.
+  // An entry is the same in newer data if its origin is the same.
   const keys = items.map((item) => JSON.stringify([item.run, item.source, item.task, item.split, item.episode, item.step, item.sample, item.steps.map((step) => step.action)]));
   const searchable = items.map((item) => item.steps.map((step) => [step.action, step.output, step.diff].join("\n")).join("\n").toLowerCase());
   const unique = (values) => [...new Set(values)];
@@ -158,7 +158,7 @@ function drawTrajectories(body, runs) {
     worst: (a, b) => (score(items[a]) ?? Infinity) - (score(items[b]) ?? Infinity) || a - b,
   };
 
-  /** Fill the list; with `anew`, somebody has changed what is asked for. */
+  /** Fill the list; `anew` means that the filter has changed. */
   function filter(anew) {
     shown = items.map((_, index) => index).filter((index) => {
       const item = items[index];

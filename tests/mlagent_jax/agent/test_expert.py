@@ -54,15 +54,15 @@ def test_the_first_edit_tries_an_idea_of_the_prompt():
         assert one.propose(STATE, None, None).intended.text == one.ideas[0]
 
 
-def test_a_slip_is_no_target_and_is_repaired_by_the_edit_that_was_meant():
+def test_a_deliberate_error_is_no_target_and_the_next_edit_repairs_it():
     for seed in range(20):
         one = expert(str(seed), look_rate=0.0, error_rate=1.0)
-        slip = one.propose(STATE, None, None)
-        assert slip.broken
-        repair = one.propose(STATE, slip, OutcomeKind.SCRIPT_ERROR)
+        broken = one.propose(STATE, None, None)
+        assert broken.broken
+        repair = one.propose(STATE, broken, OutcomeKind.SCRIPT_ERROR)
         assert not repair.broken
-        assert slip.intended.code.rstrip() in repair.text
-        assert f"\n{slip.intended.code.rstrip()}\n```" not in slip.text
+        assert broken.intended.code.rstrip() in repair.text
+        assert f"\n{broken.intended.code.rstrip()}\n```" not in broken.text
 
 
 def test_left_alone_it_has_a_few_favourites_and_no_ideas_in_its_prompt():

@@ -86,7 +86,7 @@ def test_tensorflow_datasets_reads_it_by_index_without_tensorflow(tmp_path, stor
 
 def test_what_is_no_export_is_refused_by_name(tmp_path):
     (tmp_path / "steps.json").write_text(json.dumps([{"conversations": [{"from": "human", "value": "hello"}]}]))
-    with pytest.raises(SchemaError, match=r"conversation 1.*an export of ours"):
+    with pytest.raises(SchemaError, match=r"conversation 1.*only exports of this program"):
         list(exchange.read(tmp_path / "steps.json"))
     with pytest.raises(SchemaError, match="holds no Parquet file"):
         list(exchange.read(tmp_path / "nothing"))

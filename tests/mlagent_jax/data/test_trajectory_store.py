@@ -102,7 +102,7 @@ def test_a_folder_without_steps_and_a_foreign_table_are_refused(tmp_path, record
         TrajectoryStore.open(tmp_path / "collect")
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
     for read in (list, lambda store: store.columns("task")):
-        with pytest.raises(RecordError, match=r"metrics\.jsonl, record 1 is no recorded step"):
+        with pytest.raises(RecordError, match=r"metrics\.jsonl, record 1 is not a recorded step"):
             read(TrajectoryStore.open(tmp_path))
     with Writer(tmp_path / "new") as store:
         store.append(records)
@@ -114,10 +114,10 @@ def test_a_folder_without_steps_and_a_foreign_table_are_refused(tmp_path, record
 
 
 def test_the_card_counts_by_split_task_action_and_outcome(tmp_path, records):
-    slip = make_record(9, 0, kind=OutcomeKind.SCRIPT_ERROR, target=False)
-    card = write_card(written(tmp_path, [*records, slip])).read_text()
+    error = make_record(9, 0, kind=OutcomeKind.SCRIPT_ERROR, target=False)
+    card = write_card(written(tmp_path, [*records, error])).read_text()
     assert "13 steps of 4 trajectories in 1 tasks" in card
     assert "1 of the steps are deliberate errors" in card
     lines = [line for line in card.splitlines() if line.startswith("| wine")]
-    counts = {kind: sum(r.outcome.kind is kind for r in [*records, slip]) for kind in OutcomeKind}
+    counts = {kind: sum(r.outcome.kind is kind for r in [*records, error]) for kind in OutcomeKind}
     assert lines == [f"| wine | {' | '.join(str(counts[k]) for k in sorted(counts) if counts[k])} | 13 |"]

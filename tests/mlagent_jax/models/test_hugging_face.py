@@ -267,7 +267,7 @@ POINTER = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\ns
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("config.json", '{"model_type": "lla', r"config\.json is no whole JSON"),
+        ("config.json", '{"model_type": "lla', r"config\.json is not complete JSON"),
         ("config.json", "[]", r"config\.json holds a list"),
         ("config.json", POINTER, r"config\.json is a Git LFS pointer"),
         ("model.safetensors", POINTER, r"model\.safetensors is a Git LFS pointer"),
@@ -358,7 +358,7 @@ def test_an_export_that_fails_leaves_nothing_and_keeps_the_one_before(tmp_path, 
     with pytest.raises(ValueError, match="'adapter/a' has no place"):
         hugging_face.save(tmp_path / "export", config, broken, tokenizer)
     monkeypatch.setattr(tokenizer, "encode", lambda text: [])  # as of another kind
-    with pytest.raises(ValueError, match="cuts text in another way"):
+    with pytest.raises(ValueError, match="splits text differently"):
         hugging_face.save(tmp_path / "export", config, params, tokenizer)
     assert tensors_of(tmp_path / "export") == before
     assert [path.name for path in tmp_path.iterdir()] == ["export"]

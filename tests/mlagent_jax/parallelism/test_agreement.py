@@ -38,7 +38,7 @@ def test_a_time_between_heartbeats_that_is_no_number_is_named(monkeypatch):
     for name, value in ((processes.ADDRESS, "127.0.0.1:1"), (processes.COUNT, "2"), (processes.INDEX, "0")):
         monkeypatch.setenv(name, value)
     monkeypatch.setenv(processes.HEARTBEAT, "soon")
-    with pytest.raises(ConfigError, match=r"\$MLAGENT_HEARTBEAT_SECONDS is to be a number of seconds"):
+    with pytest.raises(ConfigError, match=r"\$MLAGENT_HEARTBEAT_SECONDS must be a number of seconds"):
         processes.join()
 
 

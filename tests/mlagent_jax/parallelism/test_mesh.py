@@ -62,9 +62,9 @@ def test_a_config_changes_rows_of_the_table():
 @pytest.mark.parametrize(
     ("rows", "named"),
     [
-        ("mlp", "rule 'mlp' is none: write"),
-        ("expert=tensor", "rule 'expert=tensor' is none: .*embed, vocab"),
-        ("time=tensor", "rule 'time=tensor' is none"),
+        ("mlp", "rule 'mlp' is not valid: write"),
+        ("expert=tensor", "rule 'expert=tensor' is not valid: .*embed, vocab"),
+        ("time=tensor", "rule 'time=tensor' is not valid"),
         ("mlp=,mlp=tensor", "once for each"),
         ("mlp=model", "splits over 'model': use data, fsdp, tensor"),
         ("mlp=tensor+tensor", "each once"),

@@ -185,9 +185,9 @@ def test_what_cannot_be_run_is_one_line(arguments, message, tmp_path, capfd, mon
 
 def test_arms_of_one_name_that_differ_are_refused():
     studies = [Study(name, "?", (Arm("arm", {"rl.value_clip": clip}),)) for name, clip in (("a", 0.1), ("b", 0.3))]
-    with pytest.raises(ConfigError, match="another arm 'arm'"):
+    with pytest.raises(ConfigError, match="redefines the arm 'arm'"):
         list(runs(studies, Path("r"), [0], {}))
-    with pytest.raises(ConfigError, match="a name of its own"):
+    with pytest.raises(ConfigError, match="a unique name"):
         Study("s", "?", (DEFAULT,))
 
 
