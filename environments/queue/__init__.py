@@ -24,24 +24,25 @@ def open_queue(
     patience_seconds: float = 120.0,
     clock: Callable[[], float] | None = None,
 ) -> RewardQueue:
-    """The queue at `url`: `sqlite:///PATH` (processes of one host) or `postgresql://...` (many hosts).
+    """Open the queue at `url`: `sqlite:///PATH` (processes of one host) or `postgresql://...` (many hosts).
 
     Args:
-      store: where payloads over a few KB go; the same for the trainer and every worker.
-      create: make the tables where there are none.
-      retries: what becomes of failed attempts of the jobs enqueued through this object.
-      patience_seconds: how long a database that is locked, restarting or cut off is waited for.
-      clock: replaces the database's clock (seconds since 1970); for tests and simulations.
+      url: URL of the database.
+      store: store for payloads over a few KB; the same for the trainer and every worker.
+      create: whether to create missing tables.
+      retries: retry policy of the jobs enqueued through this object.
+      patience_seconds: how long to wait for a database that is locked, restarting or unreachable.
+      clock: replacement of the database's clock (seconds since 1970), for tests and simulations.
 
     Raises:
-      QueueError: the URL, the database or its version does not serve; the message says why, without credentials.
+      QueueError: the URL, the database or its version is unusable; the message says why, without credentials.
     """
     engine = open_engine(parse_url(url), patience_seconds, clock)
     return SqlQueue(engine, store, create, retries)
 
 
 def open_engine(url: URL, patience_seconds: float, clock: Callable[[], float] | None = None) -> Engine:
-    """The database at `url`; see `open_queue`."""
+    """Connect to the database at `url`; see `open_queue`."""
     backend = url.get_backend_name()
     if backend == "sqlite":
         from environments.queue.sqlite import SqliteEngine as EngineOf

@@ -26,7 +26,7 @@ _SECONDS_A_DAY = 86400.0
 
 
 def render(status: Mapping[str, Any]) -> Iterator[str]:
-    """Lines of text for `RewardQueue.status()`."""
+    """Format `RewardQueue.status()` as lines of text."""
     rates = status["executions_per_minute"]
     yield f"queue {status['queue']} (schema {status['schema_version']})"
     yield (
@@ -128,7 +128,7 @@ def _grant(arguments: argparse.Namespace) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit status."""
+    """Run one command and return the exit status."""
     arguments = _arguments(argv)
     try:
         if arguments.command is None:

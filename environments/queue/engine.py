@@ -1,7 +1,7 @@
-"""What differs between the databases behind the queue: connecting, transactions, time, waiting for changes.
+"""Interface of the databases behind the queue: connecting, transactions, time, waiting for changes.
 
 `environments.queue.sqlite` and `environments.queue.postgres` are the two engines; `environments.queue.sql` is the
-queue itself, written once. URLs reach a message only through `safe_url`, and errors of a driver only through
+queue itself, written once. Messages contain URLs only through `safe_url`, and errors of a driver only through
 `Engine.explain`: neither shows a password.
 """
 
@@ -27,7 +27,11 @@ T = TypeVar("T")
 
 
 def parse_url(url: str) -> URL:
-    """The URL, parsed. Raises QueueError, without repeating it: it may hold a password."""
+    """Parse a URL.
+
+    Raises:
+      QueueError: it is invalid. The message does not repeat it: it may hold a password.
+    """
     try:
         return sqlalchemy.make_url(url)
     except (ArgumentError, ValueError):
@@ -38,10 +42,11 @@ def parse_url(url: str) -> URL:
 
 
 def take_credentials(url: str, variables: MutableMapping[str, str]) -> str:
-    """`url`, complete with the password of libpq's environment; `variables` lose it, and the URL itself.
+    """Return `url` with the password of libpq's environment; remove that and the URL itself from `variables`.
 
-    For a process that starts others which must not find them: what runs in a sandbox can read the environment of the
-    process that started it. The library would read PGPASSWORD whenever it connects again, so it goes into the URL.
+    A sandboxed script can read the environment of the process that started it, so a process that starts sandboxes must
+    not
+    keep them there. libpq would need PGPASSWORD for every reconnection, so the password goes into the URL.
 
     Raises:
       QueueError: the URL cannot be parsed.
@@ -55,12 +60,12 @@ def take_credentials(url: str, variables: MutableMapping[str, str]) -> str:
 
 
 def safe_url(url: URL) -> str:
-    """The URL for people: without password and options."""
+    """Return the URL for people: without password and options."""
     return url.set(query={}).render_as_string(hide_password=True)
 
 
 def clock_expression(clock: Callable[[], float]) -> ColumnElement[float]:
-    """The time of a clock of this process, read whenever a statement is executed."""
+    """Return an SQL expression for this process's clock, read whenever a statement is executed."""
     return bindparam("now", callable_=clock, type_=Double)
 
 
@@ -69,8 +74,8 @@ class Engine(abc.ABC):
 
     Attributes:
       insert: INSERT with ON CONFLICT in this database's dialect.
-      patience_seconds: how long a transaction is tried again while the database is locked, gone or restarting.
-      now: the queue's time, in seconds since 1970, as an SQL expression; evaluated when a statement is executed.
+      patience_seconds: how long a transaction is retried while the database is locked, gone or restarting.
+      now: queue time, in seconds since 1970, as an SQL expression; evaluated when a statement is executed.
     """
 
     insert: Callable[..., Any]
@@ -81,13 +86,16 @@ class Engine(abc.ABC):
         self.now = self._database_time() if clock is None else clock_expression(clock)
 
     def transact(self, work: Callable[[Connection], T], write: bool = True, single: bool = False) -> T:
-        """Run `work` in one transaction; try again while the database is busy or away. `work` must be repeatable.
+        """Run `work` in one transaction, with retries while the database is busy or unreachable. `work` must be
+        repeatable.
 
         Args:
-          single: `work` executes one statement, a transaction by itself: a server is spared BEGIN and COMMIT.
+          work: function of a connection.
+          write: whether it writes.
+          single: whether it executes only one statement. That is its own transaction, which saves BEGIN and COMMIT.
 
         Raises:
-          QueueError: the database refuses, or did not come back within `patience_seconds`.
+          QueueError: the database refuses, or stays unreachable for `patience_seconds`.
         """
         started, attempt = time.monotonic(), 0
         while True:
@@ -101,7 +109,7 @@ class Engine(abc.ABC):
             time.sleep(self.retry_delay(attempt) * random.uniform(0.5, 1.5))  # noqa: S311 - jitter, not a secret
 
     def explain(self, error: DBAPIError) -> str:
-        """What went wrong, in one line, for a person."""
+        """Describe an error in one line, for a person."""
         text = str(error.orig).strip().splitlines()
         text = text[0] if text else type(error.orig).__name__
         password = self.url.password
@@ -110,33 +118,33 @@ class Engine(abc.ABC):
         return f"queue {safe_url(self.url)}: {text}{self.remedy(text)}"
 
     def remedy(self, message: str) -> str:
-        """What to do about a driver's message, or nothing."""
+        """Return the remedy for a driver's message, or an empty string."""
         return ""
 
     @abc.abstractmethod
     def start_clock(self, connection: Connection) -> None:
-        """Make `now` usable; called once, when the tables are there."""
+        """Make `now` usable; called once, when the tables exist."""
 
     @contextlib.contextmanager
     def watch(self) -> Iterator[Changes]:
-        """Watch the queue from now on. By default every wait lasts its time and ends with another look."""
+        """Watch the queue from now on. By default every wait lasts its full time and returns True."""
         yield _Pause()
 
     @abc.abstractmethod
     def begin(self, write: bool, single: bool = False) -> AbstractContextManager[Connection]:
-        """A transaction, committed at the end of the block, or, for a `single` statement, with it."""
+        """Open a transaction that is committed at the end of the block or, if `single`, with its statement."""
 
     @abc.abstractmethod
     def exclude_others(self, connection: Connection) -> None:
-        """Hold off every other process that wants to create the tables, until this transaction ends."""
+        """Lock out other processes that want to create the tables, until this transaction ends."""
 
     @abc.abstractmethod
     def is_transient(self, error: DBAPIError) -> bool:
-        """Whether the same transaction may succeed later."""
+        """Check whether the same transaction may succeed later."""
 
     @abc.abstractmethod
     def retry_delay(self, attempt: int) -> float:
-        """Seconds to wait before trying again, about."""
+        """Return the approximate seconds to wait before a retry."""
 
     @abc.abstractmethod
     def close(self) -> None: ...

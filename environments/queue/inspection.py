@@ -1,4 +1,4 @@
-"""What a queue looks like from outside: its status for people, and why nothing comes back."""
+"""Inspection of a queue: its status for people, and the reason why no results arrive."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from environments.queue.base import Capabilities
 from environments.queue.schema import CANCELLED, DEAD, DONE, LEASED, QUEUED, jobs, workers
 
 _LISTED = 50
-"""Leases and dead letters shown, oldest leases and newest dead letters first."""
+"""Maximum number of leases and dead letters shown, oldest leases and newest dead letters first."""
 
 
 def status(connection: Connection, now: ColumnElement[float]) -> dict[str, Any]:
-    """Everything that `python -m environments.queue status` shows, as JSON; times are ages in seconds."""
+    """Return all data of `python -m environments.queue status`, as JSON; times are ages in seconds."""
     totals = connection.execute(
         select(
             func.coalesce(func.sum(jobs.c.late_results), 0).label("late"),
@@ -40,7 +40,7 @@ def status(connection: Connection, now: ColumnElement[float]) -> dict[str, Any]:
 
 
 def silence(connection: Connection, now: ColumnElement[float], run: str, silence_seconds: float) -> str:
-    """Why nothing of `run` comes back, or an empty string where all is well, or where it is too early to tell."""
+    """Return why no results of `run` arrive; empty if all is well or it is too early to tell."""
     in_run = jobs.c.run == run
     waiting = connection.execute(
         select(func.count().label("count"), (now - func.min(jobs.c.enqueued_at)).label("age")).where(
@@ -91,7 +91,7 @@ def _likely_cause(connection: Connection, run: str, alive: list[Row]) -> str:
 
 
 def failures(connection: Connection, run: str) -> str:
-    """How many jobs of `run` failed and are tried again, with the last reason; empty where none failed."""
+    """Return number and last reason of the jobs of `run` that failed and are retried; empty if there are none."""
     counts = connection.execute(
         select(func.count().label("out"), func.count(jobs.c.reason).label("failed")).where(
             jobs.c.run == run, schema.outstanding
@@ -104,7 +104,7 @@ def failures(connection: Connection, run: str) -> str:
 
 
 def _last_failure(connection: Connection, run: str) -> str | None:
-    """Reason of the newest failed attempt of a job of `run` that is out."""
+    """Return the reason of the newest failed attempt of an unfinished job of `run`."""
     failed = (
         select(jobs.c.reason)
         .where(jobs.c.run == run, schema.outstanding, jobs.c.reason.is_not(None))
@@ -115,7 +115,7 @@ def _last_failure(connection: Connection, run: str) -> str | None:
 
 
 def why_not_consumed(connection: Connection, run: str, step: int, refused: Sequence[str]) -> str:
-    """Why a training step cannot use the results of the jobs `refused`."""
+    """Explain why a training step cannot use the results of the jobs `refused`."""
     row = connection.execute(select(jobs).where(jobs.c.id == refused[0])).one_or_none()
     if row is None:
         why = "it was never enqueued"
@@ -145,7 +145,7 @@ def _runs(connection: Connection, now: ColumnElement[float]) -> dict[str, Any]:
 
 
 def _outcomes(connection: Connection) -> dict[str, Any]:
-    """Accepted outcomes by kind, with the execution time they took."""
+    """Return the accepted outcomes by kind, with their execution time."""
     query = (
         select(
             jobs.c.kind,
@@ -196,7 +196,7 @@ def _dead_letters(connection: Connection, now: ColumnElement[float]) -> list[dic
 
 
 def _workers(connection: Connection, now: ColumnElement[float]) -> list[Row]:
-    """All workers known, the one seen last first, with `age` since then in seconds."""
+    """Return all known workers, the most recently seen first, with `age` since then in seconds."""
     query = select(workers, (now - workers.c.last_seen).label("age")).order_by(workers.c.last_seen.desc())
     return list(connection.execute(query))
 

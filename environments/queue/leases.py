@@ -1,7 +1,7 @@
 """The statements of the lease protocol, built once.
 
-The fence is one condition in one place: the row is leased, under this token, until later than now by the database's
-clock. A claim that fails it has lost the job, whatever its worker did meanwhile.
+The fence is a single condition: the row is leased, under this token, and by the database's clock the lease has not run
+out. A claim that fails it has lost the job, whatever its worker did meanwhile.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ LONGEST_BACKOFF_SECONDS = 60.0
 
 @dataclasses.dataclass(frozen=True)
 class RetryPolicy:
-    """What happens to a job whose attempt failed."""
+    """Retry policy of failed attempts."""
 
     max_attempts: int = 5
     """Claims after which a job is dead."""
     backoff_seconds: float = 1.0
-    """Before the second attempt; doubles with each, up to a minute."""
+    """Pause before the second attempt; doubles with each attempt, up to a minute."""
     max_lapses: int = 3
     """Leases that may run out before a job is set aside: it probably kills its workers."""
 
     def delay(self, attempts: ColumnElement[int]) -> ColumnElement[float]:
-        """Backoff after `attempts` claims, in SQL."""
+        """Return the backoff after `attempts` claims, in SQL."""
         delays = {n: min(self.backoff_seconds * 2.0 ** (n - 1), LONGEST_BACKOFF_SECONDS) for n in range(1, 20)}
         return case(delays, value=attempts, else_=LONGEST_BACKOFF_SECONDS)
 
@@ -51,7 +51,8 @@ class LeaseStatements:
     """Updates of `jobs`: for one claim (parameters `job_id` and `held_token`), for several, for leases that ran out.
 
     Args:
-      now: the database's time as an SQL expression.
+      now: database time as an SQL expression.
+      retries: retry policy of expired leases and failed attempts.
     """
 
     def __init__(self, now: ColumnElement[float], retries: RetryPolicy) -> None:
@@ -63,7 +64,7 @@ class LeaseStatements:
             select(jobs.c.seq)
             .where(schema.queued, jobs.c.ready_at <= now, jobs.c.requirements.in_(bindparam("served", expanding=True)))
             .order_by(jobs.c.ready_at, jobs.c.seq)
-            .limit(literal_column("1"))  # A literal: the planner reckons with a tenth of the table for one unknown.
+            .limit(literal_column("1"))  # A literal: for a parameter the planner assumes a tenth of the table.
             .with_for_update(skip_locked=True)
         )
         self.claim = (
@@ -80,15 +81,15 @@ class LeaseStatements:
             )
             .returning(*(jobs.c[name] for name in ("id", "payload", "token", "attempts", "lapses")))
         )
-        """Leases the job, of those with the requirements `served` (ids), that has been ready the longest. Parameters
-        also `claimed_by` and `lease_seconds`."""
+        """Leases the job that has been ready longest. Parameters: `served` (ids of requirements that the worker meets),
+        `claimed_by` and `lease_seconds`."""
         self.renew = (
             update(jobs)
             .where(tuple_(jobs.c.id, jobs.c.token).in_(bindparam("claims", expanding=True)), is_current)
             .values(lease_until=_lesser(now + lease_seconds, jobs.c.deadline))
             .returning(jobs.c.id)
         )
-        """Parameters `claims`, of (id, token), and `lease_seconds`; returns the ids of those still held."""
+        """Renews leases. Parameters: `claims`, of (id, token), and `lease_seconds`. Returns the ids still held."""
         self.accept = (
             update(jobs)
             .where(held)
@@ -100,18 +101,18 @@ class LeaseStatements:
                 outcome=bindparam("result", type_=Text),
             )
         )
-        """Parameters `result_kind`, `result_seconds` and `result`."""
+        """Accepts a result. Parameters: `result_kind`, `result_seconds` and `result`."""
         self.accepted = select(jobs.c.id).where(_CLAIM, schema.done)
-        """Whether this very claim gave the accepted result."""
+        """Selects the job if this very claim gave the accepted result."""
         self.count_late = update(jobs).where(_JOB).values(late_results=jobs.c.late_results + 1)
         failure = bindparam("failure", type_=Text)
         spent = jobs.c.attempts >= jobs.c.max_attempts
         self.fail = self._end_attempt(held, spent, failure)
-        """Parameter `failure`: the reason."""
+        """Ends a failed attempt. Parameter: `failure`, the reason."""
         self.release = update(jobs).where(held).values(state=QUEUED, attempts=jobs.c.attempts - 1, ready_at=now)
-        """Gives the job back as if it had not been claimed."""
+        """Requeues the job as if it had not been claimed."""
         self.set_aside = update(jobs).where(held).values(state=DEAD, finished_at=now, reason=failure)
-        """Ends a job that no attempt can finish. Parameter `failure`."""
+        """Ends a job that no attempt can finish. Parameter: `failure`."""
         ran_out = select(jobs.c.seq).where(schema.leased, jobs.c.lease_until <= now).with_for_update(skip_locked=True)
         lost = literal("the lease of ") + jobs.c.worker + " ran out: it died, hung or was cut off"
         suspect = jobs.c.lapses + 1 >= retries.max_lapses
@@ -119,7 +120,7 @@ class LeaseStatements:
         self.reap = self._end_attempt(
             jobs.c.seq.in_(ran_out), or_(spent, suspect), case((suspect, literal(note) + lost), else_=lost)
         ).values(lapses=jobs.c.lapses + 1)
-        """Takes back the jobs whose leases ran out; no parameters."""
+        """Ends the attempts whose leases ran out. No parameters."""
 
     def _end_attempt(self, where: ColumnElement[bool], last: ColumnElement[bool], reason: ColumnElement[str]) -> Update:
         """End the current attempt of the jobs `where`: dead if it was their `last`, else queued after a backoff."""

@@ -1,4 +1,4 @@
-"""How jobs and outcomes lie in a row: as JSON, or, over a few KB, as the hash of a blob in the store."""
+"""Encoding of jobs and outcomes in a row: as JSON or, above a few KB, as the hash of a blob in the store."""
 
 from __future__ import annotations
 
@@ -13,31 +13,35 @@ from environments.protocol import ProtocolError, canonical_json
 T = TypeVar("T")
 
 INLINE_BYTES = 4096
-"""Longest JSON kept in the row."""
+"""Maximum length of JSON kept in the row."""
 _PREFIX = "blob:"
 _THREADS = 16
-"""A put to a bucket takes 50 ms, so a batch of jobs goes in parallel."""
+"""Concurrent puts: one put to a bucket takes 50 ms."""
 
 
 class Payloads:
-    """Packs and unpacks. Without a store everything stays in the row."""
+    """Packs and unpacks payloads. Without a store everything stays in the row."""
 
     def __init__(self, store: Store | None) -> None:
         self._store = store
 
     def pack(self, data: dict[str, Any]) -> str:
-        """Text for a row. Raises StoreError where the store cannot take it."""
+        """Return the text for a row.
+
+        Raises:
+          StoreError: the store cannot be written.
+        """
         text = canonical_json(data)
         if self._store is None or len(text) <= INLINE_BYTES:
             return text
         return _PREFIX + self._store.put(text.encode())
 
     def unpack(self, text: str, read: Callable[[dict[str, Any]], T]) -> T:
-        """What was packed, as `read` makes it of the JSON.
+        """Load a packed payload and convert its JSON with `read`.
 
         Raises:
-          StoreError: the store cannot give it.
-          ProtocolError: it is not what `read` reads.
+          StoreError: the store cannot be read.
+          ProtocolError: `read` refuses the JSON.
         """
         if text.startswith(_PREFIX):
             if self._store is None:
@@ -52,14 +56,14 @@ class Payloads:
         return read(data)
 
     def pack_all(self, items: Sequence[dict[str, Any]]) -> list[str]:
-        """`pack` of every item, in order."""
+        """Pack every item, in order."""
         if self._store is None or len(items) < 2:
             return [self.pack(item) for item in items]
         with ThreadPoolExecutor(_THREADS) as pool:
             return list(pool.map(self.pack, items))
 
     def unpack_all(self, texts: Sequence[str], read: Callable[[dict[str, Any]], T]) -> list[T | ProtocolError]:
-        """`unpack` of every text, in order; where one is not what `read` reads, the error."""
+        """Unpack every text, in order; a text that `read` refuses gives its error."""
 
         def unpack(text: str) -> T | ProtocolError:
             try:

@@ -1,13 +1,13 @@
 """The queue in PostgreSQL: many hosts, the server's clock, SKIP LOCKED to claim.
 
-The URL is `postgresql://user:password@host:port/database` with libpq's options (`?sslmode=verify-full`); what it leaves
-out comes from libpq's environment (PGPASSWORD, PGSSLMODE, ~/.pgpass). A server that restarts or is cut off is waited
-for, with growing pauses.
+The URL is `postgresql://user:password@host:port/database` with libpq's options (`?sslmode=verify-full`). Missing parts
+come from libpq's environment (PGPASSWORD, PGSSLMODE, ~/.pgpass). The engine waits for a server that restarts or is
+unreachable, with growing pauses.
 
-A network that is cut says nothing: packets vanish, and a statement waits for its answer for ever. The kernel notices
-where the server's host no longer acknowledges; where something in between still does (a proxy, a gateway that forgot
-the connection, a host that hangs), only the time that an answer takes tells. Both give an `OperationalError` within
-`SILENCE_SECONDS`, and the queue connects again.
+A cut network gives no error: packets vanish, and a statement would wait for its answer for ever. The kernel detects a
+server host that no longer acknowledges. If something in between still acknowledges (a proxy, a gateway that forgot the
+connection, a host that hangs), only a time limit on the answer helps. Both give an `OperationalError` within
+`SILENCE_SECONDS`, and the queue reconnects.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from environments.queue.engine import Engine
 T = TypeVar("T")
 
 _LOCK = 0x6D6C6167
-"""Advisory lock of those who create the tables."""
+"""Id of the advisory lock for creating the tables."""
 _REFUSALS = (
     "authentication failed",
     "does not exist",
@@ -42,39 +42,42 @@ _REFUSALS = (
 """Connection errors that waiting does not cure."""
 _LONGEST_PAUSE_SECONDS = 5.0
 AT_ONCE = 2
-"""Connections of one process: a thousand workers share one server. Threads wait for the milliseconds that a transaction
-takes, which costs less than to connect."""
+"""Maximum connections per process, since a thousand workers share one server.
+
+Threads wait for each other's transactions: these take milliseconds, less than connecting.
+"""
 SILENCE_SECONDS = 30.0
-"""Longest wait for an answer. Every statement of the queue is short; half a lease, so that it can still be renewed."""
+"""Maximum wait for an answer. Statements are short. It is half a lease, so that the lease can still be renewed."""
 CLIENT_OPTIONS = {
     "application_name": "mlagent",
     "connect_timeout": 10,
     "keepalives_idle": 15,
     "keepalives_interval": 5,
     "keepalives_count": 3,
-    "tcp_user_timeout": 30_000,  # Milliseconds. Keep-alives do not run while something sent is not acknowledged.
+    "tcp_user_timeout": 30_000,  # Milliseconds. Keep-alives do not run while sent data is unacknowledged.
 }
-"""Of libpq, where the URL does not say otherwise."""
+"""Defaults of libpq's options, which the URL overrides."""
 SERVER_OPTIONS = (
     "-c tcp_keepalives_idle=15 -c tcp_keepalives_interval=5 -c tcp_keepalives_count=3 "
     "-c idle_in_transaction_session_timeout=60s"
 )
-"""The same on the other side: what a vanished client had locked is free again after a minute."""
+"""The same on the server: locks of a vanished client are free again after a minute."""
 WORKER_COLUMNS = (
     *("state", "ready_at", "attempts", "lapses", "token", "worker", "leased_at", "lease_until", "deadline"),
     *("late_results", "finished_at", "kind", "seconds", "outcome", "reason"),
 )
-"""Of a job, what a worker writes: its lease and its result, never what is to be done or who used the result."""
+"""Columns of a job that a worker writes: lease and result, never the job itself or the consumer of its result."""
 WORKER_GRANTS = (
     "GRANT SELECT ON mlagent_schema, mlagent_requirements TO {role}",
     "GRANT SELECT ON mlagent_jobs TO {role}",
     f"GRANT UPDATE ({', '.join(WORKER_COLUMNS)}) ON mlagent_jobs TO {{role}}",
     "GRANT SELECT, INSERT, UPDATE ON mlagent_workers TO {role}",
 )
-"""All that a worker's role needs: it can claim, complete and report, not add, change, delete or drop."""
+"""Privileges of a worker's role: claim, complete and report, but not add, change, delete or drop."""
 PLANNER_OPTIONS = "-c enable_seqscan=off -c enable_sort=off -c jit=off"
-"""Every statement that runs often has an index that gives its rows in order. By statistics of a moment when the queue
-was empty the planner would read and sort all jobs for each claim (measured: 7 times the server's CPU time)."""
+"""Planner options. Every frequent statement has an index that gives its rows in order. With statistics from a moment
+when the queue was empty, the planner would read and sort all jobs for each claim (measured: 7 times the server's CPU
+time)."""
 
 
 class PostgresEngine(Engine):
@@ -89,7 +92,7 @@ class PostgresEngine(Engine):
             pool_size=AT_ONCE,
             max_overflow=0,
             pool_timeout=None,
-            pool_use_lifo=True,  # One connection that has everything prepared rather than several in turn.
+            pool_use_lifo=True,  # One connection with all statements prepared rather than several in turn.
         )
         event.listen(self._engine, "do_connect", lambda dialect, record, arguments, parameters: _connect(parameters))
         self._transactions = self._engine.execution_options(isolation_level="READ COMMITTED")
@@ -119,7 +122,7 @@ class PostgresEngine(Engine):
         return ""
 
     def grant(self, role: str) -> None:
-        """Give `role` what a worker needs and no more."""
+        """Grant `role` the privileges that a worker needs, and no more."""
         quoted = self._engine.dialect.identifier_preparer.quote_identifier(role)
 
         def run(connection: Connection) -> None:
@@ -137,7 +140,7 @@ class PostgresEngine(Engine):
 
 
 class _Connection(psycopg.Connection[Any]):
-    """Raises OperationalError, and is closed, when an answer takes longer than `SILENCE_SECONDS`."""
+    """A connection that raises OperationalError and closes if an answer takes longer than `SILENCE_SECONDS`."""
 
     def wait(self, gen: Generator[Any, Any, T], *args: Any, **kwargs: Any) -> T:
         try:
@@ -148,20 +151,22 @@ class _Connection(psycopg.Connection[Any]):
 
 
 class _SilenceError(psycopg.OperationalError):
-    """The server, or the network on the way to it, says nothing."""
+    """The server, or the network to it, does not respond."""
 
 
 def _connect(parameters: Mapping[str, Any]) -> _Connection:
-    """Connect with libpq's `parameters`, and with those above where they are silent. Raises psycopg.Error."""
+    """Connect with libpq's `parameters`, completed by the defaults above. Raises psycopg.Error."""
     given = parameters.get("options") or os.environ.get("PGOPTIONS", "")
-    # The server takes the last: what the user says.
+    # The server takes the last value: the user's.
     options = f"{SERVER_OPTIONS} {PLANNER_OPTIONS} {given}".strip()
     return _Connection.connect(**{**CLIENT_OPTIONS, **parameters, "options": options})
 
 
 def _limited(gen: Generator[Any, Any, T], seconds: float) -> Generator[Any, Any, T]:
-    """A conversation with the server, as psycopg drives it: it asks what to wait for, and is told what is ready, or,
-    every 0.1 s, that nothing is."""
+    """Limit the time of each conversation with the server, which psycopg drives as a generator.
+
+    It yields the event to wait for and receives the ready state, or, every 0.1 s, that nothing is ready.
+    """
     end = time.monotonic() + seconds
     try:
         wanted = next(gen)

@@ -1,7 +1,7 @@
 """Tables of the reward queue, the same on SQLite and PostgreSQL, and the check of their version.
 
-One row of `jobs` follows a job from enqueueing to the training step that used its result. Conditions on the state
-write it as a literal, which lets the planner use the partial indexes.
+One row of `jobs` follows a job from enqueueing to the training step that used its result. Conditions on the state are
+SQL literals, so that the planner can use the partial indexes.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ schema = Table("mlagent_schema", metadata, Column("version", Integer, primary_ke
 clock = Table(
     "mlagent_clock",
     metadata,
-    Column("boot", String(64), primary_key=True),  # Which start of the host the offset belongs to.
-    Column("offset", Double, nullable=False),  # Queue time less the seconds since that start.
+    Column("boot", String(64), primary_key=True),  # Id of the host's start that the offset belongs to.
+    Column("offset", Double, nullable=False),  # Queue time minus the seconds since that start.
 )
-"""Clock of a SQLite queue, one row; a server has a clock of its own."""
+"""Clock of a SQLite queue, one row; a server has its own clock."""
 
 requirements = Table(
     "mlagent_requirements",
@@ -47,7 +47,7 @@ requirements = Table(
     Column("id", String(64), primary_key=True),  # Digest of `body`.
     Column("body", Text, nullable=False),  # Requirements as JSON.
 )
-"""The few distinct requirements that jobs have: matched against a worker's capabilities in Python, not in SQL."""
+"""The few distinct requirements of jobs: matched against a worker's capabilities in Python, not in SQL."""
 
 jobs = Table(
     "mlagent_jobs",
@@ -58,24 +58,24 @@ jobs = Table(
     Column("policy_version", Integer, nullable=False),
     Column("requirements", String(64), nullable=False),
     Column("payload", Text, nullable=False),  # The job, see `payloads`.
-    Column("execution_seconds", Double, nullable=False),  # Longest time from a claim to its result.
+    Column("execution_seconds", Double, nullable=False),  # Maximum time from a claim to its result.
     Column("state", String(16), nullable=False),
     Column("enqueued_at", Double, nullable=False),
-    Column("ready_at", Double, nullable=False),  # Not claimed before: backoff.
+    Column("ready_at", Double, nullable=False),  # Earliest time of the next claim: backoff.
     Column("attempts", Integer, nullable=False, default=0),
     Column("max_attempts", Integer, nullable=False),
     Column("lapses", Integer, nullable=False, default=0),  # Attempts that ended because the lease ran out.
     Column("token", Integer, nullable=False, default=0),  # Fence: grows with every claim, never reset.
-    Column("worker", Text),  # Of the newest claim.
+    Column("worker", Text),  # Holder of the newest claim.
     Column("leased_at", Double),
     Column("lease_until", Double),
     Column("deadline", Double),  # No heartbeat renews a lease beyond it.
-    Column("late_results", Integer, nullable=False, default=0),  # Handed in without a lease, and discarded.
+    Column("late_results", Integer, nullable=False, default=0),  # Submitted without a lease, and discarded.
     Column("finished_at", Double),
     Column("kind", String(32)),  # OutcomeKind of the accepted outcome.
     Column("seconds", Double),  # Execution time of the accepted outcome.
     Column("outcome", Text),  # The accepted outcome, see `payloads`.
-    Column("reason", Text),  # Of the last failure, or why it is dead or cancelled.
+    Column("reason", Text),  # Reason of the last failure, or why it is dead or cancelled.
     Column("consumed_step", Integer),  # Training step that used the result.
 )
 
@@ -97,7 +97,7 @@ workers = Table(
 
 
 def in_state(*states: str) -> ColumnElement[bool]:
-    """Condition on the state of a job, with the states as SQL literals."""
+    """Return a condition on the state of a job, with the states as SQL literals."""
     if len(states) == 1:
         return jobs.c.state == literal_column(f"'{states[0]}'")
     return jobs.c.state.in_([literal_column(f"'{state}'") for state in states])
@@ -120,19 +120,23 @@ _partial_index("mlagent_jobs_consumed", consumed, jobs.c.run, jobs.c.consumed_st
 
 
 def exists(connection: Connection) -> bool:
-    """Whether a queue is there, of whatever version."""
+    """Check whether a queue of any version exists."""
     return inspect(connection).has_table(schema.name)
 
 
 def create(connection: Connection) -> None:
-    """Make the tables, unless another did meanwhile. Call it in a transaction that excludes others."""
+    """Create the tables, unless another process has. Call it in a transaction that excludes others."""
     if not exists(connection):
         metadata.create_all(connection)
         connection.execute(schema.insert().values(version=SCHEMA_VERSION))
 
 
 def check(connection: Connection, where: str) -> None:
-    """Raise QueueError where the queue is of another version. `where` names the database for people."""
+    """Check the version of the queue. `where` names the database for people.
+
+    Raises:
+      QueueError: it has another version.
+    """
     version = connection.scalar(select(schema.c.version))
     if version != SCHEMA_VERSION:
         raise QueueError(

@@ -1,7 +1,7 @@
-"""The reward queue in SQL, once for both engines.
+"""The reward queue in SQL, for both engines.
 
-Every operation is one short transaction that may be repeated: a connection that breaks after the commit and before its
-acknowledgement does no harm. The lease protocol itself is in `environments.queue.leases`.
+Every operation is one short, repeatable transaction: a connection that breaks between commit and acknowledgement does
+no harm. The lease protocol is in `environments.queue.leases`.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ from environments.queue.payloads import Payloads
 from environments.queue.schema import CANCELLED, DEAD, DONE, QUEUED, jobs
 
 EXECUTION_OVERHEAD_SECONDS = 300.0
-"""Restoring, starting the sandbox and grading: what an execution may take beyond its wall limit."""
+"""Time of an execution beyond its wall limit: restoring the workspace, starting the sandbox, grading."""
 SWEEP_SECONDS = 0.5
-"""How often one process looks for leases that ran out, and for requirements that are new, while there is other work."""
+"""Interval at which one process checks for expired leases and new requirements while it has other work."""
 LOOK_SECONDS = (0.05, 0.5)
-"""Shortest and longest time between two looks for results: a look asks for all that is waited for."""
+"""Minimum and maximum time between two polls for results; a poll asks for all awaited jobs."""
 _CHUNK = 500
-"""Ids in one statement."""
+"""Maximum ids in one statement."""
 _PURGED = 10_000
-"""Jobs deleted in one transaction."""
+"""Maximum jobs deleted in one transaction."""
 
 
 class SqlQueue:
@@ -61,7 +61,7 @@ class SqlQueue:
         self._swept_at = -SWEEP_SECONDS
         self._transact = engine.transact
         where = safe_url(engine.url)
-        # Locks only where there is something to make: a thousand workers may start at once.
+        # Lock only if tables are missing: a thousand workers may start at once.
         if not self._transact(schema.exists, write=False):
             if not create:
                 raise QueueError(f"no queue at {where}: start the trainer first, or check the URL")
@@ -144,7 +144,7 @@ class SqlQueue:
                 shortest, longest = LOOK_SECONDS
                 time.sleep(min(shortest, remaining))
                 changes.wait(max(0.0, min(longest - shortest, remaining - shortest)))
-                # With no worker left to claim, nobody else notices that the last leases ran out.
+                # With no worker left to claim, no other process detects that the last leases ran out.
                 self._sweep()
 
     def consume(self, run: str, step: int, job_ids: Collection[str]) -> None:
@@ -213,7 +213,7 @@ class SqlQueue:
                 job = self._payloads.unpack(row.payload, Job.from_dict)
                 if job.id != row.id:
                     raise ProtocolError(f"it is the job {job.id}")
-            except (OSError, VersionError) as error:  # Another worker may be able to.
+            except (OSError, VersionError) as error:  # Another worker may be able to read it.
                 self._execute(self._leases.fail, {**claim, "failure": f"the job cannot be read: {error}"})
             except ProtocolError as error:
                 failure = f"set aside, since what was queued is not this job: {error}"
@@ -301,7 +301,7 @@ class SqlQueue:
         )
 
         def remove() -> int:
-            """Delete some; every transaction is short, however much there is."""
+            """Delete a batch, so that every transaction is short."""
             return self._transact(lambda connection: [connection.execute(each).rowcount for each in statements])[1]
 
         return sum(iter(remove, 0))
@@ -339,8 +339,10 @@ class SqlQueue:
         )
 
     def _sweep(self, min_seconds: float = 0.0) -> bool:
-        """Take back the jobs whose leases ran out, and read what jobs require, unless that was done less than
-        `min_seconds` ago; returns whether it was done now."""
+        """Requeue jobs whose leases ran out, and read the requirements; return whether it was done.
+
+        Nothing is done within `min_seconds` of the last time.
+        """
         if time.monotonic() - self._swept_at < min_seconds:
             return False
         self._swept_at = time.monotonic()
@@ -350,14 +352,14 @@ class SqlQueue:
         return True
 
     def _execute(self, statement: Update, parameters: dict[str, Any]) -> int:
-        """Execute one statement as a transaction by itself; returns how many rows it changed."""
+        """Execute one statement as its own transaction; return the number of changed rows."""
         return self._transact(lambda connection: connection.execute(statement, parameters).rowcount, single=True)
 
     def _infrastructure_error(self, row: Row, reason: str) -> Outcome:
-        """Outcome of a job that has none: masked out of the loss, the state as it was."""
+        """Return the outcome of a job that has none: masked out of the loss, with the state unchanged."""
         try:
             state = self._payloads.unpack(row.payload, Job.from_dict).state
-        except (OSError, ProtocolError):  # What killed the job may be that it cannot be read; the run goes on.
+        except (OSError, ProtocolError):  # The job may be dead because its payload is unreadable; the run goes on.
             return _masked("", "", 0.0, reason)
         return _masked(state.snapshot, state.script, state.metric, reason)
 
@@ -373,7 +375,7 @@ def _claim(lease: Lease) -> dict[str, Any]:
 def _serves(capabilities: Capabilities, requirements: str) -> bool:
     try:
         return not capabilities.lacking(Requirements.from_dict(json.loads(requirements)))
-    except ValueError:  # Of another version of this package: a worker of that version may serve it.
+    except ValueError:  # Written by another version of this package: a worker of that version may serve it.
         return False
 
 
@@ -391,7 +393,7 @@ def _masked(snapshot: str, script: str, metric: float, reason: str) -> Outcome:
 
 
 def _chunks(job_ids: Collection[str]) -> Iterator[list[str]]:
-    # Sorted and without repetitions: two transactions that lock the same rows lock them in the same order.
+    # Sorted and unique: two transactions that lock the same rows lock them in the same order.
     ordered = sorted(set(job_ids))
     for start in range(0, len(ordered), _CHUNK):
         yield ordered[start : start + _CHUNK]

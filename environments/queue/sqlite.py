@@ -1,11 +1,11 @@
 """The queue in one SQLite file: no server, any number of processes of one host.
 
-Time is counted from the start of the host, which setting the host's clock does not move; what to add to it is in the
-database, so that all processes agree.
+Time counts from the start of the host, so setting the host's clock does not move it. The offset is in the database, so
+that all processes agree.
 
-Write-ahead logging, so that readers never wait; writers take turns by a lock on a file beside the database.
-`synchronous` is NORMAL: a killed process loses nothing, a power cut may lose the last commits, whose work is then done
-again.
+Write-ahead logging means that readers never wait. Writers take turns by a lock on a file beside the database.
+`synchronous` is NORMAL: a killed process loses nothing; a power cut may lose the last commits, whose work is then
+repeated.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from environments.queue.engine import Engine, clock_expression
 from environments.queue.schema import clock, jobs, workers
 
 _OLDEST = (3, 35)
-"""First SQLite with RETURNING."""
+"""First SQLite version with RETURNING."""
 _POLL_SECONDS = (0.002, 0.015)
-"""Shortest and longest wait between two looks at the file's version (about 5 microseconds each)."""
+"""Minimum and maximum wait between two checks of the file's version (about 5 microseconds each)."""
 
 
 class SqliteEngine(Engine):
@@ -65,13 +65,13 @@ class SqliteEngine(Engine):
             yield connection
 
     def exclude_others(self, connection: Connection) -> None:
-        """Nothing to do: a write transaction is the only one."""
+        """Do nothing: SQLite runs one write transaction at a time."""
 
     def start_clock(self, connection: Connection) -> None:
         boot = _boot()
         offset = connection.scalar(select(clock.c.offset).where(clock.c.boot == boot)) if boot else None
         if offset is None:
-            # The first process since the host started: not before anything that is recorded, whatever the clock says.
+            # First process since the host started: time must not precede any recorded time, whatever the clock says.
             recorded = [jobs.c.enqueued_at, jobs.c.leased_at, jobs.c.finished_at, workers.c.last_seen]
             times = [connection.scalar(select(func.max(column))) for column in recorded]
             offset = max([time.time(), *(known for known in times if known is not None)]) - _seconds_since_boot()
@@ -81,7 +81,7 @@ class SqliteEngine(Engine):
 
     @contextmanager
     def watch(self) -> Iterator[_FileChanges]:
-        # A raw connection: inside a transaction the version would stand still.
+        # A raw connection: inside a transaction the version would not change.
         connection = self._engine.raw_connection()
         try:
             yield _FileChanges(connection.driver_connection)
@@ -112,23 +112,24 @@ class SqliteEngine(Engine):
 
 
 def _seconds_since_boot() -> float:
-    """Time that never goes back while the host runs, the same in all its processes."""
+    """Return a time that never goes back while the host runs, the same in all its processes."""
     return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
 
 
 def _boot() -> str:
-    """Id of this start of the host; empty where the host does not say."""
+    """Return an id of this start of the host; empty if the host has none."""
     with contextlib.suppress(OSError):
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     return ""
 
 
 class _Turn:
-    """Lets one thread of one process write at a time, and the others sleep until it is their turn.
+    """A lock that lets one thread of one process write at a time while the others sleep.
 
-    SQLite has a lock of its own, but only to be tried again and again: 32 processes would spend all their time on that.
-    The kernel frees this one when its holder dies. One that is stopped in the millisecond of a transaction holds up the
-    others until it goes on, as it would with SQLite's.
+    SQLite's own lock can only be polled: 32 processes would spend all their time on that. The kernel frees this lock
+    when
+    its holder dies. A holder that is stopped during a transaction blocks the others until it continues, as with
+    SQLite's.
     """
 
     def __init__(self, path: Path) -> None:
@@ -155,7 +156,7 @@ class _Turn:
 
 
 class _FileChanges:
-    """Sees commits of other connections, through the version that SQLite keeps of the file."""
+    """Detects commits of other connections by SQLite's version of the file."""
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
@@ -195,12 +196,12 @@ def _checked_path(url: URL) -> Path:
 
 
 def _on_connect(connection: sqlite3.Connection, _record: Any) -> None:
-    connection.isolation_level = None  # Transactions begin where `_on_begin` says, not where the driver guesses.
+    connection.isolation_level = None  # Transactions begin in `_on_begin`, not where the driver guesses.
     for attempt in range(1000):
         try:
             connection.execute("PRAGMA journal_mode = WAL")
             break
-        except sqlite3.OperationalError as error:  # Two processes that create the file at once.
+        except sqlite3.OperationalError as error:  # Two processes create the file at once.
             if "locked" not in str(error) or attempt == 999:
                 raise
             time.sleep(0.005)

@@ -1,1 +1,1 @@
-"""The CPU host's program: lease a job, take its step, hand in the outcome; and its supervision."""
+"""The CPU host's program and its supervision: lease a job, take its step, submit the outcome."""

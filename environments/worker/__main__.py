@@ -26,7 +26,7 @@ from environments.worker.worker import Worker, log
 
 @contextlib.contextmanager
 def _signals(worker: Worker) -> Iterator[None]:
-    """The first SIGTERM or SIGINT drains, the second aborts."""
+    """Drain on the first SIGTERM or SIGINT, abort on the second."""
     numbers = (signal.SIGTERM, signal.SIGINT)
     before = {number: signal.signal(number, lambda *_: worker.stop()) for number in numbers}
     try:
@@ -67,7 +67,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a worker; returns the exit status."""
+    """Run a worker and return the exit status."""
     from environments.actions.second_model import KEY_VARIABLE, configured_endpoint
     from environments.files.blobs import open_store
     from environments.sandbox import open_sandbox
@@ -79,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     with contextlib.ExitStack() as stack:
         try:
-            url = take_credentials(arguments.queue, os.environ)  # Nothing that this process starts is to find them.
+            url = take_credentials(arguments.queue, os.environ)  # Child processes must not see the credentials.
             store = open_store(arguments.store)
             queue = stack.enter_context(contextlib.closing(open_queue(url, store=store)))
         except (QueueError, OSError) as error:
@@ -99,7 +99,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             log("cannot_start", reason=reason)
             queue.report(worker_name(), report_of(arguments.slots, Capabilities(), f"stopped, cannot start: {reason}"))
             return 1
-        guarantees = sandbox.guarantees | ({editor.id} if editor else set())  # A job may ask for this very model.
+        guarantees = sandbox.guarantees | ({editor.id} if editor else set())  # A job may require this very model.
         capabilities = host_capabilities(
             sandbox.environment_digest, guarantees, arguments.cores, arguments.memory_mb, sandbox.gpus
         )

@@ -1,4 +1,4 @@
-"""The host as its worker sees it: what it may use of the machine, its name, its version, whether its parent lives."""
+"""Properties of the worker's host and process: usable resources, name, version, whether the parent lives."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from environments.sandbox.bubblewrap import cgroups
 
 
 def usable_cores() -> int:
-    """Cores that this process may use: those of its cpuset, and no more than its control group's quota; at least 1."""
+    """Return the number of cores that this process may use: its cpuset within its control group's quota, at least 1."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     for folder in _own_groups("cpu"):
         said = (
@@ -31,7 +31,7 @@ def usable_cores() -> int:
 
 
 def usable_memory_mb() -> int:
-    """Memory of the host, or what its control group leaves of it to this process, in MB."""
+    """Return the memory that this process may use, in MB: the host's, limited by its control group."""
     limits = [psutil.virtual_memory().total]
     for folder in _own_groups("memory"):
         limit = _read(folder / "memory.max") or _read(folder / "memory.limit_in_bytes")
@@ -42,8 +42,10 @@ def usable_memory_mb() -> int:
 def host_capabilities(
     image: str, guarantees: frozenset[str], cores: int = 0, memory_mb: int = 0, gpus: int = 0
 ) -> Capabilities:
-    """What one execution may get here: all that this process may use unless said otherwise. The slots share it, so
-    choose their number such that so many jobs fit."""
+    """Return the capabilities of one execution: by default all resources of this process.
+
+    The slots share these, so choose the number of slots to match.
+    """
     return Capabilities(
         cores=cores or usable_cores(),
         memory_mb=memory_mb or usable_memory_mb(),
@@ -54,12 +56,12 @@ def host_capabilities(
 
 
 def worker_name() -> str:
-    """A name that no other worker process has, or had."""
+    """Return a name that no other worker process has or had."""
     return f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
 
 
 def package_version() -> str:
-    """Version of this package, with that of the protocol."""
+    """Return the version of this package, with that of the protocol."""
     try:
         installed = importlib.metadata.version("mlagent-jax")
     except importlib.metadata.PackageNotFoundError:
@@ -68,16 +70,16 @@ def package_version() -> str:
 
 
 def report_of(slots: int, capabilities: Capabilities, health: str, completed: int = 0, failed: int = 0) -> WorkerReport:
-    """What this process says of itself."""
+    """Return this process's report."""
     host, pid, version = socket.gethostname(), os.getpid(), package_version()
     return WorkerReport(host, pid, version, slots, capabilities, health[:500], completed, failed)
 
 
 class Parent:
-    """Another process, known by its start time too, so that a reused pid is not mistaken for it."""
+    """Another process, also identified by its start time, so that a reused pid is not mistaken for it."""
 
     def __init__(self, pid: int) -> None:
-        """Look for it.
+        """Find the process.
 
         Raises:
           ValueError: no such process runs.
@@ -96,7 +98,7 @@ class Parent:
 
 
 def _own_groups(controller: str) -> Iterator[Path]:
-    """Folders of this process's control groups, of version 2 and 1, and of those above, whose limits hold too."""
+    """Yield folders of this process's control groups (versions 2 and 1) and of their parents, which also limit it."""
     mounted: dict[str, Path] = {}
     with contextlib.suppress(OSError):
         mounted = cgroups.mounts()

@@ -1,10 +1,10 @@
-"""Starts a worker process beside a trainer on one host, and starts it again when it dies.
+"""Starts a worker process beside a trainer on one host, and restarts it when it dies.
 
-A worker that dies before it works cannot start here, and is given up after a few times. One that dies at work was
-killed by something: it is started again, and the queue sets the job aside that kills its workers.
+A worker that dies before it is ready cannot run here, and is given up after a few times. One that dies later was killed
+by something: it is restarted, and the queue sets aside a job that kills its workers.
 
-The worker is a program of its own (`environments.worker`), never a fork: the trainer may have started JAX. It is told
-the trainer's process id and ends itself when that process is gone.
+The worker is a separate program (`environments.worker`), never a fork: the trainer may have started JAX. It gets the
+trainer's process id and ends itself when that process is gone.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ from pathlib import Path
 QUEUE_VARIABLE = "MLAGENT_QUEUE"
 """Environment variable with the queue's URL: an argument would show its password to every user of the host."""
 STARTED = b'"event": "started"'
-"""Stands in the log of a worker that has got to work."""
+"""Line in the log of a worker that is ready."""
 MAX_FAILED_STARTS = 3
-"""So many in a row, and it is not started again."""
+"""Maximum failed starts in a row."""
 PAUSE_SECONDS = 1.0
-"""Before a worker that died is started again."""
+"""Pause before a dead worker is restarted."""
 _POLL_SECONDS = 0.2
 _log = logging.getLogger("mlagent.supervision")
 
 
 class WorkerHandle:
-    """A supervised process. Closed by `stop`, which is idempotent.
+    """A supervised process. `stop` closes it and is idempotent.
 
     Args:
       command: the program and its arguments.
       environment: its whole environment.
-      log_path: file that its output is appended to.
+      log_path: file to which its output is appended.
     """
 
     def __init__(self, command: Sequence[str], environment: Mapping[str, str], log_path: Path) -> None:
@@ -51,19 +51,19 @@ class WorkerHandle:
 
     @property
     def pid(self) -> int:
-        """Of the worker that runs now."""
+        """Process id of the current worker."""
         return self._process.pid
 
     def alive(self) -> bool:
-        """Whether a worker runs, or will again in a moment; see `failure`."""
+        """Check whether a worker runs, or will again in a moment; see `failure`."""
         return self._failure is None and not self._stopping.is_set()
 
     def failure(self) -> str | None:
-        """Why the worker is no longer started, with the end of its log; None while all is well."""
+        """Return why the worker is no longer restarted, with the end of its log; None if it is."""
         return self._failure
 
     def stop(self, timeout_seconds: float = 40.0) -> None:
-        """Let it drain, or kill it when that takes longer than the time-out."""
+        """Let the worker drain, or kill it after the time-out."""
         self._stopping.set()
         self._watcher.join()
         with contextlib.suppress(ProcessLookupError):
@@ -76,7 +76,7 @@ class WorkerHandle:
     def _start(self) -> subprocess.Popen:
         with open(self.log_path, "ab") as output:
             self._log_start = output.tell()
-            # A session of its own: Ctrl-C in the trainer's terminal is the trainer's to handle.
+            # A separate session: Ctrl-C in the trainer's terminal is for the trainer to handle.
             return subprocess.Popen(  # noqa: S603 - our own program
                 self._command,
                 env=self._environment,
@@ -105,12 +105,12 @@ class WorkerHandle:
             self._process = self._start()
 
     def _kill_group(self) -> None:
-        """What a dead worker left running dies with it."""
+        """Kill the processes that a dead worker left running."""
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
 
     def _log_of_this_one(self) -> tuple[bool, str]:
-        """Whether the process that ended got to work, and the end of what it said."""
+        """Return whether the ended process was ready, and the end of its output."""
         with open(self.log_path, "rb") as file:
             file.seek(self._log_start)
             said = file.read()
@@ -124,9 +124,12 @@ def start_workers(
     """Start a worker with `slots` slots on this host, which ends with this process.
 
     Args:
+      queue_url: URL of the queue.
       tasks: folder of prepared tasks.
+      store_url: URL of the blob store.
       sandbox: auto, docker or bubblewrap.
-      log_path: file for its log, one JSON object a line.
+      slots: number of concurrent steps.
+      log_path: file for its log, one JSON object per line.
     """
     command = [sys.executable, "-m", "environments.worker"]
     command += [f"--tasks={tasks}", f"--store={store_url}", f"--sandbox={sandbox}", f"--slots={slots}"]

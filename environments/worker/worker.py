@@ -1,10 +1,10 @@
-"""The CPU host's loop: lease a job, take its step, hand in the outcome; again.
+"""The CPU host's loop: lease a job, take its step, submit the outcome.
 
-One process holds one sandbox and `slots` threads; one more thread renews the leases and reports. Every failure that is
-ours goes back to the queue as a failure, never as an outcome. SIGTERM drains: nothing new is claimed, what runs is
-finished, and what is not finished after a while is given back as if it had not been claimed. A killed worker needs no
-clean-up: its leases run out. A job whose lease ran out may have killed its worker: it is executed alone, so that it
-cannot take others with it again.
+One process has one sandbox, `slots` threads, and one thread that renews the leases and reports. Every failure of ours
+goes back to the queue as a failure, never as an outcome. SIGTERM drains: the worker claims no new jobs and finishes
+running ones; jobs unfinished after a while are returned as if never claimed. A killed worker needs no clean-up: its
+leases run out. A job whose lease ran out may have killed its worker, so it is executed alone and cannot disturb others
+again.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from environments.queue.base import Capabilities, Changes, Lease
 from environments.worker.host import Parent, report_of, worker_name
 
 IDLE_SECONDS = 1.0
-"""Longest time between two looks for work, which also finds jobs whose backoff ended."""
+"""Maximum time between two polls for work, which also find jobs whose backoff ended."""
 REPORT_SECONDS = 5.0
 LONGEST_PAUSE_SECONDS = 30.0
 ABORT_SECONDS = 10.0
-"""Longest time that an aborted step may take to come back."""
+"""Maximum time for an aborted step to return."""
 ALONE_SECONDS = 120.0
-"""Longest time that a job which is to be executed alone waits for the others; part of a job's overhead."""
+"""Maximum time that a job to be executed alone waits for the others; part of a job's overhead."""
 
 _log = logging.getLogger("mlagent.worker")
 
@@ -38,12 +38,12 @@ class Worker:
     """Slots on one queue. `run` blocks until `stop` or `abort` is called, from a signal handler or another thread.
 
     Args:
-      take: takes a job's step. An exception, or an outcome that is an infrastructure error, is our failure.
-      slots: steps at once.
-      interrupt: makes running steps fail soon; called when draining takes too long.
-      lease_seconds: a lost worker's job is given to another after so long.
-      drain_seconds: how long running steps may take to finish once draining.
-      parent_pid: abort when this process is gone.
+      take: function that takes a job's step. An exception, or an infrastructure error as outcome, is our failure.
+      slots: number of concurrent steps.
+      interrupt: function that makes running steps fail soon; called when draining takes too long.
+      lease_seconds: time after which a lost worker's job goes to another.
+      drain_seconds: time for running steps to finish after draining starts.
+      parent_pid: process whose end aborts the worker.
     """
 
     def __init__(
@@ -68,35 +68,35 @@ class Worker:
         self._parent = None if parent_pid is None else Parent(parent_pid)
         self._free = threading.Semaphore(slots)
         self._leases: dict[tuple[str, int], Lease] = {}
-        """Of the steps that are being taken, by job and token."""
+        """Leases of the steps in flight, by job and token."""
         self._lock = threading.Lock()
         self._draining, self._aborting, self._stopped = threading.Event(), threading.Event(), threading.Event()
         self._completed = self._failed = self._failures_in_a_row = 0
         self._pause_until = 0.0
         self._interrupted = False
         self._failure = ""
-        """Of the last step that failed, until one ends well."""
+        """Reason of the last failed step, until a step succeeds."""
         self._troubles: dict[str, str] = {}
-        """What the queue refused, by call, until the call succeeds."""
+        """Errors of the queue, by call, until the call succeeds."""
 
     @property
     def completed(self) -> int:
-        """Results accepted so far."""
+        """Number of accepted results."""
         return self._completed
 
     def stop(self) -> None:
-        """Claim nothing more, and finish what runs; the second call aborts."""
+        """Claim no more jobs and finish running ones; the second call aborts."""
         if self._draining.is_set():
             self._aborting.set()
         self._draining.set()
 
     def abort(self) -> None:
-        """Claim nothing more; interrupt what runs and give it back."""
+        """Claim no more jobs; interrupt running ones and return them."""
         self._aborting.set()
         self._draining.set()
 
     def run(self) -> None:
-        """Work until told to stop."""
+        """Work until stopped."""
         log("started", worker=self.name, slots=self._slots, **self._capabilities.to_dict())
         pulse = threading.Thread(target=self._pulse, name="pulse", daemon=True)
         pulse.start()
@@ -119,9 +119,9 @@ class Worker:
         if not self._free.acquire(timeout=IDLE_SECONDS):
             return
         lease = None
-        if not self._draining.is_set():  # While this waited for a slot.
+        if not self._draining.is_set():  # Draining may have started while this waited for a slot.
             with self._asking("claim"):
-                # One at a time, however many slots are free: a few jobs spread over many hosts.
+                # One at a time, however many slots are free, so that a few jobs spread over many hosts.
                 lease = self._queue.claim(self.name, self._capabilities, self._lease_seconds)
         if lease is None:
             self._free.release()
@@ -142,13 +142,13 @@ class Worker:
         self._free.release()
 
     def _start(self, lease: Lease) -> threading.Thread:
-        # A daemon: a step that cannot be interrupted does not keep the process.
+        # A daemon thread: a step that cannot be interrupted does not keep the process alive.
         thread = threading.Thread(target=self._work, args=(lease,), name=f"job-{lease.job.id[:8]}", daemon=True)
         thread.start()
         return thread
 
     def _execute_alone(self, lease: Lease) -> None:
-        """Take the step of a job that may kill this process, while no other step is being taken."""
+        """Take the step of a job that may kill this process, while no other step is in flight."""
         log("alone", worker=self.name, job=lease.job.id, lapses=lease.lapses)
         self._hold(lease)
         self._await_idle(ALONE_SECONDS, unless=self._draining, besides=1)
@@ -202,17 +202,17 @@ class Worker:
                 # A broken host fails fast, and would use up the attempts of every job in the queue.
                 pause = min(2.0 ** (self._failures_in_a_row - 2), LONGEST_PAUSE_SECONDS)
                 self._pause_until = time.monotonic() + pause
-        with self._asking("give a job back"):  # If it cannot, nothing is lost: the lease runs out.
+        with self._asking("give a job back"):  # On failure nothing is lost: the lease runs out.
             self._queue.fail(lease, reason)
 
     def _give_back(self, lease: Lease) -> None:
-        """Return a job that was interrupted: neither it nor the host failed."""
+        """Return an interrupted job to the queue: neither it nor the host failed."""
         log("released", worker=self.name, job=lease.job.id, run=lease.job.run, attempt=lease.attempt)
         with self._asking("give a job back"):
             self._queue.release(lease)
 
     def _finish(self) -> None:
-        """Wait for running steps; interrupt them when they take too long."""
+        """Wait for running steps; interrupt them if they take too long."""
         log("draining", worker=self.name, running=len(self._leases))
         self._await_idle(self._drain_seconds, unless=self._aborting)
         if self._leases:
@@ -251,7 +251,7 @@ class Worker:
         with self._asking("renew leases"):
             lost = self._queue.heartbeat(list(self._leases.values()))
         for lease in lost:
-            # A step that ended meanwhile has let go of its lease by itself.
+            # A step that ended meanwhile has released its lease itself.
             if (lease.job.id, lease.token) in self._leases:
                 log("lease_lost", worker=self.name, job=lease.job.id, attempt=lease.attempt)
 
@@ -265,7 +265,7 @@ class Worker:
 
     @contextlib.contextmanager
     def _asking(self, call: str) -> Iterator[None]:
-        """Ask the queue something; what it refuses is this worker's trouble until the same call succeeds."""
+        """Wrap a call to the queue: its error stays this worker's health until the same call succeeds."""
         try:
             yield
             self._troubles.pop(call, None)
@@ -275,5 +275,5 @@ class Worker:
 
 
 def log(event: str, **fields: Any) -> None:
-    """One line of JSON: what happened, when, and the facts."""
+    """Log one line of JSON: event, time and fields."""
     _log.info(json.dumps({"time": round(time.time(), 3), "event": event, **fields}, ensure_ascii=False))

@@ -1,1 +1,1 @@
-"""Grading: from the bytes of a submission and the hidden labels to a metric, outside of every sandbox."""
+"""Grading, outside every sandbox: the bytes of a submission and the hidden labels give a metric."""

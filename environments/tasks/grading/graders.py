@@ -1,4 +1,4 @@
-"""Which grader a prepared task has, from what lies in its private/ folder."""
+"""The choice of a prepared task's grader, by the files in its private/ folder."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from environments.tasks.grading.isolated import IsolatedGrader
 
 
 class Grader(Protocol):
-    """Hidden labels in two halves, and how a submission is held against them."""
+    """Grader of submissions against hidden labels in two halves."""
 
     @property
     def rows(self) -> int:
@@ -20,13 +20,13 @@ class Grader(Protocol):
 
     @property
     def kinds(self) -> dict[str, str]:
-        """Kind of cell (`tables.KINDS`) by column of a submission, but for the ids."""
+        """Kind of cell (`tables.KINDS`) by column of a submission, without the ids."""
 
     def labels(self) -> dict[str, list[str]]:
-        """Hidden values as text, by column, and under `id` the ids that they belong to: for the checker alone."""
+        """Return hidden values as text, by column, and their ids under `id`: for the checker alone."""
 
     def grade(self, submission: bytes, half: str) -> float:
-        """Metric of `submission` on `half`, `reward` or `report`.
+        """Return the metric of `submission` on `half`, `reward` or `report`.
 
         Raises:
           InvalidSubmissionError: it is not a complete table of valid predictions.
@@ -34,12 +34,16 @@ class Grader(Protocol):
         """
 
     def close(self) -> None:
-        """End its processes, if it has any; requests under way fail with a GraderError."""
+        """End the grader's processes, if any; requests in flight fail with a GraderError."""
 
 
 def load_grader(private: Path) -> Grader:
-    """The grader whose files are in `private`. One of our metrics grades in this process, at the cost of reading the
-    submission; code of a task's author or of a benchmark runs in processes of its own."""
+    """Load the grader whose files are in `private`.
+
+    Our metrics run in this process, which costs only reading the submission. Code of a task's author or of a benchmark
+    runs
+    in separate processes.
+    """
     own = any((private / mark).exists() for mark in (own_grading.FORM, mlebench.MARK, mlagentbench.MARK))
     return IsolatedGrader(private, load_in_process) if own else load_in_process(private)
 
@@ -48,8 +52,10 @@ Trusted = grading.Answers | own_grading.OwnGrader | mlebench.MleBenchGrader | ml
 
 
 def load_in_process(private: Path) -> Trusted:
-    """The grader whose files are in `private`, to be called in this process: the task's own grade.py, that of another
-    benchmark, or one of our metrics. Loading executes nothing of the task."""
+    """Load the grader whose files are in `private`, for calls in this process, without executing the task's code.
+
+    It is the task's own grade.py, another benchmark's, or one of our metrics.
+    """
     if (private / own_grading.FORM).exists():
         return own_grading.OwnGrader.load(private)
     if (private / mlebench.MARK).exists():

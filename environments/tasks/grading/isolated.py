@@ -1,14 +1,14 @@
-"""Graders that run code which is not ours, each in a warm process of its own with limits of time and memory.
+"""Graders that run other people's code, each in its own warm process with limits of time and memory.
 
-    the submission is fine                     its score
-    the grader refuses it                      InvalidSubmissionError: the policy's
-    the grader raises, hangs or dies           asked again with a submission that it has scored before (the control):
+    the submission is scored                   its score
+    the grader refuses it                      InvalidSubmissionError: the policy's fault
+    the grader raises, hangs or dies           retry with a submission that it has scored before (the control):
         the control is scored, and the         InvalidSubmissionError: the submission breaks the grader
-        submission fails once more
-        the control fails too                  GraderError: ours
+        submission fails again
+        the control fails too                  GraderError: our fault
 
-A process whose grader failed is not used again. Processes end by themselves when idle, so that a host that grades many
-tasks does not hold them all.
+A process whose grader failed is not reused. Idle processes end by themselves, so that a host that grades many tasks
+does not keep one for each.
 """
 
 from __future__ import annotations
@@ -34,12 +34,14 @@ import environments
 from environments.tasks.task import GraderError, GraderLimitError, InvalidSubmissionError, TaskError
 
 CONTROL = "control.csv"
-"""Beside private/: a submission that the grader has scored, that of the starting script."""
+"""File beside private/ with a submission that the grader has scored, the starting script's."""
 SECONDS = 90.0
-"""Time for loading a grader, and for one request. Two of them and a control fit into the time that a lease allows
-beside the execution."""
+"""Time limit for loading a grader, and for one request.
+
+A lease has time for two requests and a control in addition to the execution.
+"""
 MEMORY_BYTES = 8 << 30
-"""Address space of a grader."""
+"""Maximum address space of a grader, in bytes."""
 _GRACE_SECONDS = 10.0
 _SAID_LETTERS = 2000
 _START = (
@@ -50,7 +52,7 @@ _log = logging.getLogger("mlagent.grading")
 
 
 class IsolatedGrader:
-    """The grader of a prepared task (`graders.Grader`). Thread-safe: each request has a process to itself."""
+    """Grader of a prepared task (`graders.Grader`). Thread-safe: each request has a process to itself."""
 
     def __init__(
         self,
@@ -59,11 +61,14 @@ class IsolatedGrader:
         seconds: float = SECONDS,
         memory_bytes: int = MEMORY_BYTES,
     ) -> None:
-        """Start nothing yet.
+        """Create the grader without starting a process.
 
         Args:
-          load: reads the answers of `private` for `rows`, `kinds` and `labels`; it executes nothing of the task.
-          seconds: for loading the grader, and for each request.
+          private: the task's private/ folder.
+          load: function that reads the answers in `private` for `rows`, `kinds` and `labels`, without executing the
+            task's code.
+          seconds: time limit for loading the grader, and for each request.
+          memory_bytes: maximum address space of each process.
         """
         self._private, self._load = private.resolve(), load
         self._limits = (seconds, memory_bytes)
@@ -76,7 +81,7 @@ class IsolatedGrader:
 
     @functools.cached_property
     def in_process(self) -> Any:
-        """The grader in this process, of which nothing is called but what reads the answers."""
+        """Grader in this process, used only to read the answers."""
         return self._load(self._private)
 
     @property
@@ -91,7 +96,7 @@ class IsolatedGrader:
         return self.in_process.labels()
 
     def grade(self, submission: bytes, half: str) -> float:
-        """Metric of `submission` on `half`, `reward` or `report`.
+        """Return the metric of `submission` on `half`, `reward` or `report`.
 
         Raises:
           InvalidSubmissionError: the grader refuses it, or it alone makes the grader fail.
@@ -105,7 +110,7 @@ class IsolatedGrader:
             raise
 
     def official(self, submission: bytes) -> dict[str, Any]:
-        """What the benchmark that the task is from reports of a submission.
+        """Return the report of the task's benchmark on a submission.
 
         Raises:
           InvalidSubmissionError: the grader refuses it.
@@ -114,7 +119,7 @@ class IsolatedGrader:
         return self._ask("official", submission)
 
     def close(self) -> None:
-        """End all processes; requests under way fail with a GraderError."""
+        """End all processes; requests in flight fail with a GraderError."""
         with self._lock:
             self._closed = True
             processes = [*self._idle, *self._busy]
@@ -139,8 +144,10 @@ class IsolatedGrader:
             raise refusal(f"the grader cannot score it ({error.kind})") from error
 
     def _scores_control(self, half: str, error: GraderError) -> bool:
-        """Whether the grader still scores what it scored before. Where nothing is known that it scores, an exception is
-        taken for the submission's fault, a limit for this host's."""
+        """Check whether the grader still scores the control.
+
+        Without a control, an exception is taken for the submission's fault, a limit for this host's.
+        """
         control = self._control
         with contextlib.suppress(OSError):
             control = (self._private.parent / CONTROL).read_bytes()
@@ -175,7 +182,7 @@ class IsolatedGrader:
                     process.kill()
             if answer is not None:
                 break
-            if not (warm and process.status == 0):  # An idle process may end just when it is asked.
+            if not (warm and process.status == 0):  # An idle process may end just when a request arrives.
                 raise process.death()
         if "refused" in answer:
             raise InvalidSubmissionError(answer["refused"])
@@ -187,12 +194,12 @@ class IsolatedGrader:
 
 
 class _Process:
-    """One grader process. It is asked one thing at a time, by one thread."""
+    """One grader process. It handles one request at a time, from one thread."""
 
     def __init__(self, private: Path, seconds: float, memory_bytes: int) -> None:
         self._seconds = seconds
         self._socket, theirs = socket.socketpair()
-        # The process ends itself when a limit is reached; this is for what it leaves running.
+        # The process ends itself at a limit; this time-out covers processes that it leaves running.
         self._socket.settimeout(2 * seconds + _GRACE_SECONDS)
         self._said = tempfile.TemporaryFile("a+b")  # noqa: SIM115 - lives as long as the process
 
@@ -216,7 +223,7 @@ class _Process:
         return self._process.poll()
 
     def ask(self, what: str, submission: bytes) -> dict[str, Any] | None:
-        """The answer, or None where the process ended instead."""
+        """Return the answer, or None if the process ended instead."""
         self._said.truncate(0)
         request = json.dumps({"what": what, "bytes": len(submission)}).encode()
         line = b""
@@ -231,12 +238,12 @@ class _Process:
         return None
 
     def said(self) -> str:
-        """The end of what the grader printed."""
+        """Return the end of the grader's output."""
         self._said.seek(max(0, self._said.seek(0, os.SEEK_END) - _SAID_LETTERS))
         return self._said.read().decode(errors="replace")
 
     def death(self) -> GraderError:
-        """Why there is no answer."""
+        """Return an error that explains why there is no answer."""
         if self.status in (-signal.SIGALRM, -signal.SIGKILL):
             late = self.status == -signal.SIGALRM
             message = f"the grader took longer than {self._seconds:g} seconds" if late else "the grader was killed"
@@ -245,7 +252,7 @@ class _Process:
         return GraderError(message, self.said(), kind=f"status {self.status}", limit=True)
 
     def kill(self) -> None:
-        """End it with all that it started."""
+        """Kill the process and its children."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
@@ -258,8 +265,10 @@ def _kill_all(processes: list[_Process]) -> None:
 
 
 def _import_path() -> list[str]:
-    """Where a grader finds modules: where this process does, less the folder that it was started in, since a task's
-    folder may hold files that are called like libraries."""
+    """Return the import path of graders: this process's, without its starting folder.
+
+    That may be a task's folder, whose files may be named like libraries.
+    """
     root, here = str(Path(environments.__file__).resolve().parents[1]), ""
     with contextlib.suppress(OSError):
         here = os.path.realpath(os.getcwd())
@@ -268,7 +277,7 @@ def _import_path() -> list[str]:
 
 
 def author_error(name: str, error: InvalidSubmissionError | GraderError) -> TaskError:
-    """What is wrong with how the task `name` grades a script of its own, for its author: with what the grader said."""
+    """Return an error with the grader's message for the author of task `name`, whose script cannot be graded."""
     failure = error if isinstance(error, GraderError) else error.__cause__
     if not isinstance(failure, GraderError):
         return TaskError(f"task {name}: a script of its own hands in what cannot be graded: {error}")
@@ -276,6 +285,6 @@ def author_error(name: str, error: InvalidSubmissionError | GraderError) -> Task
 
 
 def tell(task: str, error: GraderError, blame: str) -> None:
-    """Show the operator a grader's failure with its traceback: a JSON object a line, as all of a worker's log."""
+    """Log a grader's failure with its traceback for the operator, one JSON object per line, as a worker does."""
     facts = {"task": task, "blame": blame, "error": str(error), "details": error.details}
     _log.warning(json.dumps({"time": round(time.time(), 3), "event": "grader_failed", **facts}, ensure_ascii=False))

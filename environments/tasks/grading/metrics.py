@@ -1,7 +1,7 @@
-"""Metrics by name, with their direction and the table a submission must be: what grading and every task agree on.
+"""Metrics by name, with direction and form of submission, shared by graders and tasks.
 
-NumPy alone, so that a grader needs nothing of the environment in which scripts run. Predictions are `[rows, columns]`,
-one column for most metrics; truths are `[rows]` or `[rows, outputs]`. The tests compare each one with scikit-learn.
+They use NumPy alone, so that a grader does not need the scripts' environment. Predictions are `[rows, columns]`, one
+column for most metrics; truths are `[rows]` or `[rows, outputs]`. The tests compare each metric with scikit-learn.
 """
 
 from __future__ import annotations
@@ -13,33 +13,33 @@ from collections.abc import Callable
 import numpy as np
 
 PROBABILITY_FLOOR = 1e-6
-"""Log loss of a certain and wrong prediction is finite: 13.8. Without a floor one row would decide the score."""
+"""Minimum probability in log loss: a certain but wrong prediction costs 13.8, so one row cannot decide the score."""
 COMPETITION_FLOOR = 1e-15
-"""As Kaggle clips: such a row costs 34.5."""
+"""Kaggle's minimum probability: such a row costs 34.5."""
 
 
 class Form(enum.StrEnum):
-    """What the columns of a submission hold, besides `id`."""
+    """Content of a submission's columns, besides `id`."""
 
     LABEL = "label"
     """`label`: the class, an integer."""
     SCORE = "score"
     """`score`: larger for class 1 of two."""
     PROBABILITIES = "probabilities"
-    """`p_0` ... : a probability a class."""
+    """`p_0` ... : one probability per class."""
     RANKING = "ranking"
-    """`top_1` ... : classes, the likeliest first."""
+    """`top_1` ... : classes, likeliest first."""
     NUMBER = "number"
     """`value`: a number."""
     ORDINAL = "ordinal"
     """`value`: an integer grade."""
     NUMBERS = "numbers"
-    """`value_0` ... : a number an output."""
+    """`value_0` ... : one number per output."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Metric:
-    """One metric. `function(truth, prediction)` of `[rows]` or `[rows, outputs]` and `[rows, columns]` -> float."""
+    """One metric. `function(truth, prediction)` maps `[rows]` or `[rows, outputs]` and `[rows, columns]` to a float."""
 
     name: str
     form: Form
@@ -55,12 +55,12 @@ class Metric:
 
 
 def accuracy(truth: np.ndarray, prediction: np.ndarray) -> float:
-    """Share of rows whose class is right."""
+    """Return the share of rows whose class is right."""
     return float(np.mean(truth == prediction[:, 0]))
 
 
 def macro_f1(truth: np.ndarray, prediction: np.ndarray) -> float:
-    """F1 of each class that occurs in truth or prediction, averaged: rare classes count as much as common ones."""
+    """Return the mean F1 of all classes in truth or prediction: rare classes count as much as common ones."""
     guess = prediction[:, 0]
     scores = []
     for label in np.union1d(truth, guess):
@@ -70,7 +70,7 @@ def macro_f1(truth: np.ndarray, prediction: np.ndarray) -> float:
 
 
 def auc(truth: np.ndarray, prediction: np.ndarray) -> float:
-    """Area under the ROC curve, as the Mann-Whitney statistic; ties count half."""
+    """Return the area under the ROC curve, as the Mann-Whitney statistic; ties count half."""
     scores = prediction[:, 0]
     _, inverse, counts = np.unique(scores, return_inverse=True, return_counts=True)
     last = np.cumsum(counts)
@@ -81,35 +81,35 @@ def auc(truth: np.ndarray, prediction: np.ndarray) -> float:
 
 
 def log_loss(truth: np.ndarray, prediction: np.ndarray, floor: float = PROBABILITY_FLOOR) -> float:
-    """Mean negative log-likelihood; probabilities are clipped at `floor` and normalised."""
+    """Return the mean negative log-likelihood; probabilities are clipped at `floor` and normalised."""
     clipped = np.clip(prediction, floor, 1.0)
     clipped = clipped / clipped.sum(axis=1, keepdims=True)
     return float(-np.mean(np.log(clipped[np.arange(len(truth)), truth.astype(int)])))
 
 
 def map_at_k(truth: np.ndarray, prediction: np.ndarray) -> float:
-    """Mean average precision at k, one right class a row: the reciprocal of its place, 0 if not listed."""
+    """Return the mean average precision at k with one right class per row: its reciprocal rank, 0 if not listed."""
     hits = prediction == truth[:, None]
     return float(np.mean(np.where(hits.any(axis=1), 1.0 / (np.argmax(hits, axis=1) + 1.0), 0.0)))
 
 
 def mae(truth: np.ndarray, prediction: np.ndarray) -> float:
-    """Mean absolute error."""
+    """Return the mean absolute error."""
     return float(np.mean(np.abs(truth - prediction[:, 0])))
 
 
 def rmse(truth: np.ndarray, prediction: np.ndarray) -> float:
-    """Root of the mean squared error."""
+    """Return the root of the mean squared error."""
     return float(np.sqrt(np.mean((truth - prediction[:, 0]) ** 2)))
 
 
 def rmsle(truth: np.ndarray, prediction: np.ndarray) -> float:
-    """RMSE of log(1 + y); a negative prediction counts as 0."""
+    """Return the RMSE of log(1 + y); a negative prediction counts as 0."""
     return float(np.sqrt(np.mean((np.log1p(truth) - np.log1p(np.maximum(prediction[:, 0], 0.0))) ** 2)))
 
 
 def qwk(truth: np.ndarray, prediction: np.ndarray) -> float:
-    """Cohen's kappa with quadratic weights; 0 for constant predictions. Unknown grades simply disagree.
+    """Return Cohen's kappa with quadratic weights; 0 for constant predictions. Unknown grades count as disagreement.
 
     With n rows, kappa = 1 - sum (y - p)^2 / ((1 / n) * sum_i sum_j (y_i - p_j)^2).
     """
@@ -120,7 +120,7 @@ def qwk(truth: np.ndarray, prediction: np.ndarray) -> float:
 
 
 def pcc(truth: np.ndarray, prediction: np.ndarray) -> float:
-    """Pearson's correlation; 0 where the prediction is constant."""
+    """Return Pearson's correlation; 0 if the prediction is constant."""
     guess = prediction[:, 0] - np.mean(prediction[:, 0])
     centred = truth - np.mean(truth)
     norm = np.sqrt(np.sum(guess**2) * np.sum(centred**2))
@@ -128,7 +128,7 @@ def pcc(truth: np.ndarray, prediction: np.ndarray) -> float:
 
 
 def mcrmse(truth: np.ndarray, prediction: np.ndarray) -> float:
-    """RMSE of each output, averaged."""
+    """Return the RMSE of each output, averaged."""
     return float(np.mean(np.sqrt(np.mean((truth - prediction) ** 2, axis=0))))
 
 
@@ -137,12 +137,12 @@ def column_mean(
     truth: np.ndarray,  # [rows, columns]
     prediction: np.ndarray,  # [rows, columns]
 ) -> float:
-    """A metric of one output, averaged over the columns."""
+    """Average a single-output metric over the columns."""
     return float(np.mean([function(truth[:, place], prediction[:, [place]]) for place in range(truth.shape[1])]))
 
 
 def binary_log_loss(truth: np.ndarray, prediction: np.ndarray, floor: float = COMPETITION_FLOOR) -> float:
-    """Mean negative log-likelihood of 0 and 1, for `[rows, 1]` probabilities of 1, clipped at `floor`."""
+    """Return the mean negative log-likelihood of 0 and 1, for `[rows, 1]` probabilities of 1, clipped at `floor`."""
     p = np.clip(prediction[:, 0].astype(float), floor, 1 - floor)
     return float(-np.mean(np.where(truth == 1, np.log(p), np.log1p(-p))))
 
@@ -166,7 +166,7 @@ METRICS: dict[str, Metric] = {
 
 
 def get(name: str) -> Metric:
-    """The metric called `name`.
+    """Return the metric called `name`.
 
     Raises:
       ValueError: there is none.
@@ -177,7 +177,7 @@ def get(name: str) -> Metric:
 
 
 def columns(metric: Metric, classes: int, outputs: int) -> tuple[str, ...]:
-    """Columns of a submission for `metric`, after `id`, for so many `classes` (classification) or `outputs`."""
+    """Return a submission's columns for `metric`, after `id`, for so many `classes` or regression `outputs`."""
     match metric.form:
         case Form.LABEL | Form.SCORE:
             return (metric.form.value,)

@@ -1,7 +1,7 @@
-"""Grading by a task's own grade.py: the submission is read strictly first, so that the function need only score.
+"""Grading by a task's own grade.py: the submission is parsed strictly first, so the function only computes the score.
 
-grade.py is its author's code and is trusted with the labels. It runs outside of every sandbox, in a process of its own
-(`isolated`). It gets a complete table of checked cells in the order of the answers, whatever was handed in.
+grade.py is its author's code and is trusted with the labels. It runs outside every sandbox, in its own process
+(`isolated`). It always gets a complete table of checked cells in the order of the answers.
 """
 
 from __future__ import annotations
@@ -23,38 +23,38 @@ from environments.tasks.grading import tables
 from environments.tasks.task import InvalidSubmissionError, TaskError
 
 FORM = "form.json"
-"""In private/: what a submission looks like. Marks a task with a grader of its own."""
+"""File in private/ with the form of a submission. Marks a task with its own grader."""
 HALF = "half"
-"""Column of answers.csv that says which half a row is in."""
+"""Column of answers.csv with the half of each row."""
 
 
 @dataclasses.dataclass(frozen=True)
 class SubmissionForm:
-    """The table that a submission must be, and what the answers hold."""
+    """Form of a submission and of the answers."""
 
     id_column: str
     columns: dict[str, str]
     """Kind of cell (`tables.KINDS`) by column of a submission."""
     hidden: tuple[str, ...] = ()
-    """Columns of the answers that nothing public may show; empty: all but the ids."""
+    """Columns of the answers that must not appear in public data; empty: all except the ids."""
     answers: dict[str, str] = dataclasses.field(default_factory=dict)
-    """Kind of cell by column of the answers, where a submission has no such column or another kind there."""
+    """Kind of cell by column of the answers, for columns that a submission lacks or holds as another kind."""
 
     @property
     def answer_kinds(self) -> dict[str, str]:
-        """Kind of cell by column that the answers may have."""
+        """Kind of cell by possible column of the answers."""
         return {**self.columns, **self.answers, self.id_column: "text", HALF: "text"}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class OwnGrader:
-    """The answers of a task and its own function over them."""
+    """A task's answers and its own scoring function."""
 
     form: SubmissionForm
     cells: dict[str, Sequence[str]]
-    """The answers by column as prepare.py wrote them, without the halves."""
+    """Answers by column as prepare.py wrote them, without the halves."""
     report: np.ndarray
-    """`[rows]` bool: in the report half; the others are the reward half."""
+    """Whether a row is in the report half, `[rows]` bool; the others are the reward half."""
     grade_path: Path
 
     @property
@@ -67,7 +67,7 @@ class OwnGrader:
 
     @functools.cached_property
     def answers(self) -> pd.DataFrame:
-        """The answers as grade.py gets them; ids are texts."""
+        """Answers as grade.py gets them; ids are texts."""
         return tables.frame(self.cells, self.form.answer_kinds)
 
     @functools.cached_property
@@ -75,7 +75,7 @@ class OwnGrader:
         return load_function(self.grade_path, "grade")
 
     def open(self) -> None:
-        """Execute grade.py, so that what is wrong with the code or the answers shows before a submission is graded."""
+        """Execute grade.py, so that errors in code or answers show before a submission is graded."""
         _ = self._function, self.answers
 
     def labels(self) -> dict[str, list[str]]:
@@ -83,12 +83,12 @@ class OwnGrader:
         return {"id": list(self.cells[self.form.id_column]), **{name: list(self.cells[name]) for name in hidden}}
 
     def grade(self, submission: bytes, half: str) -> float:
-        """Metric of `submission` on `half`, `reward` or `report`.
+        """Return the metric of `submission` on `half`, `reward` or `report`.
 
         Raises:
           InvalidSubmissionError: it is not a complete table of valid cells, or grade.py refuses it.
-          TaskError: grade.py gives no number.
-          Exception: whatever else grade.py raises.
+          TaskError: grade.py returns no number.
+          Exception: any other exception of grade.py.
         """
         function, ids = self._function, self.cells[self.form.id_column]
         table = tables.frame(
@@ -105,7 +105,7 @@ class OwnGrader:
         return score
 
     def save(self, private: Path) -> None:
-        """Write to `private`, beside the grade.py that is there."""
+        """Write to `private`, beside its grade.py."""
         columns = {**self.cells, HALF: np.where(self.report, "report", "reward").tolist()}
         with open(private / "answers.csv", "w", encoding="utf-8", newline="") as file:
             csv.writer(file).writerows([columns, *zip(*columns.values(), strict=True)])
@@ -121,10 +121,10 @@ class OwnGrader:
 
 
 def read_answers(path: Path, form: SubmissionForm) -> dict[str, Sequence[str]]:
-    """Cells of answers.csv by column, each of the kind that `form` declares.
+    """Read answers.csv by column and check the kinds that `form` declares.
 
     Raises:
-      TaskError: not a table, a column that is missing or that nothing declares, a cell of another kind, an id twice.
+      TaskError: not a table, a missing or undeclared column, a cell of another kind, a duplicate id.
     """
     try:
         header, rows = tables.read_table(path.read_bytes())
@@ -148,11 +148,11 @@ def read_answers(path: Path, form: SubmissionForm) -> dict[str, Sequence[str]]:
 
 
 def load_function(path: Path, name: str) -> Callable[..., Any]:
-    """The function `name` of an author's file; the file is executed, and leaves no byte code beside it.
+    """Execute an author's file, without leaving byte code, and return its function `name`.
 
     Raises:
       TaskError: it cannot be read, or has no such function.
-      Exception: whatever executing it raises.
+      Exception: any exception of the file.
     """
     namespace: dict[str, Any] = {"__name__": path.stem, "__file__": str(path)}
     try:
@@ -166,6 +166,6 @@ def load_function(path: Path, name: str) -> Callable[..., Any]:
 
 
 def line_of(error: BaseException, path: Path) -> str:
-    """Where in the author's file an exception was raised, as `grade.py, line 2`."""
+    """Return the line of the author's file that raised an exception, as `grade.py, line 2`."""
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
     return f"{path.name}, line {lines[-1]}" if lines else path.name

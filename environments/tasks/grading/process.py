@@ -1,11 +1,10 @@
-"""The program that runs a task's grader, started and asked by `isolated`: one request at a time over a socket.
+"""The program that runs a task's grader for `isolated`: one request at a time over a socket.
 
     request   {"what": "reward" | "report" | "official", "bytes": n}, a line; then the n bytes of a submission
     answer    {"value": ...} | {"refused": why} | {"raised": type, "where": ..., "details": ..., "host": bool}, a line
 
-It ends by itself when nothing is asked for `IDLE_SECONDS`, when the other side closes, and by SIGALRM when loading the
-grader or one request takes longer than its limit. What graders print goes where standard output leads: never into an
-answer.
+It ends after `IDLE_SECONDS` without a request, when the other side closes the socket, and by SIGALRM when loading the
+grader or one request exceeds its time limit. Output of graders goes to standard output, never into an answer.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ _DETAIL_LETTERS = 8000
 
 
 def main(private: str, handle: str, seconds: str, memory_bytes: str) -> None:
-    """Serve the socket of the inherited descriptor `handle` with the grader of `private`."""
+    """Serve the grader of `private` on the socket with the inherited descriptor `handle`."""
     limit = float(seconds)
     resource.setrlimit(resource.RLIMIT_AS, (int(memory_bytes),) * 2)
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
@@ -77,7 +76,7 @@ def _answer(grader: Any, what: str, submission: bytes, private: Path) -> dict[st
 
 
 def _failure(error: BaseException, private: Path, host: bool) -> dict[str, Any]:
-    """What an exception says of itself: where it is raised, in a file of the task if there is one on the way."""
+    """Describe an exception and where it was raised, preferably in a file of the task."""
     frames = traceback.extract_tb(error.__traceback__)
     ours = [frame for frame in frames if Path(frame.filename).name in ("grade.py", "eval.py")] or frames[-1:]
     where = f"{Path(ours[-1].filename).name}, line {ours[-1].lineno}" if ours else ""

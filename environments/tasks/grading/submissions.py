@@ -1,7 +1,7 @@
-"""Grading: from the bytes of a submission and the hidden labels to a metric, outside of every sandbox.
+"""Grading with our metrics, outside every sandbox: the bytes of a submission and the hidden labels give a metric.
 
-A submission is hostile: it is read by `tables`, and every way in which it can be wrong raises `InvalidSubmissionError`
-with a message made of the submission and the public format alone. Nothing in it follows from a label.
+A submission is hostile. `tables` parses it, and every defect raises `InvalidSubmissionError`, with a message made from
+the submission and the public format alone. Nothing in it follows from a label.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ HALVES = ("reward", "report")
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Answers:
-    """The hidden labels of a task, row by row of the hidden inputs, whose ids are 0 ... rows - 1."""
+    """Hidden labels of a task, in the order of the hidden inputs, whose ids are 0 ... rows - 1."""
 
     metric: Metric
     classes: int
-    """Number of classes, 0 for a regression."""
+    """Number of classes; 0 for a regression."""
     truth: np.ndarray
-    """`[rows]` or `[rows, outputs]`."""
+    """Labels, `[rows]` or `[rows, outputs]`."""
     report: np.ndarray
-    """`[rows]` bool: in the report half; the others are the reward half."""
+    """Whether a row is in the report half, `[rows]` bool; the others are the reward half."""
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -43,14 +43,14 @@ class Answers:
         return _kinds(self.metric.form, self.columns)
 
     def labels(self) -> dict[str, list[str]]:
-        """Hidden values as text (see `graders.Grader.labels`)."""
+        """Return hidden values as text (see `graders.Grader.labels`)."""
         outputs = self.truth.reshape(len(self.truth), -1).T
         return {"id": [str(row) for row in range(self.rows)]} | {
             f"y{number}": [f"{value:.6g}" for value in output] for number, output in enumerate(outputs)
         }
 
     def grade(self, submission: bytes, half: str) -> float:
-        """Metric of `submission` on `half`, `reward` or `report`.
+        """Return the metric of `submission` on `half`, `reward` or `report`.
 
         Raises:
           InvalidSubmissionError: it is not a complete table of valid predictions.
@@ -60,7 +60,7 @@ class Answers:
         return self.metric(self.truth[chosen], prediction[chosen])
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Do nothing: there are no processes."""
 
     def save(self, path: Path) -> None:
         """Write as a NumPy archive without pickles."""
@@ -80,10 +80,10 @@ class Answers:
 def read_submission(
     submission: bytes, form: Form, columns: tuple[str, ...], rows: int, classes: int
 ) -> np.ndarray:  # [rows, columns]
-    """The predictions of a submission, in order of their ids, which are 0 ... rows - 1.
+    """Return the predictions of a submission, in order of their ids, which are 0 ... rows - 1.
 
     Raises:
-      InvalidSubmissionError: as of `tables.read_submission`, or the values are not of `form`.
+      InvalidSubmissionError: as for `tables.read_submission`, or the values do not fit `form`.
     """
     kinds = _kinds(form, columns)
     cells = tables.read_submission(submission, "id", kinds, [str(row) for row in range(rows)])
@@ -93,12 +93,12 @@ def read_submission(
 
 
 def _kinds(form: Form, columns: tuple[str, ...]) -> dict[str, str]:
-    """Kind of cell (`tables.KINDS`) by column."""
+    """Return the kind of cell (`tables.KINDS`) by column."""
     return dict.fromkeys(columns, "integer" if form in (Form.LABEL, Form.RANKING, Form.ORDINAL) else "number")
 
 
 def _check_range(prediction: np.ndarray, form: Form, classes: int) -> None:
-    """Raise unless the values of `prediction` are such as `form` asks for."""
+    """Check that the values of `prediction` fit `form`."""
     if form in (Form.LABEL, Form.RANKING) and (prediction.min() < 0 or prediction.max() >= classes):
         raise InvalidSubmissionError(f"a class is not one of 0 to {classes - 1}")
     if form is Form.RANKING and any(len(set(row)) < len(row) for row in prediction.tolist()):

@@ -1,8 +1,8 @@
-"""The strict reader of tables: submissions and hidden answers alike, cell by cell by the kind that a column declares.
+"""The strict reader of tables, for submissions and hidden answers: it checks each cell against its column's kind.
 
-Nothing is guessed: `NA`, `001`, `1.10`, `True` and an empty cell are texts where the column holds texts. A table is CSV
-in UTF-8 with a header; empty lines are passed over. A submission is hostile: it is refused by its size before it is
-parsed, and what a refusal says follows from the submission and the public format alone.
+Nothing is guessed: `NA`, `001`, `1.10`, `True` and an empty cell are texts in a column of texts. A table is CSV in
+UTF-8 with a header; empty lines are skipped. A submission is hostile: too large a one is refused before it is parsed,
+and an error's text follows from the submission and the public format alone.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ import pandas as pd
 from environments.tasks.task import InvalidSubmissionError
 
 LARGEST = 1e100
-"""Largest magnitude of a number: sums of its squares stay finite."""
+"""Largest magnitude of a number: sums of squares stay finite."""
 NUMBER_BYTES = 100
 TEXT_BYTES = 100_000
-"""Below the limit of Python's csv reader."""
+"""Maximum size of a text cell in bytes, below the limit of Python's csv reader."""
 
 
 class TableError(ValueError):
@@ -31,7 +31,7 @@ class TableError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-    """What a column holds."""
+    """Kind of a column."""
 
     what: str
     """The kind in an error: "... is 'x', not WHAT"."""
@@ -52,10 +52,10 @@ KINDS = {
 
 
 def read_table(data: bytes) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of a CSV file, every row as long as the header.
+    """Parse a CSV file into header and rows, every row as long as the header.
 
     Raises:
-      TableError: not UTF-8, not CSV, no header, a column's name twice, a row of another length.
+      TableError: not UTF-8, not CSV, no header, a duplicate column name, a row of another length.
     """
     try:
         rows = [row for row in csv.reader(io.StringIO(data.decode("utf-8-sig"), newline=""), strict=True) if row]
@@ -76,7 +76,7 @@ def check_column(name: str, kind: str, cells: Iterable[str]) -> None:
     """Check that every cell of a column is of its kind.
 
     Raises:
-      TableError: one is not; the message names its row.
+      TableError: a cell is not; the message names its row.
     """
     expected = KINDS[kind]
     for number, cell in enumerate(cells, start=2):
@@ -90,7 +90,7 @@ def check_column(name: str, kind: str, cells: Iterable[str]) -> None:
 
 
 def values(kind: str, cells: Sequence[str]) -> np.ndarray:
-    """The values of a checked column: floats, integers, or the texts as they are. `[rows]`"""
+    """Convert a checked column to floats or integers, or return its texts unchanged. `[rows]`"""
     if kind == "text":
         return np.array(cells, dtype=object)
     if kind == "integer":
@@ -99,18 +99,18 @@ def values(kind: str, cells: Sequence[str]) -> np.ndarray:
 
 
 def frame(columns: Mapping[str, Sequence[str]], kinds: Mapping[str, str]) -> pd.DataFrame:
-    """A data frame of checked columns; those without a kind are texts."""
+    """Return a data frame of checked columns; columns without a kind are texts."""
     return pd.DataFrame({name: values(kinds.get(name, "text"), cells) for name, cells in columns.items()})
 
 
 def read_submission(
     data: bytes, id_column: str, kinds: Mapping[str, str], ids: Sequence[str]
 ) -> dict[str, tuple[str, ...]]:
-    """Cells of a submission by column, the id column first, its rows in the order of `ids`.
+    """Parse a submission into cells by column, id column first, rows in the order of `ids`.
 
     Raises:
-      InvalidSubmissionError: too large, not a table, another header, ids that are not exactly `ids` in any order, cells
-        that are not of their column's kind.
+      InvalidSubmissionError: too large, not a table, another header, ids other than `ids` (in any order), or cells of
+        another kind than their column's.
     """
     names = [id_column, *kinds]
     widths = [2 * max(len(name.encode()) for name in ids), *(2 * KINDS[kind].max_bytes for kind in kinds.values())]
