@@ -82,7 +82,7 @@ def run_stages(config_dict: object, workdir: str, interruption: Interruption, di
     run = Run.open(config, workdir, interruption)
     try:
         for index, name in enumerate(config.stages):
-            run.stop_if_told()
+            run.stop_if_requested()
             with run.stage(name, config.stages[:index].count(name)) as needed:
                 # An export that is asked for alone is written anew: it may name another policy by now.
                 if needed or config.stages == ("export",):

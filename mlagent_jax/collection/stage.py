@@ -57,7 +57,7 @@ def collect(run: Run) -> None:
                 store.append(_record(run, t, step) for t, step in wave if not is_masked(step.outcome))
             for t, _ in wave:
                 del t.steps[:-1]  # stored steps need no memory: an expert reads only its last step
-            run.stop_if_told()
+            run.stop_if_requested()
         if store is not None:
             store.seal()
             write_card(store.store)

@@ -40,7 +40,7 @@ def play_episodes(run: Run, name: str, agent: Agent) -> list[dict[str, Any]]:
         config.steps,
         config.minutes,
     ):
-        run.stop_if_told()
+        run.stop_if_requested()
     return [_record(run, name, episode) for episode in episodes if not episode.lost]
 
 

@@ -24,7 +24,7 @@ def evaluate(run: Run) -> None:
     folder = run.workdir / "evaluation"
     folder.mkdir(parents=True, exist_ok=True)
     for spec in map(parse_agent, run.config.evaluate.policies):
-        run.stop_if_told()
+        run.stop_if_requested()
         path = folder / f"{spec.name}.jsonl"
         if processes.agree(path.exists) or not _exists(run, spec):
             continue

@@ -72,7 +72,7 @@ class _Trainer:
             ):
                 while self.iteration < total and not (self.validation and self.validation.has_converged):
                     try:
-                        self.run.stop_if_told()
+                        self.run.stop_if_requested()
                         started = time.monotonic()
                         taken, seconds_sample = self.batches.take(
                             self.iteration, self.learner.params, lambda _: progress.update(0)

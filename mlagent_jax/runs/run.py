@@ -81,7 +81,7 @@ class Run:
             folder = os.fspath(self.host_folder / "trackers")
             settings, known = dataclasses.asdict(config), self.metrics.read()
             names, project = config.tracking.trackers, config.tracking.project
-            self.metrics.tell(trackers.follow(names, project, self.name, settings, folder, known))
+            self.metrics.add_followers(trackers.follow(names, project, self.name, settings, folder, known))
 
     @classmethod
     def open(cls, config: Config, workdir: str, interruption: Interruption | None = None) -> Self:
@@ -309,7 +309,7 @@ class Run:
             self.interruption.request(signums[0])
         return bool(signums)
 
-    def stop_if_told(self) -> None:
+    def stop_if_requested(self) -> None:
         """Stop all processes together if one received a signal; all processes must call it.
 
         Raises:

@@ -63,7 +63,7 @@ class MetricsLog:
         self._file = jsonl.Appender(self._workdir / FILE)
         self._start = clock() - max((record["seconds"] for record in self.read()), default=0.0)
 
-    def tell(self, followers: Sequence[Follower]) -> None:
+    def add_followers(self, followers: Sequence[Follower]) -> None:
         """Send every record to these followers too, from now on; `close` closes them."""
         self._followers += followers
 

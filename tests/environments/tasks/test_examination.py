@@ -256,10 +256,10 @@ def array():
         ("Export of 3 May\n" + written()).encode(),
         written(",", "z" * 140_000).encode(),
         written(",", '"two\nlines"').encode(),
-        gzip.compress(written().encode()),
+        gzip.compress(written().encode(), mtime=0),
         bz2.compress(written().encode()),
         zipped(written()),
-        zipped(gzip.compress(written().encode())),
+        zipped(gzip.compress(written().encode(), mtime=0)),
         json.dumps(dict(ROWS)).encode(),
         json.dumps([{"id": name, "label": label} for name, label in ROWS]).encode(),
         "".join(json.dumps({"id": name, "label": label}) + "\n" for name, label in ROWS).encode(),
@@ -267,6 +267,7 @@ def array():
         database(),
         array(),
     ],
+    ids=lambda data: f"{len(data)} bytes",
 )
 def test_a_table_is_read_in_every_dialect_encoding_and_packing(data):
     hidden = hidden_labels({"id": IDS, "label": LABELS}, {})

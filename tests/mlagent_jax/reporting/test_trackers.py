@@ -69,7 +69,7 @@ def test_a_run_that_crashed_sends_the_rest_when_it_is_opened_again(tmp_path):
         "from mlagent_jax.runtime.trackers import Follower\n"
         "def never(): raise ConnectionError\n"
         "log = MetricsLog(sys.argv[1])\n"
-        "log.tell([Follower('service', never, [])])\n"
+        "log.add_followers([Follower('service', never, [])])\n"
         "log.write('rl', 1, {'reward': 0.5})\n"
         "log.write('rl', 2, {'reward': float('nan')})\n"
         "os.kill(os.getpid(), 9)\n"
@@ -79,7 +79,7 @@ def test_a_run_that_crashed_sends_the_rest_when_it_is_opened_again(tmp_path):
     service = Service()
     with MetricsLog(tmp_path) as log:
         log.rewind("rl", 1)
-        log.tell([Follower("service", service.connect, log.read())])
+        log.add_followers([Follower("service", service.connect, log.read())])
         log.write("rl", 2, {"reward": 0.75})
     assert [(r["step"], r["reward"]) for r in service.records] == [(1, 0.5), (2, 0.75)]
 
