@@ -16,7 +16,7 @@ __all__ = ["Episode", "make"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import `make` on first use: whoever needs the protocol alone does not wait for the tasks' libraries."""
+    """Import `make` on first use, so that users of the protocol alone do not load the tasks' libraries."""
     if name in __all__:
         from environments import episode
 

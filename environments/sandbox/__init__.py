@@ -1,4 +1,4 @@
-"""Where untrusted scripts run: `open_sandbox` gives a `Sandbox`, and says plainly where it cannot."""
+"""Sandboxes for untrusted scripts: `open_sandbox` returns a `Sandbox`, or an error with the remedy."""
 
 from __future__ import annotations
 
@@ -32,19 +32,19 @@ SANDBOXES: Registry[Callable[[], Sandbox]] = Registry("sandbox", group="mlagent_
 SANDBOXES.register("docker")(DockerSandbox)
 SANDBOXES.register("bubblewrap")(BubblewrapSandbox)
 _AUTO = ("docker", "bubblewrap")
-"""In the order in which `auto` tries them."""
+"""Sandboxes in the order in which `auto` tries them."""
 
 
 def open_sandbox(name: str = "auto", required: Iterable[str] = ()) -> Sandbox:
     """Start a sandbox on this host.
 
     Args:
-      name: of `SANDBOXES`, or "auto" for the first of ours that works here.
-      required: names of `GUARANTEES` that must hold; each is tried out before this returns.
+      name: name in `SANDBOXES`, or "auto" for the first of ours that works here.
+      required: names of `GUARANTEES` that must hold; each is tested before this returns.
 
     Raises:
       ValueError: an unknown name or guarantee.
-      SandboxUnavailableError: it cannot run here, or does not give what is required; the message has the remedy.
+      SandboxUnavailableError: it cannot run here, or lacks a required guarantee; the message has the remedy.
     """
     required = frozenset(required)
     if unknown := sorted(required - frozenset(GUARANTEES)):

@@ -1,4 +1,4 @@
-"""The sandbox protocol: run one untrusted script, once, under limits, and say how it ended.
+"""The sandbox protocol: run one untrusted script, once, under limits, and report how it ended.
 
 Providers: `environments.sandbox.bubblewrap` and `environments.sandbox.docker`. Both run the same locked Python
 environment (`environments.sandbox.rootfs`) and pass one conformance suite.
@@ -26,7 +26,7 @@ GUARANTEES = {
     "inodes": "number of files limited",
     "output": "standard output and error limited",
 }
-"""Every guarantee a sandbox can give, by name. What a provider gives on this host is probed at start."""
+"""Every guarantee that a sandbox can give, by name. A provider's guarantees on this host are probed at start."""
 
 
 class SandboxError(Exception):
@@ -34,16 +34,16 @@ class SandboxError(Exception):
 
 
 class SandboxUnavailableError(SandboxError):
-    """This sandbox cannot run on this host; the message names what is missing and the command that provides it."""
+    """This sandbox cannot run on this host. The message names the missing part and the command that provides it."""
 
 
 class Ending(enum.StrEnum):
-    """Why an execution ended."""
+    """Reason of an execution's end."""
 
     EXITED = "exited"
-    """By itself, or by a signal of its own making: see `exit_code`."""
+    """The script exited, or caused a signal itself: see `exit_code`."""
     TIME_LIMIT = "time_limit"
-    """CPU time or wall time."""
+    """Limit of CPU time or wall time."""
     MEMORY_LIMIT = "memory_limit"
     OTHER_LIMIT = "other_limit"
     """Disk, file size, processes: a script error for the policy."""
@@ -51,32 +51,32 @@ class Ending(enum.StrEnum):
 
 @dataclasses.dataclass(frozen=True)
 class Execution:
-    """How one execution ended."""
+    """Result of one execution."""
 
     ending: Ending
     exit_code: int | None
-    """None where the sandbox had to kill it."""
+    """Exit code; None if the sandbox killed the script."""
     stdout: str
     stderr: str
     wall_seconds: float
-    """Of the script alone, without the sandbox's own start and clean-up."""
+    """Wall time of the script alone, without the sandbox's start and clean-up."""
     cpu_seconds: float
     """User and system time of the script and all of its processes."""
     detail: str = ""
-    """Which limit, for a person."""
+    """Limit that was exceeded, for a person."""
 
     def to_dict(self) -> dict:
         return dataclasses.asdict(self)
 
 
 class Sandbox(Protocol):
-    """One sandbox on this host. Thread-safe: `run` may be called from several threads at once."""
+    """One sandbox on this host. Thread-safe: `run` may be called from several threads concurrently."""
 
     name: str
     environment_digest: str
     """Identity of the locked Python environment that scripts run in."""
     gpus: int
-    """GPUs of this host that executions may ask for."""
+    """Number of this host's GPUs available to executions."""
 
     @property
     def guarantees(self) -> frozenset[str]:
@@ -91,16 +91,18 @@ class Sandbox(Protocol):
         seed: int = 0,
         gpus: int = 0,
     ) -> Execution:
-        """Run `python <script>` with `workspace` as its current directory, and return when every process is gone.
+        """Run `python <script>` with `workspace` as its current directory; return when all its processes have ended.
 
         The script sees the workspace as `/workspace` (writable, limited by `limits`), `data` as `/workspace/data`
-        (read-only) and nothing else of the host. The workspace's files afterwards are hostile: symbolic links, FIFOs,
-        sparse files. `seed` reaches the script as PYTHONHASHSEED and MLAGENT_SEED; `gpus` of this host's GPUs are its
-        own while it runs.
+        (read-only)
+        and nothing else of the host. The workspace's files afterwards are hostile: symbolic links, FIFOs, sparse files.
+        `seed`
+        is passed to the script as PYTHONHASHSEED and MLAGENT_SEED. The script has exclusive use of `gpus` of this
+        host's GPUs.
 
         Raises:
           SandboxError: the sandbox failed, not the script.
         """
 
     def close(self) -> None:
-        """Kill whatever still runs and free what is held. Idempotent."""
+        """Kill running scripts and free all resources. Idempotent."""

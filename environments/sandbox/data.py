@@ -1,7 +1,7 @@
-"""The public data of tasks where a sandbox can mount it: copied once, shown read-only to every execution that needs it.
+"""Public data of tasks where a sandbox can mount them: copied once, read-only for every execution that needs them.
 
-The warm bubblewrap sandbox sees nothing of the host but this store, so data can come to it while it runs, wherever
-the original lies and whoever may read that.
+The warm bubblewrap sandbox sees nothing of the host but this store. So new data can be added while it runs, whatever
+the original's location and permissions.
 """
 
 from __future__ import annotations
@@ -27,29 +27,29 @@ _SERIAL = itertools.count()
 @dataclasses.dataclass
 class _Entry:
     copied: Future[None] = dataclasses.field(default_factory=Future)
-    """Done when the copy is there, or cannot be made."""
+    """Set when the copy is complete or has failed."""
     size_bytes: int = 0
     users: int = 0
 
 
 class DataStore:
-    """Copies of data directories under one folder, the least recently used evicted beyond a size.
+    """Copies of data directories under one folder; beyond a size, the least recently used is evicted.
 
-    Nothing is copied or deleted under the lock: who needs other data does not wait for gigabytes.
+    Nothing is copied or deleted under the lock, so a thread that needs other data does not wait for gigabytes.
     """
 
     def __init__(self, root: Path, max_bytes: int = 4 << 30) -> None:
         self.root = root
         self._max_bytes = max_bytes
         self._entries: dict[str, _Entry] = {}
-        """In order of use, the most recent last."""
+        """Entries in order of use, the most recent last."""
         self._lock = threading.Lock()
 
     @contextlib.contextmanager
     def lease(self, data: Path) -> Iterator[str]:
-        """The name under `root` of a copy of `data`, which stays there until the context ends.
+        """Yield the name under `root` of a copy of `data`, which is kept until the context ends.
 
-        Only directories and regular files are copied; the copy is made again when names, sizes or times change.
+        Only directories and regular files are copied. A change of names, sizes or times causes a new copy.
 
         Raises:
           OSError: `data` cannot be read, or the store's disk is full.
@@ -71,7 +71,7 @@ class DataStore:
 
     @contextlib.contextmanager
     def hold(self, name: str) -> Iterator[None]:
-        """Keep the copy called `name` there until the context ends.
+        """Keep the copy called `name` until the context ends.
 
         Raises:
           FileNotFoundError: it was evicted.
@@ -88,7 +88,7 @@ class DataStore:
                 entry.users -= 1
 
     def _copy(self, data: Path, name: str, entry: _Entry) -> None:
-        """Make the copy, and tell those who wait for it."""
+        """Make the copy, and notify waiting threads."""
         try:
             entry.size_bytes = self._build(data, name)
         except BaseException as error:
@@ -99,7 +99,7 @@ class DataStore:
             entry.copied.set_result(None)
 
     def _build(self, data: Path, name: str) -> int:
-        """Copy `data` to `name`; returns the copy's size in bytes."""
+        """Copy `data` to `name`; return the copy's size in bytes."""
         building = Path(tempfile.mkdtemp(prefix=".building-", dir=self.root))
         size = 0
         try:
@@ -135,7 +135,7 @@ class DataStore:
 
 
 def _fingerprint(data: Path) -> str:
-    """Of place, names, sizes and times: cheap, and different when a file was replaced."""
+    """Hash path, names, sizes and times: cheap, and different after a file was replaced."""
     seen = hashlib.sha256(os.fsencode(data.resolve(strict=True)))
     for folder, folders, files in os.walk(data):
         folders.sort()
@@ -147,7 +147,7 @@ def _fingerprint(data: Path) -> str:
 
 
 class StateFolder:
-    """The folder of one sandbox' data store; what predecessors that died left is removed on the way."""
+    """Folder of one sandbox's data store. Creating it removes folders left by dead predecessors."""
 
     def __init__(self, user: int | None) -> None:
         base = Path(tempfile.gettempdir())

@@ -1,7 +1,7 @@
-"""One execution in a container, as the host sees it: send the request, collect the answer, keep the outer limits.
+"""One execution in a container, seen from the host: send the request, collect the answer, enforce the outer limits.
 
-The capsule in the container keeps the precise limits; this side keeps coarser ones, in case a script finds a way to
-stop it. The answer comes out of a container, so it is checked field by field.
+The capsule in the container enforces the precise limits; this side enforces coarser ones, in case a script stops the
+capsule. The answer comes from a container, so every field is checked.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ from environments.sandbox.inside.capsule import STARTED
 from environments.sandbox.verdict import judge
 
 _GRACE_SECONDS = 10.0
-"""For the capsule to start and to pack, beyond the script's own wall time."""
+"""Time for the capsule to start and to pack, beyond the script's wall time."""
 _LOOK_SECONDS = 1.0
-"""Between two looks at a container's CPU time from outside."""
+"""Interval of checking a container's CPU time from outside."""
 _READ_BYTES = 1 << 20
 _FRAME = struct.Struct(">BxxxL")
 _STDOUT = 1
 
 
 class Exchange:
-    """See the module."""
+    """Exchange with one container; see the module."""
 
     def __init__(self, client: docker.DockerClient, waiting: Waiting, limits: Limits) -> None:
         self._client, self._container, self._connection = client, waiting.container, waiting.connection
@@ -51,7 +51,7 @@ class Exchange:
         self._began = time.monotonic()
 
     def execute(self, request: bytes) -> None:
-        """Send the request, and collect what the container says until it ends or has to."""
+        """Send the request, and collect the container's output until it ends or is killed."""
         self._began = time.monotonic()
         self._connection.setblocking(False)
         self._attend(memoryview(request))
@@ -101,10 +101,11 @@ class Exchange:
             return self._cpu_seconds  # it ended meanwhile
 
     def finish(self, workspace: Path, skip: frozenset[str]) -> Execution:
-        """Bring the workspace back and judge.
+        """Unpack the workspace and return the result.
 
-        Without an answer that makes sense, the engine says how the container ended, and the workspace stays as it was.
-        That is the script's doing once it has started, whatever it did to the capsule.
+        Without a valid answer, the engine says how the container ended, and the workspace stays unchanged. Once the
+        script has
+        started, that is its fault, whatever it did to the capsule.
 
         Raises:
           SandboxError: the container or the capsule failed.
@@ -140,13 +141,13 @@ class Exchange:
 
 
 class _Frames:
-    """Takes the engine's multiplexed stream apart."""
+    """Parser of the engine's multiplexed stream."""
 
     def __init__(self) -> None:
         self._buffer = bytearray()
 
     def feed(self, chunk: bytes) -> list[tuple[int, bytes]]:
-        """(stream, payload) of what is complete with `chunk`; a payload is passed on as it comes."""
+        """Return the (stream, payload) pairs available after `chunk`; a payload is passed on in pieces."""
         self._buffer += chunk
         complete = []
         offset = 0
@@ -162,7 +163,7 @@ class _Frames:
 
 
 def _receive(connection: socket.socket) -> bytes | None:
-    """Some bytes, none at the end of the stream, None where there are none yet."""
+    """Receive some bytes; none at the end of the stream, None if there are none yet."""
     try:
         return connection.recv(_READ_BYTES)
     except BlockingIOError:
@@ -172,10 +173,10 @@ def _receive(connection: socket.socket) -> bytes | None:
 
 
 def _read_result(stream: io.BytesIO) -> dict[str, Any]:
-    """The capsule's JSON, checked field by field: it comes out of a container.
+    """Parse the capsule's JSON and check every field, because it comes from a container.
 
     Raises:
-      transfer.TransferError: it is not there, or not what a capsule says.
+      transfer.TransferError: it is missing or invalid.
     """
     length = int.from_bytes(stream.read(8), "big")
     encoded = stream.read(length)

@@ -1,4 +1,4 @@
-"""The GPUs of this host that executions may get, each lent to one at a time."""
+"""The pool of this host's GPUs; each is lent to one execution at a time."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _ASK_SECONDS = 30.0
 
 
 def nvidia_gpus() -> tuple[str, ...]:
-    """Ids of this host's NVIDIA GPUs, as its driver's own tool lists them; none where it is missing or fails."""
+    """Return the ids of this host's NVIDIA GPUs, as the driver's tool lists them; none if it is missing or fails."""
     tool = shutil.which("nvidia-smi")
     if tool is None:
         return ()
@@ -29,7 +29,7 @@ def nvidia_gpus() -> tuple[str, ...]:
 
 
 class GpuPool:
-    """Lends devices. Thread-safe: who asks for more than are free waits."""
+    """Lends devices. Thread-safe: a request for more than are free waits."""
 
     def __init__(self, devices: Sequence[str]) -> None:
         self.count = len(devices)
@@ -39,7 +39,7 @@ class GpuPool:
 
     @contextlib.contextmanager
     def lease(self, count: int) -> Iterator[tuple[str, ...]]:
-        """`count` devices that nobody else has until the context ends.
+        """Yield `count` devices for exclusive use until the context ends.
 
         Raises:
           SandboxError: this host has fewer, or the pool was closed meanwhile.
@@ -62,7 +62,7 @@ class GpuPool:
                 self._changed.notify_all()
 
     def close(self) -> None:
-        """Wake those who wait."""
+        """Wake waiting requests, which then fail."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()

@@ -1,6 +1,6 @@
-"""What a sandbox really gives on this host: small hostile scripts are run in it, and what they could not do counts.
+"""Probe of a sandbox's guarantees on this host: it runs small hostile scripts, and the attacks that fail count.
 
-Used by both providers for their `guarantees`; a sandbox is probed once.
+Both providers use it for their `guarantees`. A sandbox is probed once.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ for _ in range(4):
         os._exit(0)
 time.sleep(10)
 """
-"""Four processes of 100 MiB each, every one of them below the limit of 256."""
+"""Four processes of 100 MiB each, every one below the limit of 256."""
 
 _SPIN = """
 import os, signal, time
@@ -120,7 +120,7 @@ while time.monotonic() < end:
         os._exit(0)
     time.sleep(0.004)
 """
-"""Short-lived processes that nobody waits for: their time is in no parent's account."""
+"""Short-lived processes that no process waits for: their time is in no parent's account."""
 
 
 class Provider(Sandbox, Protocol):
@@ -128,7 +128,7 @@ class Provider(Sandbox, Protocol):
 
     @property
     def claims(self) -> frozenset[str]:
-        """Guarantees that the provider's construction gives on this host; only these are tried."""
+        """Guarantees that the provider's construction gives on this host; only these are tested."""
 
 
 _known: weakref.WeakKeyDictionary[Provider, frozenset[str]] = weakref.WeakKeyDictionary()
@@ -136,7 +136,7 @@ _lock = threading.Lock()
 
 
 def probe(sandbox: Provider) -> frozenset[str]:
-    """The claims of `sandbox` that withstood the scripts above. Takes about a second, once.
+    """Return the claims of `sandbox` that withstood the scripts above. Takes about a second, once.
 
     Raises:
       SandboxError: it cannot run scripts at all.

@@ -1,9 +1,9 @@
-"""How fast this host runs scripts, so that a limit in CPU seconds stops the same scripts on every host.
+"""The speed of this host, so that a CPU limit stops the same scripts on every host.
 
-    fixed work in the sandbox -> its CPU seconds -> slowdown against the reference host -> the limit, times it
+    fixed work in the sandbox -> its CPU seconds -> slowdown against the reference host -> limit times slowdown
 
-CPU seconds are not equal work: they are longer on a slow processor, and on one whose caches and hyper-threads others
-share. Limits mean seconds of the reference host. A faster host keeps them as they are.
+CPU seconds are not equal work: they do less on a slow processor, and on one whose caches and hyper-threads are shared.
+Limits are in seconds of the reference host. A faster host keeps them unchanged.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from environments.sandbox.base import Ending, Execution, Sandbox, SandboxError
 REFERENCE_SECONDS = 0.018
 """CPU seconds of one round of the work on the reference host: one core of an AMD EPYC server at 2.6 GHz."""
 MOST = 4.0
-"""Largest slowdown that limits follow. A host beyond it needs another operator, not other limits."""
+"""Maximum slowdown that limits follow. A slower host should be fixed by its operator, not by higher limits."""
 NOTABLE = 1.15
-"""Two measurements of one host differ by less than this factor while nothing else runs there."""
+"""Bound on the ratio of two measurements of one idle host."""
 _NEAR = 0.9
-"""Share of the CPU limit from which an ending by time is near it, and not one by wall time."""
+"""Share of the CPU limit above which an ending by time counts as near that limit, and not as one by wall time."""
 _LIMITS = Limits(cpu_seconds=60.0, wall_seconds=120.0)
 _WORK = """
 import statistics, time
@@ -52,7 +52,7 @@ print(statistics.median(work() for _ in range(5)))
 
 
 def work_seconds(sandbox: Sandbox) -> float:
-    """CPU seconds of one round of the fixed work in `sandbox` now, the median of five.
+    """Return the CPU seconds of one round of the fixed work in `sandbox` now, the median of five.
 
     Raises:
       SandboxError: the sandbox failed, or its Python did.
@@ -69,31 +69,32 @@ def work_seconds(sandbox: Sandbox) -> float:
 
 
 class HostSpeed:
-    """The slowdown of this host, measured when this is made; `now` measures again."""
+    """Slowdown of this host, measured on construction; `now` measures again."""
 
     def __init__(self, measure: Callable[[], float]) -> None:
-        """Measure.
+        """Measure the slowdown.
 
         Args:
-          measure: gives the seconds of a round of work, `lambda: work_seconds(sandbox)`.
+          measure: function that returns the seconds of a round of work, `lambda: work_seconds(sandbox)`.
         """
         self._measure = measure
         self.slowdown = self.now()
 
     @property
     def is_slow(self) -> bool:
-        """Whether an operator should know."""
+        """Whether the slowdown should be reported to an operator."""
         return self.slowdown > NOTABLE
 
     def now(self) -> float:
-        """How many times more CPU seconds the work takes here than on the reference host, from 1 to `MOST`."""
+        """Measure how many times more CPU seconds the work takes here than on the reference host, from 1 to `MOST`."""
         return min(MOST, max(1.0, self._measure() / REFERENCE_SECONDS))
 
     def again(self, execution: Execution, limits: Limits) -> float | None:
-        """Slowdown with which an execution is to be repeated, or None where its ending stands.
+        """Return the slowdown with which to repeat an execution, or None if its ending stands.
 
         Args:
-          execution: ran under `scaled(limits, self.slowdown)`.
+          execution: execution that ran under `scaled(limits, self.slowdown)`.
+          limits: limits in seconds of the reference host.
         """
         near = execution.cpu_seconds >= _NEAR * scaled(limits, self.slowdown).cpu_seconds
         if execution.ending is not Ending.TIME_LIMIT or not near:
@@ -103,10 +104,11 @@ class HostSpeed:
 
 
 def scaled(limits: Limits, slowdown: float, spent_seconds: float = 0.0) -> Limits:
-    """Limits of an execution on a host with that slowdown.
+    """Return the limits of an execution on a host with that slowdown.
 
-    Wall time is generous already and not scaled; an earlier attempt's `spent_seconds` of it are gone, so that a step
-    takes no longer than its lease allows.
+    Wall time is generous already and not scaled. An earlier attempt's `spent_seconds` are subtracted, so that a step
+    takes
+    no longer than its lease allows.
     """
     wall = max(1.0, limits.wall_seconds - spent_seconds)
     return dataclasses.replace(limits, cpu_seconds=limits.cpu_seconds * slowdown, wall_seconds=wall)

@@ -1,7 +1,7 @@
-"""User ids of the host for executions: one for each, so that no limit that the kernel counts by user is in common.
+"""User ids of the host for executions: one for each, so that no per-user limit of the kernel is shared.
 
-Descriptors in flight, watches, pipe buffers and others are counted for a user of the host, whatever namespace it is in.
-A sandbox has a block of ids that no other on this host has, and lends one to each execution.
+Descriptors in flight, watches, pipe buffers and others are counted per user of the host, whatever its namespace. A
+sandbox has a block of ids that no other on this host has, and lends one to each execution.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 BLOCK = 256
-"""Ids of one sandbox; as many executions, less one, can run in it at once."""
+"""Number of ids of one sandbox; it can run one execution fewer concurrently."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,13 +27,13 @@ class Range:
 
 
 WIDE = Range(1_900_000_000, 400_000)
-"""Above what containers and directories are given (systemd's table of ids), below 2^31."""
+"""Ids above those of containers and directories (systemd's table of ids), below 2^31."""
 NARROW = Range(64_000, 5)
-"""Where this process has the usual 65,536 ids alone: in a user namespace, or with an engine that is in one."""
+"""Ids to use if this process has only the usual 65,536: in a user namespace, or with an engine in one."""
 
 
 class Users:
-    """A block of ids. The first is the sandbox' own; `lease` lends the others, the longest unused first."""
+    """A block of ids. The first is the sandbox's own; `lease` lends the others, the longest unused first."""
 
     def __init__(self, first: int, claim: socket.socket) -> None:
         self.first = first
@@ -44,7 +44,7 @@ class Users:
 
     @contextlib.contextmanager
     def lease(self) -> Iterator[int]:
-        """An id, as its distance from the first, that no other execution has until the context ends."""
+        """Yield an id, as its distance from the first, for exclusive use until the context ends."""
         offset = self._free.get()
         try:
             yield offset
@@ -56,13 +56,14 @@ class Users:
 
 
 def claim_users(candidates: Range | None = None) -> Users | None:
-    """A block of ids that no other sandbox on this host has, or None where there is none.
+    """Claim a block of ids that no other sandbox on this host has; return None if there is none.
 
-    The claim is a socket with the block's name, so it ends with its process, however that ends. Sandboxes in different
-    network namespaces do not see each other's, so the search starts at a random block.
+    The claim is a socket with the block's name, so it ends with its process, for any reason. Sandboxes in different
+    network
+    namespaces do not see each other's sockets, so the search starts at a random block.
 
     Args:
-      candidates: where to look; default: the ids that this process' user namespace has.
+      candidates: ids to search; default: those of this process's user namespace.
     """
     candidates = candidates or next((each for each in (WIDE, NARROW) if _here(each)), None)
     if candidates is None:
@@ -81,7 +82,7 @@ def claim_users(candidates: Range | None = None) -> Users | None:
 
 
 def _here(candidates: Range) -> bool:
-    """Whether this process' user namespace has all these ids."""
+    """Check whether this process's user namespace has all these ids."""
     last = candidates.first + candidates.blocks * BLOCK
     lines = Path("/proc/self/uid_map").read_text(encoding="ascii").splitlines()
     starts = ((int(inside), int(count)) for inside, _, count in map(str.split, lines))

@@ -1,4 +1,4 @@
-"""How an execution ended, from what was measured: the same rules for every sandbox."""
+"""Rules for how an execution ended, from measurements: the same for every sandbox."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from environments.sandbox.inside import tree
 
 
 def judge(result: dict[str, Any], stdout: str, stderr: str, limits: Limits) -> Execution:
-    """The `Execution` for what a sandbox reports; what was measured counts, never what the script says.
+    """Return the `Execution` for a sandbox's report, from measurements only, never from the script's claims.
 
     Args:
-      result: `status` (wait status, or None where it was killed), `killed` ("wall", "cpu", "memory" or None),
-        `wall_seconds`, `cpu_seconds`, `out_of_memory` (optional), `full` ("disk", "inodes" or None) and `refused`
-        (what `transfer` did not bring back).
-      stdout: as captured.
-      stderr: as captured.
-      limits: of the execution.
+      result: `status` (wait status, or None if killed), `killed` ("wall", "cpu", "memory" or None), `wall_seconds`,
+        `cpu_seconds`, `out_of_memory` (optional), `full` ("disk", "inodes" or None) and `refused` (refusals of
+        `transfer`).
+      stdout: captured standard output.
+      stderr: captured standard error.
+      limits: limits of the execution.
     """
     exit_code = None if result["status"] is None else os.waitstatus_to_exitcode(result["status"])
     refused = [tree.Refused(path[:80], why[:80], count) for path, why, count in result["refused"]]

@@ -1,11 +1,10 @@
-"""Tasks: what to solve and how it is graded. `get` finds a recipe by name, `prepare` makes it a folder for a seed.
+"""Tasks and their grading. `get` looks up a recipe by name, `prepare` turns it into a folder for a seed.
 
-Embedded tasks (`environments.tasks.generated.embedded`) are named in words; micro-tasks
-(`environments.tasks.generated.micro`) are named `micro-<family>-<seed>`, and there are as many as one likes. The
-ML-Agent paper's (`environments.tasks.paper`) are named as Kaggle names them, those of MLE-bench
-(`environments.tasks.adapters.mlebench`) `mlebench-<competition>`. A task of one's own
-(`environments.tasks.folders.folder`), or a folder of MLAgentBench (`environments.tasks.adapters.mlagentbench`), is
-named by its path, or by the entry point of the package that brings it.
+Embedded tasks (`environments.tasks.generated.embedded`) have descriptive names. Any number of micro-tasks
+(`environments.tasks.generated.micro`) are named `micro-<family>-<seed>`. The ML-Agent paper's
+(`environments.tasks.paper`) have their Kaggle names, those of MLE-bench (`environments.tasks.adapters.mlebench`) are
+`mlebench-<competition>`. Your own task (`environments.tasks.folders.folder`), or a folder of MLAgentBench
+(`environments.tasks.adapters.mlagentbench`), is named by its path, or by the entry point of an installed package.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ OwnRecipe = folder.FolderRecipe | mlagentbench.BenchmarkRecipe
 SPLITS = ("train", "held_out")
 DRAWS = 5
 _WARNINGS = 5
-"""Places that are named when a task is prepared."""
+"""Maximum number of findings logged when a task is prepared."""
 _log = logging.getLogger(__name__)
 
 
@@ -55,7 +54,7 @@ def _embedded() -> dict[str, Task]:
 
 
 def names(split: str | None = None) -> tuple[str, ...]:
-    """Names of the embedded tasks, of one split or of both.
+    """Return the names of the embedded tasks, of one split or of both.
 
     Raises:
       TaskError: there is no such split.
@@ -66,11 +65,10 @@ def names(split: str | None = None) -> tuple[str, ...]:
 
 
 def get(name: str) -> Task:
-    """The recipe of an embedded task, of a micro-task, of the paper's, of the task in the folder `name`, or of an
-    installed one.
+    """Return the recipe called `name`: embedded, micro-task, the paper's, a task's folder, or an installed task.
 
     Raises:
-      TaskError: there is none, and the message names the nearest; or a folder is not what it should be.
+      TaskError: there is none (the message names the closest), or a folder is invalid.
     """
     if name in _embedded():
         return _embedded()[name]
@@ -100,7 +98,7 @@ def get(name: str) -> Task:
 
 
 def _own(recipe: OwnRecipe) -> OwnRecipe:
-    """`recipe`, whose name is its own."""
+    """Check that `recipe`'s name is no other task's, and return the recipe."""
     name = recipe.spec.name
     if name in _embedded() or name.startswith(micro.PREFIX):
         raise TaskError(f"{recipe.folder}: its name is {name!r}, which an embedded task has; choose another")
@@ -108,10 +106,11 @@ def _own(recipe: OwnRecipe) -> OwnRecipe:
 
 
 def prepare(name: str, root: Path, seed: int, sandbox: Sandbox, warn: bool = True) -> FolderTask:
-    """The task called `name`, built for `seed` under `root` and measured in `sandbox`; reused where it is there.
+    """Build the task called `name` for `seed` under `root` and measure it in `sandbox`, or reuse an equal build.
 
-    Public files of a task of one's own are searched for its labels, and with `warn` a warning is logged of each place.
-    A micro-task whose data happen to leave no headroom is drawn again, up to `DRAWS` times.
+    Public files of your own task are searched for its labels; with `warn` each finding is logged as a warning. A
+    micro-task
+    whose data leave no headroom is drawn again, up to `DRAWS` times.
 
     Raises:
       TaskError: there is no such task, or its own scripts fail or leave no headroom.

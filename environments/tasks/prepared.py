@@ -1,9 +1,9 @@
-"""Prepared tasks: a recipe becomes, for a seed, a folder that workers and reports read (its layout is in `base`).
+"""Prepared tasks: the folder that a recipe becomes for a seed, for workers and reports (its layout is in `task`).
 
     build into a temporary folder -> digest -> run starting script and reference -> grade -> task.json -> rename
 
-The starting script runs with several seeds: `m_init` is its mean score, and how far the score moves with the seed is
-`Scale.noise`. So the first step of a run is judged alike whatever the run's seed.
+The starting script runs with several seeds. `m_init` is its mean score, and `Scale.noise` the score's variation with
+the seed, so the first step of a run is graded alike whatever the run's seed.
 
 The rename is atomic and comes last: a folder that exists is complete, and preparing it again reuses it.
 """
@@ -42,14 +42,14 @@ from environments.tasks.task import (
 
 _DIGEST_LETTERS = 16
 _SEEDS = 5
-"""Runs of a starting script that scores by chance, each with a seed of its own, 0 first."""
+"""Number of runs of a starting script whose score is random, each with its own seed, 0 first."""
 _LEAST_AGREEMENT = 0.25
-"""The gain of the reference on one half is at least this share of that on the other, or the gap is mostly chance."""
+"""Minimum ratio of the reference's gains on the two halves; below it the gap is mostly chance."""
 
 
 @dataclasses.dataclass(frozen=True)
 class FolderTask:
-    """A prepared folder (`environments.tasks.task.PreparedTask`). Labels are read when first graded, and kept."""
+    """A prepared folder (`environments.tasks.task.PreparedTask`). Labels are read at the first grading and kept."""
 
     key: str
     spec: TaskSpec
@@ -77,7 +77,7 @@ class FolderTask:
         return (self.env / self.spec.entry).read_text(encoding="utf-8")
 
     def grade(self, submission: bytes) -> float:
-        """Metric on the reward half.
+        """Return the metric on the reward half.
 
         Raises:
           InvalidSubmissionError: it is not a complete table of valid predictions.
@@ -86,7 +86,7 @@ class FolderTask:
         return self.grader.grade(submission, "reward")
 
     def grade_report(self, submission: bytes) -> float:
-        """Metric on the report half; called only when a report is made.
+        """Return the metric on the report half; called only for reports.
 
         Raises:
           InvalidSubmissionError: it is not a complete table of valid predictions.
@@ -95,12 +95,12 @@ class FolderTask:
 
     @property
     def has_medals(self) -> bool:
-        """Whether the task is from a benchmark with a leaderboard, so that `official` can be asked."""
+        """Whether the task is from a benchmark with a leaderboard, so that `official` is available."""
         return (self.folder / "private" / mlebench.MARK).exists()
 
     def official(self, submission: bytes) -> dict[str, Any]:
-        """What the benchmark that the task is from reports of a submission (see `mlebench`); only where `has_medals`,
-        and as `grade_report` only when a report is made.
+        """Return the report of the task's benchmark on a submission (see `mlebench`), if `has_medals`; called only for
+        reports.
 
         Raises:
           InvalidSubmissionError: it is not a complete table of valid predictions.
@@ -108,21 +108,21 @@ class FolderTask:
         return self.grader.official(submission)
 
     def close(self) -> None:
-        """End the grader's processes, if it has any; gradings under way fail with a GraderError."""
+        """End the grader's processes, if any; gradings in flight fail with a GraderError."""
         if "grader" in vars(self):
             self.grader.close()
 
     @functools.cached_property
     def grader(self) -> Grader:
-        """The hidden labels, with how a submission is held against them."""
+        """Grader with the hidden labels, loaded on first use."""
         return load_grader(self.folder / "private")
 
 
 def open_task(root: Path, key: str) -> FolderTask:
-    """The prepared task `key` (`name@digest`) under `root`.
+    """Open the prepared task `key` (`name@digest`) under `root`.
 
     Raises:
-      TaskError: it is not there, or its task.json is broken.
+      TaskError: it is missing, or its task.json is broken.
     """
     folder = Path(root) / key
     if "/" in key or "\\" in key or not (folder / "task.json").is_file():
@@ -143,7 +143,7 @@ def open_task(root: Path, key: str) -> FolderTask:
 
 
 def prepare_task(task: Task, root: Path, seed: int, sandbox: Sandbox) -> FolderTask:
-    """Build `task` for `seed` under `root`, or reuse the folder that an equal build left there.
+    """Build `task` for `seed` under `root`, or reuse the folder of an equal build.
 
     Raises:
       NoHeadroomError: the reference does not beat the starting script on both halves.
@@ -159,7 +159,7 @@ def prepare_task(task: Task, root: Path, seed: int, sandbox: Sandbox) -> FolderT
             f"{root}, for prepared tasks, cannot be written ({error}): choose another folder (--cache-dir, cache_dir)"
         ) from error
     try:
-        # mkdtemp makes it 0700; everything but private/ may be read by the sandbox's unprivileged user.
+        # mkdtemp makes it 0700; the sandbox's unprivileged user may read everything but private/.
         building.chmod(0o755)
         spec = task.build(building, seed)
         identity = [spec.to_dict(), _digest_folder(building), sandbox.environment_digest]
@@ -187,7 +187,7 @@ def prepare_task(task: Task, root: Path, seed: int, sandbox: Sandbox) -> FolderT
 
 
 def _digest_folder(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file under `folder`, by relative path."""
+    """Return the SHA-256 of every file under `folder`, by relative path."""
     return {
         path.relative_to(folder).as_posix(): _digest_file(path) for path in sorted(folder.rglob("*")) if path.is_file()
     }
@@ -199,8 +199,10 @@ def _digest_file(path: Path) -> str:
 
 
 def _measure(folder: Path, spec: TaskSpec, sandbox: Sandbox) -> dict[str, Scale]:
-    """Scores of the starting script and of the reference (or the score that the task states for one), as a scale for
-    each half of the labels."""
+    """Return a scale for each half of the labels, from the scores of the starting script and of the reference.
+
+    A task may state either score instead.
+    """
     grader = load_grader(folder / "private")
     stated, stated_start = folder / "private" / M_BEST, folder / "private" / M_INIT
     starts: list[bytes] = []
@@ -236,17 +238,17 @@ def _measure(folder: Path, spec: TaskSpec, sandbox: Sandbox) -> dict[str, Scale]
 
 
 def _starts(folder: Path, spec: TaskSpec, sandbox: Sandbox) -> list[bytes]:
-    """Submissions of the starting script with several seeds; of two where the seed makes no difference."""
-    found: list[bytes] = []
+    """Return submissions of the starting script with several seeds, or with two if the seed makes no difference."""
+    submissions: list[bytes] = []
     for seed in range(_SEEDS):
-        found.append(_run("starting script", folder / "env" / spec.entry, folder, spec, sandbox, seed))
-        if found == found[:1] * 2:
+        submissions.append(_run("starting script", folder / "env" / spec.entry, folder, spec, sandbox, seed))
+        if submissions == submissions[:1] * 2:
             break
-    return found
+    return submissions
 
 
 def _noise(scores: list[float]) -> float:
-    """How far two runs of one script differ: two standard deviations of a difference, and no less than was seen."""
+    """Return the noise of a score: two standard deviations of a difference, at least the largest deviation."""
     if len(set(scores)) < 2:
         return 0.0
     mean = statistics.fmean(scores)
@@ -254,15 +256,15 @@ def _noise(scores: list[float]) -> float:
 
 
 def _stated(path: Path, first: float, spec: TaskSpec) -> float:
-    """The reference's score that `path` states, for a starting script that scores `first`."""
-    found = json.loads(path.read_text(encoding="utf-8"))
-    if isinstance(found, dict):
-        return first + (1 if spec.higher_is_better else -1) * found["relative_gain"] * abs(first)
-    return found
+    """Return the reference's score that `path` states, for a starting script that scores `first`."""
+    stated = json.loads(path.read_text(encoding="utf-8"))
+    if isinstance(stated, dict):
+        return first + (1 if spec.higher_is_better else -1) * stated["relative_gain"] * abs(first)
+    return stated
 
 
 def _run(what: str, script: Path, folder: Path, spec: TaskSpec, sandbox: Sandbox, seed: int = 0) -> bytes:
-    """Submission of one of the task's own scripts."""
+    """Run one of the task's own scripts and return its submission."""
     run = run_script(script.read_text(encoding="utf-8"), folder, spec, sandbox, seed)
     execution = run.execution
     if not run.ended_well:

@@ -1,9 +1,9 @@
-"""Run a script of a task in a workspace, and read the submission it leaves: one way for steps, preparation and checks.
+"""Runs a task's script in a workspace and reads its submission, for steps, preparation and checks.
 
     workspace -> sandbox -> Execution
-                    `-----> submission, read once from a file that is hostile
+                    `-----> submission, read once from a hostile file
 
-The workspace is changed by the run. `fresh` is where a caller makes one that a run may have for itself.
+The run changes the workspace. `run_script` makes a fresh one.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ MAX_SUBMISSION_BYTES = 16 << 20
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """How a script ended, and what it handed in."""
+    """Result of running a script, with its submission."""
 
     execution: Execution
     written: bool = False
-    """The entry script left something under the submission's name."""
+    """Whether the entry script left something under the submission's name."""
     submission: bytes | None = None
     problem: str = ""
-    """Why an entry script that ended well has no submission, for the agent."""
+    """Why a successful entry script has no submission, for the agent."""
 
     @property
     def ended_well(self) -> bool:
@@ -50,15 +50,21 @@ def run_in(
     seed: int = 0,
     gpus: int = 0,
 ) -> Run:
-    """Run the file `script` in `workspace`. A submission from before is removed; only the entry script hands one in.
+    """Run the file `script` in `workspace`. An earlier submission is removed; only the entry script may submit.
 
     Args:
+      workspace: folder to run in; the run changes it.
+      script: path of the script in `workspace`.
+      spec: spec of the task.
+      sandbox: sandbox to run in.
+      limits: limits of the execution.
       data: the task's public data.
-      seed: of the execution.
+      seed: seed of the execution.
+      gpus: number of GPUs of the execution.
 
     Raises:
       SandboxError: the sandbox failed.
-      HostileFileError: the workspace holds what cannot be removed.
+      HostileFileError: something in the workspace cannot be removed.
     """
     path = workspace / spec.submission
     remove(path)
@@ -80,6 +86,10 @@ def run_script(text: str, folder: Path, spec: TaskSpec, sandbox: Sandbox, run_se
     """Run `text` as the entry script of the prepared task in `folder`, in a fresh copy of its env/.
 
     Args:
+      text: text of the script.
+      folder: folder of the prepared task.
+      spec: spec of the task.
+      sandbox: sandbox to run in.
       run_seed: seed of a run or an episode; its executions get `execution_seed` of it.
 
     Raises:

@@ -1,10 +1,10 @@
-"""What a task is, before and after it is prepared.
+"""Tasks, before and after preparation.
 
-A `Task` is a recipe. `prepare` runs it once, for a seed, into a folder that holds everything a worker needs:
+A `Task` is a recipe. `prepare` runs it once, for a seed, into a folder with everything that a worker needs:
 
     <root>/<name>@<digest>/
       task.json     TaskSpec, m_init and m_best on both halves, digests
-      env/          the workspace an agent starts from (scripts); globs in `spec.read_only` are never the agent's
+      env/          the agent's starting workspace (scripts); the agent cannot change globs in `spec.read_only`
       public/       data, mounted read-only into the sandbox as `data/`
       private/      hidden labels in two halves, mode 0700: never mounted, never in the queue
 """
@@ -19,16 +19,15 @@ from environments.protocol import Limits, Scale
 from environments.tasks.grading import metrics
 
 M_BEST = "m_best.json"
-"""In private/ of a task that states the score of a reference instead of holding one: a number, or `relative_gain` over
-the starting script."""
+"""File in private/ with the reference's score if there is no reference: a number, or `relative_gain` over the start."""
 
 
 M_INIT = "m_init.json"
-"""In private/ of a task whose starting script is to be filled in and cannot be run: what it counts as, a number."""
+"""File in private/ of a task whose starting script has gaps to fill in and cannot run: its metric, a number."""
 
 
 class TaskError(ValueError):
-    """A task is unknown or its folder is broken; the message names what and the remedy."""
+    """A task is unknown or its folder is broken. The message names the fault and the remedy."""
 
 
 class NoHeadroomError(TaskError):
@@ -36,29 +35,32 @@ class NoHeadroomError(TaskError):
 
 
 class InvalidSubmissionError(ValueError):
-    """The submission cannot be graded; the message says why and holds nothing of the labels."""
+    """The submission cannot be graded. The message says why and reveals nothing of the labels."""
 
 
 class GraderLimitError(InvalidSubmissionError):
-    """The submission alone makes its grader exceed a limit, which depends on the host too: this is never cached."""
+    """The submission alone makes its grader exceed a limit. That depends on the host too, so it is never cached."""
 
 
 class GraderError(TaskError):
-    """A grader failed, and that is not known to be the submission's fault.
+    """A grader failed, and the submission is not known to be the cause.
 
-    The message says where and holds nothing that the grader said, which may tell of labels; `details` does, for the
-    operator alone.
+    The message says where, without the grader's output, which may reveal labels. `details` has the output, for the
+    operator
+    alone.
     """
 
     def __init__(
         self, message: str, details: str = "", *, kind: str = "", host: bool = False, limit: bool = False
     ) -> None:
-        """Make it.
+        """Create the error.
 
         Args:
-          kind: the exception's type, or the limit.
-          host: no submission can be the cause: the grader cannot be loaded, or a package is missing.
-          limit: by a limit of time or memory, or the process was killed.
+          message: where the grader failed.
+          details: output of the grader.
+          kind: type of the exception, or the limit.
+          host: whether no submission can be the cause: the grader cannot be loaded, or a package is missing.
+          limit: whether a limit of time or memory was exceeded, or the process was killed.
         """
         super().__init__(message)
         self.details, self.kind, self.host, self.limit = details, kind, host, limit
@@ -66,11 +68,10 @@ class GraderError(TaskError):
 
 @dataclasses.dataclass(frozen=True)
 class OwnIdea:
-    """A candidate edit that a task brings along (those of the embedded tasks are in
-    `environments.tasks.generated.ideas`)."""
+    """A candidate edit provided by a task (those of the embedded tasks are in `environments.tasks.generated.ideas`)."""
 
     text: str
-    """What to try, in a few words: what a prompt says."""
+    """Description of the edit in a few words, as in a prompt."""
     cell: str
     """Name of a cell of the entry script."""
     code: str
@@ -79,34 +80,33 @@ class OwnIdea:
 
 @dataclasses.dataclass(frozen=True)
 class TaskSpec:
-    """What is known of a task without its data."""
+    """Description of a task, without its data."""
 
     name: str
     kind: str
-    """tabular, image, text, time_series or graph."""
+    """Kind of data: tabular, image, text, time_series or graph."""
     split: str
-    """`train` or `held_out`."""
+    """Split of the task: `train` or `held_out`."""
     metric: str
     """Name in `environments.tasks.grading.metrics.METRICS`, which also knows the direction; else `direction` is set."""
     description: str
-    """The research problem as the agent reads it in the full profile."""
+    """Research problem as the agent reads it in the full profile."""
     traits: str
     """One line of traits for compact prompts, for example `tabular classification, 300 rows, 12 columns, missing`."""
     source: str
-    """Where the data is from, and what was done to it."""
+    """Origin of the data and how they were changed."""
     entry: str = "train.py"
-    """The script that is run and scored."""
+    """Script that is run and scored."""
     submission: str = "submission.csv"
     read_only: tuple[str, ...] = ("helper.py",)
     limits: Limits = dataclasses.field(default_factory=Limits)
     direction: str = ""
-    """For a metric of the task's own: `higher` or `lower` is better. Empty: as
-    `environments.tasks.grading.metrics.METRICS` says."""
+    """Better direction of the task's own metric, `higher` or `lower`; empty if `metric` is one of `METRICS`."""
 
     gpus: int = 0
-    """GPUs of the worker's host that an execution gets."""
+    """Number of GPUs of an execution."""
     ideas: tuple[OwnIdea, ...] = ()
-    """Offered beside those of the library, where these suit."""
+    """Ideas offered in addition to the library's suitable ones."""
 
     @property
     def higher_is_better(self) -> bool:
@@ -116,7 +116,7 @@ class TaskSpec:
         record = dataclasses.asdict(self)
         for name in ("direction", "gpus", "ideas"):
             if not record[name]:
-                del record[name]  # What is not set is in no digest.
+                del record[name]  # Unset fields are not part of a digest.
         return record
 
     @classmethod
@@ -134,9 +134,10 @@ class Task(Protocol):
     spec: TaskSpec
 
     def build(self, directory: Path, seed: int) -> TaskSpec:
-        """Write env/, public/ and private/ under `directory` for `seed`, and the reference solution as
-        private/reference.py. Deterministic in (recipe, seed). Returns `spec`, completed by what only the data tell: its
-        traits."""
+        """Write env/, public/ and private/ under `directory` for `seed`, and the reference as private/reference.py.
+
+        Deterministic in (recipe, seed). Returns `spec`, completed by its traits, which come from the data.
+        """
 
 
 class PreparedTask(Protocol):
@@ -146,14 +147,14 @@ class PreparedTask(Protocol):
     """`name@digest`: digest over spec, data and environment."""
     spec: TaskSpec
     scale: Scale
-    """On the reward half."""
+    """Reference points of the metric on the reward half."""
     report_init: float
     """Score of the starting script on the report half."""
     env: Path
     public: Path
 
     def grade(self, submission: bytes) -> float:
-        """Metric on the reward half.
+        """Return the metric on the reward half.
 
         Raises:
           InvalidSubmissionError: not a readable table, wrong columns, missing, duplicate or unknown ids, NaN, inf...
@@ -161,7 +162,7 @@ class PreparedTask(Protocol):
         """
 
     def grade_report(self, submission: bytes) -> float:
-        """Metric on the report half; called only when a report is made."""
+        """Return the metric on the report half; called only for reports."""
 
     def close(self) -> None:
-        """End the grader's processes, if it has any."""
+        """End the grader's processes, if any."""
