@@ -21,6 +21,7 @@ from typing import Any
 import docker
 import docker.errors
 
+from environments.cancellation import is_cancelled
 from environments.protocol import Limits
 from environments.sandbox.base import Ending, Execution, SandboxError
 from environments.sandbox.docker.container import Waiting
@@ -80,6 +81,9 @@ class Exchange:
                 return self._kill("wall")
             if now >= next_look:
                 next_look = now + _LOOK_SECONDS
+                if is_cancelled():
+                    self._kill("wall")
+                    raise SandboxError("the step was cancelled")
                 self._cpu_seconds = self._cpu_from_outside()
                 if self._cpu_seconds > self._limits.cpu_seconds + _GRACE_SECONDS / 2:
                     return self._kill("cpu")

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from environments.cancellation import cancellable
 from environments.protocol import Job, Outcome, OutcomeKind
 from environments.queue import QueueError, RewardQueue
 from environments.queue.base import Capabilities, Changes, Lease
@@ -69,6 +70,8 @@ class Worker:
         self._free = threading.Semaphore(slots)
         self._leases: dict[tuple[str, int], Lease] = {}
         """Leases of the steps in flight, by job and token."""
+        self._lost: dict[tuple[str, int], threading.Event] = {}
+        """Events that cancel the steps in flight, set where a lease was lost; by job and token."""
         self._lock = threading.Lock()
         self._draining, self._aborting, self._stopped = threading.Event(), threading.Event(), threading.Event()
         self._completed = self._failed = self._failures_in_a_row = 0
@@ -135,10 +138,12 @@ class Worker:
     def _hold(self, lease: Lease) -> None:
         with self._lock:
             self._leases[lease.job.id, lease.token] = lease
+            self._lost[lease.job.id, lease.token] = threading.Event()
 
     def _let_go(self, lease: Lease) -> None:
         with self._lock:
             self._leases.pop((lease.job.id, lease.token), None)
+            self._lost.pop((lease.job.id, lease.token), None)
         self._free.release()
 
     def _start(self, lease: Lease) -> threading.Thread:
@@ -161,16 +166,19 @@ class Worker:
             thread.join(IDLE_SECONDS)
 
     def _work(self, lease: Lease) -> None:
-        started = time.monotonic()
+        started, lost = time.monotonic(), self._lost[lease.job.id, lease.token]
         try:
             try:
-                outcome = self._take(lease.job)
+                with cancellable(lost):
+                    outcome = self._take(lease.job)
                 reason = outcome.reason if outcome.kind is OutcomeKind.INFRASTRUCTURE_ERROR else None
             except (Exception, SystemExit) as error:
                 reason = f"{type(error).__name__}: {error}"
                 _log.debug("the step failed", exc_info=True)
             if reason is None:
                 self._complete(lease, outcome, time.monotonic() - started)
+            elif lost.is_set():
+                log("dropped", worker=self.name, job=lease.job.id, run=lease.job.run, attempt=lease.attempt)
             elif self._interrupted:
                 self._give_back(lease)
             else:
@@ -254,6 +262,14 @@ class Worker:
             # A step that ended meanwhile has released its lease itself.
             if (lease.job.id, lease.token) in self._leases:
                 log("lease_lost", worker=self.name, job=lease.job.id, attempt=lease.attempt)
+                self._cancel(lease)
+
+    def _cancel(self, lease: Lease) -> None:
+        """End a step that another worker takes by now: its result would not be accepted."""
+        with self._lock:
+            event = self._lost.get((lease.job.id, lease.token))
+        if event is not None:
+            event.set()
 
     def _health(self) -> str:
         return next(iter(list(self._troubles.values())), self._failure) or "ok"

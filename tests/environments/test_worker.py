@@ -13,10 +13,12 @@ from pathlib import Path
 import psutil
 import pytest
 
+from environments.cancellation import is_cancelled
 from environments.protocol import Job, Outcome, OutcomeKind, Requirements, Scale, State
 from environments.queue import QueueError, RetryPolicy, open_queue
 from environments.queue.base import Capabilities
 from environments.queue.engine import take_credentials
+from environments.sandbox.base import SandboxError
 from environments.worker import host as worker_host
 from environments.worker import supervision
 from environments.worker.host import host_capabilities
@@ -115,6 +117,23 @@ def test_a_long_steps_lease_is_kept_and_nobody_else_takes_it(queue):
         found = queue.wait([job().id], 30)
     assert found[job().id].kind is OutcomeKind.NO_EDIT
     assert len(taken) == 1
+
+
+def test_a_step_whose_lease_was_lost_is_cancelled_and_is_no_failure_of_the_worker(queue, monkeypatch):
+    queue.enqueue([job()])
+    ended, taken = threading.Event(), []
+
+    def take(job):
+        taken.append(job)
+        while not is_cancelled():
+            time.sleep(0.01)
+        ended.set()
+        raise SandboxError("the step was cancelled")
+
+    monkeypatch.setattr(type(queue), "heartbeat", lambda self, leases: leases[:1] if taken else [])
+    with working(queue, take, slots=1, lease_seconds=0.3) as worker:
+        assert ended.wait(20)
+    assert (worker.completed, worker._failed, worker._pause_until) == (0, 0, 0.0)
 
 
 def test_a_broken_host_does_not_use_up_every_jobs_attempts(queue):

@@ -28,6 +28,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from environments.cancellation import is_cancelled
 from environments.protocol import Limits
 from environments.sandbox.base import GUARANTEES, Execution, SandboxError, SandboxUnavailableError
 from environments.sandbox.bubblewrap.cgroups import Cgroup, open_cgroups
@@ -147,6 +148,8 @@ class BubblewrapSandbox:
                 result = call.execute(request, incoming.fileno(), outgoing.fileno())
             except OSError as error:
                 raise SandboxError(f"the sandbox failed: {error}") from error
+            if is_cancelled():
+                raise SandboxError("the step was cancelled")
             outgoing.seek(0)
             room = limits.disk_mb * 2**20 + packed.room
             try:
@@ -294,7 +297,7 @@ class _Call:
                         channel.send(json.dumps({"kill": reason}).encode())
 
     def _exceeded(self, wall_seconds: float) -> str | None:
-        if wall_seconds > self.limits.wall_seconds:
+        if wall_seconds > self.limits.wall_seconds or is_cancelled():
             return "wall"
         if self.group and self.group.cpu_seconds() > self.limits.cpu_seconds:
             return "cpu"

@@ -1,7 +1,10 @@
 """What a sandbox claims, and what it says where it cannot start; how scripts end is in the self-check."""
 
+import threading
+
 import pytest
 
+from environments.cancellation import cancellable
 from environments.protocol import Limits
 from environments.sandbox import GUARANTEES, SandboxError, open_sandbox
 
@@ -28,3 +31,12 @@ def test_an_unknown_guarantee_or_sandbox_is_named():
         open_sandbox("bubblewrap", required=["privacy"])
     with pytest.raises(ValueError, match="'chroot'"):
         open_sandbox("chroot")
+
+
+def test_a_cancelled_execution_ends_and_is_nobodys_result(sandbox, tmp_path):
+    """Without the cancellation it would reach its limit of ten minutes, which is an ending and no error."""
+    (tmp_path / "train.py").write_text("import time\ntime.sleep(5000)\n")
+    cancelled = threading.Event()
+    threading.Timer(1.0, cancelled.set).start()
+    with cancellable(cancelled), pytest.raises(SandboxError, match="cancelled"):
+        sandbox.run(tmp_path, "train.py", Limits(wall_seconds=600.0))
