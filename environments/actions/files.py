@@ -151,15 +151,15 @@ def shadows_of(read_only: tuple[str, ...], env: Path) -> tuple[str, ...]:
       read_only: paths of the task's read-only files.
       env: the task's starting workspace.
     """
-    found = {"__pycache__", "*/__pycache__"}
+    patterns = {"__pycache__", "*/__pycache__"}
     for path in map(PurePosixPath, read_only):
         if path.suffix == ".py":
-            found |= {f"{glob.escape(str(path.with_suffix('')))}{end}" for end in ("", ".so", ".*.so")}
+            patterns |= {f"{glob.escape(str(path.with_suffix('')))}{end}" for end in ("", ".so", ".*.so")}
             for folder in path.parents[:-1]:
                 if not (env / folder / "__init__.py").exists():
                     ends = (".py", ".so", ".*.so", "/__init__.py", "/__init__.so", "/__init__.*.so")
-                    found |= {f"{glob.escape(str(folder))}{end}" for end in ends}
-    return tuple(sorted(pattern for pattern in found if not any(env.glob(pattern))))
+                    patterns |= {f"{glob.escape(str(folder))}{end}" for end in ends}
+    return tuple(sorted(pattern for pattern in patterns if not any(env.glob(pattern))))
 
 
 def _matches(inside: str, patterns: tuple[str, ...]) -> bool:

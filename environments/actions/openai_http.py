@@ -90,12 +90,12 @@ def post(address: Address, path: str, body: dict[str, Any], timeout_seconds: flo
     except (OSError, http.client.HTTPException) as error:
         raise PassingError(address.without_key(f"{type(error).__name__}: {error}")) from None
     try:
-        found = json.loads(answer)
+        value = json.loads(answer)
     except (ValueError, RecursionError) as error:
         raise PassingError(f"no JSON: {type(error).__name__}: {error}") from None
-    if not isinstance(found, dict):
-        raise PassingError(f"no JSON object, but {type(found).__name__}")
-    return found
+    if not isinstance(value, dict):
+        raise PassingError(f"no JSON object, but {type(value).__name__}")
+    return value
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,5 +162,5 @@ def _said(error: urllib.error.HTTPError) -> str:
 
 def _pause(headers: email.message.Message) -> float:
     """Return the seconds that `Retry-After` asks for; 0 if it is missing or a date."""
-    asked = headers.get("Retry-After", "").strip()
-    return float(asked) if asked.isascii() and asked.isdecimal() else 0.0
+    pause = headers.get("Retry-After", "").strip()
+    return float(pause) if pause.isascii() and pause.isdecimal() else 0.0

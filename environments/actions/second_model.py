@@ -126,7 +126,7 @@ class Editor:
             attempt += 1
             try:
                 answer = post(self.endpoint.address, "chat/completions", request, self.endpoint.timeout_seconds)
-                said = completion(answer)
+                reply = completion(answer)
                 break
             except EndpointError as error:
                 reason = str(error)
@@ -137,8 +137,8 @@ class Editor:
                 pause = max(self.endpoint.backoff_seconds * 2 ** (attempt - 1), error.pause_seconds)
                 time.sleep(min(pause, MAX_PAUSE_SECONDS))
         seconds = round(time.monotonic() - started, 3)
-        self._note({**facts, "cached": False, "attempt": attempt, "seconds": seconds, **said.tokens})
-        kept = self._answers.put(key, canonical_json({"request": request, "answer": said.text}))
+        self._note({**facts, "cached": False, "attempt": attempt, "seconds": seconds, **reply.tokens})
+        kept = self._answers.put(key, canonical_json({"request": request, "answer": reply.text}))
         return json.loads(kept)["answer"]  # The first process to write wins.
 
     def close(self) -> None:

@@ -183,19 +183,19 @@ def _read_result(stream: io.BytesIO) -> dict[str, Any]:
     if not length or len(encoded) != length:
         raise transfer.TransferError("the answer ends early")
     try:
-        said = json.loads(encoded)
-        status = said["status"]
+        answer = json.loads(encoded)
+        status = answer["status"]
         if status is not None:
             os.waitstatus_to_exitcode(status)
         return {
             "status": status,
-            "killed": said["killed"] if said["killed"] in ("wall", "cpu", "memory") else None,
-            "wall_seconds": min(max(0.0, float(said["wall_seconds"])), 1e9),
-            "cpu_seconds": min(max(0.0, float(said["cpu_seconds"])), 1e9),
-            "out_of_memory": said["out_of_memory"] is True,
-            "full": said["full"] if said["full"] in ("disk", "inodes") else None,
-            "stdout": str(said["stdout"]),
-            "stderr": str(said["stderr"]),
+            "killed": answer["killed"] if answer["killed"] in ("wall", "cpu", "memory") else None,
+            "wall_seconds": min(max(0.0, float(answer["wall_seconds"])), 1e9),
+            "cpu_seconds": min(max(0.0, float(answer["cpu_seconds"])), 1e9),
+            "out_of_memory": answer["out_of_memory"] is True,
+            "full": answer["full"] if answer["full"] in ("disk", "inodes") else None,
+            "stdout": str(answer["stdout"]),
+            "stderr": str(answer["stderr"]),
         }
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise transfer.TransferError(f"result: {error}") from error

@@ -165,10 +165,10 @@ def _try(sandbox: Sandbox) -> frozenset[str]:
 
 
 def _judge(run: Callable[..., Execution]) -> frozenset[str]:
-    looked = run(_LOOK)
-    if looked.exit_code != 0:
-        raise SandboxError(f"the probe's script failed in the sandbox: {looked.detail} {looked.stderr[-1000:]}")
-    held = {name for name, holds in json.loads(looked.stdout.splitlines()[-1]).items() if holds}
+    execution = run(_LOOK)
+    if execution.exit_code != 0:
+        raise SandboxError(f"the probe's script failed in the sandbox: {execution.detail} {execution.stderr[-1000:]}")
+    held = {name for name, holds in json.loads(execution.stdout.splitlines()[-1]).items() if holds}
     if len(run(_PRINT).stdout) <= 2 * _LIMITS.output_kb * 1024:
         held.add("output")
     if run(_EAT).ending == Ending.MEMORY_LIMIT:

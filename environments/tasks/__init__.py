@@ -119,8 +119,8 @@ def prepare(name: str, root: Path, seed: int, sandbox: Sandbox, warn: bool = Tru
     task = get(name)
     if not isinstance(task, Recipe):
         prepared = prepare_task(task, root, seed, sandbox)
-        for found in examination.warnings(prepared)[:_WARNINGS] if warn else ():
-            _log.warning("task %s: %s (python -m environments check %s)", task.spec.name, found, name)
+        for finding in examination.warnings(prepared)[:_WARNINGS] if warn else ():
+            _log.warning("task %s: %s (python -m environments check %s)", task.spec.name, finding, name)
         return prepared
     if not task.spec.name.startswith(micro.PREFIX):
         return prepare_task(task, root, seed, sandbox)

@@ -190,16 +190,16 @@ def _sweep(parent: Path) -> None:
 
 def mounts() -> dict[str, Path]:
     """Return the mount point by controller (version 1), and that of version 2 under `unified`."""
-    found: dict[str, Path] = {}
+    mount_points: dict[str, Path] = {}
     for line in Path("/proc/self/mountinfo").read_text(encoding="utf-8").splitlines():
         before, _, after = line.partition(" - ")
         place = Path(before.split()[4])
         kind, _, options = after.split()[:3]
         if kind == "cgroup2":
-            found["unified"] = place
+            mount_points["unified"] = place
         elif kind == "cgroup":
-            found |= {name: place for name in options.split(",")}
-    return found
+            mount_points |= {name: place for name in options.split(",")}
+    return mount_points
 
 
 def own_group(mount: Path, controller: str) -> Path:

@@ -89,9 +89,9 @@ class WarmSandbox:
             if not self._ready():
                 self.close()
                 errors.seek(0)
-                said = errors.read().decode(errors="replace").strip()[-2000:]
+                message = errors.read().decode(errors="replace").strip()[-2000:]
                 raise SandboxUnavailableError(
-                    f"bubblewrap does not work on this host: {said or 'no reason given'}; {FORBIDDEN}"
+                    f"bubblewrap does not work on this host: {message or 'no reason given'}; {FORBIDDEN}"
                 )
 
     @property
@@ -132,11 +132,11 @@ class WarmSandbox:
 
         With `users`, the process waits for its user-id map, which only root can write.
         """
-        said = b""
-        while not said.endswith(b"}\n") and (chunk := os.read(info_reader, 4096)):
-            said += chunk
+        info = b""
+        while not info.endswith(b"}\n") and (chunk := os.read(info_reader, 4096)):
+            info += chunk
         with contextlib.suppress(ValueError, KeyError, OSError):
-            pid = json.loads(said)["child-pid"]
+            pid = json.loads(info)["child-pid"]
             first = os.pidfd_open(pid)
             if users:
                 Path(f"/proc/{pid}/uid_map").write_text(f"0 {users.first} {BLOCK}", encoding="ascii")

@@ -131,8 +131,8 @@ class DockerSandbox:
                 raise SandboxError(f"the workspace cannot enter a sandbox: {packed.refused[0]}")
             devices = stack.enter_context(self._gpus.lease(gpus)) if gpus else ()
             shape = Shape.of(limits, packed.room, self._state.path / name if name else None, seed, devices)
-            asked = {"script": script, "seed": seed, "data": name, "limits": limits.to_dict(), "room": shape.room}
-            request = json.dumps(asked).encode()
+            fields = {"script": script, "seed": seed, "data": name, "limits": limits.to_dict(), "room": shape.room}
+            request = json.dumps(fields).encode()
             try:
                 exchange = Exchange(self._client, stack.enter_context(self._container(shape)), limits)
                 exchange.execute(len(request).to_bytes(8, "big") + request + stream.getvalue())

@@ -42,7 +42,7 @@ def needed(files: Iterable[Path]) -> dict[str, Path]:
     Raises:
       ClosureError: the host's loader does not find a library.
     """
-    found: dict[str, Path] = {}
+    libraries: dict[str, Path] = {}
     files = list(files)
     bundled = {path.name for path in files}
     paths = [str(path) for path in files]
@@ -60,10 +60,10 @@ def needed(files: Iterable[Path]) -> dict[str, Path]:
             if match := _RESOLVED.match(line):
                 name = match["name"]
                 if match["path"]:
-                    found.setdefault(name, Path(match["path"]))
+                    libraries.setdefault(name, Path(match["path"]))
                 elif name.startswith("/"):
-                    found.setdefault(name, Path(name))
-    return found
+                    libraries.setdefault(name, Path(name))
+    return libraries
 
 
 def install(root: Path, originals: Iterable[Path]) -> None:

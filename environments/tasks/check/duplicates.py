@@ -26,18 +26,18 @@ def twins(rows: Rows, labels: Mapping[str, Sequence[str]]) -> Iterator[Leak]:
         _, among = _nearest(known, known, skip_self=True)
         limit = _NEAR * np.median(among) + 1e-9
         near, usual = distance <= limit, (among <= limit).mean()
-        found = np.flatnonzero(near)
-        if len(found) < max(_LEAST, (2 * usual + _MORE) * len(near)):
+        twins_at = np.flatnonzero(near)
+        if len(twins_at) < max(_LEAST, (2 * usual + _MORE) * len(near)):
             continue
         same = [
-            np.array(cells, dtype=object)[found] == rows.targets[name][nearest[found]]
+            np.array(cells, dtype=object)[twins_at] == rows.targets[name][nearest[twins_at]]
             for name, cells in labels.items()
             if name in rows.targets
         ]
         if np.mean(same) >= _AGREE:
-            first = found[0]
+            first = twins_at[0]
             text = f"hidden row {first + 1} is public row {nearest[first] + 1} once more, with its label "
-            text += f"({len(found)} of {len(near)} hidden rows have such a twin, {usual:.0%} of the public rows)"
+            text += f"({len(twins_at)} of {len(near)} hidden rows have such a twin, {usual:.0%} of the public rows)"
             yield Leak(rows.path, "all", int(first) + 1, text)
             return
 

@@ -50,10 +50,10 @@ def warnings(task: FolderTask) -> tuple[str, ...]:
     with contextlib.suppress(OSError, ValueError):
         return tuple(json.loads(kept.read_text(encoding="utf-8")))
     with contextlib.closing(dataclasses.replace(task)) as examined:  # with its own grader, whose processes end
-        found = examine(examined)
+        examination = examine(examined)
     with contextlib.suppress(OSError):  # Prepared by another user: not writable.
-        kept.write_text(json.dumps([*found.leaks, *found.shortcuts]), encoding="utf-8")
-    return (*found.leaks, *found.shortcuts)
+        kept.write_text(json.dumps([*examination.leaks, *examination.shortcuts]), encoding="utf-8")
+    return (*examination.leaks, *examination.shortcuts)
 
 
 def examine(task: FolderTask) -> Examination:

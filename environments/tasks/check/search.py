@@ -127,8 +127,8 @@ def _by_id(table: Table, labels: Labels) -> Iterator[tuple[str, np.ndarray, np.n
     place_of = {_key(name): row for row, name in enumerate(labels.ids.tolist())}
     rng = np.random.default_rng(_SEED)
     for column in table.columns:
-        looked = rng.choice(column.cells, min(len(table), _LOOKED), replace=False)
-        if not any(_key(cell) in place_of for cell in looked):
+        sampled = rng.choice(column.cells, min(len(table), _LOOKED), replace=False)
+        if not any(_key(cell) in place_of for cell in sampled):
             continue
         rows = np.array([place_of.get(_key(cell), -1) for cell in column.cells.tolist()])
         places = np.flatnonzero(rows >= 0)
@@ -228,17 +228,17 @@ def _anywhere(table: Table, labels: Labels) -> Iterator[Leak]:
     others = np.zeros(len(labels.public), bool)
     where: list[tuple[int, Column, np.ndarray]] = []
     for column in table.columns:
-        found = _contained(column, labels.cells, 1)
-        hits |= found
+        contained = _contained(column, labels.cells, 1)
+        hits |= contained
         by_chance |= _contained(column, made_up, 1)
         own = 2 if labels.public.size and _contained(column, labels.public, 1).mean() > 0.9 else 1
         others |= _contained(column, labels.public, own)
-        where.append((int(found.sum()), column, found))
+        where.append((int(contained.sum()), column, contained))
     share = hits.mean()
     chance = max((part.mean() for part in (by_chance, others) if part.size), default=0.0)
     if share - chance >= _EXCESS * (1 - chance) and _unlikely(share, chance, len(hits)):
-        count, column, found = max(where, key=lambda item: item[0])
-        row = int(np.flatnonzero(found)[0])
+        count, column, contained = max(where, key=lambda item: item[0])
+        row = int(np.flatnonzero(contained)[0])
         place = int(np.flatnonzero(_same_cell(column, labels.cells[row]))[0])
         text = f"is {labels.name} of hidden row {row + 1} ({hits.sum()} of {len(hits)} hidden values are in the file, "
         text += f"{count} of them in this column; chance {chance:.0%})"

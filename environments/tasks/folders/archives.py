@@ -106,9 +106,9 @@ class Origin:
         command = [program, "competitions", "download", "-c", self.name, "-p", str(folder)]
         done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)  # noqa: S603
         if done.returncode != 0 or not (folder / self.file).is_file():
-            said = " ".join((done.stderr + done.stdout).split())[-300:]
+            output = " ".join((done.stderr + done.stdout).split())[-300:]
             raise ArchiveError(
-                f"kaggle gives no {self.file}: {said or 'nothing was said'}; put your API token into "
+                f"kaggle gives no {self.file}: {output or 'nothing was said'}; put your API token into "
                 f"~/.kaggle/kaggle.json and accept the rules at https://www.kaggle.com/c/{self.name}/rules"
             )
 
