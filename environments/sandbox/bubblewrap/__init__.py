@@ -1,14 +1,14 @@
-"""The fast sandbox: one warm interpreter in a bubblewrap sandbox, forked into fresh namespaces for every execution.
+"""The fast sandbox: a warm interpreter in a bubblewrap sandbox, forked into new namespaces for every execution.
 
-No container engine and no root needed. Two walls: a script runs in user, pid, mount, network, IPC and UTS namespaces
-of its own, without capabilities, behind a system-call filter; and whatever broke out of those would find itself an
-unprivileged user in the bubblewrap sandbox, which holds nothing but the read-only root and the tasks' public data.
+It needs neither a container engine nor root. There are two layers of isolation. A script runs in its own user, pid,
+mount, network, IPC and UTS namespaces, without capabilities, under a system-call filter. An escape from those ends as
+an unprivileged user in the bubblewrap sandbox, which holds only the read-only root and the tasks' public data.
 
     run() -> pack the workspace -> zygote forks a supervisor -> script runs, this thread reads its output and
-    watches its limits -> supervisor packs what is left -> unpack into the workspace -> Execution
+    enforces its limits -> supervisor packs the result -> unpack into the workspace -> Execution
 
 `environments.sandbox.inside` is the other side of every arrow. The hash seed of a script is the warm interpreter's
-(fixed, 0); PYTHONHASHSEED is set to the execution's seed for the processes that a script starts.
+(fixed, 0); PYTHONHASHSEED is set to the execution's seed for child processes of the script.
 """
 
 from __future__ import annotations
@@ -42,25 +42,25 @@ from environments.sandbox.users import claim_users
 from environments.sandbox.verdict import judge
 
 _GRACE_SECONDS = 30.0
-"""For building the wall and packing the workspace, beyond the script's own wall time."""
+"""Time for isolating and for packing the workspace, beyond the script's wall time."""
 _WATCH_SECONDS = 0.05
 _READ_BYTES = 1 << 20
 _CREDENTIALS = struct.Struct("3i")
 
 
 class BubblewrapSandbox:
-    """See the module. `run` may be called from several threads at once.
+    """Sandbox on bubblewrap; see the module. `run` may be called from several threads concurrently.
 
-    Executions share one warm interpreter where each has a user id of its own and the filter of system calls; elsewhere
-    they share nothing: each has a warm interpreter that no other has meanwhile.
+    Executions share one warm interpreter if each has its own user id and the filter of system calls. Otherwise each
+    execution has exclusive use of a warm interpreter.
     """
 
     name = "bubblewrap"
     gpus = 0
-    """None: the warm sandbox shows no device of the host's."""
+    """Number of GPUs: the warm sandbox shows no device of the host."""
 
     def __init__(self) -> None:
-        """Build the root file system if this machine has none yet, and start the warm interpreter.
+        """Build the root file system if this machine has none, and start the warm interpreter.
 
         Raises:
           SandboxUnavailableError: this host cannot run it; the message names the remedy.
@@ -82,9 +82,9 @@ class BubblewrapSandbox:
         self._state = StateFolder(self._users.first if self._users else None)
         self._store = DataStore(self._state.path)
         self._idle: list[WarmSandbox] = []
-        """Warm interpreters for the next execution; the only one stays here where it is shared."""
+        """Warm interpreters for the next execution; a shared one stays here."""
         self._executions: collections.Counter[WarmSandbox] = collections.Counter()
-        """Executions that run in each warm interpreter."""
+        """Number of running executions by warm interpreter."""
         try:
             self._idle.append(self._start())
         except BaseException:
@@ -94,9 +94,9 @@ class BubblewrapSandbox:
 
     @property
     def claims(self) -> frozenset[str]:
-        """Guarantees that hold by construction on this host; `environments.sandbox.probe` then tries them.
+        """Guarantees that hold by construction on this host; `environments.sandbox.probe` then tests them.
 
-        Without control groups CPU time and memory are watched, which a script that means to can outrun: no claim.
+        Without control groups CPU time and memory are only polled, which a malicious script can outrun: no claim.
         """
         only_by_cgroups = frozenset() if self._cgroups else frozenset({"cpu_time", "memory"})
         only_by_filter = frozenset() if system_calls.known() else frozenset({"privileges"})
@@ -116,7 +116,7 @@ class BubblewrapSandbox:
         seed: int = 0,
         gpus: int = 0,
     ) -> Execution:
-        """See `environments.sandbox.base.Sandbox.run`."""
+        """Run a script; see `environments.sandbox.base.Sandbox.run`."""
         if gpus:
             raise SandboxError(f"the execution asks for {gpus} GPUs, which only the Docker sandbox passes on")
         with contextlib.ExitStack() as stack:
@@ -182,9 +182,9 @@ class BubblewrapSandbox:
 
     @contextlib.contextmanager
     def _warm(self) -> Iterator[WarmSandbox]:
-        """A warm interpreter for one execution, another where the last one died or no longer answers.
+        """Yield a warm interpreter for one execution, a new one if the last died or no longer answers.
 
-        One that no longer answers is closed when the last execution in it has ended: its neighbours go on.
+        One that no longer answers is closed after the last execution in it, so that its neighbours go on.
         """
         with self._lock:
             if self._closed:
@@ -220,7 +220,7 @@ class BubblewrapSandbox:
 
 @dataclasses.dataclass
 class _Call:
-    """One execution as the host sees it: its streams, its clock, its limits."""
+    """One execution on the host: its streams, clock and limits."""
 
     warm: WarmSandbox
     limits: Limits
@@ -231,16 +231,16 @@ class _Call:
         self.stdout, self.stderr = Capture(room), Capture(room)
 
     def execute(self, request: dict[str, Any], incoming: int, outgoing: int) -> dict[str, Any]:
-        """Submit and see it through; returns what the supervisor reports.
+        """Submit the request, wait for its end, and return the supervisor's report.
 
         Raises:
           SandboxError: the supervisor failed, or did not answer in time.
-          OSError: the host is out of descriptors or the like.
+          OSError: for example, the host is out of descriptors.
         """
         with contextlib.ExitStack() as stack:
             channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             stack.callback(channel.close)
-            # So that the kernel attaches the sender's process id, in this host's numbers, to every message.
+            # With this the kernel attaches the sender's process id, in this host's numbers, to every message.
             channel.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
             streams: dict[int, Capture] = {}
             with contextlib.ExitStack() as handed_over:
@@ -251,7 +251,7 @@ class _Call:
                     stack.callback(os.close, reader)
                     handed_over.callback(os.close, writer)
                     os.set_blocking(reader, False)
-                    with contextlib.suppress(OSError):  # a busy user's pipes stay small
+                    with contextlib.suppress(OSError):  # a user with many pipes gets small ones
                         fcntl.fcntl(reader, fcntl.F_SETPIPE_SZ, _READ_BYTES)
                     streams[reader] = capture
                     writers.append(writer)
@@ -263,7 +263,7 @@ class _Call:
             return result
 
     def _attend(self, channel: socket.socket, streams: dict[int, Capture]) -> dict[str, Any]:
-        """Read output and watch limits until the supervisor reports."""
+        """Read output and enforce limits until the supervisor reports."""
         poller = select.poll()
         for descriptor in (channel.fileno(), *streams):
             poller.register(descriptor, select.POLLIN)
@@ -293,7 +293,7 @@ class _Call:
                 next_look = now + _WATCH_SECONDS
                 if reason := self._exceeded(now - started):
                     killed = True
-                    with contextlib.suppress(OSError):  # it may have ended by itself meanwhile
+                    with contextlib.suppress(OSError):  # it may have ended meanwhile
                         channel.send(json.dumps({"kill": reason}).encode())
 
     def _exceeded(self, wall_seconds: float) -> str | None:
@@ -307,7 +307,7 @@ class _Call:
 
 
 def _drain(reader: int, capture: Capture) -> bool:
-    """Read what is there, once; False at the end of the stream and where nothing is there."""
+    """Read available bytes once; return False at the end of the stream and if nothing is available."""
     try:
         chunk = os.read(reader, _READ_BYTES)
     except BlockingIOError:
@@ -317,11 +317,11 @@ def _drain(reader: int, capture: Capture) -> bool:
 
 
 def _receive(channel: socket.socket) -> tuple[dict[str, Any], int]:
-    """One message and its sender's process id."""
+    """Return one message and its sender's process id."""
     room = socket.CMSG_SPACE(_CREDENTIALS.size)
     try:
         message, ancillary, _, _ = channel.recvmsg(1 << 20, room)
-    except ConnectionResetError:  # it ended before it read our `kill`; what it sent before that waits behind the error
+    except ConnectionResetError:  # it ended before it read our `kill`; its earlier messages are queued behind the error
         message, ancillary, _, _ = channel.recvmsg(1 << 20, room)
     if not message:
         raise SandboxError("the supervisor of this execution died")
@@ -334,6 +334,6 @@ def _receive(channel: socket.socket) -> tuple[dict[str, Any], int]:
 
 @contextlib.contextmanager
 def _memory_file(name: str) -> Iterator[Any]:
-    """An anonymous file that both sides can hold; it goes with its last descriptor."""
+    """Yield an anonymous file that both sides can hold; it is freed with its last descriptor."""
     with os.fdopen(os.memfd_create(f"mlagent-{name}", os.MFD_CLOEXEC), "w+b") as file:
         yield file

@@ -1,7 +1,7 @@
-"""Control groups: limits over all processes of an execution together, where this host lets us set them.
+"""Control groups: limits over all processes of an execution together, if this host permits.
 
-Version 1 (as root) and version 2 (where the memory and pids controllers reach a group that we may create). Where
-neither works `open_cgroups` returns None, and a sandbox does not claim what only these can give.
+They work in version 1 (as root) and in version 2 (if the memory and pids controllers are available in a group where we
+may create others). Otherwise `open_cgroups` returns None, and a sandbox does not claim the guarantees that need them.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from environments.protocol import Limits
 
 _PREFIX = "mlagent-"
 _LEFT_BYTES = 4 << 20
-"""Of an earlier execution, in a group that is used again: far below any limit. The kernel gives the rest back later."""
+"""Maximum memory left by an earlier execution in a reused group: far below any limit. The kernel frees the rest later.
+"""
 _SPARE_PROCESSES = 3
-"""Beside the script's own: the init process, the container's runner, and one on its way out."""
+"""Processes in addition to the script's: the init process, the container's runner, and one that is exiting."""
 
 
 class Cgroup:
@@ -35,7 +36,7 @@ class Cgroup:
         return tuple(dict.fromkeys((self._memory, self._pids, self._cpu)))
 
     def prepare(self, limits: Limits) -> None:
-        """Set the limits and forget what earlier executions used."""
+        """Set the limits and reset the usage of earlier executions."""
         memory_bytes = limits.memory_mb * 2**20
         if self._unified:
             (self._memory / "memory.max").write_text(str(memory_bytes))
@@ -48,9 +49,9 @@ class Cgroup:
         self._cpu_before = self._cpu_used()
 
     def empty(self) -> bool:
-        """Whether no process is in it, and next to nothing of the memory that earlier ones used, but what files cached.
+        """Check that no process and almost no memory of earlier ones is left, apart from cached files.
 
-        A script's page tables and memory files go some time after it.
+        A script's page tables and memory files are freed some time after it.
         """
         usage, cached = ("memory.current", "file") if self._unified else ("memory.usage_in_bytes", "cache")
         stat = self._fields("memory.stat")
@@ -58,16 +59,16 @@ class Cgroup:
         return left <= _LEFT_BYTES and not any((each / "cgroup.procs").read_text() for each in self.directories)
 
     def add(self, pid: int) -> None:
-        """Put a process, and all that it forks, in the group."""
+        """Put a process, and its later children, in the group."""
         for directory in self.directories:
             (directory / "cgroup.procs").write_text(str(pid))
 
     def cpu_seconds(self) -> float:
-        """User and system time since `prepare`, of the living and the dead."""
+        """Return user and system time since `prepare`, of living and dead processes."""
         return self._cpu_used() - self._cpu_before
 
     def out_of_memory(self) -> bool:
-        """Whether the kernel killed a process for memory since `prepare`."""
+        """Check whether the kernel killed a process for memory since `prepare`."""
         return self._oom_kills() > self._oom_before
 
     def _set_v1_memory(self, memory_bytes: int) -> None:
@@ -94,7 +95,7 @@ class Cgroup:
 
 
 class Cgroups:
-    """A pool of groups: reused, because the kernel frees a group only when its last cached page is gone."""
+    """A pool of groups, reused because the kernel frees a group only when its last cached page is gone."""
 
     def __init__(self, bases: dict[str, Path], unified: bool) -> None:
         self._bases, self._unified = bases, unified
@@ -103,7 +104,7 @@ class Cgroups:
 
     @contextlib.contextmanager
     def lease(self, limits: Limits) -> Iterator[Cgroup]:
-        """An empty group with `limits` set.
+        """Yield an empty group with `limits` set.
 
         Raises:
           OSError: the kernel refuses.
@@ -116,7 +117,7 @@ class Cgroups:
             self._idle.put(group)
 
     def _take(self) -> Cgroup:
-        """The first idle group that is empty, or a new one."""
+        """Return the first idle group that is empty, or a new one."""
         for _ in range(self._idle.qsize()):
             try:
                 group = self._idle.get_nowait()
@@ -145,7 +146,7 @@ class Cgroups:
 
 
 def open_cgroups() -> Cgroups | None:
-    """Groups of this process' own, or None where the host does not let it make any that limit memory and processes."""
+    """Return groups under this process's own, or None if the host does not permit limits of memory and processes."""
     mounted = mounts()
     name = f"{_PREFIX}{os.getpid()}-{next(_SERIAL)}"
     if all(kind in mounted for kind in ("memory", "pids", "cpuacct")):
@@ -178,7 +179,7 @@ def _try(parents: dict[str, Path], name: str, unified: bool) -> Cgroups | None:
 
 
 def _sweep(parent: Path) -> None:
-    """Remove what processes that died left; a group that is in use refuses."""
+    """Remove groups of dead processes; a group in use refuses."""
     for base in parent.glob(f"{_PREFIX}*"):
         pid = base.name.removeprefix(_PREFIX).partition("-")[0]
         if pid.isdecimal() and not Path("/proc", pid).exists():
@@ -188,7 +189,7 @@ def _sweep(parent: Path) -> None:
 
 
 def mounts() -> dict[str, Path]:
-    """Mount point by controller (version 1), and of version 2 under `unified`."""
+    """Return the mount point by controller (version 1), and that of version 2 under `unified`."""
     found: dict[str, Path] = {}
     for line in Path("/proc/self/mountinfo").read_text(encoding="utf-8").splitlines():
         before, _, after = line.partition(" - ")
@@ -202,7 +203,7 @@ def mounts() -> dict[str, Path]:
 
 
 def own_group(mount: Path, controller: str) -> Path:
-    """This process' own group under `mount`, or its top where the group is not visible (a container's view)."""
+    """Return this process's own group under `mount`, or the top if the group is not visible (as in a container)."""
     for line in Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines():
         _, controllers, path = line.split(":", 2)
         if controller in controllers.split(","):

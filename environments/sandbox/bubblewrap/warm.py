@@ -1,4 +1,4 @@
-"""The host's side of the warm bubblewrap sandbox: start it, hand it requests, end it.
+"""The host's side of the warm bubblewrap sandbox: start it, send it requests, end it.
 
 `environments.sandbox.bubblewrap` holds one of these and starts another when it dies.
 """
@@ -39,12 +39,12 @@ class WarmSandbox:
     """A running warm interpreter in a bubblewrap sandbox."""
 
     def __init__(self, rootfs: Path, store: Path, users: Users | None) -> None:
-        """Start it and wait until it has imported what scripts import.
+        """Start the sandbox and wait until it has imported the scripts' common packages.
 
         Args:
-          rootfs: becomes `/`, read-only.
-          store: becomes `/store`, read-only; the only other thing of the host inside.
-          users: host user ids that it has, or None for this process' own alone.
+          rootfs: folder that becomes `/`, read-only.
+          store: folder that becomes `/store`, read-only; the only other part of the host that is visible inside.
+          users: host user ids for the sandbox, or None for this process's own alone.
 
         Raises:
           SandboxUnavailableError: bubblewrap is missing, or cannot make its namespaces on this host.
@@ -54,7 +54,7 @@ class WarmSandbox:
             raise SandboxUnavailableError(f"the sandbox 'bubblewrap' needs the program bwrap: {INSTALL}")
         self._lock = threading.Lock()
         self.silent = False
-        """An execution in it was not answered for: no other is to begin in it."""
+        """Whether an execution in it got no answer: no other may start in it."""
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         info_reader, info_writer = os.pipe()
         go_reader, go_writer = os.pipe()
@@ -96,7 +96,7 @@ class WarmSandbox:
 
     @property
     def alive(self) -> bool:
-        """Whether it takes requests; its last message is that the warm interpreter ended."""
+        """Whether it accepts requests; its last message says that the warm interpreter ended."""
         if self._first is None or self.silent:
             return False
         poller = select.poll()
@@ -104,7 +104,7 @@ class WarmSandbox:
         return not poller.poll(0) and self._process.poll() is None
 
     def submit(self, request: dict[str, Any], descriptors: list[int]) -> None:
-        """Hand over one execution: see `inside.supervisor.supervise`.
+        """Submit one execution: see `inside.supervisor.supervise`.
 
         Raises:
           SandboxError: the warm sandbox is gone.
@@ -116,7 +116,7 @@ class WarmSandbox:
             raise SandboxError(f"the warm sandbox is gone: {error}") from error
 
     def close(self) -> None:
-        """Kill it and everything in it. Idempotent."""
+        """Kill the sandbox and everything in it. Idempotent."""
         self._control.close()
         if self._first is not None:
             # The first process of its pid namespace: the kernel ends all the others with it.
@@ -128,9 +128,9 @@ class WarmSandbox:
         self._process.wait()
 
     def _open_first(self, info_reader: int, users: Users | None) -> int | None:
-        """A descriptor of the sandbox' first process, or None where bubblewrap ended before it had one.
+        """Return a descriptor of the sandbox's first process, or None if bubblewrap ended before starting it.
 
-        Where there are `users`, the process waits for its names of them, which only root can give it.
+        With `users`, the process waits for its user-id map, which only root can write.
         """
         said = b""
         while not said.endswith(b"}\n") and (chunk := os.read(info_reader, 4096)):
@@ -164,11 +164,11 @@ def _memory_file(content: bytes) -> int:
 def _arguments(
     rootfs: Path, store: Path, sources: dict[str, int], control: int, info: int, go: int | None
 ) -> list[str]:
-    """The command line of bwrap after its name."""
+    """Return the command line of bwrap after its name."""
     arguments = ["--unshare-all", "--unshare-user", "--hostname", "sandbox", "--new-session", "--info-fd", str(info)]
     if go is not None:
         arguments += ["--userns-block-fd", str(go)]
-    # Root over its own user namespace only: what it takes to make namespaces for the executions.
+    # Root in its own user namespace only: required to make namespaces for the executions.
     arguments += ["--uid", "0", "--gid", "0", "--cap-add", "ALL"]
     arguments += ["--ro-bind", str(rootfs), "/", "--ro-bind", str(store), "/store"]
     arguments += ["--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp", "--tmpfs", _MOUNTED]  # noqa: S108
@@ -177,5 +177,5 @@ def _arguments(
     arguments += ["--remount-ro", _MOUNTED, "--chdir", "/", "--clearenv"]
     for name, value in environment(seed=0).items():
         arguments += ["--setenv", name, value]
-    # -P: nothing is imported from the current directory; -s: nothing from a user's own.
+    # -P: no imports from the current directory; -s: none from the user's site-packages.
     return [*arguments, "/usr/local/bin/python3", "-P", "-s", "-c", _MAIN, str(control)]

@@ -1,10 +1,10 @@
-"""The container sandbox: one hardened, single-use container an execution, through any engine with Docker's API.
+"""The container sandbox: one hardened, single-use container per execution, through any engine with Docker's API.
 
-    run() -> take a container that waits, or make one (`container`) -> request and workspace go to its standard input ->
+    run() -> take a prepared container, or make one (`container`) -> request and workspace go to its standard input ->
     `inside.capsule` runs the script -> result and workspace come from its standard output (`exchange`) -> Execution
 
-Making a container takes most of an execution's overhead, so while a script runs the next container like its own is made
-ahead (`ahead`), and the old one is removed in the background: it is dead by then. No container runs two scripts.
+Making a container takes most of an execution's overhead. So while a script runs, the next container of the same shape
+is prepared (`ahead`), and the old one, dead by then, is removed in the background. No container runs two scripts.
 
 The tasks' data is bind-mounted from a copy, so the engine must run on this host.
 """
@@ -43,23 +43,24 @@ _INSTALL = "install and start one (Debian, Ubuntu: `apt-get install docker.io`),
 _LABEL = "mlagent-jax.sandbox"
 
 _USER = 1000
-"""Of all containers, where there are no ids for each."""
+"""User id of all containers, if each cannot have its own."""
 _ENGINE_ERRORS = (docker.errors.DockerException, requests.exceptions.RequestException, OSError)
 
 
 class DockerSandbox:
-    """See the module. `run` may be called from several threads at once."""
+    """Sandbox on a container engine; see the module. `run` may be called from several threads concurrently."""
 
     name = "docker"
 
     def __init__(self, cpus: float = 1.0) -> None:
-        """Connect to the engine that DOCKER_HOST names, and import the image if it has none yet.
+        """Connect to the engine that DOCKER_HOST names, and import the image if missing.
 
-        Where the engine offers gVisor (the runtime `runsc`), containers run in it. GPUs are those of `nvidia-smi`; an
-        execution gets as many as it asks for, which takes NVIDIA's container toolkit (in gVisor its `--nvproxy`).
+        If the engine offers gVisor (the runtime `runsc`), containers run in it. GPUs are those of `nvidia-smi`; an
+        execution
+        gets as many as it requests, which needs NVIDIA's container toolkit (in gVisor its `--nvproxy`).
 
         Args:
-          cpus: cores that one container may use.
+          cpus: cores available to one container.
 
         Raises:
           SandboxUnavailableError: no engine answers, or the image cannot be built.
@@ -93,12 +94,12 @@ class DockerSandbox:
 
     @property
     def gpus(self) -> int:
-        """GPUs that executions may ask for."""
+        """Number of GPUs available to executions."""
         return self._gpus.count
 
     @property
     def claims(self) -> frozenset[str]:
-        """All that can hold here: `environments.sandbox.probe` finds out which this engine keeps."""
+        """All guarantees possible here; `environments.sandbox.probe` tests which this engine keeps."""
         only_by_users = frozenset() if self._users and system_calls.known() else frozenset({"neighbours"})
         return frozenset(GUARANTEES) - only_by_users
 
@@ -115,7 +116,7 @@ class DockerSandbox:
         seed: int = 0,
         gpus: int = 0,
     ) -> Execution:
-        """See `environments.sandbox.base.Sandbox.run`."""
+        """Run a script; see `environments.sandbox.base.Sandbox.run`."""
         if self._closed:
             raise SandboxError("this sandbox is closed")
         with contextlib.ExitStack() as stack:
@@ -157,8 +158,8 @@ class DockerSandbox:
             self._users.close()
 
     def _container(self, shape: Shape) -> contextlib.AbstractContextManager[Waiting]:
-        """A container for one execution."""
-        if shape.gpus:  # One that waited would keep its devices from others.
+        """Yield a container for one execution."""
+        if shape.gpus:  # A waiting container would keep its devices from others.
             return contextlib.closing(self._make(shape))
         return self._containers.lease(shape)
 
@@ -170,7 +171,7 @@ class DockerSandbox:
         return Waiting(self._client, self._image, shape, user, held, **self._settings)
 
     def _remove_abandoned(self) -> None:
-        """Delete containers of workers on this host that died."""
+        """Delete containers of dead workers on this host."""
         for container in self._client.containers.list(all=True, ignore_removed=True, filters={"label": _LABEL}):
             host, _, rest = container.labels[_LABEL].partition(":")
             pid = rest.partition(":")[0]
@@ -180,6 +181,6 @@ class DockerSandbox:
 
 
 def _discard(waiting: Waiting) -> None:
-    """Remove a container; what the engine does not remove now, it is asked for again when the sandbox is closed."""
+    """Remove a container; if the engine fails to, closing the sandbox tries again."""
     with contextlib.suppress(*_ENGINE_ERRORS):
         waiting.close()

@@ -1,9 +1,9 @@
-"""Single-use things that take long to make, made before they are needed: containers, for `environments.sandbox.docker`.
+"""Preparation of single-use objects that take long to make: containers, for `environments.sandbox.docker`.
 
-    lease(key) -> one made ahead, or a new one -> used once -> discarded in the background
+    lease(key) -> a prepared object, or a new one -> used once -> discarded in the background
                   and meanwhile the next with this key is made
 
-Nothing is used twice. There is at most one ahead for each that is in use, and only for a key that came before.
+Nothing is used twice. At most one object is prepared for each in use, and only for a key that was used before.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ class _Entry(Generic[Key, Thing]):
 
 
 class Ahead(Generic[Key, Thing]):
-    """See the module. Thread-safe.
+    """Pool of prepared objects; see the module. Thread-safe.
 
     Args:
-      make: makes one thing for a key; what it raises in `lease` reaches the caller.
-      discard: frees one, used or not; must not raise.
-      usable: whether one that was made a while ago can still be used.
-      most: things kept ahead, over all keys.
-      threads: that make and discard in the background.
+      make: function that makes an object for a key; its exceptions in `lease` reach the caller.
+      discard: function that frees an object, used or not; must not raise.
+      usable: function that checks whether an object made earlier is still usable.
+      most: maximum number of prepared objects, over all keys.
+      threads: number of background threads that make and discard.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class Ahead(Generic[Key, Thing]):
     ) -> None:
         self._make, self._discard, self._usable, self._most = make, discard, usable, most
         self._entries: list[_Entry[Key, Thing]] = []
-        """Made or being made, the oldest first."""
+        """Objects prepared or in preparation, the oldest first."""
         self._in_use: collections.Counter[Key] = collections.Counter()
         self._recent: collections.deque[Key] = collections.deque(maxlen=_REMEMBERED_KEYS)
         self._lock = threading.Lock()
@@ -57,7 +57,7 @@ class Ahead(Generic[Key, Thing]):
 
     @contextlib.contextmanager
     def lease(self, key: Key) -> Iterator[Thing]:
-        """A thing for `key`, for one use."""
+        """Yield an object for `key`, for one use."""
         thing = self._take(key)
         try:
             with self._lock:
@@ -69,11 +69,11 @@ class Ahead(Generic[Key, Thing]):
         finally:
             with self._lock:
                 self._in_use[key] -= 1
-                self._in_use += collections.Counter()  # forgets the keys that count 0
+                self._in_use += collections.Counter()  # removes keys with count 0
             self._in_background(thing)
 
     def clear(self) -> None:
-        """Discard what was made ahead."""
+        """Discard prepared objects."""
         with self._lock:
             entries, self._entries = self._entries, []
             self._recent.clear()
@@ -82,7 +82,7 @@ class Ahead(Generic[Key, Thing]):
                 self._discard(thing)
 
     def close(self) -> None:
-        """Discard what was made ahead, and make no more; what is still in use is discarded when it is given back."""
+        """Discard prepared objects, and make no more; objects in use are discarded when they are returned."""
         with self._lock:
             self._closed = True
         self._threads.shutdown(wait=True)
@@ -96,14 +96,14 @@ class Ahead(Generic[Key, Thing]):
                     self._entries.remove(entry)
             if entry is None:
                 return self._make(key)
-            thing = _made(entry)  # One that is being made was begun earlier than ours would be.
+            thing = _made(entry)  # One in preparation was started earlier than a new one would be.
             if thing is not None:
                 if self._usable(thing):
                     return thing
                 self._in_background(thing)
 
     def _prepare(self, key: Key) -> list[_Entry[Key, Thing]]:
-        """Have the next for `key` made; returns what has to go for it."""
+        """Start preparing the next object for `key`; return the entries that must make room for it."""
         known = key in self._recent
         if known:
             self._recent.remove(key)
@@ -118,7 +118,7 @@ class Ahead(Generic[Key, Thing]):
         return surplus
 
     def _drop(self, entry: _Entry[Key, Thing]) -> None:
-        """Discard what an entry holds, once it is made."""
+        """Discard an entry's object, once it is made."""
 
         def discard(future: Future[Thing]) -> None:
             if not future.cancelled() and future.exception() is None:
@@ -135,7 +135,7 @@ class Ahead(Generic[Key, Thing]):
 
 
 def _made(entry: _Entry[Key, Thing]) -> Thing | None:
-    """What an entry holds, waiting for it; None where it could not be made: the next use hears why."""
+    """Wait for an entry's object; return None if it could not be made: the next use reports the reason."""
     try:
         return entry.thing.result()
     except Exception:

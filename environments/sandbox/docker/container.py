@@ -1,10 +1,11 @@
-"""One hardened container, started and waiting for its request: what `environments.sandbox.docker` makes ahead.
+"""One hardened container, started and waiting for its request, as `environments.sandbox.docker` prepares it.
 
-Everything that a script can write is a tmpfs with a size and a number of inodes, so nothing of it touches the host's
-disk: half of `disk_mb` (and what the workspace starts with) is /workspace, a quarter each /tmp and /dev/shm. All of it
-counts as memory, as anywhere.
+Every writable place is a tmpfs with limited size and inodes, so a script never writes to the host's disk. /workspace
+gets half of `disk_mb` (plus the size of the starting workspace), /tmp and /dev/shm a quarter each. All of it counts as
+memory, as in every sandbox.
 
-Of a request a container knows what the engine has to know, its `Shape`; the script comes later, on standard input.
+A container is made with the part of a request that the engine needs, its `Shape`; the script comes later, on standard
+input.
 """
 
 from __future__ import annotations
@@ -28,43 +29,43 @@ from environments.sandbox.inside.script import MAX_PENDING_SIGNALS, environment
 
 _INSIDE = Path(__file__).parents[1] / "inside"
 _SHARE_OF_DISK = {"workspace": 2, "tmp": 4, "shm": 4}
-"""The part of `disk_mb` is one over this."""
+"""Divisor of `disk_mb` for each place."""
 _ROOM_STEP = 1 << 20
-"""Workspaces that differ by less fit the same container."""
+"""Granularity of sizes in bytes: workspaces of similar size fit the same container."""
 _PROCESSES_BESIDE = 2
-"""The capsule, and a process on its way out."""
+"""Processes in addition to the script's: the capsule, and one that is exiting."""
 _FRESH_SECONDS = 300.0
-"""A container that waited longer is not used: its connection may be gone without a sign."""
+"""Maximum age of a waiting container: an older one's connection may be lost without notice."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """What a container is made for."""
+    """Settings of a container that are fixed when it is made."""
 
     memory_mb: int
     processes: int
     file_mb: int
     disk_mb: int
     room: int
-    """Bytes of /workspace."""
+    """Size of /workspace in bytes."""
     data: Path | None
-    """Mounted as /workspace/data."""
+    """Folder mounted as /workspace/data."""
     seed: int
     gpus: tuple[str, ...] = ()
-    """Ids of devices."""
+    """Ids of GPUs."""
 
     @classmethod
     def of(
         cls, limits: Limits, workspace_bytes: int, data: Path | None, seed: int, gpus: tuple[str, ...] = ()
     ) -> Shape:
-        """For a workspace that is so large when it starts."""
+        """Return the shape for a starting workspace of this size."""
         steps = -(-workspace_bytes // _ROOM_STEP)
         room = steps * _ROOM_STEP + limits.disk_mb * 2**20 // _SHARE_OF_DISK["workspace"]
         bounds = (limits.memory_mb, limits.processes, limits.file_mb, limits.disk_mb)
         return cls(*bounds, room, data, seed, gpus)
 
     def settings(self, user: int) -> dict[str, Any]:
-        """Arguments of the SDK's `containers.create` that make the wall, for a container that runs as `user`."""
+        """Return arguments of the SDK's `containers.create` that isolate a container running as `user`."""
         part = {name: self.disk_mb * 2**20 // share for name, share in _SHARE_OF_DISK.items()}
         files = tree.MAX_INODES
         safe = f"rw,nosuid,nodev,uid={user},gid={user}"
@@ -78,7 +79,7 @@ class Shape:
             "cap_drop": ["ALL"],
             "security_opt": ["no-new-privileges"],
             "read_only": True,
-            "init": False,  # the capsule is one, and as the first process cannot be killed from inside
+            "init": False,  # the capsule is the init process; as the first process it cannot be killed from inside
             "pids_limit": self.processes + _PROCESSES_BESIDE,
             "mem_limit": memory,
             "memswap_limit": memory,
@@ -106,7 +107,7 @@ class Shape:
 
 
 class Waiting:
-    """A container that runs the capsule, which waits for a request on `connection`."""
+    """A container whose capsule waits for a request on `connection`."""
 
     def __init__(
         self,
@@ -117,12 +118,15 @@ class Waiting:
         held: contextlib.ExitStack,
         **settings: Any,
     ) -> None:
-        """Create, attach to and start one. Where that fails, nothing is left.
+        """Create, attach to and start a container. After a failure nothing is left.
 
         Args:
-          user: id of the host that it runs as.
-          held: closed when the container is removed.
-          settings: added to those of `shape`.
+          client: client of the engine.
+          image: tag of the image.
+          shape: shape of the container.
+          user: id of the host's user that it runs as.
+          held: resources that are closed when the container is removed.
+          settings: settings added to those of `shape`.
 
         Raises:
           docker.errors.DockerException, requests.exceptions.RequestException, OSError: the engine failed.
@@ -134,7 +138,7 @@ class Waiting:
             self.container: Container = client.containers.create(
                 image,
                 ["/usr/local/bin/python3", "-P", "-s", "-c", _program()],
-                stdin_open=True,  # and closed when this side hangs up, so that the capsule ends with its worker
+                stdin_open=True,  # closed when this side disconnects, so that the capsule ends with its worker
                 **shape.settings(user),
                 **settings,
             )
@@ -149,13 +153,13 @@ class Waiting:
 
     @property
     def fresh(self) -> bool:
-        """It waits still, and its capsule has said nothing: it speaks first where it ends."""
+        """Whether the container still waits and its capsule is silent: it writes before a request only when it ends."""
         poller = select.poll()
         poller.register(self.connection, select.POLLIN)
         return not poller.poll(0) and time.monotonic() - self._started < _FRESH_SECONDS
 
     def close(self) -> None:
-        """Kill and delete it, and give back what it holds."""
+        """Kill and delete the container, and free its resources."""
         with self._held:
             self._hang_up()
             remove(self.container)
@@ -166,7 +170,7 @@ class Waiting:
 
 
 def remove(container: Container) -> None:
-    """Kill and delete in one call; a container that the engine is already removing is as good as gone."""
+    """Kill and delete in one call; a container that the engine is already removing counts as deleted."""
     with contextlib.suppress(docker.errors.NotFound):
         try:
             container.remove(force=True, v=True)
@@ -176,7 +180,7 @@ def remove(container: Container) -> None:
 
 
 def _program() -> str:
-    """Python text that makes the package `inside` from its sources and starts the capsule."""
+    """Return Python text that builds the package `inside` from its sources and starts the capsule."""
     sources = {path.stem: path.read_text(encoding="utf-8") for path in sorted(_INSIDE.glob("*.py"))}
     return (
         "import sys, types\n"

@@ -1,13 +1,14 @@
-"""What a sandbox holds on this host, found out by trying: the suite that every sandbox has to pass, shipped.
+"""The suite of checks that every sandbox must pass, run on this host.
 
     python -m environments self-check [--sandbox NAME]
 
-    `conformance`   what it does for an honest script, and how it reports each way to end
+    `conformance`   behaviour for an honest script, and the report of each way to end
     `abuse`         attacks of one script on the host, the labels and the limits
-    `neighbours`    attacks of one script on those beside it and after it
+    `neighbours`    attacks of one script on concurrent and later executions
 
-The tests run the same checks. A sandbox of your own is registered by an entry point in the group
-`mlagent_jax.sandboxes`, and has to pass them too.
+The tests run the same checks. Your own sandbox is registered by an entry point in the group `mlagent_jax.sandboxes`,
+and
+must pass them too.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ PASSED, FAILED, NOT_GIVEN = "ok", "FAIL", "not given"
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """How one check ended."""
+    """Result of one check."""
 
     name: str
     guarantee: str
@@ -39,7 +40,7 @@ class Result:
     status: str
     """`PASSED`, `FAILED`, or `NOT_GIVEN`: the sandbox does not claim the guarantee on this host."""
     seen: str = ""
-    """Of a failed check."""
+    """Observation of a failed check."""
 
     @property
     def failed(self) -> bool:
@@ -51,7 +52,7 @@ class Result:
 
 
 def run_checks(sandbox: Sandbox) -> Iterator[Result]:
-    """Run every check, each in a folder of its own.
+    """Run every check, each in its own folder.
 
     Raises:
       SandboxError: the sandbox runs no scripts at all.
@@ -75,7 +76,7 @@ def run_checks(sandbox: Sandbox) -> Iterator[Result]:
 
 
 def table(results: Sequence[Result]) -> str:
-    """One line a guarantee: whether it is given, and how many of its checks held."""
+    """Format one line per guarantee: whether it is given, and how many of its checks hold."""
     lines = []
     for guarantee in dict.fromkeys(result.guarantee for result in results):
         of_it = [result for result in results if result.guarantee == guarantee]

@@ -1,6 +1,6 @@
-"""What a check works with: a sandbox, a folder of its own, and a way to say that something is not as it has to be.
+"""Tools of a check: a sandbox, its own folder, and a way to report a failure.
 
-A check is a function of a `Bench` that raises `CheckError` where the sandbox does not hold.
+A check is a function of a `Bench` that raises `CheckError` if the sandbox fails.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from environments.sandbox.base import GUARANTEES, Ending, Execution, Sandbox
 
 LIMITS = Limits(cpu_seconds=20.0, wall_seconds=60.0, memory_mb=512, processes=32, file_mb=8, disk_mb=16, output_kb=64)
 OF_THE_POLICY = frozenset(Ending)
-"""How an execution may end; a failure of ours is an exception."""
+"""Allowed endings of an execution; a failure of ours is an exception."""
 
 
 class CheckError(Exception):
-    """A sandbox does not do what it has to; the message is what was seen instead."""
+    """A sandbox fails a check. The message is the observation."""
 
 
 def expect(holds: bool, seen: object = "") -> None:
@@ -32,7 +32,7 @@ def expect(holds: bool, seen: object = "") -> None:
 
 @dataclasses.dataclass
 class Ran:
-    """An execution and the workspace it left."""
+    """An execution and its workspace afterwards."""
 
     execution: Execution
     workspace: Path
@@ -65,13 +65,13 @@ class Bench:
         """Run `text` as train.py.
 
         Args:
-          text: the script.
-          files: others of the workspace, by path.
-          data: of the task, by path.
-          seed: of the execution.
+          text: text of the script.
+          files: other files of the workspace, by path.
+          data: data of the task, by path.
+          seed: seed of the execution.
           workspace: an existing folder; default: a new one.
-          script: what is run.
-          limits: that differ from `LIMITS`.
+          script: path of the script to run.
+          limits: limits that differ from `LIMITS`.
         """
         number = next(self._serial)
         workspace = workspace or self.folder / f"workspace{number}"
@@ -81,7 +81,7 @@ class Bench:
         return Ran(self.sandbox.run(workspace, script, bounds, data=public, seed=seed), workspace)
 
     def beside(self, attack: str, honest: str, **options: Any) -> tuple[list[Ran], Ran]:
-        """Run `honest` again and again for as long as `attack` runs; returns how these and that ended."""
+        """Run `honest` repeatedly while `attack` runs; return the results of these and of the attack."""
         with ThreadPoolExecutor(1) as thread:
             attacker: Future[Ran] = thread.submit(self.execute, attack, **options)
             ran = [self.execute(honest, **options)]
@@ -103,7 +103,7 @@ class Check:
     """One check. Its title is the first line of the function's docstring."""
 
     guarantee: str
-    """Of `GUARANTEES`; without that a sandbox need not pass."""
+    """Guarantee of `GUARANTEES` that the check tests; a sandbox without it need not pass."""
     run: Callable[[Bench], None]
 
     @property
@@ -116,9 +116,9 @@ class Check:
 
 
 CHECKS: dict[str, Check] = {}
-"""By name, in the order of their modules."""
+"""Checks by name, in the order of their modules."""
 CONFORMANCE = "conformance"
-"""In place of a guarantee: what every sandbox does."""
+"""Value in place of a guarantee for checks that every sandbox must pass."""
 
 
 def check(guarantee: str) -> Callable[[Callable[[Bench], None]], Callable[[Bench], None]]:

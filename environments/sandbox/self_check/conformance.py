@@ -1,4 +1,4 @@
-"""What every sandbox does for an honest script, and how it reports each way to end."""
+"""Behaviour of every sandbox for an honest script, and its report of each way to end."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""The check of a task: does it run, does it grade, and does any public file give its labels away."""
+"""The check of a task: whether it runs, whether it grades, and whether any public file reveals its labels."""

@@ -1,10 +1,10 @@
-"""Verify a task as an agent would meet it: `python -m environments check DIR`.
+"""Verification of a task as an agent would meet it: `python -m environments check DIR`.
 
     read -> prepare (starting script, reference, headroom) -> prepare and run again -> cost
          -> labels (`leak_probe` in the sandbox, `examination` of public tables), shortcuts -> ideas -> submissions
 
-Every check gives a `Finding`. A task that cannot be prepared has only the findings up to there; otherwise all the
-checks are made, so that an author sees at once all that is wrong.
+Every check gives a `Finding`. If a task cannot be prepared, the findings end there. Otherwise all checks run, so that
+an author sees all faults at once.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ from environments.tasks.task import GraderError, InvalidSubmissionError, TaskErr
 _PROBE = Path(__file__).with_name("leak_probe.py")
 _PROBE_LIMITS = Limits(cpu_seconds=120.0, wall_seconds=600.0, memory_mb=2048)
 _LEAST_NEEDLE = 24
-"""Bytes. A shorter piece of the labels is found by chance."""
+"""Minimum bytes of a searched piece of the labels. Shorter ones occur by chance."""
 _NOISE = 0.1
-"""Of the gap: the most by which a second run of the starting script may differ."""
+"""Maximum difference of a second run of the starting script, as a share of the gap."""
 _HUGE_BYTES = 64 << 20
 
 
@@ -52,7 +52,7 @@ class Finding:
     ok: bool
     message: str
     remedy: str = ""
-    """What to do, where it is not ok."""
+    """Remedy, if the check failed."""
 
 
 def check(name: str, sandbox: Sandbox, seed: int = 0) -> list[Finding]:
@@ -98,7 +98,7 @@ def _better(higher: bool) -> str:
 
 
 def _headroom(task: FolderTask) -> Finding:
-    """Preparing has refused a task without any; this says how much there is."""
+    """Report the headroom; a task without any cannot be prepared."""
     scores = ", ".join(
         f"{half} half m_init {scale.m_init:.4g}, m_best {scale.m_best:.4g}"
         for half, scale in zip(HALVES, (task.scale, task.report_scale), strict=True)
@@ -117,7 +117,7 @@ def _same_again(name: str, task: FolderTask, root: Path, seed: int, sandbox: San
 
 
 def _stable(task: FolderTask, submission: bytes, sandbox: Sandbox) -> Finding:
-    """One seed must give one score; where seeds differ, the first is run once more for that."""
+    """Check that one seed gives one score. If scores differ between seeds, the first seed runs once more."""
     score, first = task.grade(submission), task.scale.m_init
     if task.scale.noise:
         again = run_script(task.script, task.folder, task.spec, sandbox).submission
@@ -142,8 +142,10 @@ def _isolation(sandbox: Sandbox) -> Finding:
 
 
 def _labels(task: FolderTask, source: Path, sandbox: Sandbox, examination: Examination) -> Finding:
-    """Run the probe in the task's own workspace, with its data, as a script of the agent's would run; and name what the
-    examination of the tables found."""
+    """Run the probe in the task's workspace with its data, as an agent's script would run.
+
+    The finding also names the leaks from the examination of the tables.
+    """
     labels = task.grader.labels()
     private = task.folder / "private"
     paths = [str(path.resolve()) for path in (private, source) if path.exists()]
@@ -168,7 +170,7 @@ def _labels(task: FolderTask, source: Path, sandbox: Sandbox, examination: Exami
 
 
 def _shortcuts(examination: Examination) -> Finding:
-    """Nothing that needs no learning may beat the reference."""
+    """Check that no guess without learning beats the reference."""
     remedy = "the labels follow from public data: split the rows in another way, or write a better reference"
     if examination.shortcuts:
         return Finding("shortcuts", False, "; ".join(examination.shortcuts[:5]), remedy)
@@ -177,7 +179,7 @@ def _shortcuts(examination: Examination) -> Finding:
 
 
 def _needles(labels: dict[str, list[str]], private: Path) -> Iterator[bytes]:
-    """Byte strings that hold the labels: every column in order, as text and as numbers, and pieces of private files."""
+    """Yield bytes that hold the labels: every column in order, as text and as numbers, and pieces of private files."""
     for name, values in labels.items():
         if name == "id" or len(set(values)) < 2:
             continue
@@ -198,7 +200,7 @@ def _needles(labels: dict[str, list[str]], private: Path) -> Iterator[bytes]:
 
 
 def _ideas(task: FolderTask, sandbox: Sandbox) -> Finding:
-    """Make the edit of each of the task's own ideas in the starting script, and run it."""
+    """Apply each of the task's own ideas to the starting script, and run it."""
     failed, gains = [], []
     for idea in task.spec.ideas:
         edited = edits.replace_cell(task.script, idea.cell, idea.code)
@@ -214,7 +216,7 @@ def _ideas(task: FolderTask, sandbox: Sandbox) -> Finding:
 
 
 def _submissions(task: FolderTask, valid: bytes) -> Iterator[Finding]:
-    """Broken submissions must be refused, and the order of rows must not matter."""
+    """Check that broken submissions are refused, and that the order of rows does not matter."""
     for name, broken in _broken(task, valid):
         problem = _accepted(task, broken)
         remedy = "grade.py must raise InvalidSubmissionError here, and nothing else"
@@ -229,7 +231,7 @@ def _submissions(task: FolderTask, valid: bytes) -> Iterator[Finding]:
 
 
 def _rows(submission: bytes) -> list[list[str]]:
-    """Rows of cells, as a grader reads them: cells may hold line ends, and the last line need have none."""
+    """Parse a submission into rows as a grader does: cells may hold line ends, and the last line need have none."""
     return list(csv.reader(io.StringIO(submission.decode(), newline="")))
 
 
@@ -240,12 +242,12 @@ def _written(*rows: list[str]) -> bytes:
 
 
 def _accepted(task: FolderTask, submission: bytes) -> str:
-    """What is wrong with how `submission` is graded; empty where it is refused as it should."""
+    """Return what is wrong with the grading of a broken `submission`; empty if it is refused as it should be."""
     for grade in (task.grade, task.grade_report):
         try:
             return f"accepted, with a score of {grade(submission):.4g}"
         except InvalidSubmissionError as error:
-            if error.__cause__ is not None:  # The grader broke, which is no refusal.
+            if error.__cause__ is not None:  # The grader failed, which is not a refusal.
                 return str(author_error(task.spec.name, error))
         except GraderError as error:
             return str(author_error(task.spec.name, error))
@@ -253,7 +255,7 @@ def _accepted(task: FolderTask, submission: bytes) -> str:
 
 
 def _broken(task: FolderTask, valid: bytes) -> Iterator[tuple[str, bytes]]:
-    """Submissions by what is wrong with them, each made of the valid one."""
+    """Yield broken submissions with a description of the fault, each made from the valid one."""
     table, write = _rows(valid), _written
     header, first, *rest = table
     yield "empty file", b""

@@ -1,4 +1,4 @@
-"""Hidden rows that have a twin among the public rows, whose label is theirs too."""
+"""Detection of hidden rows that have a twin among the public rows, with the same label."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from environments.tasks.check.search import Leak
 from environments.tasks.check.shortcuts import Rows, distances, measures
 
 _NEAR = 0.02
-"""Share of the usual distance to the nearest public row, below which two rows are twins."""
+"""Distance below which two rows are twins, as a share of the typical distance to the nearest public row."""
 _MORE = 0.02
-"""Share of the hidden rows that have a twin, beyond twice that of the public rows, from which it is a leak."""
+"""Share of hidden rows with a twin, beyond twice that of the public rows, above which it is a leak."""
 _LEAST = 5
 _AGREE = 0.8
 
 
 def twins(rows: Rows, labels: Mapping[str, Sequence[str]]) -> Iterator[Leak]:
-    """A leak if more hidden rows have a twin in public than public rows have, and the twins' labels are the same."""
+    """Yield a leak if more hidden rows have a public twin than public rows do, and the twins' labels agree."""
     if not rows.targets:
         return
     for _, known, wanted in measures(rows):
@@ -43,7 +43,7 @@ def twins(rows: Rows, labels: Mapping[str, Sequence[str]]) -> Iterator[Leak]:
 
 
 def _nearest(known: np.ndarray, wanted: np.ndarray, skip_self: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Place of and distance to the nearest row of `known`. [wanted], [wanted]"""
+    """Return index of and distance to the nearest row of `known`. [wanted], [wanted]"""
     squares = distances(known, wanted)
     if skip_self:
         np.fill_diagonal(squares, np.inf)

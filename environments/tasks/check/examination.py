@@ -1,9 +1,9 @@
-"""What a cheat would find in a prepared task: labels in public files, twins, and shortcuts that beat the reference.
+"""Examination of a prepared task for cheats: labels in public files, twins, and shortcuts that beat the reference.
 
     public/, env/ -> tables -> search: labels in columns          -> Examination
                             -> pairs of hidden and public rows -> twins, shortcuts (graded)
 
-Everything here runs on the host, beside the labels. `environments.tasks.check.leak_probe` looks from inside a sandbox.
+Everything here runs on the host, with the labels. `environments.tasks.check.leak_probe` searches from inside a sandbox.
 """
 
 from __future__ import annotations
@@ -28,38 +28,38 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Examination:
-    """What was found, a line each."""
+    """Findings, one line each."""
 
     leaks: tuple[str, ...]
     """Labels in public files: file, column and row."""
     shortcuts: tuple[str, ...]
-    """Guesses without any learning that score better than the reference on both halves."""
+    """Guesses without learning that score better than the reference on both halves."""
     tables: int
-    """Number of tables that were searched."""
+    """Number of tables searched."""
     tried: tuple[str, ...]
     """Shortcuts that were graded."""
 
 
 FILE = "examination.json"
-"""In private/ of a task of a person's own: what was found when it was prepared."""
+"""File in private/ of a user's own task with the findings of its preparation."""
 
 
 def warnings(task: FolderTask) -> tuple[str, ...]:
-    """What the examination of `task` found, which is made once: the task remembers it."""
+    """Return the findings for `task`. The examination runs once and is stored with the task."""
     kept = task.folder / "private" / FILE
     with contextlib.suppress(OSError, ValueError):
         return tuple(json.loads(kept.read_text(encoding="utf-8")))
-    with contextlib.closing(dataclasses.replace(task)) as examined:  # with a grader of its own, whose processes end
+    with contextlib.closing(dataclasses.replace(task)) as examined:  # with its own grader, whose processes end
         found = examine(examined)
-    with contextlib.suppress(OSError):  # Prepared elsewhere, and not ours to write.
+    with contextlib.suppress(OSError):  # Prepared by another user: not writable.
         kept.write_text(json.dumps([*found.leaks, *found.shortcuts]), encoding="utf-8")
     return (*found.leaks, *found.shortcuts)
 
 
 def examine(task: FolderTask) -> Examination:
-    """Search a prepared task as a cheat would; nothing of it is executed but its grader."""
+    """Search a prepared task as a cheat would, without executing anything of it except its grader."""
     labels = task.grader.labels()
-    if len(labels["id"]) < 2:  # A benchmark whose answers are known to its own grader alone.
+    if len(labels["id"]) < 2:  # A benchmark whose answers only its own grader knows.
         return Examination((), (), 0, ())
     tables = [*read_tables(task.env, ""), *read_tables(task.public, "data"), folder_table(task.public, "data")]
     pairs = pair_rows(tables, labels)
@@ -78,7 +78,7 @@ def examine(task: FolderTask) -> Examination:
 def _graded(
     task: FolderTask, rows: Rows, labels: Mapping[str, Sequence[str]], public: Mapping[str, np.ndarray]
 ) -> Iterator[tuple[Guess, dict[str, float]]]:
-    """How far each shortcut is above the reference, on both halves."""
+    """Yield each shortcut with its advantage over the reference on both halves."""
     grader = getattr(task.grader, "in_process", task.grader)
     id_column = getattr(grader, "id_column", None) or getattr(getattr(grader, "form", None), "id_column", "id")
     for guess in guesses(rows, labels, public):

@@ -1,12 +1,12 @@
-"""The search for hidden labels in tables that scripts can read, as a cheat would search.
+"""Search for hidden labels in tables that scripts can read, as a cheat would search.
 
-A column tells the labels if its cells agree with them far beyond chance in one of these orders:
+A column reveals the labels if its cells agree with them far beyond chance in one of these orders:
 
     the hidden rows' own, also shifted by some rows, also from the bottom up
-    that of the hidden rows' ids, where they stand in another column
+    the order of the hidden rows' ids in another column
 
-or if the hidden values stand anywhere in it, in whatever order. Cells agree at the precision with which they are
-printed, so rounded labels count. Empty cells are left out, so labels of a part of the rows count.
+or if it contains the hidden values in any order. Cells are compared at their printed precision, so rounded labels
+count. Empty cells are ignored, so labels of some of the rows count.
 """
 
 from __future__ import annotations
@@ -19,27 +19,27 @@ import numpy as np
 from environments.tasks.check.tables import Column, Table, decimals, numbers
 
 _AGREEMENT = 0.9
-"""Share of agreement above chance from which any column counts as the labels."""
+"""Minimum agreement above chance at which any column counts as the labels, as a share."""
 _RARE_AGREEMENT = 0.2
-"""The same where labels are rare values, which hardly agree by chance."""
+"""The same for labels of rare values, which hardly agree by chance."""
 _EXCESS = 0.1
-"""Share of the hidden values that are found in a file above chance, in whatever order."""
+"""Minimum share of the hidden values found in a file above chance, in any order."""
 _UNLIKELY = 1e-9
-"""Probability of so much agreement by chance, from which it is none."""
+"""Maximum probability of such agreement by chance."""
 _UNLIKELY_WHOLE = 1e-5
-"""The same where every cell beside a hidden row or its id agrees."""
+"""The same if every cell beside a hidden row or its id agrees."""
 _SIX = 5e-6
-"""Relative error of six digits, with which graders print labels."""
+"""Relative error of six digits, to which graders print labels."""
 _RECODED = 0.99
 _CODES = 50
-"""Values of a column at most that may be a code of classes."""
+"""Maximum number of values of a column that may encode classes."""
 _SHIFTS = range(-3, 4)
 _SAMPLE = 20_000
-"""Rows that are compared at most."""
+"""Maximum number of rows compared."""
 _TIES = 20
-"""Cells of one value at most that vote for a shift."""
+"""Maximum number of equal cells that vote for a shift."""
 _LOOKED = 1000
-"""Cells that tell whether a column has ids at all."""
+"""Number of cells that are sampled to see whether a column has ids at all."""
 _DRAWS = 20
 _SEED = 0x1EA4
 
@@ -50,11 +50,11 @@ class Labels:
 
     name: str
     ids: np.ndarray
-    """`[rows]` str."""
+    """Ids, `[rows]` str."""
     cells: np.ndarray
-    """`[rows]` str."""
+    """Labels, `[rows]` str."""
     public: np.ndarray
-    """`[public rows]` str: the same column of the public rows, empty where it is not known."""
+    """The same column of the public rows, `[public rows]` str; empty if unknown."""
 
     def __post_init__(self) -> None:
         cells, values = self.cells, numbers(self.cells)
@@ -63,15 +63,15 @@ class Labels:
         object.__setattr__(self, "values", values)
         object.__setattr__(self, "decimals", decimals(cells))
         object.__setattr__(self, "numeric", bool(len(cells)) and not np.isnan(values).any())
-        # Of rare values a match is no chance: most differ, and not because they are a count from 0.
+        # A match of rare values is no coincidence: most of them differ, and not because they count from 0.
         object.__setattr__(self, "rare", distinct > max(20, len(cells) // 2))
 
     def agree(self, rows: np.ndarray, column: Column, places: np.ndarray) -> np.ndarray:  # [rows] bool
-        """Whether the labels of `rows` are the column's cells at `places`, at the coarser of the two precisions."""
+        """Check whether the labels of `rows` equal the column's cells at `places`, at the coarser precision."""
         if not self.numeric:
             return self.cells[rows] == column.cells[places]
         mine, theirs, values = self.decimals[rows], column.decimals[places], self.values[rows]
-        # A whole number is no rounded fraction: finer cells must have its very value.
+        # A whole number is not a rounded fraction: finer cells must have exactly its value.
         digits = np.where((mine == 0) & (theirs > 0), 9, np.minimum(mine, theirs))
         with np.errstate(invalid="ignore"):
             return np.abs(values - column.numbers[places]) <= np.maximum(0.501 * 10.0**-digits, _SIX * np.abs(values))
@@ -79,12 +79,12 @@ class Labels:
 
 @dataclasses.dataclass(frozen=True)
 class Leak:
-    """Where labels are found."""
+    """Location of labels in a public file."""
 
     file: str
     column: str
     row: int
-    """Number in the file of the first row that tells a label."""
+    """Number of the first row of the file that reveals a label."""
     what: str
 
     def __str__(self) -> str:
@@ -92,7 +92,7 @@ class Leak:
 
 
 def hidden_labels(labels: Mapping[str, list[str]], public: Mapping[str, np.ndarray]) -> list[Labels]:
-    """The columns of a grader's `labels` that are worth a search: those of more than one value."""
+    """Return the columns of a grader's `labels` with more than one value."""
     ids = np.array([name.strip() for name in labels["id"]], dtype=object)
     unknown = np.array([], dtype=object)
     return [
@@ -103,7 +103,7 @@ def hidden_labels(labels: Mapping[str, list[str]], public: Mapping[str, np.ndarr
 
 
 def find(tables: Iterable[Table], hidden: Iterable[Labels]) -> Iterator[Leak]:
-    """Leaks of every hidden column in every table; one a table and hidden column."""
+    """Yield the leaks of every hidden column in every table, at most one for each pair."""
     hidden = list(hidden)
     for table in tables:
         for labels in hidden:
@@ -123,7 +123,7 @@ def _in_table(table: Table, labels: Labels) -> Iterator[Leak]:
 
 
 def _by_id(table: Table, labels: Labels) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-    """Hidden rows and the table's rows of the same id, for every column that has ids; with the column's name."""
+    """Yield, for every column that has ids: its name, hidden rows, and the table's rows of the same ids."""
     place_of = {_key(name): row for row, name in enumerate(labels.ids.tolist())}
     rng = np.random.default_rng(_SEED)
     for column in table.columns:
@@ -138,12 +138,12 @@ def _by_id(table: Table, labels: Labels) -> Iterator[tuple[str, np.ndarray, np.n
 
 
 def _key(cell: str) -> str:
-    """An id as it is compared: `7` and `7.0` are one."""
+    """Normalise an id for comparison: `7` and `7.0` are equal."""
     return cell.removesuffix(".0")
 
 
 def _by_place(column: Column, labels: Labels) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-    """Hidden rows and the cells beside them, from the top and from the bottom, shifted by a few or by the best fit."""
+    """Yield hidden rows and the cells beside them, from top and bottom, shifted by a few rows or by the best fit."""
     length, rows = len(column.cells), np.arange(len(labels.cells))
     offsets = {first + shift for first in (0, length - len(rows)) for shift in _SHIFTS}
     offsets |= set(_voted(column, labels))
@@ -156,7 +156,7 @@ def _by_place(column: Column, labels: Labels) -> Iterator[tuple[str, np.ndarray,
 
 
 def _voted(column: Column, labels: Labels) -> Iterator[int]:
-    """The shift at which most rare values match."""
+    """Yield the shift at which most rare values match."""
     if not (labels.rare and labels.numeric):
         return
     values, places = column.numbers, np.flatnonzero(~np.isnan(column.numbers))
@@ -176,7 +176,7 @@ def _voted(column: Column, labels: Labels) -> Iterator[int]:
 
 
 def _judge(table: Table, column: Column, labels: Labels, how: str, rows: np.ndarray, places: np.ndarray) -> Leak | None:
-    """A leak if the column's cells at `places` are the labels of `rows` beyond chance."""
+    """Return a leak if the column's cells at `places` agree with the labels of `rows` beyond chance."""
     filled = column.cells[places] != ""
     rows, places = rows[filled][:_SAMPLE], places[filled][:_SAMPLE]
     if len(rows) < 8:
@@ -198,12 +198,12 @@ def _judge(table: Table, column: Column, labels: Labels, how: str, rows: np.ndar
 
 
 def _in_place(how: str, rows: np.ndarray, places: np.ndarray) -> bool:
-    """Whether cells stand beside the hidden rows or their ids, not shifted."""
+    """Check whether cells are beside the hidden rows or their ids, not shifted."""
     return not how.startswith("shift") or places[0] - rows[0] in (0, 1)
 
 
 def _recoded(table: Table, column: Column, labels: Labels, rows: np.ndarray, places: np.ndarray) -> Leak | None:
-    """A leak if the column is a code of the labels: every value of one stands for a value of the other."""
+    """Return a leak if the column is a code of the labels: every value of one stands for a value of the other."""
     cells, truth = column.cells[places], labels.cells[rows]
     if not (labels.distinct <= _CODES and 2 <= len(set(cells[:500].tolist())) <= _CODES and len(set(truth)) > 1):
         return None
@@ -221,7 +221,7 @@ def _recoded(table: Table, column: Column, labels: Labels, rows: np.ndarray, pla
 
 
 def _anywhere(table: Table, labels: Labels) -> Iterator[Leak]:
-    """Rare values that stand in the table in whatever order, far beyond what made-up and public values do."""
+    """Yield a leak if the table contains rare values in any order, far more than made-up and public values."""
     hits = np.zeros(len(labels.cells), bool)
     made_up = _made_up(labels)
     by_chance = np.zeros(len(made_up), bool)
@@ -246,7 +246,7 @@ def _anywhere(table: Table, labels: Labels) -> Iterator[Leak]:
 
 
 def _made_up(labels: Labels) -> np.ndarray:  # [rows] str
-    """Values between the hidden ones, printed as they are: what any value of this kind finds by chance."""
+    """Return values between the hidden ones, printed like them, as a control for matches by chance."""
     if not labels.numeric:
         return np.array([], object)
     rng = np.random.default_rng(_SEED)
@@ -257,7 +257,7 @@ def _made_up(labels: Labels) -> np.ndarray:  # [rows] str
 
 
 def _contained(column: Column, cells: np.ndarray, times: int) -> np.ndarray:  # [cells] bool
-    """Whether each of `cells` stands in the column at least so many times, at the column's precision."""
+    """Check for each of `cells` whether the column contains it at least `times` times, at the column's precision."""
     if not len(cells):
         return np.zeros(0, bool)
     values = numbers(cells)
@@ -282,7 +282,7 @@ def _same_cell(column: Column, cell: str) -> np.ndarray:  # [rows] bool
 
 
 def _unlikely(share: float, chance: float, count: int, limit: float = _UNLIKELY) -> bool:
-    """Whether agreement of `share` of `count` rows is not by chance, by Chernoff's bound on its probability."""
+    """Check that agreement of `share` of `count` rows is not by chance, by Chernoff's bound on its probability."""
     p, q = min(max(chance, 1 / count), 1 - 1e-9), min(share, 1 - 1e-12)
     divergence = q * np.log(q / p) + (1 - q) * np.log((1 - q) / (1 - p)) if q > 0 else 0.0
     return q > p and count * divergence > -np.log(limit)

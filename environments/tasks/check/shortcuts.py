@@ -1,11 +1,11 @@
-"""The shortcut solver: what scores without any learning, and so must not beat the reference.
+"""Shortcuts: predictions without any learning, which must not beat the reference.
 
-    constant          the mean, the median or the commonest of the public labels
+    constant          the mean, the median or the most frequent of the public labels
     nearest row       the label of the nearest public row, by raw numbers, by standardised ones, or by words
     ids and order     a line or the nearest neighbour in the ids; public labels, sorted, along the hidden rows
-    one column        a column, up to three rows off, as it is or with the public labels in its order
+    one column        a column, up to three rows off, unchanged or with the public labels in its order
 
-The best of each kind is handed in and graded as any submission.
+The best of each kind is graded like any submission.
 """
 
 from __future__ import annotations
@@ -21,33 +21,33 @@ import numpy as np
 from environments.tasks.check.tables import Column, Table, numbers
 
 _ROWS = 4000
-"""Public rows that are compared with the hidden ones at most."""
+"""Maximum number of public rows that are compared with the hidden ones."""
 _WORDS = 2000
 _DOUBT = 0.001
-"""Probability that a shortcut gives to each class that it does not predict."""
+"""Probability that a shortcut assigns to each class that it does not predict."""
 _SHIFTS = (0, 1, -1, 2, -2, 3, -3)
 _WIDE = 60
-"""Columns of a table from which its rows are not shifted."""
+"""Number of columns of a table from which its rows are not shifted."""
 _NAME = re.compile(r"(.*?)(\d+)")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Rows:
-    """A table that has a row for each hidden row, and a table of public rows with the same columns."""
+    """A table with a row for each hidden row, and a table of public rows with the same columns."""
 
     path: str
     columns: tuple[Column, ...]
-    """In the hidden rows' order, without a header."""
+    """Columns in the hidden rows' order, without a header."""
     shared: tuple[Column, ...] = ()
-    """Those of them that the public rows have as well."""
+    """Those columns that the public rows have too."""
     public: tuple[Column, ...] = ()
     """The shared columns of the public rows."""
     targets: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
-    """`[public rows]` str by hidden column."""
+    """Labels of the public rows, `[public rows]` str by hidden column."""
 
 
 def pair_rows(tables: Sequence[Table], labels: Mapping[str, Sequence[str]]) -> list[Rows]:
-    """Every public table that has the hidden rows, paired with one that has public rows and their labels."""
+    """Return every public table with the hidden rows, paired with one that has public rows and their labels."""
     names = [name for name in labels if name != "id"]
     found = []
     for table in tables:
@@ -59,7 +59,7 @@ def pair_rows(tables: Sequence[Table], labels: Mapping[str, Sequence[str]]) -> l
 
 
 def _hidden_rows(table: Table, ids: Sequence[str]) -> tuple[Column, ...] | None:
-    """The table's columns in the order of `ids`: by a column that has them all, else where there are as many rows."""
+    """Return the table's columns in the order of `ids`: by a column that has them all, else if the row counts agree."""
     for column in table.columns:
         place = {cell: row for row, cell in enumerate(column.cells.tolist())}
         if len(place) == len(table) and all(name in place for name in ids):
@@ -73,14 +73,14 @@ def _take(columns: Sequence[Column], places: np.ndarray) -> tuple[Column, ...]:
 
 
 def _with_public(rows: Rows, tables: Sequence[Table], names: Sequence[str]) -> Rows:
-    """`rows` with the public table that shares most columns with it and has labels, in itself or in one beside it."""
+    """Add the public table that shares most columns with `rows` and has labels, its own or another table's."""
     wanted = [column.name for column in rows.columns]
     best, most = rows, 0
     for table in tables:
         of_name = {column.name: column for column in table.columns}
         shared = [name for name in wanted if name in of_name]
         if len(wanted) == len(table.columns) == 1:
-            shared = wanted  # A text a line has no name.
+            shared = wanted  # A file with one text per line has no column names.
         if (
             table.path == rows.path
             or set(table.names()) <= set(names)
@@ -100,7 +100,7 @@ def _with_public(rows: Rows, tables: Sequence[Table], names: Sequence[str]) -> R
 
 
 def _joined(rows: Rows, table: Table, tables: Sequence[Table], names: Sequence[str]) -> Rows:
-    """`rows` with those rows of its own table that another table labels, by a column of ids that both have."""
+    """Add those rows of its own table that another table labels, by a column of ids that both have."""
     for other in tables:
         targets = {column.name: column.cells for column in other.columns if column.name in names}
         for ids in other.columns if len(targets) == len(names) > 0 else ():
@@ -115,7 +115,7 @@ def _joined(rows: Rows, table: Table, tables: Sequence[Table], names: Sequence[s
 
 
 def _targets(table: Table, tables: Sequence[Table], names: Sequence[str]) -> dict[str, np.ndarray]:
-    """Labels of the rows of a public table: its own columns of these names, or those of a table as long."""
+    """Return labels for the rows of a public table: its columns of these names, or those of an equally long table."""
     for other in (table, *tables):
         found = {column.name: column.cells[1:] for column in other.columns if column.name in names}
         if len(found) == len(names) > 0 and len(other) - 1 in (len(table), len(table) - 1):
@@ -129,16 +129,18 @@ class Guess:
 
     name: str
     values: dict[str, np.ndarray]
-    """`[hidden rows]` by hidden column: numbers, or texts."""
+    """Predictions, `[hidden rows]` by hidden column: numbers, or texts."""
     shares: Mapping[str, float] | None = None
-    """Probability of each class in every row, where this is predicted."""
+    """Probability of each class in every row, if the shortcut predicts it."""
 
 
 def guesses(rows: Rows, labels: Mapping[str, Sequence[str]], public: Mapping[str, np.ndarray]) -> Iterator[Guess]:
-    """What each shortcut predicts for the hidden rows. Of the shifted columns, those that fit the labels best.
+    """Yield each shortcut's predictions for the hidden rows. Of the shifted columns only those that fit best are used.
 
     Args:
-      public: `[public rows]` str by hidden column, the labels of any public rows, for their distribution.
+      rows: hidden rows, and public rows with their labels.
+      labels: hidden labels by column, to choose the best fit.
+      public: labels of any public rows, `[public rows]` str by hidden column, for their distribution.
     """
     truth = {name: _values(np.array(cells, dtype=object)) for name, cells in labels.items() if name != "id"}
     known = {name: _values(cells) for name, cells in public.items()}
@@ -158,7 +160,7 @@ def guesses(rows: Rows, labels: Mapping[str, Sequence[str]], public: Mapping[str
 
 
 def _values(cells: np.ndarray) -> np.ndarray:
-    """Numbers where all cells are such, else texts."""
+    """Convert cells to numbers if all of them are, else to texts."""
     values = numbers(cells)
     return cells if np.isnan(values).any() else values
 
@@ -183,7 +185,7 @@ _MIDDLES = {"mean": np.mean, "median": np.median}
 
 
 def measures(rows: Rows) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-    """Public and hidden rows as points, `[rows, dimensions]`, in each of three measures."""
+    """Yield public and hidden rows as points, `[rows, dimensions]`, in each of three measures."""
     public, hidden = ([column.numbers for column in part] for part in (rows.public, rows.shared))
     numeric = [
         place
@@ -223,7 +225,7 @@ def _counts(texts: Sequence[Sequence[str]], words: Sequence[str]) -> np.ndarray:
 
 
 def distances(known: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """Squared distances of all pairs: `[known, columns]`, `[wanted, columns]` -> `[wanted, known]`."""
+    """Return squared distances of all pairs: `[known, columns]`, `[wanted, columns]` -> `[wanted, known]`."""
     centre = known.mean(axis=0)
     known, wanted = known - centre, wanted - centre
     return np.maximum((wanted**2).sum(axis=1)[:, None] - 2 * wanted @ known.T + (known**2).sum(axis=1), 0.0)
@@ -235,7 +237,7 @@ def _closest(known: np.ndarray, wanted: np.ndarray) -> np.ndarray:  # [wanted]
 
 
 def _along_ids(rows: Rows, known: Mapping[str, np.ndarray]) -> Iterator[Guess]:
-    """From the numbers in ids alone, of the first column that has one in every row and looks like ids."""
+    """Predict from the numbers in ids alone, of the first column that has one in every row and looks like ids."""
     for one, other in zip(rows.public, rows.shared, strict=True):
         public, hidden = _id_numbers(one), _id_numbers(other)
         if public is None or hidden is None:
@@ -253,7 +255,7 @@ def _along_ids(rows: Rows, known: Mapping[str, np.ndarray]) -> Iterator[Guess]:
 
 
 def _id_numbers(column: Column) -> np.ndarray | None:  # [rows]
-    """The last number in each cell, where the cells differ and all have one."""
+    """Return the last number in each cell, if the cells differ and all have one."""
     cells = column.cells.tolist()
     found = [re.search(r"(\d{1,15})\D*$", cell) for cell in cells]
     if len(set(cells)) < len(cells) or not all(found) or not all(re.fullmatch(r"[\w-]*", cell) for cell in cells):
@@ -262,7 +264,7 @@ def _id_numbers(column: Column) -> np.ndarray | None:  # [rows]
 
 
 def _columns(rows: Rows, truth: Mapping[str, np.ndarray], known: Mapping[str, np.ndarray]) -> Iterator[Guess]:
-    """For all hidden columns together, the best column and shift, as it is and by its order."""
+    """Yield, for all hidden columns together, the best column and shift, unchanged and by its order."""
     as_it_is: dict[str, tuple[float, str, np.ndarray]] = {}
     by_order: dict[str, tuple[float, str, np.ndarray]] = {}
     for name, wanted in truth.items():
@@ -305,7 +307,7 @@ def _keep(best: dict[str, tuple[float, str, np.ndarray]], name: str, fit: float,
 
 
 def _shifted(cells: np.ndarray, shift: int) -> np.ndarray:
-    """The cells `shift` rows further down; at the end its last ones."""
+    """Shift the cells by `shift` rows; the last ones fill the end."""
     return cells[np.clip(np.arange(len(cells)) + shift, 0, len(cells) - 1)]
 
 
@@ -315,13 +317,13 @@ def _ranks(values: np.ndarray) -> np.ndarray:
 
 
 def _in_order(order: np.ndarray, known: np.ndarray) -> np.ndarray:
-    """The public labels, sorted and as evenly spread as they come, in the order of `order`."""
+    """Return the public labels, sorted and evenly spread, in the order of `order`."""
     share = (_ranks(order) - 1) / max(len(order) - 1, 1)
     return np.sort(known)[np.rint(share * (len(known) - 1)).astype(int)]
 
 
 def submission(guess: Guess, id_column: str, kinds: Mapping[str, str], ids: Sequence[str]) -> bytes | None:
-    """A guess as a submission of these columns; None where nothing says how one becomes the other."""
+    """Convert a guess to a submission with these columns; None if the conversion is unknown."""
     columns = _submitted(guess, list(kinds), len(ids))
     if columns is None:
         return None
@@ -347,7 +349,7 @@ def _submitted(guess: Guess, columns: Sequence[str], count: int) -> dict[str, np
         first = np.rint(next(iter(values.values())).astype(float)).astype(int).tolist()
         ranked = [[one, *(other for other in others if other != one)] for one in first]
         return {name: np.array([row[place] for row in ranked]) for place, name in enumerate(columns)}
-    # A column a class, named after the class, or numbered as it is.
+    # One column per class, named after the class or numbered like it.
     classes = [name if name in texts else (_NAME.fullmatch(name) or ["", "", name])[2] for name in columns]
     if guess.shares is not None:
         shares = [guess.shares.get(label, 0.0) for label in classes]
@@ -359,7 +361,7 @@ def _submitted(guess: Guess, columns: Sequence[str], count: int) -> dict[str, np
 
 
 def _labels(values: np.ndarray) -> np.ndarray:  # [rows] str
-    """Classes as texts: `1` for 1.0."""
+    """Convert classes to texts: `1` for 1.0."""
     return np.array([f"{value:g}" if isinstance(value, float) else str(value) for value in values.tolist()])
 
 

@@ -1,9 +1,9 @@
-"""Tables that a script could read out of public files, whatever their dialect, encoding and packing.
+"""Tables that a script could read from public files, in any dialect, encoding and packing.
 
     file -> unpacked (gzip, bzip2, xz, zip, tar) -> text, JSON, NumPy, SQLite or Parquet -> Table
 
-A file may be read in several ways; every way gives a table. Formats that only `pickle` opens are left out: reading them
-would execute them.
+A file may have several readings; each gives a table. Formats that need `pickle` are skipped: reading them would execute
+them.
 """
 
 from __future__ import annotations
@@ -29,39 +29,39 @@ import numpy as np
 import pandas as pd
 
 LARGEST = 32 << 20
-"""Bytes of a file, unpacked, that are read as a table. Of a longer one the head is read."""
+"""Maximum size in bytes of an unpacked file; of a longer one only the head is read."""
 _CELLS = 2_000_000
-"""Cells of a table that are read; rows beyond are left out."""
+"""Maximum number of cells of a table; later rows are skipped."""
 _COLUMNS = 240
-"""Columns of a table that are read: of a wider one a third from each end, and a third spread over those between."""
+"""Maximum number of columns of a table: of a wider one a third from each end, and a third spread between them."""
 _MEMBERS = 2000
-"""Files of an archive that are looked into."""
+"""Maximum number of files read from an archive."""
 _DELIMITERS = (",", ";", "\t", "|", r"\s+")
 _LINE_END = re.compile(r"\r\n|\r|\n")
 _HEAD = 1 << 20
 _SNIFFED = 200
-"""Lines from which the number of columns is told."""
+"""Number of lines from which the number of columns is detected."""
 _DEPTH = 4
-"""Levels of archives in archives, and of lists in JSON."""
+"""Maximum nesting of archives, and of lists in JSON."""
 _BROKEN = (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, tarfile.TarError)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Column:
-    """Cells of one column, top to bottom, the header's among them."""
+    """Cells of one column, top to bottom, including the header's."""
 
     name: str
     cells: np.ndarray
-    """`[rows]` str, stripped."""
+    """Cells, `[rows]` str, stripped."""
 
     @functools.cached_property
     def numbers(self) -> np.ndarray:  # [rows]
-        """The cells as numbers, NaN where they are none."""
+        """Cells as numbers; NaN for other cells."""
         return numbers(self.cells)
 
     @functools.cached_property
     def decimals(self) -> np.ndarray:  # [rows]
-        """Digits after the point with which each cell is printed."""
+        """Digits after the decimal point of each printed cell."""
         return decimals(self.cells)
 
 
@@ -70,10 +70,10 @@ class Table:
     """One reading of a file."""
 
     path: str
-    """As a script sees it, for example `data/train.csv`."""
+    """Path in the sandbox, for example `data/train.csv`."""
     columns: tuple[Column, ...]
     rows: np.ndarray
-    """`[rows]` number of each row in the file, from 1."""
+    """Number of each row in the file, from 1, `[rows]`."""
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -83,7 +83,7 @@ class Table:
 
 
 def numbers(cells: np.ndarray) -> np.ndarray:  # [rows] float
-    """`cells` as numbers, decimal commas included; NaN where a cell is none, or is infinite."""
+    """Parse `cells` as numbers, decimal commas included; NaN for other cells and infinities."""
     found = pd.to_numeric(pd.Series(cells, dtype=object), errors="coerce").to_numpy(float)
     for place in np.flatnonzero(np.isnan(found)):
         if re.fullmatch(r"[+-]?\d+,\d+", cells[place]):
@@ -92,7 +92,7 @@ def numbers(cells: np.ndarray) -> np.ndarray:  # [rows] float
 
 
 def decimals(cells: np.ndarray) -> np.ndarray:  # [rows] int
-    """Digits after the point of printed numbers; an exponent moves the point."""
+    """Return the digits after the decimal point of printed numbers; an exponent moves the point."""
     return np.array([_decimals(cell) for cell in cells.tolist()], dtype=int)
 
 
@@ -105,7 +105,7 @@ def _decimals(cell: str) -> int:
 
 
 def read_tables(root: Path, shown: str) -> Iterator[Table]:
-    """Every table in the files under `root`, which scripts see as the folder `shown` (empty: the workspace itself)."""
+    """Yield every table in the files under `root`, which scripts see as the folder `shown` (empty: the workspace)."""
     for path in sorted(root.rglob("*")):
         if path.is_file() and not path.is_symlink():
             name = path.relative_to(root).as_posix()
@@ -114,7 +114,7 @@ def read_tables(root: Path, shown: str) -> Iterator[Table]:
 
 
 def folder_table(root: Path, shown: str) -> Table:
-    """What `ls -l` tells of the files under `root`: names without endings, sizes, and the order of times."""
+    """Return the information of `ls -l` on the files under `root`: names without extension, sizes, order of times."""
     files = sorted(path for path in root.rglob("*") if path.is_file() and not path.is_symlink())
     status = [path.stat() for path in files]
     times = np.array([one.st_mtime_ns for one in status])
@@ -127,7 +127,7 @@ def folder_table(root: Path, shown: str) -> Table:
 
 
 def read_bytes(path: str, data: bytes, depth: int = 0) -> Iterator[Table]:
-    """Every table in one file; none where it holds no table."""
+    """Yield every table in one file, if any."""
     try:
         if depth < _DEPTH and (unpacked := _unpack(data)) is not None:
             for name, member in unpacked:
@@ -145,7 +145,7 @@ def read_bytes(path: str, data: bytes, depth: int = 0) -> Iterator[Table]:
 
 
 def _unpack(data: bytes) -> Iterator[tuple[str, bytes]] | None:
-    """Members of packed `data` by name, or None where it is not packed."""
+    """Return members of packed `data` by name, or None if it is not packed."""
     openers = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
     for magic, opener in openers.items():
         if data.startswith(magic):
@@ -171,7 +171,7 @@ def _tar(data: bytes) -> Iterator[tuple[str, bytes]]:
 
 
 def decode(data: bytes) -> str | None:
-    """`data` as text: by its mark, else UTF-16 where every second byte is 0, else UTF-8, else Latin-1; None if it is
+    """Decode `data`: by its byte-order mark, else UTF-16 if every second byte is 0, else UTF-8, else Latin-1; None if
     binary."""
     marks = {b"\xff\xfe\0\0": "utf-32", b"\0\0\xfe\xff": "utf-32", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
     for mark, encoding in marks.items():
@@ -208,7 +208,7 @@ def _read_text(path: str, text: str) -> Iterator[Table]:
 
 
 def _read_delimited(path: str, text: str, delimiter: str, width: int) -> Table:
-    """Rows of `width` cells; titles above, notes below and blank lines are left out."""
+    """Parse rows of `width` cells; titles above, notes below and blank lines are skipped."""
     frame = pd.read_csv(
         io.StringIO(text),
         sep=delimiter,
@@ -240,7 +240,7 @@ def _read_json(path: str, text: str) -> Iterator[Table]:
 
 
 def _tables_of(path: str, value: Any, depth: int) -> Iterator[Table]:
-    """Lists of numbers, texts, records or lists in a JSON value, and mappings from names to such."""
+    """Yield tables from a JSON value: lists of numbers, texts, records or lists, and mappings from names to such."""
     if depth > _DEPTH or not isinstance(value, dict | list) or not value:
         return
     items = list(value.values()) if isinstance(value, dict) else value
@@ -277,7 +277,7 @@ def _read_sqlite(path: str, data: bytes) -> Iterator[Table]:
 
 
 def _table(path: str, frame: pd.DataFrame, header: bool) -> Table:
-    """`frame` of texts as a table. With `header` the names are in its first row, if they are texts."""
+    """Convert a `frame` of texts to a table. With `header` the names become its first row, if they are texts."""
     names = [str(name) for name in frame.columns]
     if header:
         first = [str(cell).strip() for cell in frame.iloc[0]] if len(frame) else []
