@@ -1,4 +1,4 @@
-"""Write docs/config_reference.md from mlagent_jax/settings/schema.py.
+"""Write docs/config_reference.md from mlagent_jax/settings/.
 
 python tools/config_reference.py            # write it
 python tools/config_reference.py --check    # exit status 1 if it is outdated
