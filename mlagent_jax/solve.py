@@ -31,7 +31,7 @@ from environments.sandbox import SANDBOXES
 from environments.sandbox.base import SandboxError
 from environments.tasks.task import TaskError
 from mlagent_jax.runtime import jsonl
-from mlagent_jax.settings.schema import PromptConfig
+from mlagent_jax.settings.policy import PromptConfig
 
 if TYPE_CHECKING:
     from mlagent_jax.agents.episodes import Agent

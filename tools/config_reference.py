@@ -1,4 +1,4 @@
-"""Write docs/config_reference.md from mlagent_jax/settings/schema.py.
+"""Write docs/config_reference.md from mlagent_jax/settings/.
 
 python tools/config_reference.py            # write it
 python tools/config_reference.py --check    # exit status 1 if it is outdated
@@ -19,7 +19,7 @@ from mlagent_jax.settings import schema
 PAGE = Path(__file__).parents[1] / "docs" / "config_reference.md"
 HEAD = """# Config reference
 
-Generated from `mlagent_jax/settings/schema.py` by `python tools/config_reference.py`; do not edit. A config file
+Generated from `mlagent_jax/settings/` by `python tools/config_reference.py`; do not edit. A config file
 under `configs/` changes fields, and a flag overrides any field: `--config.rl.value_clip=0.1`. Write several names in
 one flag: `--config.tasks.train=a,b`. If another flag is repeated, the last one counts. A workdir is bound to its
 settings; a restart may change only

@@ -34,7 +34,7 @@ from environments.files.text_cache import TextCache
 from environments.protocol import canonical_json, digest
 from mlagent_jax.runtime import jsonl
 from mlagent_jax.runtime.errors import BudgetError, ConfigError
-from mlagent_jax.settings.schema import EndpointConfig
+from mlagent_jax.settings.hosts import EndpointConfig
 
 Messages = Sequence[Mapping[str, str]]
 """A conversation: `role` and `content` of each message."""

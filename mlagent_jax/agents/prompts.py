@@ -15,7 +15,7 @@ from environments.actions.grammar import COMPACT_WORDS
 from environments.protocol import State, Step
 from environments.tasks.task import TaskSpec
 from mlagent_jax.models.tokenizer import Tokenizer
-from mlagent_jax.settings.schema import PromptConfig
+from mlagent_jax.settings.policy import PromptConfig
 
 _TASK, _IDEAS, _SCRIPT, _RESULTS, _NEXT = COMPACT_WORDS
 _CELL = re.compile(r'"cell": "(\w+)"')

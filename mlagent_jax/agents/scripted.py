@@ -16,7 +16,7 @@ from environments.protocol import OutcomeKind, State, digest
 from environments.tasks.generated.ideas import Idea, ideas_for
 from environments.tasks.task import TaskSpec
 from mlagent_jax.agents.episodes import Reply
-from mlagent_jax.settings.schema import CollectConfig
+from mlagent_jax.settings.stages import CollectConfig
 
 
 def cell_edit(script: str, cell: str, code: str) -> str:

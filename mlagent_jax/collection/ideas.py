@@ -20,7 +20,7 @@ from environments.tasks.task import TaskSpec
 from mlagent_jax.agents.endpoint import EndpointClient
 from mlagent_jax.runtime.errors import ConfigError
 from mlagent_jax.runtime.files import write_whole
-from mlagent_jax.settings.schema import IdeasConfig
+from mlagent_jax.settings.stages import IdeasConfig
 
 IDEAS_PER_REQUEST = 20
 """Number of ideas that one request asks a language model for."""

@@ -140,9 +140,7 @@ def read_policy(path: epath.PathLike) -> PolicyRecords:
                 raise ValueError(f"kind is {record['kind']!r}, not step or episode")
         except (KeyError, TypeError, ValueError) as error:
             what = f"field {error} is missing" if isinstance(error, KeyError) else str(error)
-            raise jsonl.RecordError(
-                f"{path}, record {number}: {what}; evaluate again to rewrite the file"
-            ) from error
+            raise jsonl.RecordError(f"{path}, record {number}: {what}; evaluate again to rewrite the file") from error
     return PolicyRecords(tuple(steps), tuple(episodes))
 
 

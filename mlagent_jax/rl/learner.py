@@ -27,7 +27,8 @@ from mlagent_jax.runs.policies import Policy, Training, abstract
 from mlagent_jax.runs.run import Run
 from mlagent_jax.runtime import processes
 from mlagent_jax.runtime.errors import ConfigError
-from mlagent_jax.settings.schema import Config, RLConfig
+from mlagent_jax.settings.schema import Config
+from mlagent_jax.settings.stages import RLConfig
 
 
 def batch_of(

@@ -15,7 +15,7 @@ import numpy as np
 
 from environments.protocol import State
 from mlagent_jax.runtime.errors import ConfigError
-from mlagent_jax.settings.schema import PoolConfig
+from mlagent_jax.settings.stages import PoolConfig
 from mlagent_jax.trajectories.record import Record
 
 

@@ -15,7 +15,7 @@ from mlagent_jax.parallelism import DEFAULT_RULES, make_mesh
 from mlagent_jax.parallelism.sharding import Rules
 from mlagent_jax.runtime import processes
 from mlagent_jax.runtime.errors import ConfigError
-from mlagent_jax.settings.schema import MeshConfig
+from mlagent_jax.settings.policy import MeshConfig
 
 
 @dataclasses.dataclass(frozen=True)

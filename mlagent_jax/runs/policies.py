@@ -23,7 +23,7 @@ from mlagent_jax.runs.run import Run
 from mlagent_jax.runtime import processes
 from mlagent_jax.runtime.errors import ConfigError
 from mlagent_jax.sampling import Distribution, SamplerConfig, TokenSampler
-from mlagent_jax.settings.schema import PolicyConfig
+from mlagent_jax.settings.policy import PolicyConfig
 
 VOCABULARY = "tokenizer.json"
 """File without which a run's own tokenizer is incomplete."""

@@ -12,7 +12,8 @@ from mlagent_jax.settings.agent_names import parse_agent
 from mlagent_jax.settings.algorithm_checks import check_algorithms
 
 if TYPE_CHECKING:
-    from mlagent_jax.settings.schema import Config, EndpointConfig
+    from mlagent_jax.settings.hosts import EndpointConfig
+    from mlagent_jax.settings.schema import Config
 
 STAGES = ("collect", "sft", "evaluate", "rl", "export")
 MOST_TEMPERATURE, MOST_TOP_K = 1e30, 2**31 - 1

@@ -14,7 +14,7 @@ import numpy as np
 from environments.protocol import State, canonical_json
 from mlagent_jax.agents.prompts import PromptTooLongError, Renderer
 from mlagent_jax.runtime.errors import ConfigError
-from mlagent_jax.settings.schema import SFTConfig
+from mlagent_jax.settings.stages import SFTConfig
 from mlagent_jax.sft.packing import Rows, Sample, bucket, fill, first_fit
 from mlagent_jax.trajectories.record import Record
 

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterable, Iterator
 
 from environments.protocol import Outcome, OutcomeKind, digest
-from mlagent_jax.settings.schema import FilterConfig
+from mlagent_jax.settings.stages import FilterConfig
 from mlagent_jax.trajectories.record import Record
 
 

@@ -20,7 +20,9 @@ from mlagent_jax.runs.run import Run
 from mlagent_jax.runtime import jsonl
 from mlagent_jax.runtime.errors import ConfigError
 from mlagent_jax.sampling import load
-from mlagent_jax.settings.schema import Config, EvaluateConfig, TasksConfig, WorkersConfig
+from mlagent_jax.settings.hosts import TasksConfig, WorkersConfig
+from mlagent_jax.settings.schema import Config
+from mlagent_jax.settings.stages import EvaluateConfig
 
 FLAGS = "--xla_backend_optimization_level=0"
 SMALL = (

@@ -9,7 +9,8 @@ import pytest
 from environments.registry import PLUGINS_VARIABLE
 from environments.rewards import REWARDS
 from mlagent_jax.runtime.errors import ConfigError
-from mlagent_jax.settings.schema import RLConfig, check_field, default_config, differences, freeze
+from mlagent_jax.settings.schema import check_field, default_config, differences, freeze
+from mlagent_jax.settings.stages import RLConfig
 
 CONFIGS = sorted(path.stem for path in Path("configs").glob("*.py") if path.stem != "__init__")
 

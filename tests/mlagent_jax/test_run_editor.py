@@ -7,7 +7,8 @@ import pytest
 from environments.actions.second_model import Endpoint
 from mlagent_jax.runs.inputs import check_editor, editor_required
 from mlagent_jax.runtime.errors import ConfigError
-from mlagent_jax.settings.schema import Config, PromptConfig
+from mlagent_jax.settings.policy import PromptConfig
+from mlagent_jax.settings.schema import Config
 
 NONE = Config()
 WITH = dataclasses.replace(NONE, prompt=PromptConfig(profile="full", editor="m"))

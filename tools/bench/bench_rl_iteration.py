@@ -132,7 +132,7 @@ def our_step(checkpoint: str, batch: Any) -> Callable[[], None]:
     from mlagent_jax.checkpoints import hugging_face
     from mlagent_jax.optim.optimizer import init_state
     from mlagent_jax.rl import ppo
-    from mlagent_jax.settings.schema import RLConfig
+    from mlagent_jax.settings.stages import RLConfig
 
     shape, graph, policy = hugging_face.load(checkpoint, dtype=np.float32)
     config = RLConfig(learning_rate=_LEARNING_RATE, kl_coefficient=_KL)

@@ -23,7 +23,7 @@ from mlagent_jax.sampling.config import Distribution, SamplerConfig
 from mlagent_jax.sampling.engine import SlotState
 from mlagent_jax.sampling.layout import placement
 from mlagent_jax.sampling.weights import reads_stacked
-from mlagent_jax.settings.schema import RLConfig
+from mlagent_jax.settings.stages import RLConfig
 from mlagent_jax.sft.step import sft_step
 from tools.planning.blueprint import Blueprint, Tree, bytes_a_device
 

@@ -24,7 +24,8 @@ from mlagent_jax.agents.prompts import Renderer
 from mlagent_jax.sampling import Distribution, Sampler, SamplerConfig, TokenSampler, load
 from mlagent_jax.serving.app import make_app
 from mlagent_jax.serving.service import Limits, Service
-from mlagent_jax.settings.schema import EndpointConfig, PromptConfig
+from mlagent_jax.settings.hosts import EndpointConfig
+from mlagent_jax.settings.policy import PromptConfig
 
 SPEC = tasks.get("micro-rings-0").spec
 STATE = State("micro-rings-0@1", (), "snapshot", Script("LogisticRegression(C=0.01)").text(), 0.5)

@@ -12,7 +12,7 @@ from mlagent_jax.agents import endpoint as endpoint_module
 from mlagent_jax.agents.endpoint import EndpointClient
 from mlagent_jax.runtime import jsonl
 from mlagent_jax.runtime.errors import BudgetError, ConfigError
-from mlagent_jax.settings.schema import EndpointConfig
+from mlagent_jax.settings.hosts import EndpointConfig
 
 KEY = "sk-secret-123456"
 ASK = [{"role": "user", "content": "why?"}]

@@ -10,7 +10,7 @@ from environments.protocol import OutcomeKind, State
 from environments.tasks.generated.ideas import ideas_for
 from environments.tasks.generated.scripts import Script
 from mlagent_jax.agents.scripted import ScriptedExpert
-from mlagent_jax.settings.schema import CollectConfig
+from mlagent_jax.settings.stages import CollectConfig
 
 SPEC = tasks.get("micro-rings-0").spec
 SCRIPT = Script("LogisticRegression(C=0.01)").text()

@@ -12,7 +12,8 @@ from environments import tasks
 from environments.actions.openai_http import Completion
 from mlagent_jax.collection.ideas import distinct, endpoint_ideas, farthest_points, library_ideas, parse_ideas
 from mlagent_jax.runtime.errors import ConfigError
-from mlagent_jax.settings.schema import EndpointConfig, IdeasConfig
+from mlagent_jax.settings.hosts import EndpointConfig
+from mlagent_jax.settings.stages import IdeasConfig
 
 
 def radius(vectors, centres):

@@ -13,7 +13,7 @@ from environments.tasks.generated.scripts import Script
 from mlagent_jax.agents.prompts import PromptTooLongError, Renderer, prompt_text, step_label
 from mlagent_jax.agents.scripted import cell_edit
 from mlagent_jax.models.tokenizer import train_tokenizer
-from mlagent_jax.settings.schema import PromptConfig
+from mlagent_jax.settings.policy import PromptConfig
 
 SPEC = tasks.get("micro-rings-0").spec
 SCRIPT = Script("LogisticRegression(C=0.01)").text()

@@ -15,7 +15,7 @@ from mlagent_jax.checkpoints.orbax import Checkpointer, CheckpointError
 from mlagent_jax.models import lora
 from mlagent_jax.models.tokenizer import Tokenizer
 from mlagent_jax.sampling import Sampler, load
-from mlagent_jax.settings.schema import PromptConfig
+from mlagent_jax.settings.policy import PromptConfig
 
 SETTINGS = models.LoRA(rank=2, alpha=4.0, targets=("query", "down"))
 

@@ -6,7 +6,7 @@ import pytest
 
 from environments.protocol import Outcome, OutcomeKind, Scale, State
 from mlagent_jax.runtime.errors import ConfigError
-from mlagent_jax.settings.schema import FilterConfig
+from mlagent_jax.settings.stages import FilterConfig
 from mlagent_jax.sft.examples import split_trajectories
 from mlagent_jax.sft.filters import gain, imitated
 from mlagent_jax.trajectories.record import Record

@@ -7,7 +7,7 @@ import pytest
 
 from environments.protocol import State, Step
 from mlagent_jax.rl.state_pool import StatePool
-from mlagent_jax.settings.schema import PoolConfig
+from mlagent_jax.settings.stages import PoolConfig
 
 
 def state(task, number, depth=0):

@@ -14,7 +14,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from mlagent_jax.optim.optimizer import apply, init_state, make_optimizer, with_learning_rate
 from mlagent_jax.parallelism import make_mesh
-from mlagent_jax.settings.schema import OptimizerConfig
+from mlagent_jax.settings.policy import OptimizerConfig
 
 KERNEL = jnp.linspace(-1.0, 1.0, 2 * 128 * 256).reshape(2, 128, 256)
 PARAMS = {"layers": {"up": {"kernel": KERNEL}}, "scale": jnp.ones(9)}
@@ -58,7 +58,7 @@ PROGRAM = """
 import functools, sys
 import jax, jax.numpy as jnp, numpy as np
 from mlagent_jax import models
-from mlagent_jax.settings.schema import RLConfig
+from mlagent_jax.settings.stages import RLConfig
 from mlagent_jax.rl import ppo
 from mlagent_jax.checkpoints.orbax import Checkpointer
 from mlagent_jax.optim.optimizer import init_state, make_optimizer, with_learning_rate

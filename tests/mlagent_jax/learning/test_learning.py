@@ -12,7 +12,7 @@ import pytest
 
 from mlagent_jax import models
 from mlagent_jax.rl import ppo
-from mlagent_jax.settings.schema import RLConfig
+from mlagent_jax.settings.stages import RLConfig
 
 from .conftest import SHAPE as TINY
 

@@ -15,7 +15,8 @@ from mlagent_jax.optim.optimizer import (
     with_learning_rate,
 )
 from mlagent_jax.rl import ppo
-from mlagent_jax.settings.schema import OptimizerConfig, RLConfig
+from mlagent_jax.settings.policy import OptimizerConfig
+from mlagent_jax.settings.stages import RLConfig
 
 PARAMS = {"layers": {"mlp": {"up": {"kernel": jnp.ones((2, 128, 256))}}}, "final_norm": {"scale": jnp.ones((128,))}}
 

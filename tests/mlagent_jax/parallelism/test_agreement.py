@@ -21,7 +21,8 @@ from mlagent_jax.runs.inputs import check_inputs
 from mlagent_jax.runtime import processes
 from mlagent_jax.runtime.errors import ConfigError, PeerError
 from mlagent_jax.runtime.interruption import Interruption, Stopped
-from mlagent_jax.settings.schema import CollectConfig, Config
+from mlagent_jax.settings.schema import Config
+from mlagent_jax.settings.stages import CollectConfig
 
 SECONDS = 60  # for one to wait for another
 

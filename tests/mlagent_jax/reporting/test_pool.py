@@ -15,7 +15,8 @@ from mlagent_jax.reporting.pool import pool_text, read_pool, state_text
 from mlagent_jax.rl.state_pool import StatePool
 from mlagent_jax.runtime import jsonl
 from mlagent_jax.runtime.errors import ConfigError
-from mlagent_jax.settings.schema import Config, PoolConfig
+from mlagent_jax.settings.schema import Config
+from mlagent_jax.settings.stages import PoolConfig
 from mlagent_jax.trajectories.record import Record
 from mlagent_jax.trajectories.store import Writer
 

@@ -13,7 +13,9 @@ from mlagent_jax.rl.in_flight import Taken
 from mlagent_jax.rl.replay import read_batch, write_batch
 from mlagent_jax.rl.scalars import task_scalars
 from mlagent_jax.runtime.errors import DivergedError
-from mlagent_jax.settings.schema import Config, PolicyConfig, RLConfig
+from mlagent_jax.settings.policy import PolicyConfig
+from mlagent_jax.settings.schema import Config
+from mlagent_jax.settings.stages import RLConfig
 
 FINE = {"kl": 0.1, "policy_loss": -0.2, "value_loss": 0.3, "grad_norm": 1.0}
 

@@ -9,7 +9,8 @@ from mlagent_jax.rl.in_flight import Taken
 from mlagent_jax.rl.learner import batch_of
 from mlagent_jax.rl.scalars import group_scalars, silent_groups
 from mlagent_jax.runtime.errors import ConfigError
-from mlagent_jax.settings.schema import Config, RLConfig
+from mlagent_jax.settings.schema import Config
+from mlagent_jax.settings.stages import RLConfig
 
 STATE = State("task@1", (), "s", "x = 1", 0.5)
 
