@@ -90,10 +90,7 @@ trees = st.recursive(
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    import shutil
-
-    from conftest import RENTS  # The fixture `rents` is one for each test.
-
+    """A copy of the example folder for all examples: the fixture `rents` is one for each test."""
     return shutil.copytree(RENTS, tmp_path_factory.mktemp("folder") / "rents")
 
 
