@@ -69,8 +69,7 @@ class Parameter:
     """One keyword-only argument of a registered function.
 
     Its annotation is `Annotated[kind, "description", Range(...)]`; description and range are optional. The kind is
-    bool,
-    int, float, str or `Literal` of strings.
+    bool, int, float, str or `Literal` of strings.
     """
 
     name: str

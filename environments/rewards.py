@@ -134,8 +134,7 @@ def staged(
     The host observes each stage itself (`Outcome.progress`), for example whether a file exists or the grader accepts
     it.
     Nothing that a script prints is a stage. A script that exceeds a limit gets no credit beyond `started`, so that a
-    limit
-    never earns more than an error.
+    limit never earns more than an error.
     """
     reached = [stage for stage in STAGES if stage in outcome.progress]
     if outcome.kind in LIMITS:

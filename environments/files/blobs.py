@@ -147,8 +147,7 @@ class FolderStore(Store):
     """Blobs as files `ab/cd/abcd...` of a folder, which may be on a network file system.
 
     Writes go to a temporary file and are renamed. There is no fsync, which costs ten times the write: the hash reveals
-    a
-    blob damaged by a power cut.
+    a blob damaged by a power cut.
     """
 
     def __init__(self, folder: Path) -> None:

@@ -98,8 +98,7 @@ class Snapshots:
         """Restore the snapshot into the empty or missing folder `directory`.
 
         Files are copies: a hard link would let a script write into the store. Symbolic links come last, so that nothing
-        is
-        written through one.
+        is written through one.
 
         Raises:
           StoreError: the snapshot is not in the store, or damaged.

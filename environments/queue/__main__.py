@@ -19,8 +19,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from environments.queue import QueueError, RewardQueue, open_engine, open_queue
+from environments.queue.base import QUEUE_VARIABLE
 from environments.queue.engine import parse_url
-from environments.worker.supervision import QUEUE_VARIABLE
 
 _SECONDS_A_DAY = 86400.0
 

@@ -17,6 +17,9 @@ from typing import Any, Protocol
 
 from environments.protocol import Job, Outcome, Requirements
 
+QUEUE_VARIABLE = "MLAGENT_QUEUE"
+"""Environment variable with the queue's URL: an argument would show its password to every user of the host."""
+
 
 class QueueError(Exception):
     """The queue cannot do an operation. The message says why and gives the remedy."""

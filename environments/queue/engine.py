@@ -20,8 +20,7 @@ import sqlalchemy
 from sqlalchemy import URL, ColumnElement, Connection, Double, bindparam
 from sqlalchemy.exc import ArgumentError, DBAPIError
 
-from environments.queue.base import Changes, QueueError
-from environments.worker.supervision import QUEUE_VARIABLE
+from environments.queue.base import QUEUE_VARIABLE, Changes, QueueError
 
 T = TypeVar("T")
 
@@ -45,8 +44,7 @@ def take_credentials(url: str, variables: MutableMapping[str, str]) -> str:
     """Return `url` with the password of libpq's environment; remove that and the URL itself from `variables`.
 
     A sandboxed script can read the environment of the process that started it, so a process that starts sandboxes must
-    not
-    keep them there. libpq would need PGPASSWORD for every reconnection, so the password goes into the URL.
+    not keep them there. libpq would need PGPASSWORD for every reconnection, so the password goes into the URL.
 
     Raises:
       QueueError: the URL cannot be parsed.

@@ -127,8 +127,7 @@ class _Turn:
     """A lock that lets one thread of one process write at a time while the others sleep.
 
     SQLite's own lock can only be polled: 32 processes would spend all their time on that. The kernel frees this lock
-    when
-    its holder dies. A holder that is stopped during a transaction blocks the others until it continues, as with
+    when its holder dies. A holder that is stopped during a transaction blocks the others until it continues, as with
     SQLite's.
     """
 

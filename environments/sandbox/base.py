@@ -94,11 +94,9 @@ class Sandbox(Protocol):
         """Run `python <script>` with `workspace` as its current directory; return when all its processes have ended.
 
         The script sees the workspace as `/workspace` (writable, limited by `limits`), `data` as `/workspace/data`
-        (read-only)
-        and nothing else of the host. The workspace's files afterwards are hostile: symbolic links, FIFOs, sparse files.
-        `seed`
-        is passed to the script as PYTHONHASHSEED and MLAGENT_SEED. The script has exclusive use of `gpus` of this
-        host's GPUs.
+        (read-only) and nothing else of the host. The workspace's files afterwards are hostile: symbolic links, FIFOs,
+        sparse files. `seed` is passed to the script as PYTHONHASHSEED and MLAGENT_SEED. The script has exclusive use of
+        `gpus` of this host's GPUs.
 
         Raises:
           SandboxError: the sandbox failed, not the script.

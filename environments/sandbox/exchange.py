@@ -104,8 +104,7 @@ class Exchange:
         """Unpack the workspace and return the result.
 
         Without a valid answer, the engine says how the container ended, and the workspace stays unchanged. Once the
-        script has
-        started, that is its fault, whatever it did to the capsule.
+        script has started, that is its fault, whatever it did to the capsule.
 
         Raises:
           SandboxError: the container or the capsule failed.

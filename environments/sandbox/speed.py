@@ -107,8 +107,7 @@ def scaled(limits: Limits, slowdown: float, spent_seconds: float = 0.0) -> Limit
     """Return the limits of an execution on a host with that slowdown.
 
     Wall time is generous already and not scaled. An earlier attempt's `spent_seconds` are subtracted, so that a step
-    takes
-    no longer than its lease allows.
+    takes no longer than its lease allows.
     """
     wall = max(1.0, limits.wall_seconds - spent_seconds)
     return dataclasses.replace(limits, cpu_seconds=limits.cpu_seconds * slowdown, wall_seconds=wall)

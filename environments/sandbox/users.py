@@ -59,8 +59,7 @@ def claim_users(candidates: Range | None = None) -> Users | None:
     """Claim a block of ids that no other sandbox on this host has; return None if there is none.
 
     The claim is a socket with the block's name, so it ends with its process, for any reason. Sandboxes in different
-    network
-    namespaces do not see each other's sockets, so the search starts at a random block.
+    network namespaces do not see each other's sockets, so the search starts at a random block.
 
     Args:
       candidates: ids to search; default: those of this process's user namespace.

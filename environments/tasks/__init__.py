@@ -109,8 +109,7 @@ def prepare(name: str, root: Path, seed: int, sandbox: Sandbox, warn: bool = Tru
     """Build the task called `name` for `seed` under `root` and measure it in `sandbox`, or reuse an equal build.
 
     Public files of your own task are searched for its labels; with `warn` each finding is logged as a warning. A
-    micro-task
-    whose data leave no headroom is drawn again, up to `DRAWS` times.
+    micro-task whose data leave no headroom is drawn again, up to `DRAWS` times.
 
     Raises:
       TaskError: there is no such task, or its own scripts fail or leave no headroom.

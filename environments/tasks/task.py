@@ -46,8 +46,7 @@ class GraderError(TaskError):
     """A grader failed, and the submission is not known to be the cause.
 
     The message says where, without the grader's output, which may reveal labels. `details` has the output, for the
-    operator
-    alone.
+    operator alone.
     """
 
     def __init__(

@@ -17,10 +17,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from environments.queue import QueueError, open_queue
-from environments.queue.base import Capabilities
+from environments.queue.base import QUEUE_VARIABLE, Capabilities
 from environments.queue.engine import take_credentials
 from environments.worker.host import host_capabilities, report_of, usable_cores, worker_name
-from environments.worker.supervision import QUEUE_VARIABLE
 from environments.worker.worker import Worker, log
 
 

@@ -19,8 +19,8 @@ import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-QUEUE_VARIABLE = "MLAGENT_QUEUE"
-"""Environment variable with the queue's URL: an argument would show its password to every user of the host."""
+from environments.queue.base import QUEUE_VARIABLE
+
 STARTED = b'"event": "started"'
 """Line in the log of a worker that is ready."""
 MAX_FAILED_STARTS = 3

@@ -16,13 +16,13 @@ import pytest
 from environments.cancellation import is_cancelled
 from environments.protocol import Job, Outcome, OutcomeKind, Requirements, Scale, State
 from environments.queue import QueueError, RetryPolicy, open_queue
-from environments.queue.base import Capabilities
+from environments.queue.base import QUEUE_VARIABLE, Capabilities
 from environments.queue.engine import take_credentials
 from environments.sandbox.base import SandboxError
 from environments.worker import host as worker_host
 from environments.worker import supervision
 from environments.worker.host import host_capabilities
-from environments.worker.supervision import QUEUE_VARIABLE, WorkerHandle, start_workers
+from environments.worker.supervision import WorkerHandle, start_workers
 from environments.worker.worker import Worker
 
 PROGRAM = Path(__file__).with_name("worker_program.py")

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from postgres_server import PostgresServer, need_binaries
 
-from environments.worker.supervision import QUEUE_VARIABLE
+from environments.queue.base import QUEUE_VARIABLE
 from mlagent_jax.runtime import jsonl
 
 pytestmark = pytest.mark.slow

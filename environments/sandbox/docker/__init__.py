@@ -56,8 +56,7 @@ class DockerSandbox:
         """Connect to the engine that DOCKER_HOST names, and import the image if missing.
 
         If the engine offers gVisor (the runtime `runsc`), containers run in it. GPUs are those of `nvidia-smi`; an
-        execution
-        gets as many as it requests, which needs NVIDIA's container toolkit (in gVisor its `--nvproxy`).
+        execution gets as many as it requests, which needs NVIDIA's container toolkit (in gVisor its `--nvproxy`).
 
         Args:
           cpus: cores available to one container.

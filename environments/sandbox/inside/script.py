@@ -47,9 +47,8 @@ def run_script(script: str, seed: int) -> NoReturn:
     """Execute `script` in the current directory as `__main__`, then exit with its exit code.
 
     The global generators of `random` and numpy start from `seed`. Otherwise all executions forked from one warm
-    interpreter
-    would see the same numbers, and executions from two warm interpreters different ones. Descriptors 0, 1 and 2 are
-    standard input, output and error.
+    interpreter would see the same numbers, and executions from two warm interpreters different ones. Descriptors 0, 1
+    and 2 are standard input, output and error.
     """
     _forget_this_package()
     os.environ.clear()

@@ -103,8 +103,7 @@ def _build_root(room: int, data: str | None) -> None:
     """Build a private root under `_ROOT`, which init enters; nothing else of the warm sandbox is in it.
 
     Shared files are mounted through an overlay. Executions share their contents, but the kernel's state of a file
-    (locks,
-    watches, leases) is per execution, and no path of the host appears.
+    (locks, watches, leases) is per execution, and no path of the host appears.
     """
     safe = kernel.MS_NOSUID | kernel.MS_NODEV
     kernel.mount(None, "/", None, kernel.MS_REC | kernel.MS_PRIVATE)

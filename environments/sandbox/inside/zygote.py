@@ -53,8 +53,7 @@ def serve(requests: socket.socket, ready: int) -> None:
 
     A request is JSON (see `supervisor.supervise`) with six descriptors: a pidfd of the execution's init process, the
     channel to the host, standard output, standard error, a pipe that starts the script, and a pipe for the report of
-    its
-    end: `{"status": wait status, "cpu_seconds": of the script and all that it waited for}`.
+    its end: `{"status": wait status, "cpu_seconds": of the script and all that it waited for}`.
 
     Args:
       requests: SOCK_SEQPACKET, shared by all supervisors.

@@ -7,8 +7,7 @@
     `neighbours`    attacks of one script on concurrent and later executions
 
 The tests run the same checks. Your own sandbox is registered by an entry point in the group `mlagent_jax.sandboxes`,
-and
-must pass them too.
+and must pass them too.
 """
 
 from __future__ import annotations

@@ -41,8 +41,7 @@ def load_grader(private: Path) -> Grader:
     """Load the grader whose files are in `private`.
 
     Our metrics run in this process, which costs only reading the submission. Code of a task's author or of a benchmark
-    runs
-    in separate processes.
+    runs in separate processes.
     """
     own = any((private / mark).exists() for mark in (own_grading.FORM, mlebench.MARK, mlagentbench.MARK))
     return IsolatedGrader(private, load_in_process) if own else load_in_process(private)

@@ -3,9 +3,8 @@
     the submission is scored                   its score
     the grader refuses it                      InvalidSubmissionError: the policy's fault
     the grader raises, hangs or dies           retry with a submission that it has scored before (the control):
-        the control is scored, and the         InvalidSubmissionError: the submission breaks the grader
-        submission fails again
-        the control fails too                  GraderError: our fault
+        the control is scored, and the         InvalidSubmissionError: the submission breaks the grader submission fails
+        again the control fails too                  GraderError: our fault
 
 A process whose grader failed is not reused. Idle processes end by themselves, so that a host that grades many tasks
 does not keep one for each.
