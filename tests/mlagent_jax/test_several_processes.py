@@ -175,13 +175,15 @@ class Workers:
             return
         job, pid = self._dice.choice(held)
         os.kill(pid, signal.SIGSTOP)
-        if (job, pid) not in self._held():  # It was handed in meanwhile.
+        spent = "attempts = max_attempts" if not self.lost else "attempts = attempts"
+        # While the worker is stopped, and not after its end: the lease may run out meanwhile.
+        if (job, pid) not in self._held() or not self.ask(
+            f"update mlagent_jobs set {spent} where id = %s and state = 'leased' returning id", job
+        ):  # It was handed in, or given to another.
             os.kill(pid, signal.SIGCONT)
             return
         os.killpg(pid, signal.SIGKILL)
         self._alive.pop(pid).wait()
-        if not self.lost:
-            self.ask("update mlagent_jobs set attempts = max_attempts where id = %s returning id", job)
         self.lost.append(job)
         self._deaths.pop(0)
         self._start()

@@ -139,8 +139,7 @@ class WarmSandbox:
             pid = json.loads(info)["child-pid"]
             first = os.pidfd_open(pid)
             if users:
-                Path(f"/proc/{pid}/uid_map").write_text(f"0 {users.first} {BLOCK}", encoding="ascii")
-                Path(f"/proc/{pid}/gid_map").write_text(f"0 {users.first} 1", encoding="ascii")
+                _map_users(pid, users.first)
             return first
         return None
 
@@ -152,6 +151,29 @@ class WarmSandbox:
             return False
         finally:
             self._control.settimeout(None)
+
+
+def _map_users(pid: int, first: int) -> None:
+    """Give a process's user namespace its map: BLOCK user ids and one group id from `first` on.
+
+    The kernel takes a map from the owner of the namespace or from a process with CAP_SYS_ADMIN. Root without that
+    capability, as in a container, lets the owner write it, with the capability to map ids that are not the owner's.
+
+    Raises:
+      OSError: the map cannot be written.
+    """
+    maps = {"uid_map": f"0 {first} {BLOCK}", "gid_map": f"0 {first} 1"}
+    for name, text in maps.items():
+        try:
+            Path(f"/proc/{pid}/{name}").write_text(text, encoding="ascii")
+        except PermissionError:
+            needed = "+setuid,+setgid"
+            owner = [f"--reuid={first}", f"--regid={first}", "--clear-groups"]
+            command = ["setpriv", *owner, f"--inh-caps={needed}", f"--ambient-caps={needed}", "sh", "-c"]
+            write = [*command, 'printf "%s" "$2" >"$1"', "sh", f"/proc/{pid}/{name}", text]
+            subprocess.run(write, check=False, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # noqa: S603
+            if not Path(f"/proc/{pid}/{name}").read_text(encoding="ascii").strip():
+                raise
 
 
 def _memory_file(content: bytes) -> int:

@@ -12,6 +12,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import needs
 import psutil
 import pytest
 
@@ -300,3 +301,18 @@ def test_where_the_worker_is_not_root_executions_share_nothing(tmp_path):
         command = [sys.executable, "-c", AS_A_USER, folder]
         done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=300, check=False)
     assert done.stdout == "False\n2\n", done.stderr[-2000:]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.getuid() != 0, reason="drops a capability of root")
+def test_root_without_the_capability_to_administer_has_the_same_sandbox():
+    """As in a container: the owner of the namespace writes its map of user ids."""
+    program = (
+        "from environments.sandbox import open_sandbox\n"
+        "sandbox = open_sandbox('bubblewrap', required=['neighbours', 'privileges'])\n"
+        "sandbox.close()\n"
+    )
+    needs.sandbox("bubblewrap").close()
+    dropped = ["setpriv", "--bounding-set=-sys_admin", "--inh-caps=-sys_admin"]
+    done = subprocess.run([*dropped, sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
