@@ -86,7 +86,6 @@ def _run(request: dict[str, Any]) -> dict[str, Any]:
 def _become_script(request: dict[str, Any], writers: list[int]) -> NoReturn:
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     os.setsid()
     nothing = os.open(os.devnull, os.O_RDONLY)
     for source, target in zip((nothing, *writers), (0, 1, 2), strict=True):

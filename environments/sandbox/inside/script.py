@@ -11,6 +11,7 @@ import importlib
 import io
 import os
 import random
+import signal
 import sys
 import threading
 import traceback
@@ -51,6 +52,7 @@ def run_script(script: str, seed: int) -> NoReturn:
     and 2 are standard input, output and error.
     """
     _forget_this_package()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a worker in the background of a shell ignores it
     os.environ.clear()
     os.environ.update(environment(seed))
     random.seed(seed)

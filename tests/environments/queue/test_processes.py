@@ -41,7 +41,7 @@ def holders(queue):
 
 def kill_workers_at_random(processes, connect, url, log_path, jobs, workers, kills, seconds):
     """Let `workers` do `jobs` while one of them is killed again and again, and a new one started."""
-    queue = connect(retries=RetryPolicy(max_attempts=1000, backoff_seconds=0.1))
+    queue = connect(retries=RetryPolicy(max_attempts=1000, backoff_seconds=0.1, max_lapses=1000))
     wanted = [job(sample) for sample in range(jobs)]
     queue.enqueue(wanted)
     ids, running, started, dice = [each.id for each in wanted], [], 0, random.Random(0)
