@@ -189,7 +189,7 @@ def test_a_tokenizer_that_transformers_would_replace_by_another_is_refused(tmp_p
     tokenizer = Tokenizer.load(tmp_path)
     tokenizer.check_loads_alike(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen2"}))
-    with pytest.raises(ValueError, match="makes a Qwen2Tokenizer of the tokenizer"):
+    with pytest.raises(ValueError, match="loads a Qwen2Tokenizer, not the tokenizer"):
         tokenizer.check_loads_alike(tmp_path)
 
 
