@@ -36,13 +36,13 @@ def test_the_two_seeds_differ_and_the_second_is_short():
 
 
 @pytest.mark.slow
-def test_nothing_in_a_sandbox_tells_the_seed_of_the_data(tmp_path, capsys):
+def test_nothing_in_a_sandbox_tells_the_seed_of_the_data(tmp_path, capfd):
     """Environment, interpreter frames and public files of an episode from the command line."""
     needs.sandbox("bubblewrap").close()
     actions = tmp_path / "actions.jsonl"
     actions.write_text(json.dumps({"action": EDIT}) + "\n")
     main(["run", TASK, "--actions", str(actions), "--seed", str(SEED), "--cache-dir", str(tmp_path), "--json"])
-    observation = json.loads(capsys.readouterr().out)["observation"]
+    observation = json.loads(capfd.readouterr().out)["observation"]
     assert str(execution_seed(SEED)) in observation, "the script finds its own seed"
     assert str(SEED) not in observation
 

@@ -292,9 +292,9 @@ sandbox.close()
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(os.geteuid() != 0, reason="it becomes another user")
 def test_where_the_worker_is_not_root_executions_share_nothing(tmp_path):
     """The data are the worker's own there, and so a script's to put a lease on, if the filter let it."""
+    needs.need(os.geteuid() == 0, "this test becomes another user: run it as root")
     with tempfile.TemporaryDirectory() as folder:
         os.chown(folder, 12345, 12345)
         variables = {**os.environ, "HOME": folder, "TMPDIR": folder, "MLAGENT_CACHE": str(cache_directory())}
@@ -304,9 +304,9 @@ def test_where_the_worker_is_not_root_executions_share_nothing(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(os.getuid() != 0, reason="drops a capability of root")
 def test_root_without_the_capability_to_administer_has_the_same_sandbox():
     """As in a container: the owner of the namespace writes its map of user ids."""
+    needs.need(os.geteuid() == 0, "this test drops a capability of root: run it as root")
     program = (
         "from environments.sandbox import open_sandbox\n"
         "sandbox = open_sandbox('bubblewrap', required=['neighbours', 'privileges'])\n"
