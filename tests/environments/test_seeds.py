@@ -60,7 +60,8 @@ def test_an_episode_and_a_reset_give_scripts_the_second_seed(tmp_path):
 
 
 def test_a_run_with_one_number_for_both_seeds_hands_out_the_second():
-    run_module = pytest.importorskip("mlagent_jax.runs.run")
+    from mlagent_jax.runs import run as run_module
+
     limits = types.SimpleNamespace(memory_mb=1)
     spec = types.SimpleNamespace(limits=limits, gpus=0)
     config = types.SimpleNamespace(
