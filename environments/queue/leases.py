@@ -16,6 +16,7 @@ from sqlalchemy import (
     Update,
     bindparam,
     case,
+    cast,
     literal,
     literal_column,
     or_,
@@ -32,7 +33,7 @@ LONGEST_BACKOFF_SECONDS = 60.0
 
 @dataclasses.dataclass(frozen=True)
 class RetryPolicy:
-    """Retry policy of failed attempts."""
+    """Retry policy of failed attempts. A job keeps the two limits of the queue that added it."""
 
     max_attempts: int = 5
     """Claims after which a job is dead."""
@@ -115,10 +116,14 @@ class LeaseStatements:
         """Ends a job that no attempt can finish. Parameter: `failure`."""
         ran_out = select(jobs.c.seq).where(schema.leased, jobs.c.lease_until <= now).with_for_update(skip_locked=True)
         lost = literal("the lease of ") + jobs.c.worker + " ran out: it died, hung or was cut off"
-        suspect = jobs.c.lapses + 1 >= retries.max_lapses
-        note = f"set aside, since {retries.max_lapses} leases of it ran out and it may kill its workers; the last: "
+        suspect = jobs.c.lapses + 1 >= jobs.c.max_lapses
+        note = (
+            literal("set aside, since ")
+            + cast(jobs.c.max_lapses, Text)
+            + " leases of it ran out and it may kill its workers; the last: "
+        )
         self.reap = self._end_attempt(
-            jobs.c.seq.in_(ran_out), or_(spent, suspect), case((suspect, literal(note) + lost), else_=lost)
+            jobs.c.seq.in_(ran_out), or_(spent, suspect), case((suspect, note + lost), else_=lost)
         ).values(lapses=jobs.c.lapses + 1)
         """Ends the attempts whose leases ran out. No parameters."""
 

@@ -64,6 +64,7 @@ jobs = Table(
     Column("ready_at", Double, nullable=False),  # Earliest time of the next claim: backoff.
     Column("attempts", Integer, nullable=False, default=0),
     Column("max_attempts", Integer, nullable=False),
+    Column("max_lapses", Integer, nullable=False),
     Column("lapses", Integer, nullable=False, default=0),  # Attempts that ended because the lease ran out.
     Column("token", Integer, nullable=False, default=0),  # Fence: grows with every claim, never reset.
     Column("worker", Text),  # Holder of the newest claim.

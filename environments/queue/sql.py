@@ -93,9 +93,8 @@ class SqlQueue:
                 self._engine.insert(schema.requirements).on_conflict_do_nothing(),
                 [{"id": identity, "body": body} for identity, body in wanted.items()],
             )
-            statement = self._engine.insert(jobs).values(
-                state=QUEUED, enqueued_at=now, ready_at=now, max_attempts=self._retries.max_attempts
-            )
+            limits = {"max_attempts": self._retries.max_attempts, "max_lapses": self._retries.max_lapses}
+            statement = self._engine.insert(jobs).values(state=QUEUED, enqueued_at=now, ready_at=now, **limits)
             statement = statement.on_conflict_do_update(
                 index_elements=[jobs.c.id],
                 set_={"state": QUEUED, "ready_at": now, "finished_at": None, "reason": None},
