@@ -8,10 +8,14 @@ divide by the count of the whole batch.
 from __future__ import annotations
 
 import dataclasses
+import functools
+import operator
+from collections.abc import Sequence
 from typing import Self
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 AGGREGATIONS = ("token", "sequence", "constant")
 MAX_LOG_RATIO = 20.0
@@ -37,6 +41,31 @@ class Mean:
 
 
 Metrics = dict[str, Mean]
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["pairs"], meta_fields=["names"])
+@dataclasses.dataclass(frozen=True)
+class Means:
+    """Metrics in one array, which leaves the device at once."""
+
+    names: tuple[str, ...]
+    pairs: jax.Array
+    """float32 [names, 2]: totals and counts."""
+
+    @classmethod
+    def of(cls, metrics: Metrics) -> Self:
+        pairs = [jnp.stack((mean.total, mean.count)).astype(jnp.float32) for mean in metrics.values()]
+        return cls(tuple(metrics), jnp.stack(pairs))
+
+    def read(self) -> Metrics:
+        """Return the metrics on the host, when the program that makes them is done."""
+        pairs = np.asarray(self.pairs)
+        return {name: Mean(*pair) for name, pair in zip(self.names, pairs, strict=True)}
+
+
+def added(parts: Sequence[Metrics]) -> Metrics:
+    """Return the sums of several steps' metrics, pair by pair."""
+    return {name: functools.reduce(operator.add, (part[name] for part in parts)) for name in parts[0]}
 
 
 def aggregate(values: jax.Array, mask: jax.Array, aggregation: str = "token") -> Mean:

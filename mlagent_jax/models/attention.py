@@ -1,7 +1,7 @@
 """Causal self-attention over whole sequences: one function, several named kernels.
 
-`xla` runs everywhere and supports packed segments. `cudnn` (NVIDIA) is fused and supports right-padded rows with given
-lengths. `splash` (TPU) is fused and supports packed segments. The kernel is chosen and logged once, when a graph is
+`xla` runs everywhere and supports packed segments with shared prompts. `cudnn` (NVIDIA) is fused and supports
+right-padded rows with given lengths. `splash` (TPU) is fused and supports what xla does. The kernel is chosen and logged once, when a graph is
 built. A requested kernel that cannot run is an error; there is no silent fallback. Decoding attends to a cache instead:
 see `models.cache`.
 """
@@ -54,6 +54,7 @@ def causal_attention(
     value: jax.Array,
     *,
     segment_ids: jax.Array | None = None,
+    prompt_ids: jax.Array | None = None,
     lengths: jax.Array | None = None,
     kernel: Kernel = "xla",
     rules: Rules = DEFAULT_RULES,
@@ -65,6 +66,8 @@ def causal_attention(
       key: [batch, time, kv_heads, head_dim].
       value: Same shape as `key`.
       segment_ids: int32 [batch, time]; tokens attend within equal ids only.
+      prompt_ids: int32 [batch, time], with `segment_ids`: the id of one more segment that a token attends to, its
+        prompt's; a token without a shared prompt has its own segment's id.
       lengths: int32 [batch], for right-padded rows; an alternative to `segment_ids`. Outputs beyond a length are finite
         and meaningless.
       kernel: Implementation; see the module.
@@ -74,17 +77,19 @@ def causal_attention(
       [batch, time, heads, head_dim] in the dtype of `query`.
 
     Raises:
-      ValueError: `segment_ids` with the cudnn kernel, which would ignore them.
+      ValueError: `segment_ids` with the cudnn kernel, which would ignore them, or `prompt_ids` without `segment_ids`.
     """
     if kernel == "cudnn":
         return _cudnn(query, key, value, segment_ids, lengths)
+    if prompt_ids is not None and segment_ids is None:
+        raise ValueError("prompt_ids name segments: pass segment_ids with them")
     if kernel == "splash":
         from mlagent_jax.models.splash import splash_attention  # imported here: Pallas is slow to import, and TPU only
 
         if segment_ids is None and lengths is not None:
             segment_ids = (jnp.arange(query.shape[1]) < lengths[:, None]).astype(jnp.int32)
-        return splash_attention(query, key, value, segment_ids, rules)
-    return _xla(query, key, value, segment_ids)  # causal and right-padded: no valid token sees padding
+        return splash_attention(query, key, value, segment_ids, rules, prompt_ids=prompt_ids)
+    return _xla(query, key, value, segment_ids, prompt_ids)  # causal and right-padded: no valid token sees padding
 
 
 def block_size(time: int) -> int:
@@ -92,7 +97,13 @@ def block_size(time: int) -> int:
     return max(_MIN_BLOCK, -(-time // _MAX_BLOCKS))
 
 
-def _xla(query: jax.Array, key: jax.Array, value: jax.Array, segment_ids: jax.Array | None) -> jax.Array:
+def _xla(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    segment_ids: jax.Array | None,
+    prompt_ids: jax.Array | None,
+) -> jax.Array:
     """Attend block by block of queries to the keys before the block's end: half the work, and scores fit a CPU's cache.
 
     The backward pass recomputes each block's scores, so [time, time] is never stored. On two CPU cores, 16 rows of 300
@@ -108,7 +119,11 @@ def _xla(query: jax.Array, key: jax.Array, value: jax.Array, segment_ids: jax.Ar
         end = min(start + size, time)
         visible = jnp.arange(start, end)[:, None] >= jnp.arange(end)
         if segment_ids is not None:
-            visible &= (segment_ids[:, start:end, None] == segment_ids[:, None, :end])[:, None, None]
+            keys = segment_ids[:, None, :end]
+            seen = segment_ids[:, start:end, None] == keys
+            if prompt_ids is not None:
+                seen |= prompt_ids[:, start:end, None] == keys
+            visible &= seen[:, None, None]
         blocks.append(_block(grouped[:, :, :, start:end], key[:, :, :end], value[:, :, :end], visible))
     return jnp.concatenate(blocks, axis=3).transpose(0, 3, 1, 2, 4).reshape(query.shape)
 

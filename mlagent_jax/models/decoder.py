@@ -149,9 +149,25 @@ def create(
     return graph, jax.jit(initialise, out_shardings=placed)(key)
 
 
-def logical_axes(config: ModelConfig) -> Params:
-    """Return the logical axis names of each parameter, in the tree of `Params`."""
-    return build(config)[2]
+def laid_out(graph: Graph, tree: Params) -> Params:
+    """Return a tree like the parameters, or like some of them (gradients, say), in the parameters' layout on the mesh
+    of `jax.set_mesh`.
+
+    Without this the compiler may add up gradients whole on every device: with it, each device gets its shard of a sum.
+    """
+    axes = _axes_of(graph.config, graph.lora)
+
+    def fix(node: Any, axes: Any, path: str) -> Any:
+        if isinstance(node, dict):
+            return {name: fix(value, axes[name], f"{path}.{name}") for name, value in node.items()}
+        return constrain(node, axes, graph.rules, path)
+
+    return {part: fix(node, axes[part], part) for part, node in tree.items()}
+
+
+@functools.cache
+def _axes_of(config: ModelConfig, lora: LoRA | None) -> Params:
+    return describe(config, lora=lora)[2]
 
 
 def layer_params(params: Params) -> Params:
@@ -173,6 +189,7 @@ def hidden_states(
     *,
     positions: jax.Array | None = None,
     segment_ids: jax.Array | None = None,
+    prompt_ids: jax.Array | None = None,
     lengths: jax.Array | None = None,
     remat: Remat = "none",
     compute_dtype: jnp.dtype | None = None,
@@ -185,6 +202,8 @@ def hidden_states(
       tokens: int32 [batch, time].
       positions: int32 [batch, time] for the rotary embeddings; default: counted from the start of each segment.
       segment_ids: int32 [batch, time]; 0 is padding, and no token attends across segments.
+      prompt_ids: int32 [batch, time], the segment of the prompt that a token attends to beside its own; needs
+        `positions`, which go on after the prompt. See `models.packing`.
       lengths: int32 [batch], instead of `segment_ids` if a row holds one sequence (needed by fused kernels).
       remat: Activations kept for the backward pass: `none` keeps all, `dots` the results of the projections, `full`
         only the input of each layer.
@@ -194,11 +213,18 @@ def hidden_states(
       [batch, time, hidden] in the compute dtype, after the final norm; meaningless (but finite) at padding.
     """
     if positions is None:
+        if prompt_ids is not None:
+            raise ValueError("with prompt_ids positions go on after the prompt: pass them")
         positions = _positions(tokens, segment_ids)
 
     def attend(query: jax.Array, key: jax.Array, value: jax.Array) -> tuple[jax.Array, None]:
         attended = causal_attention(
-            query, key, value, segment_ids=segment_ids, lengths=lengths, kernel=graph.attention, rules=graph.rules
+            *(query, key, value),
+            segment_ids=segment_ids,
+            prompt_ids=prompt_ids,
+            lengths=lengths,
+            kernel=graph.attention,
+            rules=graph.rules,
         )
         return attended, None
 
@@ -227,8 +253,9 @@ def run_layers(
         module: DecoderLayer = graph.bind("layers", layer)
         return module(x, cos_sin, attend, graph.rules)
 
-    step = _rematerialised(step, remat)
-    if graph.scan_layers and not isinstance(params["layers"], list):
+    scanned = graph.scan_layers and not isinstance(params["layers"], list)
+    step = _rematerialised(step, remat, scanned)
+    if scanned:
         x, extras = jax.lax.scan(step, x, params["layers"])
     else:
         collected = []
@@ -239,13 +266,16 @@ def run_layers(
     return graph.bind("final_norm", params["final_norm"])(x), extras
 
 
-def _rematerialised(step: Any, remat: Remat) -> Any:
+def _rematerialised(step: Any, remat: Remat, scanned: bool) -> Any:
+    """Return a layer that recomputes activations in its backward pass. In a scan, forward and backward are two loops,
+    which the compiler cannot merge: there the barriers against that are left out."""
     if remat == "none":
         return step
     if remat == "full":
-        return jax.checkpoint(step)
+        return jax.checkpoint(step, prevent_cse=not scanned)
     if remat == "dots":
-        return jax.checkpoint(step, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable)
+        kept = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+        return jax.checkpoint(step, policy=kept, prevent_cse=not scanned)
     raise ValueError(f"remat={remat!r} is unknown: use none, dots or full")
 
 
@@ -297,11 +327,11 @@ def token_log_probs(
     shards = shard_count("batch", graph.rules) * shard_count("vocab", graph.rules)  # of the logits
     chunk = min(time, chunk_size or max(1, shards * CHUNK_ELEMENTS // (batch * vocab)))
     part = "embedder" if graph.config.tie_word_embeddings else "head"
-    # Gather over fsdp once here, not once per chunk in the loop.
+    # Gather over fsdp once here, not once per chunk in the loop, and in the dtype of the products.
     head = dict(params[part])
     for name, axes in (("embedding", ("vocab", "hidden")), ("kernel", ("hidden", "vocab"))):
         if name in head:
-            head[name] = constrain(head[name], axes, graph.rules, "output projection")
+            head[name] = constrain(head[name].astype(hidden.dtype), axes, graph.rules, "output projection")
 
     def one(head: Params, hidden: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
         scaled = graph.bind(part, head).project(hidden) / temperature
@@ -324,6 +354,6 @@ def token_log_probs(
         padded = jnp.pad(x, ((0, 0), (0, pad), *((0, 0),) * (x.ndim - 2)))
         return jnp.moveaxis(padded.reshape(batch, chunks, chunk, *x.shape[2:]), 1, 0)
 
-    step = functools.partial(jax.checkpoint(one), head)
+    step = functools.partial(jax.checkpoint(one, prevent_cse=False), head)
     results = jax.lax.map(lambda pair: step(*pair), (split(hidden), split(targets)))
     return tuple(jnp.moveaxis(x, 0, 1).reshape(batch, time + pad)[:, :time] for x in results)

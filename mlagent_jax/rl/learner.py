@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
@@ -14,13 +14,15 @@ import numpy as np
 from mlagent_jax.algorithms.corrections import effective_sample_share
 from mlagent_jax.algorithms.estimators import ESTIMATORS
 from mlagent_jax.algorithms.kl import KL_CONTROLLERS
-from mlagent_jax.algorithms.means import Mean
+from mlagent_jax.algorithms.means import Means, added
 from mlagent_jax.algorithms.values import explained_variance
 from mlagent_jax.checkpoints.orbax import Checkpointer
+from mlagent_jax.models.packing import Sample
 from mlagent_jax.optim.optimizer import init_state
 from mlagent_jax.rl import ppo
 from mlagent_jax.rl.checks import check_divergence, check_ratio, check_sampler, warn_of_mismatch
 from mlagent_jax.rl.in_flight import Taken
+from mlagent_jax.rl.rows import Passes, RowPacker, place
 from mlagent_jax.rl.scalars import silent_groups
 from mlagent_jax.rl.tracker import ValueTracker
 from mlagent_jax.runs.policies import Policy, Training, abstract
@@ -28,12 +30,9 @@ from mlagent_jax.runs.run import Run
 from mlagent_jax.runtime import processes
 from mlagent_jax.runtime.errors import ConfigError
 from mlagent_jax.settings.schema import Config
-from mlagent_jax.settings.stages import RLConfig
 
 
-def batch_of(
-    config: Config, pad_id: int, taken: Sequence[Taken], baselines: Sequence[float] | None = None
-) -> ppo.Batch:
+def batch_of(config: Config, taken: Sequence[Taken], baselines: Sequence[float] | None = None) -> ppo.Batch:
     """Makes rows of `taken`, filled up with masked ones where episodes ended early: the shape stays the same.
 
     Where durations count, a row's weight is of the seconds of its execution alone. Rows of groups that say nothing are
@@ -51,16 +50,29 @@ def batch_of(
         )
     seconds = [None if r is None else row.outcome.seconds for r, row in zip(rewards, taken, strict=True)]
     return ppo.make_batch(
-        [*(row.action.prompt for row in taken), *[(pad_id,)] * missing],
         [*(row.action.tokens for row in taken), *[()] * missing],
         [*(row.action.log_probs for row in taken), *[()] * missing],
         [*rewards, *[None] * missing],
         [*(row.group for row in taken), *[-1] * missing],
-        pad_id=pad_id,
         action_tokens=config.prompt.max_action_tokens,
         weights=ppo.duration_weights(seconds + [None] * missing) if rl.duration_weighting else None,
         baselines=None if baselines is None else [*baselines, *[0.0] * missing],
     )
+
+
+def minibatches(groups: Sequence[int], counted: np.ndarray, count: int, rng: np.random.Generator) -> list[np.ndarray]:
+    """Cuts the rows that count, group by group in random order, into at most `count` parts of about one size.
+
+    The actions of a state stay together, so that its prompt is computed once; one of them at most is cut apart between
+    two parts.
+    """
+    rows: dict[int, list[int]] = {}
+    for index in np.flatnonzero(counted):
+        rows.setdefault(int(groups[index]), []).append(int(index))
+    order = rng.permutation(len(rows))
+    found = list(rows.values())
+    mixed = np.asarray([index for place in order for index in found[place]], np.int64)
+    return [part for part in np.array_split(mixed, count) if len(part)]
 
 
 class Learner:
@@ -69,7 +81,7 @@ class Learner:
     Args:
       run: open.
       policy: of the SFT stage, the first reference.
-      trained: that policy in training.
+      trained: that policy in training; its arrays are taken over, and donated to the first update.
       turn: held while a program is handed to the devices.
 
     Attributes:
@@ -79,22 +91,30 @@ class Learner:
     def __init__(
         self, run: Run, policy: Policy, trained: Training, turn: contextlib.AbstractContextManager[Any]
     ) -> None:
-        self._run, self._config, self._policy, self._trained, self._turn = run, run.config.rl, policy, trained, turn
+        self._run, self._config, self._turn = run, run.config.rl, turn
         settings = run.config.policy
         self._model = ppo.Model(
             trained.graph, run.config.sampling.temperature, settings.compute_dtype, settings.remat, policy.graph
         )
         self._reference_model = dataclasses.replace(self._model, graph=policy.graph)
         self._optimizer = ppo.rl_optimizer(self._config, run.config.optimizer)
-        # A copy: the parameters are donated to the update, the reference (the policy) must outlive it. Of adapters it
-        # is little, and the reference is the base that they are trained on.
+        self._packer = RowPacker(
+            *(run.config, policy.tokenizer.pad_id, policy.config.hidden_size, run.devices.row_shards),
+            single="cudnn" in (trained.graph.attention, policy.graph.attention),
+        )
         backbone = policy.params if self._config.critic == "separate" else None
         critic = ppo.init_critic(policy.config.hidden_size, backbone)
         critic |= {name: processes.everywhere(critic[name]) for name in critic.keys() - {"backbone"}}
-        self.params: Any = {"policy": jax.tree.map(jnp.copy, trained.params), "critic": critic}
+        # Of adapters the base is the reference. Else it is a copy, which outlives the donated parameters, in the dtype
+        # that it computes in. One that is refreshed is a copy of what is trained, and scored as that is.
+        self._follows = bool(self._config.reference_every)
+        if self._follows:
+            self._reference = _copied(trained.params)
+        else:
+            self._reference = trained.base or _copied(policy.params, settings.compute_dtype)
+        self.params: Any = {"policy": trained.params, "critic": critic}
+        self._trained = trained.without_params()
         self._state: Any = init_state(self._optimizer, self.params, run.config.optimizer.placement)
-        # One that is refreshed is a copy of what is trained, and scored as that is.
-        self._reference = jax.tree.map(jnp.copy, trained.params) if self._config.reference_every else None
         self._kl_coefficient = self._config.kl_coefficient
         self._controller = KL_CONTROLLERS.choose(self._config.kl_controller)
         estimator = ESTIMATORS.choose(self._config.estimator)
@@ -104,11 +124,9 @@ class Learner:
             else None
         )
 
-    def batch(self, pad_id: int, taken: Sequence[Taken]) -> ppo.Batch:
+    def batch(self, taken: Sequence[Taken]) -> ppo.Batch:
         """Makes a batch of `taken`, with the tracked values of its states."""
-        return batch_of(
-            self._run.config, pad_id, taken, None if self.tracker is None else self.tracker.baselines(taken)
-        )
+        return batch_of(self._run.config, taken, None if self.tracker is None else self.tracker.baselines(taken))
 
     def update(self, batch: ppo.Batch, taken: Sequence[Taken], iteration: int) -> dict[str, float]:
         """Takes all epochs and mini-batches of one batch, in the iteration of this index; returns means over them.
@@ -122,37 +140,44 @@ class Learner:
             return dict.fromkeys(("kl", "policy_loss", "value_loss", "entropy", "grad_norm"), 0.0)
         every = self._config.reference_every
         if every and iteration and iteration % every == 0:
-            self._reference = jax.tree.map(jnp.copy, self.params["policy"])
-        config, params = self._with_micro_rows(len(batch.rewards) // self._config.minibatches, batch), self.params
-        whole_batch = self._with_micro_rows(len(batch.rewards), batch).micro_batch
-        placed = self._run.devices.place(batch)
+            self._reference = _copied(self.params["policy"])
+        config, params = self._config, self.params
+        samples = [Sample(row.action.prompt, row.action.tokens) for row in taken]
+        counted = batch.mask.any(axis=1)
+        size = len(batch.rewards)
+        placed = jax.tree.map(processes.everywhere, batch)
+        passes = self._passes(samples, np.flatnonzero(counted), size)
         whole = self._trained.whole(params["policy"])
-        coefficient = np.float32(self._kl_coefficient)
+        coefficient, none = np.float32(self._kl_coefficient), np.float32(0.0)
         with self._turn:
-            proximal = ppo.score(self._model, whole, params["critic"], placed, whole_batch)
-            reference = self._reference_scores(placed, whole_batch)
+            proximal = ppo.score(self._model, whole, params["critic"], placed, passes)
+            reference = self._reference_scores(placed, passes)
             targets = ppo.make_targets(placed, proximal, reference, config, coefficient)
         if not config.replay:  # whose versions are those of another run
             check_sampler(self._run, iteration, batch, processes.fetch(proximal.log_probs), taken)
-        totals: dict[str, Mean] = {}
-        first: dict[str, Mean] = {}
+        steps: list[Means] = []
         rng = np.random.default_rng([self._run.config.seed, iteration, 1])
         for _ in range(config.epochs):
-            for rows in np.split(rng.permutation(len(batch.rewards)), config.minibatches):
+            for chosen in minibatches(batch.groups, counted, config.minibatches, rng):
+                passes = self._passes(samples, chosen, -(-size // config.minibatches))
                 with self._turn:
                     self.params, self._state, metrics = ppo.ppo_step(
                         self.params,
                         self._state,
-                        *self._run.devices.rows((placed, targets), rows),
-                        coefficient if config.kl_in == "loss" else np.float32(0.0),
+                        placed,
+                        targets,
+                        passes,
+                        coefficient if config.kl_in == "loss" else none,
                         model=self._model,
                         optimizer=self._optimizer,
                         config=config,
                         base=self._trained.base,
                         critic_only=iteration < config.critic_warmup,
                     )
-                first = first or metrics
-                totals = metrics if not totals else {name: totals[name] + metrics[name] for name in totals}
+                steps.append(metrics)
+        # Read when all steps are handed to the devices: none waits for the host.
+        read = [metrics.read() for metrics in steps]
+        first, totals = read[0], added(read)
         values = {name: float(mean.value) for name, mean in totals.items()}
         if targets.returns is not None:
             values["explained_variance"] = explained_variance(totals)
@@ -166,75 +191,85 @@ class Learner:
             self.tracker.learn(taken, values["kl_old"])
         return values
 
-    def pretrain(self, batches: Sequence[ppo.Batch]) -> dict[str, float]:
-        """Trains the critic alone on batches whose rewards are known, one step each.
+    def pretrain(self, batches: Iterable[tuple[ppo.Batch, Sequence[Sample]]]) -> dict[str, float]:
+        """Trains the critic alone on batches, with their samples, whose rewards are known, one step each.
 
         Returns:
           `explained_variance` of the first tenth of the batches and of the last, before each was trained on.
         """
-        explained: list[dict[str, Mean]] = []
-        for batch in batches:
-            config = self._with_micro_rows(len(batch.rewards), batch)
-            placed = self._run.devices.place(batch)
+        explained: list[Means] = []
+        for batch, samples in batches:
+            placed = jax.tree.map(processes.everywhere, batch)
+            passes = self._passes(samples, range(len(samples)), len(samples))
             whole = self._trained.whole(self.params["policy"])
-            scores = ppo.score(self._model, whole, self.params["critic"], placed, config.micro_batch)
+            scores = ppo.score(self._model, whole, self.params["critic"], placed, passes)
             # The expert's log-probs are not known: its actions count as the policy's own, and only values are read.
             own = dataclasses.replace(placed, behaviour_log_probs=scores.log_probs)
-            targets = ppo.make_targets(own, scores, scores, config)
+            targets = ppo.make_targets(own, scores, scores, self._config)
             self.params, self._state, metrics = ppo.ppo_step(
                 self.params,
                 self._state,
                 own,
                 targets,
+                passes,
                 np.float32(0.0),
                 model=self._model,
                 optimizer=self._optimizer,
-                config=config,
+                config=self._config,
                 base=self._trained.base,
                 critic_only=True,
             )
             explained.append(metrics)
         share = max(1, len(explained) // 10)
         ends = {"before": explained[:share], "after": explained[-share:]}
-        sums = {
-            name: {key: sum((e[key] for e in part[1:]), part[0][key]) for key in part[0]} for name, part in ends.items()
-        }
+        sums = {name: added([metrics.read() for metrics in part]) for name, part in ends.items()}
         return {f"explained_variance_{name}": explained_variance(part) for name, part in sums.items()}
 
-    def _reference_scores(self, placed: ppo.Batch, micro_rows: int) -> ppo.Scores:
-        """Scores of a batch by the reference."""
-        if self._reference is None:
-            return ppo.score(self._reference_model, self._policy.params, None, placed, micro_rows)
-        return ppo.score(self._model, self._trained.whole(self._reference), None, placed, micro_rows)
+    def _passes(self, samples: Sequence[Sample], chosen: Sequence[int], size: int) -> Passes:
+        """Rows of the chosen samples on the devices, of a shape for any `size` of them."""
+        return place(self._packer.pack(samples, chosen, size), self._run.devices)
 
-    def _with_micro_rows(self, rows: int, batch: ppo.Batch) -> RLConfig:
-        """The settings with a token budget turned into rows, for passes over `rows` of the batch's rows."""
-        micro = ppo.micro_rows(self._config, rows, batch.tokens.shape[1], self._run.devices.row_shards)
-        return dataclasses.replace(self._config, micro_batch=micro)
+    def _reference_scores(self, placed: ppo.Batch, passes: Passes) -> ppo.Scores:
+        """Scores of a batch by the reference."""
+        if self._follows:
+            return ppo.score(self._model, self._trained.whole(self._reference), None, placed, passes)
+        return ppo.score(self._reference_model, self._reference, None, placed, passes)
 
     # -- checkpoints --
 
     def arrays(self) -> dict[str, Any]:
         """What a resume needs, on the devices."""
-        kept = {} if self._reference is None else {"reference": self._reference}
+        kept = {"reference": self._reference} if self._follows else {}
         return {**self.params, "optimizer": self._state, **kept}
 
     def to_dict(self) -> dict[str, Any]:
         """What it needs besides."""
         tracked = {} if self.tracker is None else {"tracker": self.tracker.to_dict()}
-        return {"kl": {"coefficient": self._kl_coefficient}, **tracked}
+        return {"kl": {"coefficient": self._kl_coefficient}, "shapes": self._packer.shapes.to_list(), **tracked}
 
     def restore(self, saved: Checkpointer, step: int) -> dict[str, Any]:
         """Go on from the checkpoint of `step`; returns all that it holds beside the arrays."""
         wanted = abstract(self.arrays())
-        self.params = self._state = self._reference = (
-            None  # freed before the restored ones are made: both would not fit
-        )
+        self.params = self._state = None  # freed before the restored ones are made: both would not fit
+        if self._follows:
+            self._reference = None
         arrays, extra = saved.restore(step, wanted)
         self.params = {name: arrays[name] for name in ("policy", "critic")}
         self._state = arrays["optimizer"]
-        self._reference = arrays.get("reference")
+        if self._follows:
+            self._reference = arrays["reference"]
+        self._packer.shapes.restore(extra["shapes"])
         self._kl_coefficient = extra["kl"]["coefficient"]
         if self.tracker is not None:
             self.tracker.restore(extra["tracker"])
         return extra
+
+
+def _copied(params: Any, dtype: str | None = None) -> Any:
+    """Copies arrays, in `dtype` where that is smaller."""
+
+    def one(leaf: jax.Array) -> jax.Array:
+        smaller = dtype is not None and jnp.dtype(dtype).itemsize < leaf.dtype.itemsize
+        return leaf.astype(dtype) if smaller else jnp.copy(leaf)
+
+    return jax.tree.map(one, params)

@@ -1,8 +1,9 @@
 """Step-wise PPO on the device: score a batch, turn rewards into advantages, take clipped steps.
 
-A row is one action from one state: its tokens are the time steps, its reward falls on the last of them, which is
-terminal (no bootstrap, also where the action was cut). Loss terms and estimators are those of `mlagent_jax.algorithms`;
-this module applies the model to them.
+An action's tokens are the time steps, its reward falls on the last of them, which is terminal (no bootstrap, also where
+the action was cut). Loss terms and estimators are those of `mlagent_jax.algorithms`; this module applies the model to
+them. What belongs to actions is [batch, action]; the model sees their tokens in packed rows (`rl.rows`), in which
+actions of one prompt share it, pass by pass of the devices.
 """
 
 from __future__ import annotations
@@ -23,12 +24,13 @@ from mlagent_jax.algorithms.corrections import correction_weights
 from mlagent_jax.algorithms.estimators import ESTIMATORS, Rewards, normalise, place_on_last
 from mlagent_jax.algorithms.kl import kl, token_kl
 from mlagent_jax.algorithms.max_at_k import best_of
-from mlagent_jax.algorithms.means import Mean, aggregate
+from mlagent_jax.algorithms.means import Mean, Means, aggregate
 from mlagent_jax.algorithms.policy_losses import POLICY_LOSSES, policy_loss
 from mlagent_jax.algorithms.values import value_loss
 from mlagent_jax.models import lora
-from mlagent_jax.optim.accumulation import mapped, summed_gradients
+from mlagent_jax.optim.accumulation import summed_over
 from mlagent_jax.optim.optimizer import adam, apply, clipped
+from mlagent_jax.rl.rows import Passes
 from mlagent_jax.settings.policy import OptimizerConfig
 from mlagent_jax.settings.stages import RLConfig
 
@@ -38,11 +40,8 @@ Params = Any
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """Actions with their prompts, right-padded."""
+    """Actions and what became of them; the same on every device. Their tokens are in `rl.rows.Passes`."""
 
-    tokens: jax.Array  # int32 [batch, time], prompt then action
-    prompt_lengths: jax.Array  # int32 [batch], at least 1
-    actions: jax.Array  # int32 [batch, action]
     mask: jax.Array  # bool [batch, action], true on action tokens; all false where the outcome is masked
     behaviour_log_probs: jax.Array  # float32 [batch, action], of the policy that sampled
     rewards: jax.Array  # float32 [batch]
@@ -52,38 +51,23 @@ class Batch:
 
 
 def make_batch(
-    prompts: Sequence[Sequence[int]],
     actions: Sequence[Sequence[int]],
     log_probs: Sequence[Sequence[float]],
     rewards: Sequence[float | None],
     groups: Sequence[int],
     *,
-    pad_id: int,
     action_tokens: int,
     weights: Sequence[float] | None = None,
     baselines: Sequence[float] | None = None,
-    bucket: int = 64,
 ) -> Batch:
-    """Host arrays of one batch; a reward of None (an infrastructure error) masks its row.
-
-    Time is the longest row rounded up to a multiple of `bucket`, so that few shapes are compiled.
-    """
-    longest = max(len(p) + len(a) for p, a in zip(prompts, actions, strict=True))
-    time, size = -(-longest // bucket) * bucket, len(prompts)
-    tokens = np.full((size, time), pad_id, np.int32)
-    acted = np.full((size, action_tokens), pad_id, np.int32)
+    """Makes host arrays of one batch; a reward of None (an infrastructure error) masks its row."""
+    size = len(actions)
     mask = np.zeros((size, action_tokens), bool)
     behaviour = np.zeros((size, action_tokens), np.float32)
-    for row, (prompt, action, lps) in enumerate(zip(prompts, actions, log_probs, strict=True)):
-        tokens[row, : len(prompt)] = prompt
-        tokens[row, len(prompt) : len(prompt) + len(action)] = action
-        acted[row, : len(action)] = action
+    for row, (action, lps) in enumerate(zip(actions, log_probs, strict=True)):
         behaviour[row, : len(action)] = lps
         mask[row, : len(action)] = rewards[row] is not None
     return Batch(
-        tokens=tokens,
-        prompt_lengths=np.asarray([len(p) for p in prompts], np.int32),
-        actions=acted,
         mask=mask,
         behaviour_log_probs=behaviour,
         rewards=np.asarray([0.0 if r is None else r for r in rewards], np.float32),
@@ -158,38 +142,41 @@ class Model:
     """Of a separate critic's backbone, where it is not the policy's."""
 
 
-def _action_states(model: Model, graph: Any, params: Params, batch: Batch) -> jax.Array:
-    """The hidden states that a batch's action tokens are chosen from, [batch, action, hidden]."""
+def _deciding_states(model: Model, graph: Any, params: Params, rows: Passes) -> jax.Array:
+    """Returns the hidden states that a pass's action tokens are chosen from, [rows, decisions, hidden]: only those meet
+    the vocabulary."""
+    if rows.single:  # for kernels that take no segments
+        layout = {"lengths": jnp.sum(rows.segment_ids > 0, axis=1)}
+    else:
+        names = ("positions", "segment_ids", "prompt_ids")
+        layout = {name: getattr(rows, name) for name in names}
     hidden = models.hidden_states(
-        graph,
-        params,
-        batch.tokens,
-        lengths=batch.prompt_lengths + jnp.sum(batch.mask, axis=1),
-        remat=model.remat,
-        compute_dtype=jnp.dtype(model.compute_dtype),
+        graph, params, rows.tokens, remat=model.remat, compute_dtype=jnp.dtype(model.compute_dtype), **layout
     )
-    # The state before action token a is at prompt_length - 1 + a: only those positions meet the vocabulary.
-    where = batch.prompt_lengths[:, None] - 1 + jnp.arange(batch.actions.shape[1])[None, :]
-    where = jnp.minimum(where, batch.tokens.shape[1] - 1)
-    return jnp.take_along_axis(hidden, where[:, :, None], axis=1)
+    return jnp.take_along_axis(hidden, rows.at[:, :, None], axis=1)
 
 
-def _score(model: Model, policy: Params, critic: Params | None, batch: Batch) -> Scores:
-    hidden = _action_states(model, model.graph, policy, batch)
+def _score(model: Model, policy: Params, critic: Params | None, rows: Passes, shape: tuple[int, int]) -> Scores:
+    """Scores the actions of one pass; all else is 0. `shape` is [batch, action]."""
+    hidden = _deciding_states(model, model.graph, policy, rows)
     log_probs, entropy = models.token_log_probs(
-        model.graph, policy, hidden, batch.actions, temperature=model.temperature
+        model.graph, policy, hidden, rows.targets, temperature=model.temperature
     )
     if critic is None:
-        return Scores(log_probs, entropy, jnp.zeros_like(log_probs))
-    if "backbone" in critic:
-        hidden = _action_states(model, model.critic_graph or model.graph, critic["backbone"], batch)
-    return Scores(log_probs, entropy, hidden.astype(jnp.float32) @ critic["kernel"] + critic["bias"])
+        values = jnp.zeros_like(log_probs)
+    else:
+        if "backbone" in critic:
+            hidden = _deciding_states(model, model.critic_graph or model.graph, critic["backbone"], rows)
+        values = hidden.astype(jnp.float32) @ critic["kernel"] + critic["bias"]
+    return Scores(*(rows.by_action(each, shape) for each in (log_probs, entropy, values)))
 
 
-@functools.partial(jax.jit, static_argnames=("model", "micro_rows"))
-def score(model: Model, policy: Params, critic: Params | None, batch: Batch, micro_rows: int = 0) -> Scores:
-    """Scores of a batch, `micro_rows` rows at a time (0: all at once): proximal and reference log-probs, old values."""
-    return mapped(functools.partial(_score, model, policy, critic), batch, micro_rows)
+@functools.partial(jax.jit, static_argnames=("model",))
+def score(model: Model, policy: Params, critic: Params | None, batch: Batch, passes: Passes) -> Scores:
+    """Scores a batch, pass by pass: proximal and reference log-probs, old values. What is in no pass gets 0."""
+    # A token is in one pass: the sum puts every score in its place.
+    of_pass = functools.partial(_score, model, policy, critic, shape=batch.mask.shape)
+    return summed_over(of_pass, passes.each, passes.count)
 
 
 @functools.partial(jax.jit, static_argnames=("config",))
@@ -231,6 +218,7 @@ def ppo_step(
     opt_state: optax.OptState,
     batch: Batch,
     targets: Targets,
+    passes: Passes,
     kl_coefficient: jax.Array,
     *,
     model: Model,
@@ -238,8 +226,9 @@ def ppo_step(
     config: RLConfig,
     base: Params | None = None,
     critic_only: bool = False,
-) -> tuple[Params, optax.OptState, dict[str, Mean]]:
-    """Takes one step on a mini-batch; `params` is {"policy", "critic"}, donated with the optimizer's state.
+) -> tuple[Params, optax.OptState, Means]:
+    """Takes one step on the actions of a batch that are in `passes`; `params` is {"policy", "critic"}, donated with the
+    optimizer's state.
 
     `kl_coefficient` is that of the KL in the loss: 0 where the KL is in the reward.
 
@@ -248,22 +237,22 @@ def ppo_step(
 
         L = L_policy + value_coefficient * L_value + kl_coefficient * KL(policy || reference) - entropy_coefficient * H
 
-    Returns metrics as (total, count) pairs, each over the tokens or rows that it is a mean of.
+    Returns metrics as (total, count) pairs, each over the tokens or actions that it is a mean of.
     """
 
-    def loss(params: Params, rows: tuple[Batch, Targets]) -> tuple[jax.Array, dict[str, Mean]]:
-        batch, targets = rows
+    def loss(params: Params, rows: Passes) -> tuple[jax.Array, dict[str, Mean]]:
         whole = params["policy"] if base is None else lora.join(base, params["policy"])
-        scores = _score(model, whole, params["critic"], batch)
+        scores = _score(model, whole, params["critic"], rows, batch.mask.shape)
+        mask = batch.mask & rows.by_action(jnp.ones(rows.entries.shape, bool), batch.mask.shape)
         weights, weight_metrics = correction_weights(
-            config.corrections, targets.log_probs, batch.behaviour_log_probs, batch.mask
+            config.corrections, targets.log_probs, batch.behaviour_log_probs, mask
         )
         policy, metrics = policy_loss(
             POLICY_LOSSES.choose(config.loss),
             scores.log_probs,
             targets.log_probs,
             targets.advantages * batch.weights[:, None],
-            batch.mask,
+            mask,
             weights=weights,
             aggregation=config.aggregation,
         )
@@ -274,15 +263,15 @@ def ppo_step(
                 scores.values,
                 targets.values,
                 targets.returns,
-                batch.mask,
+                mask,
                 clip=config.value_clip or None,
                 aggregation=config.aggregation,
             )
         divergences = token_kl(
-            scores.log_probs, targets.reference_log_probs, batch.mask, config.kl_estimator, batch.behaviour_log_probs
+            scores.log_probs, targets.reference_log_probs, mask, config.kl_estimator, batch.behaviour_log_probs
         )
-        divergence = aggregate(divergences, batch.mask, config.aggregation)
-        entropy = aggregate(scores.entropy, batch.mask, config.aggregation)
+        divergence = aggregate(divergences, mask, config.aggregation)
+        entropy = aggregate(scores.entropy, mask, config.aggregation)
         total = (
             policy.total
             + config.value_coefficient * value.total
@@ -290,11 +279,15 @@ def ppo_step(
             - config.entropy_coefficient * entropy.total
         )
         if config.aggregation == "constant":  # told a token
-            divergence, entropy = aggregate(divergences, batch.mask), aggregate(scores.entropy, batch.mask)
+            divergence, entropy = aggregate(divergences, mask), aggregate(scores.entropy, mask)
         terms = {"policy_loss": policy, "value_loss": value, "kl": divergence, "entropy": entropy}
         return total, jax.lax.stop_gradient({**metrics, **weight_metrics, **value_metrics, **terms})
 
-    grads, metrics = summed_gradients(loss, params, (batch, targets), config.micro_batch)
+    def gradient(rows: Passes) -> tuple[Params, dict[str, Mean]]:
+        grads, sums = jax.grad(loss, has_aux=True)(params, rows)
+        return _laid_out(model, grads), sums
+
+    grads, metrics = summed_over(gradient, passes.each, passes.count)
     # Every term counts the same tokens (or sequences), so the total of means is the mean of totals.
     count = jnp.maximum(metrics["policy_loss"].count, 1.0)
     grads = jax.tree.map(lambda grad: grad / count, grads)
@@ -304,19 +297,15 @@ def ppo_step(
         new_params = new_params | {"policy": params["policy"]}
         inner = new_state.inner_states | {"policy": opt_state.inner_states["policy"]}
         new_state = new_state._replace(inner_states=inner)
-    return new_params, new_state, metrics
+    return new_params, new_state, Means.of(metrics)
 
 
-def micro_rows(config: RLConfig, rows: int, time: int, shards: int = 1) -> int:
-    """Rows a pass of the devices for a step on `rows` rows of `time` tokens; 0: all at once.
-
-    With `micro_tokens`, the most within that budget that divide `rows` and are divided by `shards`, the shares that the
-    mesh cuts a batch into; the fewest where none is within it. Else `micro_batch`.
-    """
-    if not config.micro_tokens:
-        return config.micro_batch
-    possible = [n for n in range(shards, rows + 1, shards) if rows % n == 0]
-    return max((n for n in possible if n * time <= config.micro_tokens), default=min(possible, default=0))
+def _laid_out(model: Model, grads: Params) -> Params:
+    """Returns the gradients in the layout of their parameters; a value head is whole on every device."""
+    critic = grads["critic"]
+    if "backbone" in critic:
+        critic = critic | {"backbone": models.laid_out(model.critic_graph or model.graph, critic["backbone"])}
+    return {"policy": models.laid_out(model.graph, grads["policy"]), "critic": critic}
 
 
 def rl_optimizer(config: RLConfig, keeps: OptimizerConfig | None = None) -> optax.GradientTransformation:

@@ -13,12 +13,13 @@ import numpy as np
 
 from environments.rewards import compute
 from mlagent_jax.agents.prompts import Renderer
+from mlagent_jax.models.packing import Sample
 from mlagent_jax.rl import ppo
 from mlagent_jax.runs.run import Run
 from mlagent_jax.runtime.errors import ConfigError
 
 
-def expert_batches(run: Run, renderer: Renderer) -> Iterator[ppo.Batch]:
+def expert_batches(run: Run, renderer: Renderer) -> Iterator[tuple[ppo.Batch, list[Sample]]]:
     """Yields batches of the expert's steps in training tasks, of a mini-batch's rows, over `critic_pretraining` passes.
 
     Steps that do not fit the limits, or whose outcome is masked, are left out; so is what fills no batch.
@@ -44,12 +45,8 @@ def expert_batches(run: Run, renderer: Renderer) -> Iterator[ppo.Batch]:
         order = np.random.default_rng([config.seed, epoch, 3]).permutation(len(steps))
         for first in range(0, len(steps) - rows + 1, rows):
             prompts, actions, rewards = zip(*(steps[i] for i in order[first : first + rows]), strict=True)
-            yield ppo.make_batch(
-                prompts,
-                actions,
-                [[0.0] * len(action) for action in actions],
-                rewards,
-                range(rows),
-                pad_id=renderer.tokenizer.pad_id,
-                action_tokens=config.prompt.max_action_tokens,
+            unknown = [[0.0] * len(action) for action in actions]
+            batch = ppo.make_batch(
+                actions, unknown, rewards, range(rows), action_tokens=config.prompt.max_action_tokens
             )
+            yield batch, list(map(Sample, prompts, actions))

@@ -38,8 +38,9 @@ from mlagent_jax.trajectories.record import Record
 def rl(run: Run) -> None:
     """Train checkpoints/rl from the SFT policy."""
     policy = trained_policy(run, "sft")
-    trainer = _Trainer(run, policy)
     describe(run, "rl", policy)
+    trainer = _Trainer(run, policy)
+    del policy  # its arrays are the learner's, which lets them go before a checkpoint is restored
     trainer.train()
 
 
@@ -55,11 +56,10 @@ class _Trainer:
         if self.config.replay:
             self.batches = ReplayedBatches(epath.Path(self.config.replay))
         else:
-            self.batches = Batches(run, policy, trained)
+            self.batches = Batches(run, policy, trained.without_params())
             self.validation = Validation(run, self.batches.actor)
         self.learner = Learner(run, policy, trained, self.batches.turn)
-        self.whole, self.renderer = trained.whole, renderer(run, policy)
-        self.pad_id = policy.tokenizer.pad_id
+        self.whole, self.renderer = trained.without_params().whole, renderer(run, policy)
         self.iteration = 0
 
     def train(self) -> None:
@@ -108,7 +108,7 @@ class _Trainer:
     def _train_on(self, taken: Sequence[Taken], seconds_sample: float, seconds_taking: float) -> dict[str, float]:
         """One iteration's update on `taken`, which took so long to get, sampling included; returns scalars."""
         started = time.monotonic()
-        batch = self.learner.batch(self.pad_id, taken)
+        batch = self.learner.batch(taken)
         self.batches.make_room()
         metrics = self.learner.update(batch, taken, self.iteration)
         if not self.config.replay:
@@ -132,7 +132,8 @@ class _Trainer:
                 "seconds_wait": seconds_taking - seconds_sample,
                 "seconds_execute": sum(outcome.seconds for outcome in outcomes),
                 "seconds_update": seconds_update,
-                "tokens_per_second": int((batch.prompt_lengths + batch.mask.sum(axis=1)).sum()) / seconds,
+                "tokens_per_second": sum(row.action.prompt_tokens + row.action.completion_tokens for row in taken)
+                / seconds,
                 "executions_per_second": sum("started" in o.progress for o in outcomes) / seconds,
             }
         )

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 from typing import Any, Self
 
 import jax
-import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from mlagent_jax.parallelism import DEFAULT_RULES, make_mesh
@@ -47,25 +45,7 @@ class Devices:
         """Return the number of shards of a batch's rows."""
         return math.prod(self.mesh.shape[axis] for axis in self.rules.mesh_axes("batch", self.mesh))
 
-    @property
-    def _row_sharding(self) -> NamedSharding:
-        return NamedSharding(self.mesh, self.rules.spec(("batch",), self.mesh))
-
-    def place(self, batch: Any) -> Any:
-        """Copy a pytree of host arrays [rows, ...] to the devices, sharded by rows."""
-        sharding = self._row_sharding
-        return jax.tree.map(lambda array: processes.split(array, sharding), batch)
-
-    def rows(self, batch: Any, rows: np.ndarray) -> Any:
-        """Select rows of a batch on the devices; the selection is sharded by rows again.
-
-        Args:
-          batch: Pytree of arrays [all rows, ...].
-          rows: Indices of the rows, [rows].
-        """
-        return _select(batch, rows, self._row_sharding)
-
-
-@functools.partial(jax.jit, static_argnums=2)
-def _select(batch: Any, rows: jax.Array, sharding: NamedSharding) -> Any:
-    return jax.tree.map(lambda array: jax.lax.with_sharding_constraint(array[rows], sharding), batch)
+    def place(self, batch: Any, axis: int = 0) -> Any:
+        """Copy a pytree of host arrays to the devices, `axis` of them, the rows, split over the mesh."""
+        spec = self.rules.spec((*(None,) * axis, "batch"), self.mesh)
+        return jax.tree.map(lambda array: processes.split(array, NamedSharding(self.mesh, spec)), batch)

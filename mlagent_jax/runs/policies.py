@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from typing import Any
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -154,24 +154,19 @@ def describe(run: Run, stage: str, policy: Policy) -> None:
 class Training:
     """Policy in training: the parameters that the optimizer updates, apart from the frozen ones."""
 
-    start: Policy
-    """Policy before the stage."""
     graph: Any
     params: Any
-    """Trained parameters: all, or adapters of `start`."""
+    """Trained parameters: all, or adapters of the policy before the stage."""
     base: Any = None
-    """Frozen parameters of `start` with adapters; else None."""
-    lora: models.LoRA | None = None
+    """Frozen parameters of that policy with adapters; else None."""
 
     def whole(self, params: Any) -> Any:
         """Return all parameters that `graph` needs, given the trained ones; no array is copied."""
         return params if self.base is None else lora.join(self.base, params)
 
-    def finished(self, params: Any) -> Policy:
-        """Return the policy after training, given the trained parameters; adapters are merged."""
-        if self.base is None:
-            return self.start.with_params(params)
-        return self.start.with_params(lora.merge(self.base, params, self.lora))
+    def without_params(self) -> Self:
+        """Return this training with only the frozen parameters: whoever trains the others holds them alone."""
+        return dataclasses.replace(self, params=None)
 
 
 def training(run: Run, start: Policy) -> Training:
@@ -181,14 +176,14 @@ def training(run: Run, start: Policy) -> Training:
       ConfigError: The model lacks a target of the adapters.
     """
     if not run.config.lora.rank:
-        return Training(start, start.graph, start.params)
+        return Training(start.graph, start.params)
     settings = models.LoRA(**dataclasses.asdict(run.config.lora))
     try:
         graph = lora.adapted(start.graph, settings)
     except ValueError as error:
         raise ConfigError(f"config.lora.targets: {error}") from error
     adapters = lora.create(graph, jax.random.key(run.config.seed), run.devices.mesh)
-    return Training(start, graph, adapters, start.params, settings)
+    return Training(graph, adapters, start.params)
 
 
 def placement(run: Run) -> policies.Placement:

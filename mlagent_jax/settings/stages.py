@@ -177,11 +177,9 @@ class RLConfig:
     """Number of passes over the expert's steps and rewards that train the critic before the first iteration."""
     max_grad_norm: float = 1.0
     """Maximum global gradient norm; larger gradients are scaled down to it."""
-    micro_batch: int = 0
-    """Rows per forward and backward pass, a divisor of a mini-batch. 0: the whole mini-batch. Gradients accumulate
-    exactly."""
-    micro_tokens: int = 0
-    """Tokens per forward and backward pass, padding included; replaces `micro_batch`. 0: use `micro_batch`."""
+    micro_tokens: int = 2048
+    """Tokens of a device per forward and backward pass, padding included. The longest prompt with its actions is always
+    one pass. Gradients accumulate exactly."""
     duration_weighting: bool = False
     """Whether actions are weighted in the policy gradient by their execution seconds (arXiv 2509.01684)."""
     value_clip: float = 0.2
@@ -237,6 +235,7 @@ class RLConfig:
         "gae_lambda": "config.rl.estimator=gae:lam=VALUE,critic_lam=VALUE",
         "kl_target": "config.rl.kl_controller=adaptive:target=VALUE",
         "max_importance_weight": "config.rl.corrections=truncate_tokens:limit=VALUE",
+        "micro_batch": "config.rl.micro_tokens=TOKENS",
     }
     """Removed fields, and the parameters that replace them."""
 

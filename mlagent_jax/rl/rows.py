@@ -1,0 +1,121 @@
+"""A batch's tokens as the update sees them: packed rows, in which actions of one prompt share it, pass by pass.
+
+`RowPacker` holds the shapes of a run, which are few; `Passes` are the arrays of one batch or mini-batch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import logging
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mlagent_jax.models.packing import Sample, Shapes, blocks, fill
+from mlagent_jax.runs.devices import Devices
+from mlagent_jax.runtime import processes
+from mlagent_jax.settings.schema import Config
+
+log = logging.getLogger(__name__)
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["tokens", "positions", "segment_ids", "prompt_ids", "at", "targets", "entries", "count"],
+    meta_fields=["single"],
+)
+@dataclasses.dataclass(frozen=True)
+class Passes:
+    """Rows of all passes, or of one: then without the leading axis. Rows are split over the mesh."""
+
+    tokens: jax.Array  # int32 [passes, rows, time], as `models.packing` lays them out
+    positions: jax.Array  # as `tokens`
+    segment_ids: jax.Array  # as `tokens`
+    prompt_ids: jax.Array  # as `tokens`
+    at: jax.Array  # int32 [passes, rows, decisions], positions that action tokens are chosen at
+    targets: jax.Array  # int32 [passes, rows, decisions], those tokens
+    entries: jax.Array  # int32 [passes, rows, decisions], their places in a flat [batch, action]; beyond it: padding
+    count: jax.Array | None = None  # int32, passes that hold anything, the first ones; None: all
+    single: bool = False  # whether a row holds one action alone, so that its length says all
+
+    @property
+    def each(self) -> Passes:
+        """The passes without their count, to go over one by one."""
+        return dataclasses.replace(self, count=None)
+
+    def by_action(self, values: jax.Array, shape: tuple[int, int]) -> jax.Array:
+        """Returns `values` [rows, decisions] of one pass at their places in [batch, action], 0 elsewhere."""
+        flat = jnp.zeros(shape[0] * shape[1], values.dtype)
+        return flat.at[self.entries.ravel()].set(values.ravel(), mode="drop").reshape(shape)
+
+
+class RowPacker:
+    """Packs batches of a run in few shapes.
+
+    Args:
+      config: Limits of prompts and actions, and of a pass.
+      pad_id: Token of the padding.
+      hidden_size: Width of the model, by which the cost of long rows is weighed against that of padding.
+      shards: Number that the mesh splits rows into.
+      single: Whether each action gets a row of its own, for attention kernels that take no segments.
+    """
+
+    def __init__(self, config: Config, pad_id: int, hidden_size: int, shards: int = 1, *, single: bool = False) -> None:
+        rl, self._pad_id, self._single = config.rl, pad_id, single
+        self._action_tokens = config.prompt.max_action_tokens
+        self._longest = longest_block(config, single=single)
+        limit = max(self._longest, min(2 * self._longest, rl.micro_tokens))
+        if single:
+            log.info("rl: the attention kernel cudnn takes no segments: every action is computed with its own prompt")
+        self._samples = 1 if single or rl.rollout == "episode" else rl.samples
+        # A layer's products take 24 h^2 operations a position, its attention 4 h for each position that is attended to.
+        self.shapes = Shapes(
+            self._longest,
+            self._longest if single else limit,
+            shards=shards,
+            budget=rl.micro_tokens,
+            width=6 * hidden_size,
+        )
+
+    def pack(self, samples: Sequence[Sample], chosen: Sequence[int], size: int) -> Passes:
+        """Returns host arrays of the `chosen` samples' rows, of a shape for any `size` of them."""
+        found = blocks(samples, chosen, self._longest, share=not self._single)
+        shape, rows = self.shapes.choose(found, alone=self._single)
+        most = -(-size // self._samples) + 1  # rows that a step's groups need: a cut between steps may split one
+        if len(rows) > most:
+            most = max(size, len(rows))
+        passes = -(-most // shape.rows)
+        filled = fill(samples, [*rows, *[[]] * (passes * shape.rows - len(rows))], shape.time, self._pad_id)
+        places = np.full((passes * shape.rows, shape.decisions), np.iinfo(np.int32).max, np.int32)
+        at, targets = np.zeros_like(places), np.zeros_like(places)
+        for r, row in enumerate(rows):
+            actions = [(index, len(samples[index].action)) for block in row for index in block.members]
+            here = np.concatenate([index * self._action_tokens + np.arange(length) for index, length in actions])
+            decides = np.flatnonzero(filled.mask[r])
+            places[r, : len(here)], at[r, : len(here)] = here, decides
+            targets[r, : len(here)] = filled.targets[r, decides]
+        names = ("tokens", "positions", "segment_ids", "prompt_ids")
+        arrays = {name: getattr(filled, name) for name in names} | {"at": at, "targets": targets, "entries": places}
+        return Passes(
+            **{name: array.reshape(passes, shape.rows, -1) for name, array in arrays.items()},
+            count=np.int32(-(-len(rows) // shape.rows)),
+            single=self._single,
+        )
+
+
+def longest_block(config: Config, *, single: bool = False) -> int:
+    """Returns the positions of the longest prompt with all of its actions, or with one."""
+    actions = 1 if single else config.rl.samples
+    return config.prompt.max_prompt_tokens - 1 + actions * config.prompt.max_action_tokens
+
+
+def place(passes: Passes, devices: Devices) -> Passes:
+    """Copies host arrays to the devices, the rows of each pass over the mesh."""
+    rows = {name: getattr(passes, name) for name in _ROWS}
+    return dataclasses.replace(passes, **devices.place(rows, axis=1), count=processes.everywhere(passes.count))
+
+
+_ROWS = ("tokens", "positions", "segment_ids", "prompt_ids", "at", "targets", "entries")
