@@ -19,7 +19,7 @@ from environments.interfaces.json_lines import MAX_REQUEST_BYTES, serve
 from environments.sandbox import SandboxError
 from environments.step import Environment
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 TASK = "micro-rings-0"
 RUN = Action("Execute Script", {"script_name": "train.py"}).render()
 BETTER = Action(

@@ -19,7 +19,7 @@ from environments.tasks import InvalidSubmissionError, TaskError
 from environments.tasks.folders.fields import FIELDS
 from environments.tasks.grading import tables
 
-RENTS = Path(__file__).parents[3] / "docs" / "examples" / "rents"
+RENTS = Path(__file__).parents[4] / "docs" / "examples" / "rents"
 KINDS = {"n": "number", "i": "integer", "p": "probability", "t": "text"}
 IDS = ("NA", "001", "1.10", "a,b", 'say "so"', "two\nlines")
 few = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
