@@ -53,7 +53,6 @@ def get_config() -> ConfigDict:
     config.rl.learning_rate = 1e-6
     config.rl.epochs = 1
     config.rl.minibatches = 4
-    config.rl.micro_batch = 8
     config.rl.kl_coefficient = 0.01
     # Workers on other hosts execute while the devices sample and update, one batch ahead; the second version is for
     # stragglers, a host that dies or a script that takes an hour, for which no batch waits longer than this.

@@ -13,5 +13,4 @@ def get_config() -> ConfigDict:
     config.plan.slice = "h100-8"
     config.plan.model = "configs/models/qwen2.5-7b.json"
     config.sft.micro_batch = 8
-    config.rl.micro_batch = 8
     return config

@@ -16,7 +16,6 @@ def get_config() -> ConfigDict:
     config.lora.rank = 32
     config.sft.micro_batch = 1
     config.sft.learning_rate = 1e-4
-    config.rl.micro_batch = 1
     config.rl.learning_rate = 1e-5
     config.sampling.slots = 32
     return config

@@ -19,7 +19,6 @@ def get_config() -> ConfigDict:
     config.lora.rank = 32
     config.sft.micro_batch = 8
     config.sft.learning_rate = 1e-4
-    config.rl.micro_batch = 8
     config.rl.learning_rate = 1e-5
     config.rl.sample_ahead = False  # the sampler's cache and an update do not fit beside each other
     return config

@@ -14,6 +14,5 @@ def get_config() -> ConfigDict:
     config.plan.model = "configs/models/qwen2.5-7b.json"
     config.optimizer.moments = "bfloat16"
     config.sft.micro_batch = 4
-    config.rl.micro_batch = 4
     config.sampling.slots = 32
     return config

@@ -18,6 +18,5 @@ def get_config() -> ConfigDict:
     config.lora.rank = 32
     config.sft.micro_batch = 2
     config.sft.learning_rate = 1e-4
-    config.rl.micro_batch = 2
     config.rl.learning_rate = 1e-5
     return config

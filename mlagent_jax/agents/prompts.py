@@ -7,8 +7,11 @@ MLAgentBench's: the research problem, the actions, and the last steps as action 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 from collections.abc import Mapping
+
+import numpy as np
 
 from environments.actions import ACTIONS, ASSISTED_ACTIONS, ActionSpec, describe_actions, describe_format
 from environments.actions.grammar import COMPACT_WORDS
@@ -18,6 +21,7 @@ from mlagent_jax.models.tokenizer import Tokenizer
 from mlagent_jax.settings.policy import PromptConfig
 
 _TASK, _IDEAS, _SCRIPT, _RESULTS, _NEXT = COMPACT_WORDS
+_KNOWN_PROMPTS = 1024
 _CELL = re.compile(r'"cell": "(\w+)"')
 _ACTION = re.compile(r"^Action: *(.+?) *$", re.MULTILINE)
 
@@ -37,6 +41,7 @@ class Renderer:
 
     def __init__(self, tokenizer: Tokenizer, config: PromptConfig, specs: Mapping[str, TaskSpec]) -> None:
         self.tokenizer, self.config, self.specs = tokenizer, config, specs
+        self._known = functools.lru_cache(_KNOWN_PROMPTS)(self._encode)
 
     def text(self, state: State) -> str:
         """Return the prompt of `state`, before it is cut to `max_prompt_tokens`."""
@@ -49,13 +54,17 @@ class Renderer:
         Raises:
           PromptTooLongError: The prompt is still too long.
         """
+        return self._known(state).tolist()
+
+    def _encode(self, state: State) -> np.ndarray:
+        """Return the prompt as int32; a state is asked for whether it fits, and then for its prompt again and again."""
         limit = self.config.max_prompt_tokens
         fewest = min(1, len(state.history))
         for shown in range(min(self.config.history_steps, len(state.history)), fewest - 1, -1):
             recent = dataclasses.replace(state, history=state.history[len(state.history) - shown :])
             tokens = self._tokens(self.text(recent))
             if len(tokens) <= limit:
-                return tokens
+                return np.asarray(tokens, np.int32)
         raise PromptTooLongError(
             f"the prompt of a state of {state.task_name} takes {len(tokens)} tokens without any old step; "
             f"config.prompt.max_prompt_tokens is {limit}: raise it"

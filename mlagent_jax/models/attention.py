@@ -1,9 +1,9 @@
 """Causal self-attention over whole sequences: one function, several named kernels.
 
 `xla` runs everywhere and supports packed segments with shared prompts. `cudnn` (NVIDIA) is fused and supports
-right-padded rows with given lengths. `splash` (TPU) is fused and supports what xla does. The kernel is chosen and logged once, when a graph is
-built. A requested kernel that cannot run is an error; there is no silent fallback. Decoding attends to a cache instead:
-see `models.cache`.
+right-padded rows with given lengths. `splash` (TPU) is fused and supports what xla does. The kernel is chosen and
+logged once, when a graph is built. A requested kernel that cannot run is an error; there is no silent fallback.
+Decoding attends to a cache instead: see `models.cache`.
 """
 
 from __future__ import annotations

@@ -86,7 +86,9 @@ def _split(samples: Sequence[Sample], members: Sequence[int], row_tokens: int) -
     for index in members:
         action = len(samples[index].action)
         if prompt + action > row_tokens:
-            raise ValueError(f"a sample of {prompt + action} tokens does not fit a row of {row_tokens}")
+            raise ValueError(
+                f"a sample of {prompt + action} tokens does not fit a row of {row_tokens}: raise sft.row_tokens"
+            )
         if prompt + decisions + action > row_tokens:
             yield Block(tuple(part), prompt + decisions, decisions)
             part, decisions = [], 0
@@ -113,7 +115,7 @@ def first_fit(lengths: Sequence[int], row_tokens: int) -> list[list[int]]:
     rows: list[list[int]] = []
     for item, length in enumerate(lengths):
         if length > row_tokens:
-            raise ValueError(f"a sample of {length} tokens does not fit a row of {row_tokens}: raise sft.row_tokens")
+            raise ValueError(f"an item of {length} does not fit a row of {row_tokens}")
         node = 1
         while node < size:
             node = 2 * node if room[2 * node] >= length else 2 * node + 1
@@ -265,8 +267,7 @@ class Shapes:
     def _best(self, longest: int, rows_of: Callable[[int], list[list[Block]]], cost: Callable[[Shape], float]) -> Shape:
         candidates = []
         for time in range(self._up(longest), self._limit + 1, self._step):
-            # Room for the next batches. A position that decides costs a fraction of one: few steps are enough.
-            decisions = next((time // part for part in (4, 2) if 1.1 * _decisions(rows_of(time)) <= time // part), time)
+            decisions = decisions_of(time, _decisions(rows_of(time)))
             most = max(1, self._budget // time)
             candidates += [Shape(self._shards * rows, time, decisions) for rows in range(1, most + 1)]
         return min(candidates, key=lambda shape: (cost(shape), shape))
@@ -280,6 +281,12 @@ class Shapes:
     def restore(self, data: Sequence[Sequence[int]]) -> None:
         """Continue with the shapes of `to_list`."""
         self.known = [Shape(*shape) for shape in data]
+
+
+def decisions_of(time: int, needed: int) -> int:
+    """Return how many of a row's positions may decide, if `needed` do in one batch: some more for the next ones, in
+    few steps, since a position costs little for that."""
+    return next((time // part for part in (4, 2) if 1.1 * needed <= time // part), time)
 
 
 _PASS = 64.0

@@ -268,8 +268,12 @@ class Batches:
     def restore(self, data: dict[str, Any], version: int) -> None:
         """Go on from `to_dict`, with the policy of `version`."""
         self._pool.restore(data["pool"])
+        encode = self.actor.renderer.encode
         self._under_way.add(
-            [self._group(group["index"], group["version"], Group.actions_of(group)) for group in data["under_way"]]
+            [
+                self._group(group["index"], group["version"], Group.actions_of(group, encode))
+                for group in data["under_way"]
+            ]
         )
         # What is queued still of versions that would be too old by now, nobody waits for.
         oldest = version - self._config.max_staleness

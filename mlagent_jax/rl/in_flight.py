@@ -32,17 +32,20 @@ class Group:
     jobs: tuple[Job, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """Without the jobs, which follow from the rest."""
-        actions = [dataclasses.asdict(action) for action in self.actions]
-        return {"version": self.version, "index": self.index, "actions": actions}
+        """Without what follows from the rest: the jobs, and the tokens of the prompt, most of all there is."""
+        kept = ("sample", "tokens", "log_probs", "text", "truncated")
+        actions = [{name: getattr(action, name) for name in kept} for action in self.actions]
+        state = dataclasses.asdict(self.actions[0].state)
+        return {"version": self.version, "index": self.index, "state": state, "actions": actions}
 
     @staticmethod
-    def actions_of(data: dict[str, Any]) -> tuple[SampledAction, ...]:
-        """The actions in `to_dict`'s result, also after it was JSON."""
+    def actions_of(data: dict[str, Any], encode: Callable[[State], Sequence[int]]) -> tuple[SampledAction, ...]:
+        """The actions in `to_dict`'s result, also after it was JSON; `encode` makes a state's prompt again."""
+        state = State.from_dict(data["state"])
+        prompt = tuple(encode(state))
         return tuple(
             SampledAction(
-                **{**action, "state": State.from_dict(action["state"])}
-                | {name: tuple(action[name]) for name in ("prompt", "tokens", "log_probs")}
+                **action | {name: tuple(action[name]) for name in ("tokens", "log_probs")}, state=state, prompt=prompt
             )
             for action in data["actions"]
         )

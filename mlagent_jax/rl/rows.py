@@ -67,18 +67,13 @@ class RowPacker:
         rl, self._pad_id, self._single = config.rl, pad_id, single
         self._action_tokens = config.prompt.max_action_tokens
         self._longest = longest_block(config, single=single)
-        limit = max(self._longest, min(2 * self._longest, rl.micro_tokens))
+        # A row of several blocks has less padding.
+        limit = self._longest if single else max(self._longest, min(2 * self._longest, rl.micro_tokens))
         if single:
             log.info("rl: the attention kernel cudnn takes no segments: every action is computed with its own prompt")
         self._samples = 1 if single or rl.rollout == "episode" else rl.samples
         # A layer's products take 24 h^2 operations a position, its attention 4 h for each position that is attended to.
-        self.shapes = Shapes(
-            self._longest,
-            self._longest if single else limit,
-            shards=shards,
-            budget=rl.micro_tokens,
-            width=6 * hidden_size,
-        )
+        self.shapes = Shapes(self._longest, limit, shards=shards, budget=rl.micro_tokens, width=6 * hidden_size)
 
     def pack(self, samples: Sequence[Sample], chosen: Sequence[int], size: int) -> Passes:
         """Returns host arrays of the `chosen` samples' rows, of a shape for any `size` of them."""

@@ -117,14 +117,9 @@ def check(config: Config) -> None:
             f"config.rl.minibatches is {config.rl.minibatches}; it must divide states * samples = "
             f"{config.rl.states * config.rl.samples}"
         )
-    for path, rows, micro in (
-        ("sft", config.sft.batch_size, config.sft.micro_batch),
-        ("rl", config.rl.states * config.rl.samples // config.rl.minibatches, config.rl.micro_batch),
-    ):
-        if micro < 0 or (micro and rows % micro):
-            raise ConfigError(
-                f"config.{path}.micro_batch is {micro}; it must divide the {rows} rows of a step, or be 0"
-            )
+    rows, micro = config.sft.batch_size, config.sft.micro_batch
+    if micro < 0 or (micro and rows % micro):
+        raise ConfigError(f"config.sft.micro_batch is {micro}; it must divide the {rows} rows of a step, or be 0")
     check_algorithms(config)
     _check_batches(config)
     longest = config.prompt.max_prompt_tokens + config.prompt.max_action_tokens

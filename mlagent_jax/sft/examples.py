@@ -13,9 +13,9 @@ import numpy as np
 
 from environments.protocol import State, canonical_json
 from mlagent_jax.agents.prompts import PromptTooLongError, Renderer
+from mlagent_jax.models.packing import Block, Rows, Sample, blocks, bucket, fill, packed
 from mlagent_jax.runtime.errors import ConfigError
 from mlagent_jax.settings.stages import SFTConfig
-from mlagent_jax.sft.packing import Rows, Sample, bucket, fill, first_fit
 from mlagent_jax.trajectories.record import Record
 
 
@@ -44,8 +44,8 @@ class ExpertSteps:
         first = position * self._config.batch_size
         # An epoch that packs into fewer rows than the first one starts over.
         places = np.arange(first, first + self._config.batch_size) % len(self._rows)
-        rows = [[self._samples[i] for i in self._rows[place]] for place in places]
-        return _filled(rows, self._config, self._renderer.tokenizer.pad_id)
+        rows = [self._rows[place] for place in places]
+        return _filled(self._samples, rows, self._config, self._renderer.tokenizer.pad_id)
 
     def position(self, index: int) -> dict[str, int | str]:
         """Return the position of batch `index` and the digest of the data, for a checkpoint before it."""
@@ -67,7 +67,9 @@ class ExpertSteps:
         config, rng = self._config, random.Random(f"{self._seed}/sft/{epoch}")  # noqa: S311 - reproducible, not secret
         samples = [self._sample(record, rng) for record in self._records for _ in range(config.renderings)]
         rng.shuffle(samples)
-        self._epoch, self._samples, self._rows = epoch, samples, _rows(samples, config)
+        rows = _rows(samples, config)
+        rng.shuffle(rows)  # packing orders them by length
+        self._epoch, self._samples, self._rows = epoch, samples, rows
 
     def _sample(self, record: Record, rng: random.Random) -> Sample:
         ideas = rng.sample(record.state.ideas, len(record.state.ideas)) if rng.random() < self._config.idea_rate else ()
@@ -88,14 +90,14 @@ class HeldOutSteps:
 
     def __init__(self, records: Sequence[Record], renderer: Renderer, config: SFTConfig) -> None:
         samples = [_sample(renderer.encode(_plain(r.state)), renderer, r) for r in _fitting(records, renderer)]
-        self._config, self._pad_id = config, renderer.tokenizer.pad_id
-        self._rows = [[samples[i] for i in row] for row in _rows(samples, config)]
+        self._config, self._pad_id, self._samples = config, renderer.tokenizer.pad_id, samples
+        self._rows = _rows(samples, config)
 
     def __iter__(self) -> Iterator[Rows]:
         size = self._config.micro_batch or self._config.batch_size
         for first in range(0, len(self._rows), size):
             rows = self._rows[first : first + size]
-            yield _filled([*rows, *[[]] * (size - len(rows))], self._config, self._pad_id)
+            yield _filled(self._samples, [*rows, *[[]] * (size - len(rows))], self._config, self._pad_id)
 
 
 def split_trajectories(records: Sequence[Record], fraction: float, seed: int) -> tuple[list[Record], list[Record]]:
@@ -141,15 +143,14 @@ def _sample(prompt: Sequence[int], renderer: Renderer, record: Record) -> Sample
     return Sample(np.asarray(prompt, np.int32), np.asarray(renderer.encode_action(record.action), np.int32))
 
 
-def _rows(samples: Sequence[Sample], config: SFTConfig) -> list[list[int]]:
-    """Return the sample indices of each row."""
-    lengths = [len(sample) for sample in samples]
-    rows = first_fit(lengths, config.row_tokens)
-    return rows if config.packing else [[i] for i in range(len(samples))]
+def _rows(samples: Sequence[Sample], config: SFTConfig) -> list[list[Block]]:
+    """Return the blocks of each row; samples of one prompt share it where rows hold several."""
+    found = blocks(samples, range(len(samples)), config.row_tokens, share=config.packing)
+    return packed(found, config.row_tokens) if config.packing else [[block] for block in found]
 
 
-def _filled(rows: Sequence[Sequence[Sample]], config: SFTConfig, pad_id: int) -> Rows:
+def _filled(samples: Sequence[Sample], rows: Sequence[Sequence[Block]], config: SFTConfig, pad_id: int) -> Rows:
     time = config.row_tokens
     if not config.packing:
-        time = bucket(max(sum(map(len, row)) for row in rows), time)
-    return fill(rows, time, pad_id)
+        time = bucket(max(sum(block.tokens for block in row) for row in rows), time)
+    return fill(samples, rows, time, pad_id)

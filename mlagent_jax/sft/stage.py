@@ -10,8 +10,11 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import jax
+
 from mlagent_jax.agents.prompts import prompt_text
-from mlagent_jax.optim.optimizer import init_state, make_optimizer, schedule, with_learning_rate
+from mlagent_jax.models.packing import Rows
+from mlagent_jax.optim.optimizer import abstract_state, init_state, make_optimizer, schedule, with_learning_rate
 from mlagent_jax.runs.policies import (
     Training,
     abstract,
@@ -27,7 +30,7 @@ from mlagent_jax.runtime import processes
 from mlagent_jax.runtime.errors import ConfigError
 from mlagent_jax.sft.examples import ExpertSteps, HeldOutSteps, split_trajectories
 from mlagent_jax.sft.filters import imitated
-from mlagent_jax.sft.packing import Rows
+from mlagent_jax.sft.prefetch import Prefetch
 from mlagent_jax.sft.step import sft_loss, sft_step
 
 
@@ -57,19 +60,35 @@ def sft(run: Run) -> None:
         keeps=run.config.optimizer,
     )
     trained = training(run, policy)
-    state = init_state(optimizer, trained.params, run.config.optimizer.placement)
-    arrays = {"policy": trained.params, "optimizer": state}
     describe(run, "sft", policy)
+    del policy  # `arrays` alone is to hold what is trained
+    placement = run.config.optimizer.placement
     with checkpointer(run, "sft") as saved:
         done, evaluations = processes.agree(saved.latest) or 0, []
         if done:
-            wanted, arrays = abstract(arrays), None  # free the old arrays first: both would not fit
+            state = abstract_state(optimizer, trained.params, placement)
+            wanted = {"policy": abstract(trained.params), "optimizer": state}
+            trained = trained.without_params()  # freed before the restored ones are made: both would not fit
             arrays, extra = saved.restore(done, wanted)
             _check_position(extra, steps.position(done))
             evaluations = extra.get("evaluations", [])
+        else:
+            arrays = {"policy": trained.params, "optimizer": init_state(optimizer, trained.params, placement)}
+            trained = trained.without_params()
         run.metrics.rewind("sft", done)
         saved_at = time.monotonic()
-        with run.progress("sft", total, done=done) as progress:
+
+        def tell(step: int, metrics: dict[str, jax.Array], more: dict[str, float]) -> None:
+            """Write the metrics of a step, when it is done."""
+            values = {name: float(value) for name, value in jax.device_get(metrics).items()} | more
+            run.metrics.write("sft", step + 1, values)
+            progress.update(1, **{name: values[name] for name in ("loss", "held_out_loss") if name in values})
+
+        def make(step: int) -> Any:
+            return run.devices.place(steps.batch(step).arrays())
+
+        with run.progress("sft", total, done=done) as progress, Prefetch(make, range(done, total)) as batches:
+            untold: list[Any] = []
             for step in range(done, total):
                 if _has_converged(evaluations, config.patience):
                     break
@@ -78,7 +97,7 @@ def sft(run: Run) -> None:
                     arrays["policy"], arrays["optimizer"], metrics = sft_step(
                         arrays["policy"],
                         with_learning_rate(arrays["optimizer"], rate),
-                        run.devices.place(steps.batch(step).arrays()),
+                        next(batches),
                         graph=trained.graph,
                         optimizer=optimizer,
                         remat=run.config.policy.remat,
@@ -86,18 +105,21 @@ def sft(run: Run) -> None:
                         micro_rows=config.micro_batch,
                         base=trained.base,
                     )
-                    values = {name: float(value) for name, value in metrics.items()}
+                    if untold:  # of the step before, while the devices are busy with this one
+                        tell(*untold)
+                    untold = [step, metrics, {"learning_rate": rate}]
                     due = evaluated and ((step + 1) % every == 0 or step + 1 == total)
                     if due:
-                        values["held_out_loss"] = _held_out_loss(run, trained, arrays["policy"], evaluated)
-                        evaluations.append(values["held_out_loss"])
-                    run.metrics.write("sft", step + 1, values | {"learning_rate": rate})
-                    shown = ("loss", "held_out_loss") if due else ("loss",)
-                    progress.update(1, **{name: values[name] for name in shown})
+                        evaluations.append(_held_out_loss(run, trained, arrays["policy"], evaluated))
+                        untold[-1]["held_out_loss"] = evaluations[-1]
                     late = processes.agree(lambda: time.monotonic() - saved_at > config.checkpoint_seconds)  # noqa: B023
                     judged = due and config.patience > 0
                     stopping = run.is_stopping()
-                    if step + 1 == total or judged or late or stopping:
+                    saves = step + 1 == total or judged or late or stopping
+                    if saves or due:
+                        tell(*untold)
+                        untold = []
+                    if saves:
                         position = steps.position(step + 1) | {"evaluations": evaluations}
                         saved.save(step + 1, arrays, position, -evaluations[-1] if judged else None)
                         saved_at = time.monotonic()

@@ -36,10 +36,10 @@ def sft_step(
     micro_rows: int = 0,
     base: Params | None = None,
 ) -> tuple[Params, optax.OptState, dict[str, jax.Array]]:
-    """Take one step over `rows` (arrays of `sft.packing.Rows`, [batch, time]), in micro-batches of `micro_rows` (0: one
-    batch; the result is the same). Parameters and state are donated. With a frozen `base`, `params` are its adapters
-    and `graph` is adapted (`models.lora.adapted`). Rows without action tokens have no weight; a batch of such rows has
-    loss 0 and gradient 0.
+    """Take one step over `rows` (arrays of `models.packing.Rows`, [batch, time]), in micro-batches of `micro_rows` (0:
+    one batch; the result is the same). Parameters and state are donated. With a frozen `base`, `params` are its
+    adapters and `graph` is adapted (`models.lora.adapted`). Rows without action tokens have no weight; a batch of such
+    rows has loss 0 and gradient 0.
 
     Returns new parameters, new state and metrics: `loss` (nats per action token), `grad_norm`, `tokens` (without
     padding) and `action_tokens`.
@@ -51,7 +51,7 @@ def sft_step(
         sums = {"loss": total, "action_tokens": count, "tokens": jnp.sum(rows["segment_ids"] > 0)}
         return total, jax.lax.stop_gradient(sums)
 
-    grads, metrics = summed_gradients(loss, params, rows, micro_rows)
+    grads, metrics = summed_gradients(loss, params, rows, micro_rows, functools.partial(models.laid_out, graph))
     count = jnp.maximum(metrics["action_tokens"], 1)
     grads = jax.tree.map(lambda grad: grad / count, grads)
     metrics |= {"loss": metrics["loss"] / count, "grad_norm": optax.tree.norm(grads)}
@@ -76,6 +76,7 @@ def _negative_log_likelihood(
         rows["tokens"],
         positions=rows["positions"],
         segment_ids=rows["segment_ids"],
+        prompt_ids=rows["prompt_ids"],
         remat=remat,
         compute_dtype=jnp.dtype(compute_dtype),
     )

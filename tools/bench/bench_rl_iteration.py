@@ -1,6 +1,7 @@
 """Seconds of an RL iteration whose executions sleep, and the update step's tokens a second beside TRL's GRPO trainer.
 
     python tools/bench/bench_rl_iteration.py [--workers=4] [--states=8] [--samples=4] [--iterations=8] [--seconds=0]
+    python tools/bench/bench_rl_iteration.py --update --prompt_tokens=1024 --action_tokens=128 --states=4
 
 The loop, the sampler, the queue (SQLite) and the collector are those of a run; executions sleep, so that the machine
 has nothing to do for them. One line of JSON a way:
@@ -13,7 +14,9 @@ has nothing to do for them. One line of JSON a way:
 `over_bound` is an iteration's seconds over the larger of the device's alone and the workers' (executions of a batch *
 seconds / workers), which no schedule can beat. The first iterations, which compile, are not counted.
 
-With --trl the update step alone is measured: one optimizer step of PPO (value head, KL in the loss) and one of TRL's
+With --update the whole update of a batch (scores of policy, critic and reference, and one optimizer step) is measured
+with one copy of a prompt for the actions of its state, beside rows that each have their own, in turns. With --trl the
+update step alone is measured: one optimizer step of PPO (value head, KL in the loss) and one of TRL's
 `GRPOTrainer` (KL in the loss), on the same weights, rows and machine in float32, in turns. Tokens are those of prompts
 and actions, without padding; `cpu_seconds` of a step say more where the machine is busy. It needs
 `pip install trl==1.16.0 torch==2.13.0`, which nothing else here does.
@@ -46,6 +49,8 @@ SECONDS = flags.DEFINE_float("seconds", 0.0, "Of an execution; 0: as long as the
 ACTION = flags.DEFINE_integer("action_tokens", 64, "Tokens of an action, at most.")
 LINES = flags.DEFINE_integer("script_lines", 20, "Of the states' scripts, which prompts are made of.")
 TRL = flags.DEFINE_boolean("trl", False, "Measure the update step beside TRL's instead of the loop.")
+UPDATE = flags.DEFINE_boolean("update", False, "Measure the update with shared prompts beside one with separate rows.")
+PROMPT = flags.DEFINE_integer("prompt_tokens", 0, "Of a prompt of the measured update; 0: 8 for each script line.")
 REPEATS = flags.DEFINE_integer("repeats", 6, "Update steps of each, after two that are not counted.", lower_bound=2)
 _WARM_UP = 3
 _LEARNING_RATE = 1e-5
@@ -112,67 +117,87 @@ def measure_loop(checkpoint: str, folder: Path) -> None:
         _print(name, taken, over_bound=taken["seconds"] / max(device, workers))
 
 
-def make_rows(vocab_size: int) -> Any:
-    """A batch with prompts and actions of different lengths."""
+def make_rows(vocab_size: int) -> tuple[Any, list[Any]]:
+    """A batch with actions of different lengths, and its samples: those of a state share a prompt."""
+    from mlagent_jax.models.packing import Sample
     from mlagent_jax.rl import ppo
 
     rng = np.random.default_rng(0)
-    count = STATES.value * SAMPLES.value
-    prompts = [rng.integers(5, vocab_size, 8 * LINES.value).tolist() for _ in range(count)]
-    actions = [rng.integers(5, vocab_size, rng.integers(ACTION.value // 2, ACTION.value + 1)).tolist() for _ in prompts]
+    prompts = [rng.integers(5, vocab_size, PROMPT.value or 8 * LINES.value).tolist() for _ in range(STATES.value)]
+    actions = [
+        rng.integers(5, vocab_size, rng.integers(ACTION.value // 2, ACTION.value + 1)).tolist()
+        for _ in range(STATES.value * SAMPLES.value)
+    ]
+    groups = [row // SAMPLES.value for row in range(len(actions))]
     log_probs = [[-5.0] * len(action) for action in actions]
-    groups = [row // SAMPLES.value for row in range(count)]
-    rewards = rng.random(count).tolist()
-    return ppo.make_batch(prompts, actions, log_probs, rewards, groups, pad_id=0, action_tokens=ACTION.value)
+    batch = ppo.make_batch(actions, log_probs, rng.random(len(actions)).tolist(), groups, action_tokens=ACTION.value)
+    return batch, [Sample(prompts[group], action) for group, action in zip(groups, actions, strict=True)]
 
 
-def our_step(checkpoint: str, batch: Any) -> Callable[[], None]:
+def our_update(
+    checkpoint: str, batch: Any, samples: list[Any], share: bool
+) -> tuple[Callable[..., None], dict[str, int]]:
+    """What an iteration computes of a batch, in two parts, and facts: scores of policy, critic and reference, and one
+    optimizer step. Without `share` every action has a row with its own prompt."""
     import jax
 
     from mlagent_jax.checkpoints import hugging_face
     from mlagent_jax.optim.optimizer import init_state
     from mlagent_jax.rl import ppo
+    from mlagent_jax.rl.rows import RowPacker
+    from mlagent_jax.settings.policy import PromptConfig
+    from mlagent_jax.settings.schema import Config
     from mlagent_jax.settings.stages import RLConfig
+    from tools.planning import flops
 
     shape, graph, policy = hugging_face.load(checkpoint, dtype=np.float32)
-    config = RLConfig(learning_rate=_LEARNING_RATE, kl_coefficient=_KL)
+    config = RLConfig(learning_rate=_LEARNING_RATE, kl_coefficient=_KL, states=STATES.value, samples=SAMPLES.value)
+    limits = PromptConfig(max_prompt_tokens=len(samples[0].prompt), max_action_tokens=ACTION.value)
+    packer = RowPacker(Config(prompt=limits, rl=config), 0, shape.hidden_size, single=not share)
     model, optimizer = ppo.Model(graph, 1.0, "float32", "none"), ppo.rl_optimizer(config)
-    params = {"policy": policy, "critic": ppo.init_critic(shape.hidden_size)}
-    placed = jax.device_put(batch)
-    proximal = ppo.score(model, policy, params["critic"], placed)
-    targets = ppo.make_targets(placed, proximal, proximal, config, np.float32(_KL))
+    params = {"policy": jax.tree.map(jax.numpy.copy, policy), "critic": ppo.init_critic(shape.hidden_size)}
+    packed = packer.pack(samples, range(len(samples)), len(samples))
+    placed, passes = jax.device_put((batch, packed))
     held = {"params": params, "state": init_state(optimizer, params)}
+    static = {"model": model, "optimizer": optimizer, "config": config}
 
-    def step() -> None:
-        held["params"], held["state"], metrics = ppo.ppo_step(
-            held["params"],
-            held["state"],
-            placed,
-            targets,
-            np.float32(_KL),
-            model=model,
-            optimizer=optimizer,
-            config=config,
-        )
+    def step(scoring: bool = True) -> None:
+        if scoring or "targets" not in held:
+            proximal = ppo.score(model, held["params"]["policy"], held["params"]["critic"], placed, passes)
+            reference = ppo.score(model, policy, None, placed, passes)
+            held["targets"] = ppo.make_targets(placed, proximal, reference, config, np.float32(_KL))
+        arguments = (held["params"], held["state"], placed, held["targets"], passes, np.float32(_KL))
+        held["params"], held["state"], metrics = ppo.ppo_step(*arguments, **static)
         jax.block_until_ready((held["params"], metrics))
 
-    return step
+    step()
+    used = packed.each
+    used = jax.tree.map(lambda array: array[: int(packed.count)], used)
+    traced = ppo.ppo_step.trace(
+        *(held["params"], held["state"], placed, held["targets"], used, np.float32(_KL)), **static
+    )
+    facts = {
+        "positions": int((used.segment_ids > 0).sum()),
+        "padded_positions": used.tokens.size,
+        "step_gflop": round(flops.count(traced.jaxpr) / 1e9, 2),
+    }
+    return step, facts
 
 
-def their_step(checkpoint: str, batch: Any, folder: Path) -> Callable[[], None]:
+def their_step(checkpoint: str, batch: Any, samples: list[Any], folder: Path) -> Callable[[], None]:
     """An optimizer step of `GRPOTrainer`, whose generation is replaced by the given rows and reference log-probs."""
     import datasets
     import torch
     from trl import GRPOConfig, GRPOTrainer
 
-    lengths = np.asarray(batch.prompt_lengths)
-    width, count = int(lengths.max()), len(lengths)
-    prompt = torch.tensor(np.asarray(batch.tokens)[:, :width], dtype=torch.long)
+    count = len(samples)
+    prompt = torch.tensor([sample.prompt for sample in samples], dtype=torch.long)
+    actions = [[*sample.action, *(0,) * (ACTION.value - len(sample.action))] for sample in samples]
     mask = torch.tensor(np.asarray(batch.mask).astype(np.int64))
     rows = {
         "prompt_ids": prompt,
         "prompt_mask": torch.ones_like(prompt),
-        "completion_ids": torch.tensor(np.asarray(batch.actions), dtype=torch.long),
+        "completion_ids": torch.tensor(actions, dtype=torch.long),
         "completion_mask": mask,
         "advantages": torch.tensor(np.asarray(batch.rewards) - float(np.mean(batch.rewards))),
         "ref_per_token_logps": torch.full(mask.shape, -5.0),
@@ -220,9 +245,25 @@ def their_step(checkpoint: str, batch: Any, folder: Path) -> Callable[[], None]:
 def measure_update(checkpoint: str, folder: Path) -> None:
     from mlagent_jax.checkpoints import hugging_face
 
-    batch = make_rows(hugging_face.read_config(Path(checkpoint)).vocab_size)
-    tokens = int((np.asarray(batch.prompt_lengths) + np.asarray(batch.mask).sum(axis=1)).sum())
-    ways = {"ours": our_step(checkpoint, batch), "trl": their_step(checkpoint, batch, folder)}
+    batch, samples = make_rows(hugging_face.read_config(Path(checkpoint)).vocab_size)
+    tokens = sum(len(sample.prompt) + len(sample.action) for sample in samples)
+    ours, facts = our_update(checkpoint, batch, samples, True)
+    if TRL.value:
+        theirs = their_step(checkpoint, batch, samples, folder)
+        medians, cpu = in_turns({"ours": lambda: ours(False), "trl": theirs})
+        rates = {f"{name}_tokens_a_second": tokens / each for name, each in medians.items()}
+        rates |= {f"{name}_cpu_seconds": each for name, each in cpu.items()}
+        _print("update step", rates, tokens=tokens, rows=len(samples), over_trl=medians["trl"] / medians["ours"])
+        return
+    plain, plain_facts = our_update(checkpoint, batch, samples, False)
+    medians, cpu = in_turns({"shared": ours, "separate": plain})
+    for name, known in (("shared", facts), ("separate", plain_facts)):
+        _print(f"update, {name} prompts", {"seconds": medians[name], "cpu_seconds": cpu[name]}, tokens=tokens, **known)
+    _print("shared over separate", times_faster=medians["separate"] / medians["shared"])
+
+
+def in_turns(ways: dict[str, Callable[[], None]]) -> tuple[dict[str, float], dict[str, float]]:
+    """Median seconds and CPU seconds of each way, after two calls that are not counted."""
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     cpu: dict[str, list[float]] = {name: [] for name in ways}
     for repeat in range(REPEATS.value + 2):
@@ -232,10 +273,7 @@ def measure_update(checkpoint: str, folder: Path) -> None:
             if repeat >= 2:
                 seconds[name].append(time.perf_counter() - started)
                 cpu[name].append(time.process_time() - used)
-    medians = {name: statistics.median(each) for name, each in seconds.items()}
-    rates = {f"{name}_tokens_a_second": tokens / each for name, each in medians.items()}
-    rates |= {f"{name}_cpu_seconds": statistics.median(each) for name, each in cpu.items()}
-    _print("update step", rates, tokens=tokens, rows=len(batch.rewards), over_trl=medians["trl"] / medians["ours"])
+    return tuple({name: statistics.median(each) for name, each in of.items()} for of in (seconds, cpu))
 
 
 def _print(way: str, *parts: dict[str, float], **more: float) -> None:
@@ -256,7 +294,7 @@ def main(argv: Sequence[str]) -> None:
 
             checkpoint = str(folder / "model")
             make_policy(config_of(checkpoint, 0, False), Path(checkpoint), made_up_states(64, LINES.value))
-        (measure_update if TRL.value else measure_loop)(checkpoint, folder)
+        (measure_update if TRL.value or UPDATE.value else measure_loop)(checkpoint, folder)
 
 
 if __name__ == "__main__":

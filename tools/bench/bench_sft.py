@@ -60,9 +60,9 @@ def prepare(config: Any, workdir: str) -> Work:
       ConfigError: it has collected none.
     """
     from mlagent_jax.checkpoints import hub
+    from mlagent_jax.models.packing import Sample, blocks, packed
     from mlagent_jax.models.tokenizer import Tokenizer
     from mlagent_jax.sft.filters import imitated
-    from mlagent_jax.sft.packing import Sample, first_fit
     from mlagent_jax.trajectories.store import TrajectoryStore
     from tools.planning.blueprint import read_model
 
@@ -74,7 +74,7 @@ def prepare(config: Any, workdir: str) -> Work:
         action = [*tokenizer.encode(record.action), tokenizer.eos_id]
         samples.append(Sample(tokenizer.encode(record.prompt)[: config.sft.row_tokens - len(action)], action))
     samples = [samples[i] for i in np.random.default_rng(0).permutation(len(samples))]
-    rows = first_fit([len(sample) for sample in samples], config.sft.row_tokens)
+    rows = packed(blocks(samples, range(len(samples)), config.sft.row_tokens), config.sft.row_tokens)
     a_step = max(1, round(len(samples) / len(rows) * ROWS.value))
     model = dataclasses.replace(read_model(config), vocab_size=tokenizer.vocab_size)
     return Work(config, model, samples, folder, tokenizer.pad_id, a_step)
@@ -82,16 +82,18 @@ def prepare(config: Any, workdir: str) -> Work:
 
 def batches(work: Work, packing: bool) -> Iterator[Any]:
     """Rows of one step after the other, without end."""
-    from mlagent_jax.sft.packing import bucket, fill, first_fit
+    from mlagent_jax.models.packing import blocks, bucket, fill, packed
 
-    length, lengths = work.config.sft.row_tokens, [len(sample) for sample in work.samples]
+    length = work.config.sft.row_tokens
     size = ROWS.value if packing else work.samples_a_step
-    rows = first_fit(lengths, length) if packing else [[i] for i in range(len(lengths))]
+    found = blocks(work.samples, range(len(work.samples)), length, share=packing)
+    rows = packed(found, length) if packing else [[block] for block in found]
+    rows = [rows[i] for i in np.random.default_rng(0).permutation(len(rows))]  # packing orders them by length
     while True:
         for first in range(0, len(rows) - size + 1, size):
-            chosen = [[work.samples[i] for i in row] for row in rows[first : first + size]]
-            time_ = length if packing else bucket(max(sum(map(len, row)) for row in chosen), length)
-            yield fill(chosen, time_, work.pad_id)
+            chosen = rows[first : first + size]
+            time_ = length if packing else bucket(max(sum(block.tokens for block in row) for row in chosen), length)
+            yield fill(work.samples, chosen, time_, work.pad_id)
 
 
 def in_jax(work: Work, packing: bool) -> list[tuple[float, float, int]]:

@@ -87,6 +87,7 @@ def in_jax(work: Work) -> tuple[Callable[[], float], int]:
         "tokens": work.tokens[:, :-1],
         "targets": work.tokens[:, 1:],
         "segment_ids": np.ones((rows, span), np.int32),
+        "prompt_ids": np.ones((rows, span), np.int32),
         "positions": np.broadcast_to(np.arange(span, dtype=np.int32), (rows, span)),
         "mask": np.ones((rows, span), bool),
     }

@@ -54,19 +54,19 @@ def phases(blueprint: Blueprint) -> list[Phase]:
     base, adapters = bytes_a_device(blueprint.base), bytes_a_device(blueprint.adapters or ())
     weights = {"parameters": base + adapters}
     reference = {"reference policy": programs.reference_bytes(blueprint)}
-    rows = programs.pass_rows(blueprint, "sft", config.sft.batch_size, config.sft.micro_batch)
+    rows = programs.pass_rows(blueprint, config.sft.batch_size, config.sft.micro_batch)
     sft_state, rl_state = blueprint.sft_state(), blueprint.rl_state()
     sft = {
         "optimizer": bytes_a_device(sft_state),
         "gradients": _gradients(blueprint, rows < config.sft.batch_size),
         "activations": activations(blueprint, rows, config.sft.row_tokens, config.sft.row_tokens),
     }
-    batch = config.rl.states * config.rl.samples // config.rl.minibatches
-    rows = programs.pass_rows(blueprint, "rl", batch, programs.rl_config(blueprint, batch).micro_batch)
+    _, rows = programs.ppo_rows(blueprint)
+    decisions = programs.rows_decisions(blueprint)
     optimizer = {"optimizer": bytes_a_device(rl_state)}
     update = {
-        "gradients": _gradients(blueprint, rows < batch),
-        "activations": activations(blueprint, rows, programs.row_tokens(blueprint), config.prompt.max_action_tokens),
+        "gradients": _gradients(blueprint, True),
+        "activations": activations(blueprint, rows, programs.row_tokens(blueprint), decisions),
     }
     sampling = {
         "sampling copy": programs.copied_bytes(blueprint),
@@ -124,13 +124,13 @@ def activations(blueprint: Blueprint, rows: int, time: int, predicted: int) -> i
 def _gathered(blueprint: Blueprint) -> int:
     """What a device has of the weights whose axis `embed` is split while it uses them: two layers' (one ahead) in the
     compute dtype, the gradient of one, the embedding whole, and the output projection with its gradient where it has
-    one, in their own dtype."""
+    one."""
     if blueprint.parts("embed") == 1:
         return 0
     model, policy = blueprint.graph.config, blueprint.config.policy
-    size, own = jnp.dtype(policy.compute_dtype).itemsize, jnp.dtype(policy.param_dtype).itemsize
+    size = jnp.dtype(policy.compute_dtype).itemsize
     layer = sum(math.prod(leaf.shape[1:]) for leaf in jax.tree.leaves(blueprint.base["layers"]))
-    projection = own * (2 if blueprint.adapters is None else 1)
+    projection = size * (2 if blueprint.adapters is None else 1)
     vocabulary = model.vocab_size * model.hidden_size
     of_layers, of_vocabulary = 3 * layer * size, vocabulary * (size + projection)
     return int(of_layers / blueprint.parts("mlp") + of_vocabulary / blueprint.parts("vocab"))
@@ -201,16 +201,12 @@ def remedy(config: Config, redraw: Redraw, slice_: Slice) -> list[str]:
 def _candidates(config: Config, shards: int) -> Iterator[dict[str, Any]]:
     """Settings to try, each with what came before it."""
     tried: dict[str, Any] = {}
-    rows = config.rl.states * config.rl.samples // config.rl.minibatches
     ahead = config.rl.sample_ahead and config.rl.max_staleness
     steps: list[dict[str, Any]] = [{"rl.sample_ahead": False} if ahead else {}, {"policy.remat": "full"}]
     for size in (32, 16, 8, 4, 2, 1):
-        smaller = {}
-        for stage, total in (("sft", config.sft.batch_size), ("rl", rows)):
-            now = getattr(config, stage).micro_batch or total
-            if size < now and total % size == 0 and size % shards == 0:
-                smaller[f"{stage}.micro_batch"] = size
-        steps.append(smaller)
+        total = config.sft.batch_size
+        less = size < (config.sft.micro_batch or total) and total % size == 0 and size % shards == 0
+        steps.append({"sft.micro_batch": size} if less else {})
     slots = config.sampling.slots
     steps += [{"sampling.slots": slots // part} for part in (2, 4, 8) if slots % (part * shards) == 0]
     steps += [{"optimizer.placement": "host"}, {"optimizer.placement": "device", "optimizer.moments": "bfloat16"}]

@@ -16,14 +16,15 @@ from jax.sharding import NamedSharding
 
 from mlagent_jax.models import Cache
 from mlagent_jax.models.cache import KEY_AXES, VALUE_AXES
+from mlagent_jax.models.packing import Shapes, decisions_of
 from mlagent_jax.rl import ppo
+from mlagent_jax.rl.rows import Passes, longest_block
 from mlagent_jax.runtime.errors import ConfigError
 from mlagent_jax.sampling import engine
 from mlagent_jax.sampling.config import Distribution, SamplerConfig
 from mlagent_jax.sampling.engine import SlotState
 from mlagent_jax.sampling.layout import placement
 from mlagent_jax.sampling.weights import reads_stacked
-from mlagent_jax.settings.stages import RLConfig
 from mlagent_jax.sft.step import sft_step
 from tools.planning.blueprint import Blueprint, Tree, bytes_a_device
 
@@ -76,12 +77,12 @@ def sft_program(blueprint: Blueprint) -> Program:
     """One optimizer step of supervised fine-tuning."""
     config = blueprint.config.sft
     rows, time = config.batch_size, config.row_tokens
-    micro = pass_rows(blueprint, "sft", rows, config.micro_batch)
+    micro = pass_rows(blueprint, rows, config.micro_batch)
 
     def batch(dtype: Any) -> jax.ShapeDtypeStruct:
         return blueprint.array((rows, time), dtype, ROWS_AXES)
 
-    packed = {name: batch(jnp.int32) for name in ("tokens", "targets", "segment_ids", "positions")}
+    packed = {name: batch(jnp.int32) for name in ("tokens", "targets", "segment_ids", "prompt_ids", "positions")}
     static = {
         "graph": blueprint.graph,
         "optimizer": blueprint.sft_optimizer,
@@ -96,45 +97,55 @@ def sft_program(blueprint: Blueprint) -> Program:
 
 
 def ppo_program(blueprint: Blueprint) -> Program:
-    """One optimizer step of PPO, on one mini-batch."""
+    """One optimizer step of PPO, on one mini-batch: each state's prompt with its actions is a row, the longest it can
+    be."""
     config = blueprint.config
-    rows = config.rl.states * config.rl.samples // config.rl.minibatches
-    time, action = row_tokens(blueprint), config.prompt.max_action_tokens
-    config_rl = rl_config(blueprint, rows)
-    micro = pass_rows(blueprint, "rl", rows, config_rl.micro_batch)
+    size = config.rl.states * config.rl.samples
+    action, time = config.prompt.max_action_tokens, row_tokens(blueprint)
+    rows, micro = ppo_rows(blueprint)
+    decisions = rows_decisions(blueprint)
 
-    def batch(*shape: int, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
-        return blueprint.array((rows, *shape), dtype, ("batch", *(None,) * len(shape)))
+    def array(*shape: int, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
+        return blueprint.array((size, *shape), dtype)
+
+    def packed(length: int) -> jax.ShapeDtypeStruct:
+        return blueprint.array((rows // micro, micro, length), jnp.int32, (None, *ROWS_AXES))
 
     sampled = ppo.Batch(
-        tokens=batch(time, dtype=jnp.int32),
-        prompt_lengths=batch(dtype=jnp.int32),
-        actions=batch(action, dtype=jnp.int32),
-        mask=batch(action, dtype=jnp.bool_),
-        behaviour_log_probs=batch(action),
-        rewards=batch(),
-        groups=batch(dtype=jnp.int32),
-        weights=batch(),
-        baselines=batch(),
+        mask=array(action, dtype=jnp.bool_),
+        behaviour_log_probs=array(action),
+        rewards=array(),
+        groups=array(dtype=jnp.int32),
+        weights=array(),
+        baselines=array(),
     )
-    targets = ppo.Targets(*(batch(action) for _ in dataclasses.fields(ppo.Targets)))
+    targets = ppo.Targets(*(array(action) for _ in dataclasses.fields(ppo.Targets)))
+    passes = Passes(*(packed(time) for _ in range(4)), *(packed(decisions) for _ in range(3)))
     policy = config.policy
     static = {
         "model": ppo.Model(blueprint.graph, config.sampling.temperature, policy.compute_dtype, policy.remat),
         "optimizer": blueprint.rl_optimizer,
-        "config": config_rl,
+        "config": config.rl,
         "base": None if blueprint.adapters is None else blueprint.base,
     }
-    arguments = (blueprint.rl_params, blueprint.rl_state(), sampled, targets, blueprint.array((), jnp.float32))
-    words = f"{rows} rows of {time} tokens ({action} of the action), {micro} at a time"
+    scalar = blueprint.array((), jnp.float32)
+    arguments = (blueprint.rl_params, blueprint.rl_state(), sampled, targets, passes, scalar)
+    words = f"{rows} rows of {time} tokens, a prompt with {config.rl.samples} actions each, {micro} at a time"
     return Program("ppo_step", words, ppo.ppo_step, arguments, static, micro, time, reference_bytes(blueprint))
 
 
-def rl_config(blueprint: Blueprint, rows: int) -> RLConfig:
-    """The rl settings of a step on `rows` rows, a token budget turned into rows."""
+def ppo_rows(blueprint: Blueprint) -> tuple[int, int]:
+    """Rows of a mini-batch in which every state has a row, filled up to whole passes, and rows of a pass."""
     config = blueprint.config.rl
-    micro = ppo.micro_rows(config, rows, row_tokens(blueprint), blueprint.row_shards)
-    return dataclasses.replace(config, micro_batch=micro)
+    micro = blueprint.row_shards * max(1, config.micro_tokens // row_tokens(blueprint))
+    states = -(-config.states // config.minibatches)
+    return -(-states // micro) * micro, micro
+
+
+def rows_decisions(blueprint: Blueprint) -> int:
+    """Positions of a row at which tokens of actions are chosen, with padding."""
+    longest = blueprint.config.rl.samples * blueprint.config.prompt.max_action_tokens
+    return decisions_of(row_tokens(blueprint), longest)
 
 
 def prefill_program(blueprint: Blueprint) -> Program:
@@ -187,10 +198,14 @@ def sampling_parts(blueprint: Blueprint, logical: str) -> int:
 
 
 def reference_bytes(blueprint: Blueprint) -> int:
-    """A device, of the policy that rl compares with; the base of adapters is it, and stands there anyway. One that is
-    refreshed is a copy of what is trained, beside the policy that rl began with."""
-    moving = bytes_a_device(blueprint.trained) if blueprint.config.rl.reference_every else 0
-    return moving + (bytes_a_device(blueprint.base) if blueprint.adapters is None else 0)
+    """A device, of the policy that rl compares with: the base of adapters, which stands there anyway; else a copy in
+    the compute dtype where that is smaller. One that is refreshed is a copy of what is trained."""
+    if blueprint.config.rl.reference_every:
+        return bytes_a_device(blueprint.trained)
+    if blueprint.adapters is not None:
+        return 0
+    own = bytes_a_device(blueprint.base)
+    return min(own, bytes_a_device(blueprint.base, jnp.dtype(blueprint.config.policy.compute_dtype)))
 
 
 def _beside_sampling(blueprint: Blueprint) -> int:
@@ -292,14 +307,13 @@ def sampler_config(blueprint: Blueprint) -> SamplerConfig:
     )
 
 
-def row_tokens(blueprint: Blueprint, bucket: int = 64) -> int:
-    """Tokens of a row of PPO's longest batch, as `ppo.make_batch` pads it."""
-    prompt = blueprint.config.prompt
-    return -(-(prompt.max_prompt_tokens + prompt.max_action_tokens) // bucket) * bucket
+def row_tokens(blueprint: Blueprint) -> int:
+    """Tokens of PPO's longest row: the longest prompt with all of its actions, as `models.packing` pads it."""
+    return Shapes(longest_block(blueprint.config), 0).known[0].time
 
 
-def pass_rows(blueprint: Blueprint, stage: str, rows: int, micro: int) -> int:
-    """Rows of a pass of all devices.
+def pass_rows(blueprint: Blueprint, rows: int, micro: int) -> int:
+    """Rows of a pass of all devices in sft.
 
     Raises:
       ConfigError: the mesh does not divide them.
@@ -307,7 +321,7 @@ def pass_rows(blueprint: Blueprint, stage: str, rows: int, micro: int) -> int:
     shards, of_a_pass = blueprint.row_shards, micro or rows
     if of_a_pass % shards or rows % shards:
         raise ConfigError(
-            f"config.{stage}: {rows} rows a step, {of_a_pass} a pass, and the mesh cuts rows into {shards} parts: make "
-            f"config.{stage}.micro_batch a multiple of {shards}, or config.mesh.data * config.mesh.fsdp smaller"
+            f"config.sft: {rows} rows a step, {of_a_pass} a pass, and the mesh cuts rows into {shards} parts: make "
+            f"config.sft.micro_batch a multiple of {shards}, or config.mesh.data * config.mesh.fsdp smaller"
         )
     return of_a_pass

@@ -89,3 +89,41 @@ def test_splash_equals_xla_in_value_and_gradient():
     found = outcome(lambda q, k, v: splash_attention(q, k, v, segments, DEFAULT_RULES, interpret=True))
     expected = outcome(lambda q, k, v: causal_attention(q, k, v, segment_ids=segments))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), found, expected)
+
+
+def shared_prompts():
+    """Segments of two rows of 130 tokens, and the one that each token attends to besides: its prompt."""
+    segments = jnp.asarray([[1] * 60 + [2] * 30 + [3] * 40, [1] * 20 + [2] * 50 + [3] * 30 + [4] * 20 + [0] * 10])
+    return segments, jnp.asarray([[1] * 130, [1] * 70 + [3] * 50 + [0] * 10])
+
+
+@pytest.mark.slow
+def test_xla_attends_to_the_own_segment_and_to_the_prompt():
+    query, key, value = heads(4, 130, 0), heads(2, 130, 1), heads(2, 130, 2)
+    segments, prompts = shared_prompts()
+    mask = (segments[:, :, None] == segments[:, None]) | (prompts[:, :, None] == segments[:, None])
+    expected = theirs(query, key, value, is_causal=True, mask=mask[:, None])
+    found = attention(query, key, value, segment_ids=segments, prompt_ids=prompts)
+    np.testing.assert_allclose(found, expected, atol=2e-6)
+    with pytest.raises(ValueError, match="pass segment_ids"):
+        attention(query, key, value, prompt_ids=prompts)
+
+
+@pytest.mark.slow
+def test_splash_joins_two_segments_under_one_softmax_in_value_and_gradient():
+    query, key, value = heads(4, 130, 0, head_dim=128), heads(2, 130, 1, head_dim=128), heads(2, 130, 2, head_dim=128)
+    segments, prompts = shared_prompts()
+    valid = (segments > 0)[:, :, None, None]
+
+    def outcome(function):
+        def value_and_output(query, key, value):
+            out = jnp.where(valid, function(query, key, value), 0)
+            return (out**2).sum(), out
+
+        return jax.jit(jax.grad(value_and_output, (0, 1, 2), has_aux=True))(query, key, value)
+
+    found = outcome(
+        lambda q, k, v: splash_attention(q, k, v, segments, DEFAULT_RULES, prompt_ids=prompts, interpret=True)
+    )
+    expected = outcome(lambda q, k, v: causal_attention(q, k, v, segment_ids=segments, prompt_ids=prompts))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), found, expected)

@@ -90,6 +90,7 @@ def test_fresh_adapters_change_nothing_and_training_moves_them_alone(model):
         "tokens": jnp.asarray(TOKENS[:, :-1], jnp.int32),
         "targets": jnp.asarray(TOKENS[:, 1:], jnp.int32),
         "segment_ids": jnp.ones((2, 8), jnp.int32),
+        "prompt_ids": jnp.ones((2, 8), jnp.int32),
         "positions": jnp.broadcast_to(jnp.arange(8), (2, 8)),
         "mask": jnp.ones((2, 8), bool),
     }

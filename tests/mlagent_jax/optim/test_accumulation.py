@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mlagent_jax.optim.accumulation import mapped, summed_gradients
+from mlagent_jax.optim.accumulation import summed_gradients, summed_over
 
 
 def masked_loss(params, rows):
@@ -40,7 +40,8 @@ def test_rows_that_do_not_divide_the_batch_are_refused(batch):
         summed_gradients(masked_loss, {"w": jnp.zeros(3)}, batch, 3)
 
 
-@pytest.mark.parametrize("micro_rows", [0, 1, 4])
-def test_mapping_in_parts_gives_the_whole(batch, micro_rows):
-    out = jax.jit(lambda rows: mapped(lambda r: {"y": r["x"].sum(-1)}, rows, micro_rows))(batch)
-    np.testing.assert_allclose(out["y"], batch["x"].sum(-1), rtol=1e-5)
+@pytest.mark.parametrize("count", [0, 3, 4])
+def test_only_the_first_passes_are_summed(batch, count):
+    passes = jax.tree.map(lambda x: x.reshape(4, 2, *x.shape[1:]), batch)
+    out = jax.jit(lambda count: summed_over(lambda rows: {"y": rows["x"].sum(0)}, passes, count))(count)
+    np.testing.assert_allclose(out["y"], batch["x"][: 2 * count].sum(0), atol=1e-5)

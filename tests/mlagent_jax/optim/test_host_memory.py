@@ -65,9 +65,16 @@ from mlagent_jax.optim.optimizer import init_state, make_optimizer, with_learnin
 from mlagent_jax.sft.step import sft_step
 from mlagent_jax.parallelism import DEFAULT_RULES, make_mesh
 from mlagent_jax.runs.policies import abstract
+from mlagent_jax.models.packing import Sample
+from mlagent_jax.rl.rows import RowPacker, place
+from mlagent_jax.runs.devices import Devices
+from mlagent_jax.runtime import processes
+from mlagent_jax.settings.policy import PromptConfig
+from mlagent_jax.settings.schema import Config
 
 mesh = make_mesh({"fsdp": 2, "tensor": 2})
 jax.set_mesh(mesh)
+devices = Devices(mesh, DEFAULT_RULES)
 # No bias: on keys its true gradient is 0, and Adam makes steps of what rounding leaves.
 config = models.ModelConfig(96, 16, 2, 4, 2, 8, 32, model_type="llama", initializer_range=0.2)
 graph, start = models.create(config, jax.random.key(0), mesh=mesh)
@@ -105,6 +112,7 @@ def sft(placement):
         "tokens": tokens[:, :-1],
         "targets": tokens[:, 1:],
         "segment_ids": np.ones((4, 16), np.int32),
+        "prompt_ids": np.ones((4, 16), np.int32),
         "positions": np.tile(np.arange(16, dtype=np.int32), (4, 1)),
         "mask": np.ones((4, 16), bool),
     }
@@ -125,9 +133,10 @@ def rl(placement):
     optimizer = ppo.rl_optimizer(settings)
     model = ppo.Model(graph, 1.0, "float32", "none", graph)
     prompts, actions = rng.integers(1, 96, (4, 5)).tolist(), rng.integers(1, 96, (4, 3)).tolist()
-    batch = ppo.make_batch(
-        prompts, actions, [[-3.0] * 3] * 4, [1.0, 0.0, None, 0.5], [0, 0, 1, 1], pad_id=0, action_tokens=4, bucket=8
-    )
+    batch = ppo.make_batch(actions, [[-3.0] * 3] * 4, [1.0, 0.0, None, 0.5], [0, 0, 1, 1], action_tokens=4)
+    limits = PromptConfig(max_prompt_tokens=8, max_action_tokens=4)
+    packer = RowPacker(Config(prompt=limits, rl=settings), 0, 16, devices.row_shards)
+    packed = packer.pack(list(map(Sample, prompts, actions)), [0, 1, 3], 4)
 
     def begin():
         everywhere = jax.sharding.NamedSharding(mesh, jax.P())
@@ -137,11 +146,11 @@ def rl(placement):
         return params, init_state(optimizer, params, placement)
 
     def step(params, state):
-        rows = jax.tree.map(placed, batch)
-        scores = ppo.score(model, params["policy"], params["critic"], rows)
+        rows, passes = jax.tree.map(processes.everywhere, batch), place(packed, devices)
+        scores = ppo.score(model, params["policy"], params["critic"], rows, passes)
         targets = ppo.make_targets(rows, scores, scores, settings)
         static = {"model": model, "optimizer": optimizer, "config": settings}
-        return ppo.ppo_step(params, state, rows, targets, jnp.float32(0.1), **static)[:2]
+        return ppo.ppo_step(params, state, rows, targets, passes, jnp.float32(0.1), **static)[:2]
 
     return begin, step
 

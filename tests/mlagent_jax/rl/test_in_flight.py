@@ -155,7 +155,8 @@ def test_groups_under_way_survive_json():
     under_way.add([group(7, 3)])
     (data,) = json.loads(json.dumps(under_way.to_list()))
     assert (data["index"], data["version"]) == (7, 3)
-    assert Group.actions_of(data) == group(7, 3).actions
+    assert "prompt" not in json.dumps(data), "a state's prompt is made again"
+    assert Group.actions_of(data, lambda state: [1, 2]) == group(7, 3).actions
 
 
 def test_every_action_of_an_episode_is_trained_on_what_the_episode_reached():

@@ -12,7 +12,11 @@ import pytest
 from tiny_policy import SHAPE as TINY
 
 from mlagent_jax import models
+from mlagent_jax.models.packing import Sample
 from mlagent_jax.rl import ppo
+from mlagent_jax.rl.rows import RowPacker
+from mlagent_jax.settings.policy import PromptConfig
+from mlagent_jax.settings.schema import Config
 from mlagent_jax.settings.stages import RLConfig
 
 VOCAB, STATES, SAMPLES = 24, 8, 8
@@ -38,26 +42,29 @@ def train(reward, iterations=40, **settings):
     reference = jax.tree.map(jnp.copy, params)
     both = {"policy": params, "critic": ppo.init_critic(SHAPE.hidden_size)}
     optimizer = ppo.rl_optimizer(config)
+    limits = PromptConfig(max_prompt_tokens=1, max_action_tokens=1)
+    packer = RowPacker(Config(prompt=limits, rl=config), 0, SHAPE.hidden_size)
     state, rng = optimizer.init(both), np.random.default_rng(1)
     before = (expected(graph, reference) * WORTH).sum(1).mean()
     for _ in range(iterations):
         probs = expected(graph, both["policy"])
         rows = [(s, int(rng.choice(VOCAB, p=probs[s] / probs[s].sum()))) for s in range(STATES) for _ in range(SAMPLES)]
         batch = ppo.make_batch(
-            [[int(PROMPTS[s])] for s, _ in rows],
             [[a] for _, a in rows],
             [[np.log(probs[s, a])] for s, a in rows],
             [reward(rng, s, a) for s, a in rows],
             [s for s, _ in rows],
-            pad_id=0,
             action_tokens=1,
-            bucket=2,
         )
-        proximal = ppo.score(model, both["policy"], both["critic"], batch)
-        targets = ppo.make_targets(batch, proximal, ppo.score(model, reference, None, batch), config)
+        passes = packer.pack([Sample((int(PROMPTS[s]),), (a,)) for s, a in rows], range(len(rows)), len(rows))
+        proximal = ppo.score(model, both["policy"], both["critic"], batch, passes)
+        targets = ppo.make_targets(batch, proximal, ppo.score(model, reference, None, batch, passes), config)
         for _ in range(config.epochs):
             both, state, _ = ppo.ppo_step(
-                both, state, batch, targets, jnp.float32(0.01), model=model, optimizer=optimizer, config=config
+                *(both, state, batch, targets, passes, jnp.float32(0.01)),
+                model=model,
+                optimizer=optimizer,
+                config=config,
             )
     return (expected(graph, both["policy"]) * WORTH).sum(1).mean() - before
 

@@ -9,17 +9,31 @@ import pytest
 from tiny_policy import SHAPE
 
 from mlagent_jax import models
+from mlagent_jax.models.packing import Sample
 from mlagent_jax.rl import ppo
+from mlagent_jax.rl.rows import RowPacker
+from mlagent_jax.settings.policy import PromptConfig
+from mlagent_jax.settings.schema import Config
 from mlagent_jax.settings.stages import RLConfig
 
 PROMPTS, ACTIONS = [[3, 4, 5], [6, 7], [8], [9, 10]], [[11, 12], [13], [14, 15, 16], [17]]
 REWARDS = [1.0, 0.0, None, 0.5]
 
 
+SAMPLES = list(map(Sample, PROMPTS, ACTIONS))
+
+
 @pytest.fixture
 def batch():
     behaviour = [[-3.0] * len(action) for action in ACTIONS]
-    return ppo.make_batch(PROMPTS, ACTIONS, behaviour, REWARDS, [0, 0, 1, 1], pad_id=0, action_tokens=4, bucket=8)
+    return ppo.make_batch(ACTIONS, behaviour, REWARDS, [0, 0, 1, 1], action_tokens=4)
+
+
+def passes(samples=SAMPLES, chosen=(0, 1, 3), *, single=False, micro_tokens=64, shards=1, size=4):
+    """By default of all samples that count, in one row."""
+    prompt = PromptConfig(max_prompt_tokens=12, max_action_tokens=4)
+    config = Config(prompt=prompt, rl=RLConfig(states=2, samples=2, micro_tokens=micro_tokens))
+    return RowPacker(config, 0, 16, shards, single=single).pack(samples, chosen, size)
 
 
 def model(graph, temperature=1.0):
@@ -41,7 +55,7 @@ def log_softmax_rows(graph, params, row, temperature):
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_scores_are_the_log_probs_of_the_action_tokens_at_the_temperature(policy, batch, temperature):
     graph, params = policy
-    scores = ppo.score(model(graph, temperature), params, ppo.init_critic(SHAPE.hidden_size), batch)
+    scores = ppo.score(model(graph, temperature), params, ppo.init_critic(SHAPE.hidden_size), batch, passes())
     for row, (prompt, action) in enumerate(zip(PROMPTS, ACTIONS, strict=True)):
         if REWARDS[row] is None:
             continue
@@ -57,36 +71,35 @@ def test_a_masked_outcome_masks_its_whole_row(batch):
 
 @pytest.mark.slow
 def test_a_masked_row_does_not_move_the_parameters(policy, batch):
-    """Whatever stands in the row of an infrastructure error, the update is the same."""
-    graph, params = policy
-    other = dataclasses.replace(
-        batch,
-        tokens=np.where(np.arange(4)[:, None] == 2, 1, batch.tokens),
-        actions=np.where(np.arange(4)[:, None] == 2, 1, batch.actions),
-        rewards=np.where(np.arange(4) == 2, 99.0, batch.rewards).astype(np.float32),
-    )
-    for left, right in zip(*(jax.tree.leaves(updated(graph, params, b)[0]) for b in (batch, other)), strict=True):
-        np.testing.assert_array_equal(left, right)
+    """Whatever stands in the row of an infrastructure error, also where it is in a pass, the update is the same."""
+    other = dataclasses.replace(batch, rewards=np.where(np.arange(4) == 2, 99.0, batch.rewards).astype(np.float32))
+    plain, changed = updated(*policy, batch)[0], updated(*policy, other)[0]
+    jax.tree.map(np.testing.assert_array_equal, plain, changed)
+    with_it = updated(*policy, other, layout=passes(chosen=range(4)))[0]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), plain, with_it)
 
 
 DEFAULT = RLConfig(learning_rate=1e-2, value_coefficient=0.5)
 
 
-def updated(graph, params, batch, config=DEFAULT):
+def updated(graph, params, batch, config=DEFAULT, layout=None):
+    layout = layout or passes()
     params = {"policy": jax.tree.map(jnp.copy, params), "critic": ppo.init_critic(SHAPE.hidden_size)}
     optimizer = ppo.rl_optimizer(config)
-    proximal = ppo.score(model(graph), params["policy"], params["critic"], batch)
+    proximal = ppo.score(model(graph), params["policy"], params["critic"], batch, layout)
     targets = ppo.make_targets(batch, proximal, proximal, config)
-    return ppo.ppo_step(
+    after, _, metrics = ppo.ppo_step(
         params,
         optimizer.init(params),
         batch,
         targets,
+        layout,
         jnp.float32(0.1),
         model=model(graph),
         optimizer=optimizer,
         config=config,
-    )[::2]
+    )
+    return after, metrics.read()
 
 
 def test_the_first_step_of_a_batch_has_ratio_one_and_no_kl(policy, batch):
@@ -98,7 +111,7 @@ def test_the_first_step_of_a_batch_has_ratio_one_and_no_kl(policy, batch):
 
 def test_advantages_with_a_zero_critic_are_the_whitened_rewards(policy, batch):
     graph, params = policy
-    proximal = ppo.score(model(graph), params, ppo.init_critic(SHAPE.hidden_size), batch)
+    proximal = ppo.score(model(graph), params, ppo.init_critic(SHAPE.hidden_size), batch, passes())
     targets = ppo.make_targets(batch, proximal, proximal, RLConfig())
     tokens = np.asarray([1.0, 1.0, 0.0, 0.5])  # gamma = lambda = 1: every token of an action gets its reward
     wanted = (tokens - tokens.mean()) / np.sqrt(tokens.var() + 1e-8)
@@ -109,7 +122,7 @@ def test_advantages_with_a_zero_critic_are_the_whitened_rewards(policy, batch):
 def test_the_best_of_two_is_weighed_against_the_mean(policy, batch, weight):
     graph, params = policy
     batch = dataclasses.replace(batch, groups=np.zeros_like(batch.groups))  # all from one state
-    proximal = ppo.score(model(graph), params, ppo.init_critic(SHAPE.hidden_size), batch)
+    proximal = ppo.score(model(graph), params, ppo.init_critic(SHAPE.hidden_size), batch, passes())
     config = RLConfig(best_of=2, best_of_weight=weight, estimator="rloo")
     counted = [float(r) for r, row in zip(batch.rewards, batch.mask, strict=True) if row.any()]
     by_row = []
@@ -155,8 +168,8 @@ def test_an_update_makes_rewarded_actions_likelier(policy, batch, settings):
     config = RLConfig(learning_rate=1e-3, kl_coefficient=0.0, **settings)
     after, _ = updated(graph, params, batch, config)
     critic = ppo.init_critic(SHAPE.hidden_size)
-    before = np.asarray(ppo.score(model(graph), params, critic, batch).log_probs)
-    now = np.asarray(ppo.score(model(graph), after["policy"], critic, batch).log_probs)
+    before = np.asarray(ppo.score(model(graph), params, critic, batch, passes()).log_probs)
+    now = np.asarray(ppo.score(model(graph), after["policy"], critic, batch, passes()).log_probs)
     gain = np.where(batch.mask, now - before, 0.0).sum(axis=1)
     assert gain[0] > 0 > gain[1]
 
@@ -166,7 +179,7 @@ def test_the_policy_loss_is_that_of_a_plain_loop(policy, batch):
     """mu != pi_old here (behaviour -3 everywhere): the truncated weight pi_old / mu counts."""
     graph, params = policy
     metrics = updated(graph, params, batch)[1]
-    scores = ppo.score(model(graph), params, ppo.init_critic(SHAPE.hidden_size), batch)
+    scores = ppo.score(model(graph), params, ppo.init_critic(SHAPE.hidden_size), batch, passes())
     proximal = np.asarray(scores.log_probs, np.float64)
     rewards = {0: 1.0, 1: 0.0, 3: 0.5}
     tokens = [rewards[r] for r, t in zip(*np.nonzero(batch.mask), strict=True)]
@@ -181,14 +194,6 @@ def test_the_policy_loss_is_that_of_a_plain_loop(policy, batch):
 def test_duration_weights_are_seconds_over_their_mean_and_never_quite_zero():
     assert ppo.duration_weights([2.0, 6.0, None, 0.0, 8.0]) == pytest.approx([0.5, 1.5, 0.0, 0.1, 2.0])
     assert ppo.duration_weights([0.0, None]) == [1.0, 0.0]
-
-
-def test_a_token_budget_becomes_rows_that_divide_the_batch():
-    config = RLConfig(micro_tokens=1000, micro_batch=3)
-    assert ppo.micro_rows(config, 12, 100) == 6
-    assert ppo.micro_rows(config, 12, 100, shards=4) == 4
-    assert ppo.micro_rows(config, 12, 5000) == 1
-    assert ppo.micro_rows(RLConfig(micro_batch=3), 12, 5000) == 3
 
 
 def test_kl_in_the_reward_is_taken_off_each_token(batch):
@@ -210,7 +215,7 @@ def test_a_separate_critic_moves_its_own_backbone_and_leaves_the_policy_to_the_p
     both = {"policy": jax.tree.map(jnp.copy, params), "critic": critic}
     before = jax.tree.map(np.asarray, both)
     optimizer = ppo.rl_optimizer(config)
-    scores = ppo.score(model(graph), params, critic, batch)
+    scores = ppo.score(model(graph), params, critic, batch, passes())
     assert np.abs(np.asarray(scores.values)).max() > 0
     targets = ppo.make_targets(batch, scores, scores, config)
     after, _, _ = ppo.ppo_step(
@@ -218,6 +223,7 @@ def test_a_separate_critic_moves_its_own_backbone_and_leaves_the_policy_to_the_p
         optimizer.init(both),
         batch,
         targets,
+        passes(),
         jnp.float32(0),
         model=model(graph),
         optimizer=optimizer,
@@ -332,16 +338,17 @@ def test_two_whole_steps_are_those_worked_out_by_hand(batch):
 
     scorer, optimizer = model(graph, 0.8), ppo.rl_optimizer(config)
     head = {"kernel": jnp.asarray(critic["k"], jnp.float32), "bias": jnp.asarray(critic["b"], jnp.float32)}
-    targets = ppo.make_targets(
-        batch, ppo.score(scorer, whole(1.1), head, batch), ppo.score(scorer, whole(1.0), None, batch), config
+    proximal, anchor = (
+        ppo.score(scorer, whole(scale), critic, batch, passes()) for scale, critic in ((1.1, head), (1.0, None))
     )
+    targets = ppo.make_targets(batch, proximal, anchor, config)
     trained = {"policy": whole(1.1), "critic": head}
     state, found = optimizer.init(trained), []
     for _ in range(2):
         trained, state, metrics = ppo.ppo_step(
-            trained, state, batch, targets, jnp.float32(0.2), model=scorer, optimizer=optimizer, config=config
+            trained, state, batch, targets, passes(), jnp.float32(0.2), model=scorer, optimizer=optimizer, config=config
         )
-        found.append(metrics)
+        found.append(metrics.read())
     assert [float(metrics["grad_norm"].value) for metrics in found] == pytest.approx(norms, rel=1e-3)
     assert norms[0] > config.max_grad_norm
     assert float(found[1]["clip_fraction"].value) > 0 and float(found[1]["value_clip_fraction"].value) > 0
@@ -366,14 +373,14 @@ def test_a_critic_that_warms_up_leaves_the_policy_and_its_moments_as_they_are(po
     optimizer = ppo.rl_optimizer(config)
     state = optimizer.init(both)
     before = jax.tree.map(np.asarray, (both, state.inner_states["policy"]))
-    scores = ppo.score(model(graph), params, critic, batch)
+    scores = ppo.score(model(graph), params, critic, batch, passes())
     targets = ppo.make_targets(batch, scores, scores, config)
     options = {"model": model(graph), "optimizer": optimizer, "config": config, "critic_only": True}
-    after, state, metrics = ppo.ppo_step(both, state, batch, targets, jnp.float32(0.1), **options)
+    after, state, metrics = ppo.ppo_step(both, state, batch, targets, passes(), jnp.float32(0.1), **options)
     jax.tree.map(np.testing.assert_array_equal, after["policy"], before[0]["policy"])
     jax.tree.map(np.testing.assert_array_equal, state.inner_states["policy"], before[1])
     assert np.abs(np.asarray(after["critic"]["kernel"]) - before[0]["critic"]["kernel"]).max() > 1e-3
-    assert float(metrics["grad_norm"].value) > 0, "the policy would have moved"
+    assert float(metrics.read()["grad_norm"].value) > 0, "the policy would have moved"
 
 
 @pytest.mark.slow
@@ -387,7 +394,7 @@ def test_without_a_critic_no_value_loss_reaches_the_policy(policy, batch):
         critic["kernel"] = critic["kernel"] + scale
         both = {"policy": jax.tree.map(jnp.copy, params), "critic": critic}
         optimizer = ppo.rl_optimizer(config)
-        scores = ppo.score(model(graph), params, critic, batch)
+        scores = ppo.score(model(graph), params, critic, batch, passes())
         targets = ppo.make_targets(batch, scores, scores, config)
         assert targets.returns is None
         after, _, metrics = ppo.ppo_step(
@@ -395,11 +402,12 @@ def test_without_a_critic_no_value_loss_reaches_the_policy(policy, batch):
             optimizer.init(both),
             batch,
             targets,
+            passes(),
             jnp.float32(0),
             model=model(graph),
             optimizer=optimizer,
             config=config,
         )
         found.append(after["policy"])
-        assert float(metrics["value_loss"].value) == 0
+        assert float(metrics.read()["value_loss"].value) == 0
     jax.tree.map(np.testing.assert_array_equal, *found)

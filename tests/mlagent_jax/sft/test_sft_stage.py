@@ -2,6 +2,8 @@
 
 import contextlib
 import dataclasses
+import gc
+import math
 import types
 
 import jax
@@ -13,6 +15,7 @@ from environments import tasks
 from environments.protocol import Outcome, OutcomeKind, Scale, State, Step
 from environments.tasks.generated.scripts import Script
 from mlagent_jax.agents.scripted import cell_edit
+from mlagent_jax.checkpoints.orbax import Checkpointer
 from mlagent_jax.runs.devices import Devices
 from mlagent_jax.runs.export import export
 from mlagent_jax.runs.policies import base_policy, checkpointer, renderer, trained_policy
@@ -112,6 +115,25 @@ def test_a_run_that_died_takes_the_same_steps_to_the_last_bit(tmp_path, settings
     per_epoch = len(rows) // 3
     assert (extra["epoch"], extra["batch"]) == (3, 0) and len(rows) == 3 * per_epoch
     assert extra["evaluations"] == [row["held_out_loss"] for row in rows if "held_out_loss" in row]
+
+
+def test_a_resumed_run_holds_no_parameters_beside_those_that_it_restores(tmp_path, monkeypatch):
+    with pytest.raises(KeyboardInterrupt):
+        Stand(tmp_path / "run", stop_after=3).train()
+    held, restore = [], Checkpointer.restore
+
+    def watched(self, step, wanted):
+        gc.collect()
+        held.append(sum(array.nbytes for array in jax.live_arrays()) - before)
+        size = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(wanted))
+        assert held[-1] < size / 20
+        return restore(self, step, wanted)
+
+    monkeypatch.setattr(Checkpointer, "restore", watched)
+    gc.collect()
+    before = sum(array.nbytes for array in jax.live_arrays())
+    Stand(tmp_path / "run").train()
+    assert held
 
 
 def test_training_stops_early_and_keeps_the_policy_of_the_lowest_loss(tmp_path):

@@ -7,7 +7,8 @@ import optax
 import pytest
 
 from mlagent_jax import models
-from mlagent_jax.sft.packing import Sample, fill, first_fit
+from mlagent_jax.models.packing import Sample, blocks, fill
+from mlagent_jax.models.packing import packed as pack
 from mlagent_jax.sft.step import sft_loss, sft_step
 
 OPTIMIZER = optax.sgd(1.0)
@@ -18,7 +19,9 @@ pytestmark = pytest.mark.slow
 def samples():
     rng = np.random.default_rng(0)
     lengths = [(int(rng.integers(1, 12)), int(rng.integers(1, 5))) for _ in range(11)]
-    return [Sample(tuple(rng.integers(3, 32, p)), tuple(rng.integers(3, 32, a))) for p, a in lengths]
+    alone = [Sample(tuple(rng.integers(3, 32, p)), tuple(rng.integers(3, 32, a))) for p, a in lengths]
+    # Three more actions of one prompt, which share it in a packed row.
+    return alone + [Sample(alone[0].prompt, tuple(rng.integers(3, 32, a))) for a in (1, 4, 2)]
 
 
 def losses_alone(graph, params, samples):
@@ -35,10 +38,12 @@ def losses_alone(graph, params, samples):
 
 @pytest.fixture(scope="module")
 def packed(samples):
-    """Four rows, the last of them padding alone."""
-    rows = first_fit([len(sample) for sample in samples], 48)
-    assert len(rows) == 3
-    return fill([*([samples[i] for i in row] for row in rows), []], 48, 0)
+    """Four rows, the last ones padding alone."""
+    found = blocks(samples, range(len(samples)), 48)
+    assert len(found) == len(samples) - 3
+    rows = pack(found, 48)
+    assert len(rows) in (2, 3)
+    return fill(samples, [*rows, *[[]] * (4 - len(rows))], 48, 0)
 
 
 def step(policy, rows, micro_rows=0):
@@ -53,9 +58,8 @@ def step(policy, rows, micro_rows=0):
 def test_packed_and_padded_rows_have_the_loss_of_the_samples_by_themselves(policy, samples, packed):
     graph, params = policy
     wanted, count = sum(losses_alone(graph, params, samples)), sum(len(sample.action) for sample in samples)
-    total, counted = sft_loss(
-        params, fill([[sample] for sample in samples], 16, 0).arrays(), graph=graph, compute_dtype="float32"
-    )
+    padded = fill(samples, [[block] for block in blocks(samples, range(len(samples)), 16, share=False)], 16, 0)
+    total, counted = sft_loss(params, padded.arrays(), graph=graph, compute_dtype="float32")
     assert int(counted) == count
     np.testing.assert_allclose(float(total), wanted, rtol=1e-5)
     _, _, metrics = step(policy, packed)
@@ -74,6 +78,6 @@ def test_passes_over_parts_of_a_batch_take_the_same_step(policy, packed):
 
 @pytest.mark.parametrize("micro_rows", [0, 1])
 def test_a_batch_without_any_action_token_is_no_nan_and_moves_nothing(policy, micro_rows):
-    after, _, metrics = step(policy, fill([[]] * 4, 48, 0), micro_rows)
+    after, _, metrics = step(policy, fill([], [[]] * 4, 48, 0), micro_rows)
     assert float(metrics["loss"]) == float(metrics["grad_norm"]) == float(metrics["action_tokens"]) == 0.0
     jax.tree.map(np.testing.assert_array_equal, after, policy[1])

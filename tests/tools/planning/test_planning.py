@@ -61,7 +61,9 @@ def test_adapters_need_no_reference_and_little_optimizer():
 
 def test_a_reference_that_moves_is_a_copy_of_what_is_trained():
     still, moving = (parts(report.make(small(rl__reference_every=n), tiny_slice(4.0)))["rl update"] for n in (0, 4))
-    assert moving["reference policy"] == still["reference policy"] + still["parameters"]
+    assert moving["reference policy"] == still["reference policy"] == still["parameters"]
+    half = parts(report.make(small(policy__compute_dtype="bfloat16"), tiny_slice(4.0)))["rl update"]
+    assert half["reference policy"] == still["reference policy"] / 2, "kept as it computes"
 
 
 def test_what_cannot_fit_is_named_with_settings_under_which_it_would():
@@ -116,7 +118,7 @@ def test_the_plan_that_is_kept_of_a_7b_config_is_of_now(name):
 @pytest.mark.slow
 def test_full_fine_tuning_at_these_lengths_is_refused_where_it_does_not_fit():
     config = importlib.import_module("configs.rl").get_config()
-    config.plan.model, config.sft.micro_batch, config.rl.micro_batch = SEVEN_BILLION, 16, 16
+    config.plan.model, config.sft.micro_batch = SEVEN_BILLION, 16
     plan = report.make(freeze(config), slices.find("v5e-16"))
     assert any(fault.startswith("rl update takes") for fault in plan.faults)
     assert "--config.lora.rank=32" in plan.faults[0]
