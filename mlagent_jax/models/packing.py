@@ -279,8 +279,12 @@ class Shapes:
         return [list(dataclasses.astuple(shape)) for shape in self.known]
 
     def restore(self, data: Sequence[Sequence[int]]) -> None:
-        """Continue with the shapes of `to_list`."""
-        self.known = [Shape(*shape) for shape in data]
+        """Continue with the shapes of `to_list`, except those that another mesh or budget allowed."""
+        self.known = self.known[:1] + [shape for shape in (Shape(*each) for each in data[1:]) if self._allows(shape)]
+
+    def _allows(self, shape: Shape) -> bool:
+        rows, rest = divmod(shape.rows, self._shards)
+        return not rest and shape.time <= self._limit and (rows == 1 or rows * shape.time <= self._budget)
 
 
 def decisions_of(time: int, needed: int) -> int:

@@ -223,3 +223,6 @@ def test_a_resumed_run_takes_the_shapes_that_it_knew():
     first.pack(SAMPLES, COUNTED, 16)
     second.shapes.restore(first.shapes.to_list())
     assert second.shapes.known == first.shapes.known and len(first.shapes.known) > 1
+    other = packer(shards=4)
+    other.shapes.restore(first.shapes.to_list())
+    assert all(shape.rows % 4 == 0 for shape in other.shapes.known), "the mesh may change"

@@ -268,7 +268,7 @@ def test_the_configs_for_7b_run_in_turn_on_a_tiny_checkpoint_and_two_devices(run
         "--config.rl.states=4",
         "--config.rl.samples=2",
         "--config.rl.minibatches=1",
-        "--config.rl.micro_batch=4",
+        "--config.rl.micro_tokens=1024",
     )
     for config, workdir, overrides in (
         ("collect", "collect", small),
