@@ -145,8 +145,8 @@ class Model:
 def _deciding_states(model: Model, graph: Any, params: Params, rows: Passes) -> jax.Array:
     """Returns the hidden states that a pass's action tokens are chosen from, [rows, decisions, hidden]: only those meet
     the vocabulary."""
-    if rows.single:  # for kernels that take no segments
-        layout = {"lengths": jnp.sum(rows.segment_ids > 0, axis=1)}
+    if rows.single:  # for kernels that take no segments; attention over nothing would be NaN
+        layout = {"lengths": jnp.maximum(jnp.sum(rows.segment_ids > 0, axis=1), 1)}
     else:
         names = ("positions", "segment_ids", "prompt_ids")
         layout = {name: getattr(rows, name) for name in names}

@@ -29,7 +29,7 @@ RNG = np.random.default_rng(0)
 PROMPTS = [tuple(RNG.integers(3, 40, size)) for size in (70, 9, 1, 30)]
 SAMPLES = [Sample(p, tuple(RNG.integers(3, 40, size))) for p in PROMPTS for size in RNG.integers(1, 9, 4)]
 COUNTED = [i for i in range(len(SAMPLES)) if i != 5]  # an infrastructure error
-RL = RLConfig(states=4, samples=4, learning_rate=1e-2, kl_estimator="k3", entropy_coefficient=0.01, micro_tokens=256)
+RL = RLConfig(states=4, samples=4, learning_rate=1e-2, kl_estimator="k3", entropy_coefficient=0.01, micro_tokens=128)
 
 
 def packer(shards=1, single=False, **settings):
@@ -219,7 +219,7 @@ def test_a_run_on_log_normal_lengths_takes_eight_shapes_with_little_padding(name
 
 
 def test_a_resumed_run_takes_the_shapes_that_it_knew():
-    first, second = packer(), packer()
+    first, second = packer(micro_tokens=256), packer(micro_tokens=256)
     first.pack(SAMPLES, COUNTED, 16)
     second.shapes.restore(first.shapes.to_list())
     assert second.shapes.known == first.shapes.known and len(first.shapes.known) > 1
