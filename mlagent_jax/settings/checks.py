@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from environments.actions import PROFILES
 from environments.protocol import OutcomeKind
 from environments.registry import RegistryError, use_plugins
 from environments.rewards import REWARDS
@@ -41,7 +42,7 @@ def check(config: Config) -> None:
     choose("policy.compute_dtype", config.policy.compute_dtype, ("float32", "bfloat16"))
     choose("policy.param_dtype", config.policy.param_dtype, ("float32", "bfloat16"))
     choose("policy.remat", config.policy.remat, ("none", "dots", "full"))
-    choose("prompt.profile", config.prompt.profile, ("compact", "full"))
+    choose("prompt.profile", config.prompt.profile, tuple(PROFILES))
     if config.prompt.editor and config.prompt.profile != "full":
         raise ConfigError(
             f"config.prompt.editor is {config.prompt.editor!r}; compact prompts list no actions, so set "
