@@ -32,7 +32,7 @@ def get_config(training: str = "lora") -> ConfigDict:
     config.prompt.profile = "medium"
     config.prompt.max_prompt_tokens = 700
     config.prompt.max_action_tokens = 224
-    config.prompt.history_steps = 3
+    config.prompt.history_steps = 2
 
     config.collect.trajectories = 12
     config.collect.steps = 4
@@ -41,17 +41,17 @@ def get_config(training: str = "lora") -> ConfigDict:
     config.sft.warmup_fraction = 0.05
     config.sft.epochs = 1
     config.sft.batch_size = 4
-    config.sft.micro_batch = 2
-    config.sft.row_tokens = 1024
+    config.sft.micro_batch = 1
+    config.sft.row_tokens = 1280  # two samples
 
     config.pool.max_depth = 3
     config.pool.refresh_fraction = 0.5  # states as the policy reaches them, too: the expert's are few
-    config.rl.iterations = 24
+    config.rl.iterations = 20
     config.rl.states = 8
     config.rl.samples = 4
     config.rl.learning_rate = 5e-5 if training == "lora" else 5e-6
     config.rl.minibatches = 2
-    config.rl.micro_batch = 4
+    config.rl.micro_batch = 1  # the attention of 30 layers is kept for the backward pass
     config.rl.max_staleness = 0  # the same cores sample, execute and update: nothing would be won by overlapping
     config.rl.straggler_seconds = 0.0
     config.sampling.slots = 32
