@@ -72,9 +72,14 @@ _SCORE = re.compile(r"validation \S+ (-?[\d.]+(?:e[-+]?\d+)?)")
 
 def edit(entry: str, script: str, cell: str, code: str, rng: random.Random) -> Action:
     """Return an edit of `script` that gives `cell` the body `code`, in a form drawn by its weight."""
-    new = replace_cell(script, cell, code.rstrip())
-    forms = {"Edit Script (Cell)": code.rstrip(), "Edit Script (Whole)": new.rstrip("\n")}
-    if patch := as_patch(script, new, rng.randrange(2)):
+    forms = {"Edit Script (Cell)": code.rstrip()}
+    try:
+        new = replace_cell(script, cell, code.rstrip())
+    except ActionError:  # The cell is gone: the answer says which there are.
+        new = ""
+    if new:
+        forms["Edit Script (Whole)"] = new.rstrip("\n")
+    if patch := as_patch(script, new, rng.randrange(2)) if new else "":
         forms["Edit Script (Patch)"] = patch
     name = rng.choices(list(forms), [FORMS[form] for form in forms])[0]
     arguments = {"script_name": entry} | ({"cell": cell} if name == "Edit Script (Cell)" else {})
