@@ -8,7 +8,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import jax
 import needs
 import numpy as np
 import pytest
@@ -16,7 +15,7 @@ import pytest
 from mlagent_jax.checkpoints import peft
 from mlagent_jax.checkpoints.gguf import import_gguf
 from mlagent_jax.models.tokenizer import Tokenizer
-from mlagent_jax.runs.policies import base_policy, trained_adapters, trained_policy
+from mlagent_jax.runs.policies import base_policy, trained_adapters
 from mlagent_jax.runs.run import Run
 from mlagent_jax.sampling import Sampler, load
 from mlagent_jax.settings.flags import read_config
@@ -35,6 +34,9 @@ TINY = {
     "sft.batch_size": 1,
     "sft.micro_batch": 1,
     "sft.row_tokens": 768,
+    "sft.learning_rate": 5e-3,
+    "sft.schedule": "constant",
+    "sft.warmup_fraction": 0.0,
     "rl.iterations": 1,
     "rl.states": 1,
     "rl.samples": 2,
@@ -93,12 +95,10 @@ def test_every_stage_runs_and_what_it_exports_is_the_same_policy_in_transformers
     try:
         adapters, lora = trained_adapters(run, "rl")
         peft.save(tmp_path / "adapters", base_policy(run).config, adapters, lora, str(smollm2))
-        policy = trained_policy(run, "rl")
     finally:
         run.close()
-    assert max(float(np.abs(up).max()) for up in jax.tree.leaves(adapters)) > 0
     text = "Thought: a forest may help.\nAction: Edit Script (Cell)\nfrom sklearn.svm import SVC"
-    tokens = [policy.tokenizer.encode(text)]
+    tokens = [Tokenizer.load(smollm2).encode(text)]
     auto = transformers.AutoModelForCausalLM
     merged = log_probs(auto.from_pretrained(tmp_path / "run/export").float(), tokens)
     base = auto.from_pretrained(smollm2).float()
@@ -106,7 +106,7 @@ def test_every_stage_runs_and_what_it_exports_is_the_same_policy_in_transformers
     adapted = log_probs(their.PeftModel.from_pretrained(base, tmp_path / "adapters"), tokens)
     # float32, two orders of summation: x W + x A B, and x (W + A B)
     np.testing.assert_allclose(merged, adapted, atol=2e-3)
-    assert np.abs(merged - untouched).max() > np.abs(merged - adapted).max()
+    assert np.abs(merged - untouched).max() > 0.05  # SFT moved it
     exported = transformers.AutoTokenizer.from_pretrained(tmp_path / "run/export")
     assert exported.eos_token == "<|im_end|>" and exported.chat_template
 
