@@ -201,7 +201,7 @@ def player(tmp_path):
 
 
 def test_many_files_written_by_actions_end_in_an_invalid_action(player, monkeypatch):
-    monkeypatch.setattr("environments.step.Snapshots", functools.partial(Snapshots, max_files=3))
+    monkeypatch.setattr("environments.workspaces.Snapshots", functools.partial(Snapshots, max_files=3))
     before = player.state.snapshot
     for number in range(3):
         outcome = player.play("Write File", file_name=f"new{number}", content="x")
