@@ -51,7 +51,7 @@ def get_config(training: str = "lora") -> ConfigDict:
     config.rl.samples = 4
     config.rl.learning_rate = 5e-5 if training == "lora" else 5e-6
     config.rl.minibatches = 2
-    config.rl.micro_batch = 1  # the attention of 30 layers is kept for the backward pass
+    config.rl.micro_tokens = 1024  # activations of 30 layers are kept for the backward pass
     config.rl.max_staleness = 0  # the same cores sample, execute and update: nothing would be won by overlapping
     config.rl.straggler_seconds = 0.0
     config.sampling.slots = 32

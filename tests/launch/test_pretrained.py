@@ -41,7 +41,7 @@ TINY = {
     "rl.states": 1,
     "rl.samples": 2,
     "rl.minibatches": 1,
-    "rl.micro_batch": 1,
+    "rl.micro_tokens": 512,
     "pool.refresh_fraction": 0.0,
     "sampling.slots": 2,
     "evaluate.policies": "rl",
