@@ -26,6 +26,7 @@ from mlagent_jax.runs.policies import (
     training,
 )
 from mlagent_jax.runs.run import Run
+from mlagent_jax.runs.speed import Speed
 from mlagent_jax.runtime import processes
 from mlagent_jax.runtime.errors import ConfigError
 from mlagent_jax.sft.examples import ExpertSteps, HeldOutSteps, split_trajectories
@@ -60,6 +61,7 @@ def sft(run: Run) -> None:
         keeps=run.config.optimizer,
     )
     trained = training(run, policy)
+    speed = Speed(policy.config, trained.base is not None)
     describe(run, "sft", policy)
     del policy  # `arrays` alone is to hold what is trained
     placement = run.config.optimizer.placement
@@ -81,6 +83,7 @@ def sft(run: Run) -> None:
         def tell(step: int, metrics: dict[str, jax.Array], more: dict[str, float]) -> None:
             """Write the metrics of a step, when it is done."""
             values = {name: float(value) for name, value in jax.device_get(metrics).items()} | more
+            values |= speed.sft(values["tokens"], values.pop("pairs"), values["action_tokens"])
             run.metrics.write("sft", step + 1, values)
             progress.update(1, **{name: values[name] for name in ("loss", "held_out_loss") if name in values})
 
@@ -92,6 +95,7 @@ def sft(run: Run) -> None:
             for step in range(done, total):
                 if _has_converged(evaluations, config.patience):
                     break
+                run.timeline.begin("sft", step + 1)
                 with run.interruption.held():
                     rate = schedule(config.schedule, config.learning_rate, step / total, config.warmup_fraction)
                     arrays["policy"], arrays["optimizer"], metrics = sft_step(
@@ -108,6 +112,9 @@ def sft(run: Run) -> None:
                     if untold:  # of the step before, while the devices are busy with this one
                         tell(*untold)
                     untold = [step, metrics, {"learning_rate": rate}]
+                    if run.timeline.is_tracing:
+                        jax.block_until_ready(metrics)
+                    run.timeline.end("sft", step + 1)
                     due = evaluated and ((step + 1) % every == 0 or step + 1 == total)
                     if due:
                         evaluations.append(_held_out_loss(run, trained, arrays["policy"], evaluated))
