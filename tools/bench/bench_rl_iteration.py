@@ -51,7 +51,7 @@ LINES = flags.DEFINE_integer("script_lines", 20, "Of the states' scripts, which 
 TRL = flags.DEFINE_boolean("trl", False, "Measure the update step beside TRL's instead of the loop.")
 UPDATE = flags.DEFINE_boolean("update", False, "Measure the update with shared prompts beside one with separate rows.")
 PROMPT = flags.DEFINE_integer("prompt_tokens", 0, "Of a prompt of the measured update; 0: 8 for each script line.")
-REPEATS = flags.DEFINE_integer("repeats", 6, "Update steps of each, after two that are not counted.", lower_bound=2)
+REPEATS = flags.DEFINE_integer("repeats", 6, "Update steps of each, after those that are not counted.", lower_bound=2)
 _WARM_UP = 3
 _LEARNING_RATE = 1e-5
 _KL = 0.01
@@ -256,21 +256,21 @@ def measure_update(checkpoint: str, folder: Path) -> None:
         _print("update step", rates, tokens=tokens, rows=len(samples), over_trl=medians["trl"] / medians["ours"])
         return
     plain, plain_facts = our_update(checkpoint, batch, samples, False)
-    medians, cpu = in_turns({"shared": ours, "separate": plain})
+    medians, cpu = in_turns({"shared": ours, "separate": plain}, warm_up=1)
     for name, known in (("shared", facts), ("separate", plain_facts)):
         _print(f"update, {name} prompts", {"seconds": medians[name], "cpu_seconds": cpu[name]}, tokens=tokens, **known)
     _print("shared over separate", times_faster=medians["separate"] / medians["shared"])
 
 
-def in_turns(ways: dict[str, Callable[[], None]]) -> tuple[dict[str, float], dict[str, float]]:
-    """Median seconds and CPU seconds of each way, after two calls that are not counted."""
+def in_turns(ways: dict[str, Callable[[], None]], warm_up: int = 2) -> tuple[dict[str, float], dict[str, float]]:
+    """Median seconds and CPU seconds of each way, after calls that are not counted."""
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     cpu: dict[str, list[float]] = {name: [] for name in ways}
-    for repeat in range(REPEATS.value + 2):
+    for repeat in range(REPEATS.value + warm_up):
         for name, step in ways.items():
             started, used = time.perf_counter(), time.process_time()
             step()
-            if repeat >= 2:
+            if repeat >= warm_up:
                 seconds[name].append(time.perf_counter() - started)
                 cpu[name].append(time.process_time() - used)
     return tuple({name: statistics.median(each) for name, each in of.items()} for of in (seconds, cpu))
