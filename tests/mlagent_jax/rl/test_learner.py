@@ -84,7 +84,7 @@ def test_a_learner_holds_its_arrays_once_and_the_reference_as_it_computes(comput
         reference = size / (1 if compute_dtype == "float32" else 2)
         gc.collect()
         assert live_bytes() - before == pytest.approx(3 * size + reference, rel=0.02), "trained, two moments, reference"
-        arrays, shapes, held = jax.tree.map(np.asarray, learner.arrays()), learner.to_dict(), []
+        arrays, shapes, held = jax.tree.map(np.array, learner.arrays()), learner.to_dict(), []  # copies
 
         def restore(step, wanted):
             gc.collect()

@@ -84,7 +84,8 @@ def assert_close(found, expected):
     ("critic_kind", "remat", "scan"), [("head", "none", False), ("separate", "full", True), ("head", "dots", True)]
 )
 def test_log_probs_values_loss_and_gradients_are_those_of_separate_rows(critic_kind, remat, scan, batch):
-    graph, params = models.create(SHAPE, jax.random.key(0), scan_layers=scan)
+    shape = SHAPE if scan else dataclasses.replace(SHAPE, num_layers=1)
+    graph, params = models.create(shape, jax.random.key(0), scan_layers=scan)
     critic = ppo.init_critic(16, perturbed(params, 1) if critic_kind == "separate" else None)
     critic["kernel"] = critic["kernel"] + 0.3
     model = ppo.Model(graph, 0.8, "float32", remat)
@@ -95,7 +96,7 @@ def test_log_probs_values_loss_and_gradients_are_those_of_separate_rows(critic_k
     assert_close(found, expected)
     assert np.abs(np.asarray(found[0].values)).max() > 0.01
     # And both are those of plain rows without any of this.
-    for index in (0, 7, 11):
+    for index in (7, 11):
         row = jnp.asarray([[*SAMPLES[index].prompt, *SAMPLES[index].action]])
         logits = models.logits(graph, params, models.hidden_states(graph, params, row))[0] / 0.8
         logs = jax.nn.log_softmax(logits)[len(SAMPLES[index].prompt) - 1 : -1]
