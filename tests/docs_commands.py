@@ -87,6 +87,12 @@ COMMANDS: dict[str, Run | Like | Elsewhere | Needs] = {
     "python -m mlagent_jax.train --config=configs/smoke.py --workdir=runs/smoke --config.tracking": Run(
         f"{TINY} {SMALL_POLICY}"
     ),
+    "python -m mlagent_jax.train --config=configs/smoke.py --workdir=runs/new --check": Elsewhere(
+        "tests/mlagent_jax/test_train.py::test_a_check_looks_at_everything_and_writes_nothing"
+    ),
+    "python -m mlagent_jax.train --config=runs/mine/config.json": Elsewhere(
+        "tests/mlagent_jax/test_train.py::test_a_run_s_own_settings_are_a_config"
+    ),
     OWN_TASK: COLLECT,
     "python -m mlagent_jax.train --config=configs/quickstart.py --workdir=runs/mine --config.rl": Like(OWN_TASK),
     "python -m mlagent_jax.train --config=configs/quickstart.py --workdir=runs/own": COLLECT,

@@ -7,7 +7,9 @@
                                 tasks.<name>            the same for one task
     comparisons.<a>_minus_<b>   step_reward.<split>     mean, ci95, n (states); paired by state
                                 relative_gain.<split>   the same fields; paired by task
-    run                         seconds by stage, executions, peak_memory_gb, seed, sandbox, versions
+    policies.<policy>.unplayed  sentences, each with a count: what was planned and could not be asked or played
+    run                         ended (kind, reason, status, time), seconds by stage, executions, peak_memory_gb, seed,
+                                sandbox, versions
 
 Results that were not evaluated are absent. `ci95` is null with a single state or task. An infrastructure error says
 nothing about the policy: such an action is excluded everywhere, and so is an episode with one, because it lost a step.
@@ -26,7 +28,7 @@ from environments.protocol import OutcomeKind
 from mlagent_jax.reporting import records, statistics
 
 COMPARISONS = (("rl", "sft"), ("sft", "base"), ("rl", "base"))
-RUN_FIELDS = ("seconds", "executions", "peak_memory_gb", "seed", "sandbox", "versions")
+RUN_FIELDS = ("ended", "seconds", "executions", "peak_memory_gb", "seed", "sandbox", "versions")
 
 _Runs = Sequence[tuple[Hashable, records.PolicyRecords]]
 """One policy's records by run."""
@@ -38,10 +40,8 @@ def _ran(action: records.Action) -> bool:
 
 def _select(runs: _Runs, keep: Callable[[Any], bool]) -> _Runs:
     """Return `runs` with only the steps and episodes for which `keep` holds."""
-    return [
-        (run, records.PolicyRecords(tuple(filter(keep, policy.steps)), tuple(filter(keep, policy.episodes))))
-        for run, policy in runs
-    ]
+    parts = [(run, (policy.steps, policy.episodes, policy.unplayed)) for run, policy in runs]
+    return [(run, records.PolicyRecords(*(tuple(filter(keep, part)) for part in each))) for run, each in parts]
 
 
 def _rewards(runs: _Runs) -> dict[tuple[Hashable, Hashable], list[float]]:
@@ -120,6 +120,7 @@ def _policy(runs: _Runs) -> dict[str, Any]:
                 "steps": sum(not _ran(action) for action in steps),
                 "episodes": sum(not all(map(_ran, actions)) for actions in episodes),
             },
+            "unplayed": records.told(each for _, policy in runs for each in policy.unplayed) or None,
         }
     )
 

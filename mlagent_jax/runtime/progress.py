@@ -15,6 +15,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import json
+import logging
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -28,6 +29,8 @@ from rich.table import Table
 from rich.text import Text
 
 from mlagent_jax.runtime.files import write_whole
+
+log = logging.getLogger(__name__)
 
 LIVE_INTERVAL_SECONDS = 0.1
 WINDOW_SECONDS = 120.0
@@ -143,7 +146,9 @@ class Progress:
         self._file(self._clock(), "stopped" if kind else "done")
         took = duration(self._clock() - self._start)
         end = f"stopped ({kind.__name__}) after" if kind else "done in"
-        self._print(f"{self._head()}  {end} {took}{self._value_text()}")
+        line = f"{self._head()}  {end} {took}{self._value_text()}"
+        self._print(line)
+        log.debug("%s", line)
 
     def _head(self) -> str:
         if self.total is None:

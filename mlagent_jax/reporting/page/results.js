@@ -112,6 +112,7 @@ function drawResults(body, data, redraw) {
       counted ? `Step reward: ${counted}, clustered by state; differences are paired by state. ` : "",
       "Gain: improvement over the starting script, relative to it, on labels used for nothing else; clustered by task.",
       policy ? " Pooled: all runs together, which means something where they differ in their seed alone." : "",
+      columns.flatMap(({ name, scope }) => ((scope && scope.unplayed) || []).map((line) => el("strong", {}, ` ${name}: ${line}. `))),
       failed ? ` Left out because the infrastructure failed: ${failed} of the actions and episodes.` : ""));
 }
 
