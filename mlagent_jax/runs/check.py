@@ -6,12 +6,15 @@ import contextlib
 import os
 from collections.abc import Iterator
 
+import jax
 from etils import epath
 
 from environments.queue import open_queue
 from environments.sandbox import open_sandbox
 from mlagent_jax.runs import named_tasks
+from mlagent_jax.runs.devices import Devices
 from mlagent_jax.runs.inputs import check_editor, check_inputs, check_remote, executing
+from mlagent_jax.runs.shapes import check_shapes
 from mlagent_jax.runs.workdir import check_binding, is_remote
 from mlagent_jax.runtime.errors import ConfigError
 from mlagent_jax.settings.schema import Config
@@ -31,6 +34,8 @@ def check(config: Config, workdir: str | None = None) -> Iterator[str]:
     check_inputs(config)
     inputs = {"checkpoint": config.policy.checkpoint, "trajectories": config.pool.trajectories}
     yield f"inputs: {', '.join(f'{name} {value}' for name, value in inputs.items() if value) or 'none'}"
+    check_shapes(config, Devices.of(config.mesh))
+    yield f"devices: {jax.device_count()} ({jax.devices()[0].device_kind}); batches and lengths fit mesh and model"
     if set(config.stages) != {"export"}:
         train, held_out = (named_tasks.names(config, split) for split in named_tasks.SPLITS)
         named_tasks.places(config)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 
+MATMUL_PRECISIONS = ("auto", "default", "high", "highest", "bfloat16", "tensorfloat32", "float32")
+"""Values of `policy.matmul_precision`."""
+
 
 @dataclasses.dataclass(frozen=True)
 class PolicyConfig:
@@ -25,6 +28,10 @@ class PolicyConfig:
     """Dtype of activations: float32 or bfloat16."""
     param_dtype: str = "float32"
     """Dtype of the parameters that the optimizer updates."""
+    matmul_precision: str = "auto"
+    """Precision of matrix products: auto (full float32 where compute_dtype is float32, else what the device does by
+    itself), or a name of JAX: default, high, highest, bfloat16, tensorfloat32, float32. Without it TPUs and recent GPUs
+    round the inputs of float32 products."""
     remat: str = "none"
     """Activations that the backward pass recomputes: none, dots (all but the projections) or full (whole layers)."""
     attention: str = "auto"

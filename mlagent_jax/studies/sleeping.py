@@ -63,7 +63,7 @@ def make_policy(config: Config, folder: Path, states: Sequence[State]) -> None:
     from mlagent_jax.agents.prompts import COMPACT_WORDS
     from mlagent_jax.checkpoints import hugging_face
     from mlagent_jax.models.tokenizer import train_tokenizer
-    from mlagent_jax.runs.policies import shape_from_scratch
+    from mlagent_jax.runs.shapes import shape_from_scratch
 
     corpus = [*(state.script for state in states), "Task: tabular; accuracy up\nAction: Edit Script (Cell)\n"]
     partial = folder.with_name(f"{folder.name}.tokenizer")

@@ -9,12 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny_policy import SHAPE as TINY
 
 from mlagent_jax import models
 from mlagent_jax.rl import ppo
 from mlagent_jax.settings.stages import RLConfig
-
-from .conftest import SHAPE as TINY
 
 VOCAB, STATES, SAMPLES = 24, 8, 8
 SHAPE = dataclasses.replace(TINY, vocab_size=VOCAB, num_layers=1)

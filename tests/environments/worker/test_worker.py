@@ -26,7 +26,7 @@ from environments.worker.supervision import WorkerHandle, start_workers
 from environments.worker.worker import Worker
 
 PROGRAM = Path(__file__).with_name("worker_program.py")
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def job(sample=0, action="sleep 0", **fields):

@@ -6,12 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny_policy import SHAPE
 
 from mlagent_jax import models
 from mlagent_jax.rl import ppo
 from mlagent_jax.settings.stages import RLConfig
-
-from .conftest import SHAPE
 
 PROMPTS, ACTIONS = [[3, 4, 5], [6, 7], [8], [9, 10]], [[11, 12], [13], [14, 15, 16], [17]]
 REWARDS = [1.0, 0.0, None, 0.5]

@@ -12,7 +12,7 @@ from environments.files.blobs import open_store
 from environments.files.owned import OwnedFolder, remove_abandoned
 from environments.step import Environment
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 OWNER = """
 import pathlib, sys
 from environments.files.owned import OwnedFolder

@@ -10,6 +10,9 @@ from pathlib import Path
 import fakes
 import needs
 import pytest
+from fuzzing import few, json_trees
+from hypothesis import given
+from hypothesis import strategies as st
 
 from environments import tasks
 from environments.actions import Action
@@ -19,7 +22,7 @@ from environments.interfaces.json_lines import MAX_REQUEST_BYTES, serve
 from environments.sandbox import SandboxError
 from environments.step import Environment
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 TASK = "micro-rings-0"
 RUN = Action("Execute Script", {"script_name": "train.py"}).render()
 BETTER = Action(
@@ -108,6 +111,21 @@ def test_a_wrong_request_is_answered_with_a_remedy_and_the_next_is_served(episod
     assert (wrong["ok"], wrong["error"]["kind"], after["ok"]) == (False, "bad_request", True)
     assert said in wrong["error"]["message"]
     assert wrong["error"]["remedy"]
+
+
+@few
+@given(
+    st.binary(max_size=200)
+    | json_trees.map(lambda tree: json.dumps(tree).encode())
+    | st.fixed_dictionaries(
+        {"command": st.sampled_from(["reset", "step", "close "]) | json_trees},
+        optional={name: json_trees for name in ("action", "seed", "id", "other")},
+    ).map(lambda tree: json.dumps(tree).encode())
+)
+def test_any_line_has_an_answer_and_the_next_is_served(episode, line):
+    answers = talk(episode, line.replace(b"\n", b" "), RESET)
+    assert len(answers) == 1 + bool(line.strip())
+    assert answers[-1]["ok"]
 
 
 def test_a_failure_of_the_sandbox_is_told_and_the_step_can_be_taken_again(episode, sandbox):

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from fuzzing import few
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -254,7 +255,7 @@ def test_a_rendered_action_parses_to_itself(block, cell):
     assert parse(action.render(), COMPACT) == action
 
 
-@settings(deadline=None)
+@few
 @given(st.text())
 def test_any_text_is_an_action_or_an_action_error(reply):
     for text in (reply, f"Action: Edit Script (Patch)\nAction Input: {reply}", CELL.replace("SVC", reply)):

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from hypothesis import HealthCheck, example, given, settings
+from fuzzing import few
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from environments import tasks
@@ -19,10 +20,9 @@ from environments.tasks import InvalidSubmissionError, TaskError
 from environments.tasks.folders.fields import FIELDS
 from environments.tasks.grading import tables
 
-RENTS = Path(__file__).parents[3] / "docs" / "examples" / "rents"
+RENTS = Path(__file__).parents[4] / "docs" / "examples" / "rents"
 KINDS = {"n": "number", "i": "integer", "p": "probability", "t": "text"}
 IDS = ("NA", "001", "1.10", "a,b", 'say "so"', "two\nlines")
-few = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 
 
 def write(header, rows, **dialect):

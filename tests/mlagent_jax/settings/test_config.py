@@ -20,6 +20,19 @@ def test_every_config_file_is_a_valid_config(name):
     freeze(importlib.import_module(f"configs.{name}").get_config())
 
 
+def test_only_smoke_and_studies_inherit_the_quickstart():
+    sources = {path: path.read_text() for path in Path("configs").rglob("*.py")}
+    heirs = {str(path) for path, text in sources.items() if "import quickstart" in text}
+    assert heirs == {"configs/smoke.py", "configs/studies/settings.py"}
+
+
+@pytest.mark.parametrize("name", ["rl", "quickstart"])
+def test_rl_trains_on_states_of_every_depth_at_which_an_evaluated_agent_acts(name):
+    config = importlib.import_module(f"configs.{name}").get_config()
+    assert config.pool.max_depth == config.evaluate.steps - 1
+    assert config.prompt.history_steps >= config.pool.max_depth
+
+
 def test_an_unknown_field_names_the_nearest():
     config = default_config()
     with config.unlocked():

@@ -16,7 +16,7 @@ from mlagent_jax.checkpoints import hugging_face
 from mlagent_jax.checkpoints.orbax import Checkpointer
 from mlagent_jax.models.tokenizer import train_tokenizer
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[2]
 
 
 def run_tool(name, *arguments):

@@ -95,7 +95,7 @@ def test_the_second_signal_kills_what_does_not_stop(first, second):
         "    time.sleep(60)\n"
     )
     process = subprocess.Popen(
-        [sys.executable, "-c", program], cwd=Path(__file__).parents[2], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", program], cwd=Path(__file__).parents[3], stdout=subprocess.PIPE, text=True
     )
     assert process.stdout.readline() == "held\n"
     process.send_signal(first)
