@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING
 from absl import app, flags
 from ml_collections import config_flags
 
-from mlagent_jax.runtime.endings import EXPECTED, FINISHED, ending_of, is_expected
+from mlagent_jax.runtime.commands import log, log_plainly
+from mlagent_jax.runtime.endings import FINISHED, ending_of, is_expected
 from mlagent_jax.runtime.errors import ConfigError
 from mlagent_jax.runtime.interruption import Interruption, Stopped, leave
 from mlagent_jax.settings.flags import parse_flags
@@ -36,11 +37,6 @@ DISTRIBUTED = flags.DEFINE_bool(
 )
 
 CHECK = flags.DEFINE_bool("check", False, "Check settings, inputs, tasks, sandbox and queue; take no workdir.")
-
-EXPECTED_ERRORS = tuple(EXPECTED)
-"""Errors whose message tells the user what to do: shown without a traceback."""
-
-log = logging.getLogger("mlagent_jax")
 
 
 def run_stages(config_dict: object, workdir: str, interruption: Interruption, distributed: bool | None = None) -> None:
@@ -101,11 +97,17 @@ def _stages() -> dict[str, Callable[[Run], None]]:
     """Return the stages by the name that the config lists them under."""
     from mlagent_jax.collection.stage import collect
     from mlagent_jax.evaluation.stage import evaluate
+    from mlagent_jax.reporting.benchmark import write_benchmark
     from mlagent_jax.rl.stage import rl
     from mlagent_jax.runs.export import export
     from mlagent_jax.sft.stage import sft
 
-    return {"collect": collect, "sft": sft, "evaluate": evaluate, "rl": rl, "export": export}
+    def evaluate_and_compare(run: Run) -> None:
+        evaluate(run)
+        if run.is_first:
+            write_benchmark(run.workdir)
+
+    return {"collect": collect, "sft": sft, "evaluate": evaluate_and_compare, "rl": rl, "export": export}
 
 
 def main(argv: list[str]) -> None:
@@ -137,17 +139,6 @@ def _check() -> None:
 
     for line in check(config, WORKDIR.value):
         print(line)
-
-
-def log_plainly() -> None:
-    """Our own lines without absl's prefix; of the libraries' only warnings."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
-    handler.setLevel(logging.INFO)
-    log.addHandler(handler)
-    log.setLevel(logging.DEBUG)  # for the log in the workdir
-    log.propagate = False
-    logging.getLogger().setLevel(logging.WARNING)
 
 
 def _program() -> None:

@@ -63,5 +63,5 @@ fi
 ruff check .
 # As what is installed is: every program of the tests would compile ours anew where PYTHONDONTWRITEBYTECODE is set. Not
 # what sandboxes get copies of.
-python -m compileall -q -x '/(inside|starter|paper)/' environments mlagent_jax
+python -m compileall -q -x '/(guest|starter|paper)/' environments mlagent_jax
 python -m pytest "$@"

@@ -9,7 +9,7 @@ from typing import Any
 
 from environments.protocol import Job, Outcome
 from mlagent_jax.agents.episodes import Agent, Trajectory, best_submission, play
-from mlagent_jax.reporting.records import Unplayed
+from mlagent_jax.evaluation.unplayed import Unplayed
 from mlagent_jax.runs.run import Run
 
 POLICY_VERSIONS = {"base": -4, "sft": -3, "rl": -2}

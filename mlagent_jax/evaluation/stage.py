@@ -1,8 +1,8 @@
 """evaluate: fixed states (several actions each) and whole episodes, on training tasks and held-out tasks.
 
-Writes evaluation/<name>.jsonl for every agent of `evaluate.policies` that exists and has no results yet, what could not
-be asked or played to <name>.unplayed.json, and report/benchmark.* of all. Actions depend only on the seed and the
-state, so an interrupted evaluation finds its executed results in the queue.
+Writes evaluation/<name>.jsonl for every agent of `evaluate.policies` that exists and has no results yet, and what could
+not be asked or played to <name>.unplayed.json. Actions depend only on the seed and the state, so an interrupted
+evaluation finds its executed results in the queue.
 """
 
 from __future__ import annotations
@@ -14,8 +14,7 @@ from environments.protocol import State
 from mlagent_jax.agents.factory import PolicyAgent
 from mlagent_jax.evaluation.agents import open_agent
 from mlagent_jax.evaluation.episodes import execute, job_version, play_episodes
-from mlagent_jax.reporting.benchmark import write_benchmark
-from mlagent_jax.reporting.records import Unplayed, told, write_unplayed
+from mlagent_jax.evaluation.unplayed import Unplayed, told, write_unplayed
 from mlagent_jax.runs.fixed_states import fixed_states
 from mlagent_jax.runs.run import Run
 from mlagent_jax.runtime import jsonl, processes
@@ -42,8 +41,6 @@ def evaluate(run: Run) -> None:
             jsonl.replace(path, records + episodes)
             for line in told(unplayed):
                 log.warning("evaluate: %s: %s", spec.name, line)
-    if run.is_first:
-        write_benchmark(run.workdir)
 
 
 def _exists(run: Run, spec: AgentSpec) -> bool:

@@ -25,6 +25,7 @@ import numpy as np
 from etils import epath
 
 from environments.protocol import OutcomeKind
+from mlagent_jax.evaluation import unplayed
 from mlagent_jax.reporting import published, records, statistics
 from mlagent_jax.reporting.records import EpisodeRecord
 from mlagent_jax.reporting.table import markdown
@@ -120,7 +121,7 @@ def _totals(policy: records.PolicyRecords) -> dict[str, Any]:
     totals: dict[str, Any] = {
         "episodes": len(episodes),
         "left_out": len(policy.episodes) - len(episodes),
-        "unplayed": records.told(each for each in policy.unplayed if each.what != "states"),
+        "unplayed": unplayed.told(each for each in policy.unplayed if each.what != "states"),
         "valid_action_rate": sum(action.valid for action in actions) / len(actions) if actions else None,
         "prompt_tokens": sum(episode.prompt_tokens for episode in episodes),
         "completion_tokens": sum(episode.completion_tokens for episode in episodes),

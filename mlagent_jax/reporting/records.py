@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from etils import epath
 
 from environments.protocol import OutcomeKind
+from mlagent_jax.evaluation.unplayed import Unplayed, read_unplayed
 from mlagent_jax.runtime import jsonl
-from mlagent_jax.runtime.files import write_whole
 
 POLICIES = ("base", "sft", "rl")
 """Policies in the order in which a run makes them."""
@@ -68,19 +68,6 @@ class EpisodeRecord:
     cost: float = 0.0
     medal: str = ""
     """Medal on the task's leaderboard: `gold`, `silver`, `bronze` or `none`; empty: the task has no leaderboard."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Unplayed:
-    """Planned part of an evaluation that could not be asked or played; it counts in no figure."""
-
-    what: str
-    """`states`, `episodes`, or `ends of episodes` that are counted with the steps they have."""
-    split: str
-    count: int
-    reason: str
-    task: str = ""
-    """Task; empty: several."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,28 +144,7 @@ def read_policy(path: epath.PathLike) -> PolicyRecords:
         except (KeyError, TypeError, ValueError) as error:
             what = f"field {error} is missing" if isinstance(error, KeyError) else str(error)
             raise jsonl.RecordError(f"{path}, record {number}: {what}; evaluate again to rewrite the file") from error
-    beside = _unplayed_path(path)
-    unplayed = read_object(beside)["unplayed"] if beside.exists() else ()
-    return PolicyRecords(tuple(steps), tuple(episodes), tuple(Unplayed(**each) for each in unplayed))
-
-
-def write_unplayed(path: epath.PathLike, unplayed: Sequence[Unplayed]) -> None:
-    """Write what is missing in the evaluation records at `path` beside them; nothing if nothing is missing."""
-    if unplayed:
-        write_whole(_unplayed_path(path), json.dumps({"unplayed": list(map(dataclasses.asdict, unplayed))}, indent=1))
-
-
-def _unplayed_path(path: epath.PathLike) -> epath.Path:
-    return epath.Path(path).with_suffix(".unplayed.json")
-
-
-def told(unplayed: Iterable[Unplayed]) -> list[str]:
-    """Return a sentence for each kind of thing that was not asked or played, with its count and its last reason."""
-    kinds: dict[tuple[str, str], tuple[int, str]] = {}
-    for each in unplayed:
-        key = (each.what, each.split.replace("_", "-"))
-        kinds[key] = (kinds.get(key, (0, ""))[0] + each.count, each.reason)
-    return [f"{count} {split} {what} not played: {reason}" for (what, split), (count, reason) in kinds.items()]
+    return PolicyRecords(tuple(steps), tuple(episodes), read_unplayed(path))
 
 
 def read_info(workdir: epath.PathLike) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from typing import Any
 from etils import epath
 
 from environments.protocol import OutcomeKind
+from mlagent_jax.evaluation import unplayed
 from mlagent_jax.reporting import records, statistics
 
 COMPARISONS = (("rl", "sft"), ("sft", "base"), ("rl", "base"))
@@ -120,7 +121,7 @@ def _policy(runs: _Runs) -> dict[str, Any]:
                 "steps": sum(not _ran(action) for action in steps),
                 "episodes": sum(not all(map(_ran, actions)) for actions in episodes),
             },
-            "unplayed": records.told(each for _, policy in runs for each in policy.unplayed) or None,
+            "unplayed": unplayed.told(each for _, policy in runs for each in policy.unplayed) or None,
         }
     )
 

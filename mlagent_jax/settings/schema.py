@@ -11,6 +11,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from mlagent_jax.optim.config import OptimizerConfig
 from mlagent_jax.settings import typed_fields
 from mlagent_jax.settings.checks import STAGES, check
 from mlagent_jax.settings.hosts import (
@@ -21,7 +22,6 @@ from mlagent_jax.settings.hosts import (
 from mlagent_jax.settings.policy import (
     LoRAConfig,
     MeshConfig,
-    OptimizerConfig,
     PlanConfig,
     PolicyConfig,
     PromptConfig,

@@ -29,11 +29,11 @@ from environments.tasks.task import TaskSpec
 from mlagent_jax.agents.episodes import Reply
 from mlagent_jax.agents.job_client import Collector
 from mlagent_jax.runs.run import Run
+from mlagent_jax.runtime.commands import EXPECTED_ERRORS, log_plainly
 from mlagent_jax.runtime.errors import ConfigError
 from mlagent_jax.runtime.interruption import Interruption, Stopped, leave
 from mlagent_jax.settings.flags import parse_flags
 from mlagent_jax.settings.schema import Config, freeze
-from mlagent_jax.train import EXPECTED_ERRORS, log_plainly
 from mlagent_jax.trajectories.record import Record
 
 SPEC = TaskSpec("sleep", "tabular", "train", "accuracy", "Sleep.", "tabular, 100 rows", "made up")

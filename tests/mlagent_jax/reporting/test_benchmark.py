@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from environments.protocol import OutcomeKind
+from mlagent_jax.evaluation.unplayed import Unplayed, write_unplayed
 from mlagent_jax.reporting import published, statistics
 from mlagent_jax.reporting.benchmark import as_csv, write_benchmark
-from mlagent_jax.reporting.records import Unplayed, write_unplayed
 from mlagent_jax.reporting.summary import write_summary
 from mlagent_jax.reporting.table import policy_table
 from mlagent_jax.runtime import jsonl
