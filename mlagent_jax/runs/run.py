@@ -35,7 +35,7 @@ from mlagent_jax.runs.shapes import check_shapes
 from mlagent_jax.runs.workdir import check_writable, host_folder, is_remote, read_facts, write_config, write_facts
 from mlagent_jax.runtime import processes, trackers
 from mlagent_jax.runtime.compilations import Compilations, kept_in
-from mlagent_jax.runtime.endings import FINISHED, Ending
+from mlagent_jax.runtime.endings import Ending
 from mlagent_jax.runtime.errors import ConfigError
 from mlagent_jax.runtime.files import sole_writer
 from mlagent_jax.runtime.host_memory import PeakMemory
@@ -329,8 +329,8 @@ class Run:
         return Progress(stage, total, path=self.workdir / PROGRESS_FILE, **options)
 
     def end(self, ending: Ending) -> None:
-        """Record why the run ends, in run.json and in the log."""
-        log.log(logging.INFO if ending is FINISHED else logging.ERROR, "run ends: %s: %s", ending.kind, ending.reason)
+        """Record why the run ends, in run.json and in the log of the workdir; the command tells it on the screen."""
+        log.debug("the run ends: %s: %s", ending.kind, ending.reason)
         self._facts["ended"] = {**ending.to_dict(), "time": time.time()}
         self._save_facts()
 
