@@ -98,6 +98,7 @@ def _stages() -> dict[str, Callable[[Run], None]]:
     from mlagent_jax.collection.stage import collect
     from mlagent_jax.evaluation.stage import evaluate
     from mlagent_jax.reporting.benchmark import write_benchmark
+    from mlagent_jax.reporting.model_card import write_model_card
     from mlagent_jax.rl.stage import rl
     from mlagent_jax.runs.export import export
     from mlagent_jax.sft.stage import sft
@@ -107,7 +108,12 @@ def _stages() -> dict[str, Callable[[Run], None]]:
         if run.is_first:
             write_benchmark(run.workdir)
 
-    return {"collect": collect, "sft": sft, "evaluate": evaluate_and_compare, "rl": rl, "export": export}
+    def export_with_card(run: Run) -> None:
+        export(run)
+        if run.is_first:
+            write_model_card(run.workdir, run.workdir / "export", run.config.export.policy)
+
+    return {"collect": collect, "sft": sft, "evaluate": evaluate_and_compare, "rl": rl, "export": export_with_card}
 
 
 def main(argv: list[str]) -> None:

@@ -53,7 +53,7 @@ def play_episodes(run: Run, name: str, agent: Agent) -> tuple[list[dict[str, Any
 
 def execute(run: Run, label: str, jobs: Sequence[Job]) -> list[Outcome]:
     """Return the outcomes of `jobs`, in order."""
-    with run.progress(label, len(jobs)) as progress:
+    with run.progress(label, len(jobs), smoothing=1.0) as progress:
 
         def show(outcome: Outcome) -> None:
             progress.update(1, **({} if outcome.reward is None else {"reward": outcome.reward}))

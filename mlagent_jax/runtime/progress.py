@@ -67,7 +67,8 @@ class Progress:
     """Progress of one stage of `total` units of work (None: unknown).
 
     `done` units were done by the run that this one resumes; they count as progress, not towards the rate. Values given
-    to `update` are shown as running means (exponential, each update has weight 0.2).
+    to `update` are shown as running means (exponential, `smoothing` is the weight of the past), or with a smoothing of
+    1 as means over all updates, which are the report's.
     """
 
     def __init__(
@@ -81,11 +82,12 @@ class Progress:
         interval_seconds: float = 5.0,
         clock: Callable[[], float] = time.monotonic,
         path: epath.PathLike | None = None,
+        smoothing: float = SMOOTHING,
     ) -> None:
         if total is not None and total < 0:
             raise ValueError(f"total of stage {stage!r} is {total}: give the number of units, or None if unknown")
         self.stage, self.total, self.done = stage, total, done
-        self._unit = unit
+        self._unit, self._smoothing = unit, smoothing
         self._console = console or Console(stderr=True)
         self._clock = clock
         self._start = clock()
@@ -127,7 +129,7 @@ class Progress:
         for name, value in values.items():
             if math.isfinite(value := float(value)):
                 total, weight = self._weighted.get(name, (0.0, 0.0))
-                self._weighted[name] = (SMOOTHING * total + value, SMOOTHING * weight + 1.0)
+                self._weighted[name] = (self._smoothing * total + value, self._smoothing * weight + 1.0)
         if now - self._shown >= self._interval:
             self._show(now)
         self._file(now, "running")
@@ -146,7 +148,8 @@ class Progress:
         self._file(self._clock(), "stopped" if kind else "done")
         took = duration(self._clock() - self._start)
         end = f"stopped ({kind.__name__}) after" if kind else "done in"
-        line = f"{self._head()}  {end} {took}{self._value_text()}"
+        means = "  (running means)" if self._weighted and self._smoothing < 1 else ""
+        line = f"{self._head()}  {end} {took}{self._value_text()}{means}"
         self._print(line)
         log.debug("%s", line)
 

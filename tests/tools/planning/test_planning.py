@@ -95,7 +95,7 @@ def test_devices_are_any_count_of_a_kind_or_given_by_hand():
     for wrong in ("0", "4xH100", "two"):
         with pytest.raises(ConfigError, match="give a count of devices"):
             slices.by_hand(wrong, 48, 155)
-    with pytest.raises(ConfigError, match="rtx4090, .*--memory_gib"):
+    with pytest.raises(ConfigError, match=r"rtx4090, .*--memory_gib"):
         slices.find("2xtesla")
 
 
