@@ -1,4 +1,4 @@
-"""Model card of an export: a README.md with base, data, tasks, settings, results and licence, in Hugging Face's format."""
+"""Model card of an export: a README.md in Hugging Face's format, with base, data, tasks, settings, results, licence."""
 
 from __future__ import annotations
 
@@ -49,15 +49,15 @@ def _lines(
     yield from ("tags:", "- ml-agent-jax", "- machine-learning-engineering", "---", "")
     yield from ("# A policy for machine-learning engineering", "")
     yield (
-        f"Given the state of a task, it proposes one step: an edit of the training script, a run, a look at a file. It was "
-        f"made by {_STAGE_OF.get(policy, policy)} with ML-Agent JAX (arXiv 2505.23723)."
+        f"Given the state of a task, it proposes one step: an edit of the training script, a run, a look at a file. It "
+        f"was made by {_STAGE_OF.get(policy, policy)} with ML-Agent JAX (arXiv 2505.23723)."
     )
     yield from ("", "## Base", "", base or "None: trained from random weights, with a tokenizer of its own.", "")
     yield from ("## Data", "")
     source = config.get("pool", {}).get("trajectories") or "this run"
     yield (
-        f"Steps of the expert `{collect.get('expert')}`, collected by {source}: {collect.get('trajectories')} trajectories "
-        f"a task of up to {collect.get('steps')} steps. No human data."
+        f"Steps of the expert `{collect.get('expert')}`, collected by {source}: {collect.get('trajectories')} "
+        f"trajectories a task of up to {collect.get('steps')} steps. No human data."
     )
     yield from ("", "## Tasks", "")
     for title, names, micro in (
