@@ -25,10 +25,8 @@ TRAINER = [
     "orbax-checkpoint>=0.11.30",
     "pyarrow>=16",
     "rich>=13.7",
-    "safetensors>=0.5",
     "sentencepiece>=0.2",
     "tensorboardX>=2.6",
-    "tensorflow-datasets>=4.9.8",
     "tokenizers>=0.21",
     "transformers>=4.56",
 ]
@@ -74,6 +72,7 @@ EXTRAS = {
         "pytest>=8.2",
         "pytest-xdist>=3.6",
         "ruff>=0.12",
+        "tensorflow-datasets>=4.9.8",
         "torch>=2.4",
     ],
 }

@@ -36,6 +36,7 @@ DISTRIBUTED = flags.DEFINE_bool(
     "distributed", None, "Whether this is one of several processes; default: where the environment names the others."
 )
 
+TOUR = flags.DEFINE_bool("tour", False, "Show at the end what was learned, a trajectory before and after, what to try.")
 CHECK = flags.DEFINE_bool("check", False, "Check settings, inputs, tasks, sandbox and queue; take no workdir.")
 
 
@@ -127,6 +128,8 @@ def main(argv: list[str]) -> None:
             if WORKDIR.value is None:
                 raise ConfigError("--workdir is missing: name the folder or URL of everything that the run writes")
             run_stages(CONFIG.value, WORKDIR.value, interruption, DISTRIBUTED.value)
+        if TOUR.value:
+            _tour()
     except Stopped as stopped:
         log.warning("stopped; start again with the same command to go on")
         sys.exit(stopped.status)
@@ -145,6 +148,14 @@ def _check() -> None:
 
     for line in check(config, WORKDIR.value):
         print(line)
+
+
+def _tour() -> None:
+    from rich.console import Console
+
+    from mlagent_jax.reporting import tour
+
+    tour.show(WORKDIR.value, Console())
 
 
 def _program() -> None:

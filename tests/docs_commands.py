@@ -234,6 +234,9 @@ IN_THE_TEXT: dict[str, str | Elsewhere | Needs] = {
     "python -m environments actions": Elsewhere(
         "tests/environments/interfaces/test_command_line.py::test_actions_prints_what_a_reply_may_hold"
     ),
+    "python -m environments doctor": Elsewhere(
+        "tests/environments/interfaces/test_doctor.py::test_a_host_with_one_sandbox_is_ready_and_all_is_told_as_json_too"
+    ),
     "python -m environments self-check": Elsewhere(
         "tests/environments/sandbox/self_check/test_self_check.py::test_a_sandbox_of_an_installed_package_is_checked_by_name"
     ),

@@ -37,6 +37,8 @@ WINDOW_SECONDS = 120.0
 """Window of the rate, so that it follows when steps become slower."""
 WINDOW_UPDATES = 8
 """Minimum updates in that window, for slow steps."""
+STILL_SECONDS = 60.0
+"""Time between lines of a log while nothing is completed."""
 FILE = "progress.json"
 FILE_INTERVAL_SECONDS = 2.0
 """Time between writes of the file; object stores are written less often."""
@@ -93,7 +95,7 @@ class Progress:
         self._start = clock()
         self._recent = collections.deque([(self._start, done)])
         self._weighted: dict[str, tuple[float, float]] = {}  # name -> (weighted sum, weights): unbiased from the start
-        self._shown = -math.inf
+        self._shown, self._shown_done = -math.inf, -1
         self._path = None if path is None else epath.Path(path)
         self._filed = -math.inf
         live = self._console.is_terminal and not self._console.is_dumb_terminal
@@ -130,7 +132,8 @@ class Progress:
             if math.isfinite(value := float(value)):
                 total, weight = self._weighted.get(name, (0.0, 0.0))
                 self._weighted[name] = (self._smoothing * total + value, self._smoothing * weight + 1.0)
-        if now - self._shown >= self._interval:
+        still = self._live is None and self.done == self._shown_done  # a log needs no line twice
+        if now - self._shown >= (max(self._interval, STILL_SECONDS) if still else self._interval):
             self._show(now)
         self._file(now, "running")
 
@@ -195,7 +198,7 @@ class Progress:
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def _show(self, now: float) -> None:
-        self._shown = now
+        self._shown, self._shown_done = now, self.done
         if self._live is None:
             self._print(f"{self._head()}  {self._pace()}{self._value_text()}")
             return

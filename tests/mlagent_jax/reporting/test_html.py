@@ -10,10 +10,11 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from environments.protocol import OutcomeKind
 from mlagent_jax import report
-from mlagent_jax.reporting import html, page_data
+from mlagent_jax.reporting import html, page_data, tour
 from mlagent_jax.reporting.findings import learned, waited
 from mlagent_jax.reporting.model_card import write_model_card
 from mlagent_jax.reporting.page_data import Limits
@@ -273,10 +274,30 @@ def test_the_card_of_an_export_has_base_tasks_settings_results_and_licence(finis
     (workdir / "config.json").write_text(json.dumps(config))
     card = write_model_card(workdir, workdir / "export", "rl").read_text()
     assert card.startswith("---\nlibrary_name: transformers") and "\nlicense: llama3.1\n" in card
-    for part in (str(base), "wine, and 4 generated ones", "| `seed` | 3 |", "rl is better than sft", "## Licence"):
+    for part in (
+        str(base),
+        "wine, and 4 generated ones",
+        "| `seed` | 3 |",
+        "rl is not told apart from sft",
+        "## Licence",
+    ):
         assert part in card
     (workdir / "config.json").write_text("{}")
     assert "license: apache-2.0" in write_model_card(workdir, workdir / "export", "sft").read_text()
+
+
+def test_a_first_run_shows_what_was_learned_two_trajectories_and_what_to_try(finished_run, capsys):
+    workdir = finished_run()
+    tour.show(workdir, Console(width=200, force_terminal=False))
+    shown = capsys.readouterr().out
+    assert "mean step reward" in shown and "a middle trajectory of sft, and of rl" in shown
+    assert "+model = RandomForestClassifier" in shown and "a gain of" in shown
+    assert f"{workdir}/report/index.html" in shown
+    assert f"python -m mlagent_jax.solve --checkpoint={workdir}" in shown
+    for name in ("sft", "rl", "base"):
+        (workdir / "evaluation" / f"{name}.jsonl").unlink()
+    tour.show(workdir, Console(width=200, force_terminal=False))
+    assert "needs two policies" in capsys.readouterr().out
 
 
 def test_the_share_of_time_that_devices_waited_is_of_rl_alone():
