@@ -171,8 +171,8 @@ def test_what_records_hold_reaches_no_terminal_as_codes(finished_run, monkeypatc
     workdir = finished_run(policies=("sft",))
     path = workdir / "evaluation" / "sft.jsonl"
     jsonl.replace(path, [{**record, "task": record["task"] + "\x1b]0;OWNED\x07"} for record in read(path)])
-    for flag in ("_SERVE", "_JSON"):
-        monkeypatch.setattr(report, flag, types.SimpleNamespace(value=False))
+    for flag in ("_SERVE", "_JSON", "_OUTPUT"):
+        monkeypatch.setattr(report, flag, types.SimpleNamespace(value=None))
     report.main(["report", str(workdir)])
     assert "OWNED" in (shown := capsys.readouterr().out) and "\x1b" not in shown
 
