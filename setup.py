@@ -18,7 +18,8 @@ WORKER = [
     "sqlalchemy>=2.0.30",
 ]
 TRAINER = [
-    "flax>=0.12.6",
+    "flax>=0.12.6; python_version < '3.12'",
+    "flax>=0.12.9; python_version >= '3.12'",  # older ones do not work with the JAX that is resolved there
     "jinja2>=3.1",
     "ml-collections>=1.0",
     "optax>=0.2.5",

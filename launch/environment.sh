@@ -8,7 +8,8 @@
 #   provide_smollm2             a checkpoint of it: prints a hub id, or the folder made of that GGUF
 #
 # MLAGENT_VENV names the virtual environment (default: .venv); PYTHON the interpreter to make it with; MLAGENT_MODELS
-# the folder of fetched models (default: ~/.cache/mlagent-jax/models).
+# the folder of fetched models (default: ~/.cache/mlagent-jax/models). Versions are those of constraints.txt, for Python
+# 3.12 and 3.13 of constraints-3.12.txt and constraints-3.13.txt.
 
 say() { printf '%s\n' "$*" >&2; }
 fail() { say "error: $*"; exit 1; }
@@ -68,8 +69,15 @@ find_python() {
   fail "Python 3.11 or later is needed: $(how_to_install python3), or set PYTHON=/path/to/python3.11"
 }
 
+# The file of the versions for an interpreter.
+constraints_of() {
+  local file
+  file="constraints-$("$1" -c 'import sys; print("%d.%d" % sys.version_info[:2])').txt"
+  if [ -e "$file" ]; then printf '%s' "$file"; else printf 'constraints.txt'; fi
+}
+
 make_environment() {
-  local venv="${MLAGENT_VENV:-.venv}" python versions stamp
+  local venv="${MLAGENT_VENV:-.venv}" python constraints versions stamp
   if [ ! -x "$venv/bin/python" ] || ! "$venv/bin/python" -m pip --version >/dev/null 2>&1; then
     python="$(find_python)"
     say "making the virtual environment $venv with $("$python" --version)"
@@ -81,14 +89,15 @@ make_environment() {
     fi
   fi
   # Installing takes minutes only when what is to be installed has changed.
-  versions="$(cat setup.py constraints.txt | cksum)"
+  constraints="$(constraints_of "$venv/bin/python")"
+  versions="$(cat setup.py "$constraints" | cksum)"
   grep -qF "$versions" "$venv/installed" 2>/dev/null || rm -f "$venv/installed"
   stamp="$1 $versions"
   if ! grep -qxF "$stamp" "$venv/installed" 2>/dev/null; then
     say "installing the package and its pinned dependencies: 1.4 GB with all of them, some minutes"
     # Byte-compiled on purpose: every process would compile them anew where PYTHONDONTWRITEBYTECODE is set.
     with_progress installing "$venv" env -u PYTHONDONTWRITEBYTECODE "$venv/bin/python" -m pip install --quiet \
-      --disable-pip-version-check -c constraints.txt -e ".[$1]" ||
+      --disable-pip-version-check -c "$constraints" -e ".[$1]" ||
       fail "pip could not install (its message is above). Behind a proxy set HTTPS_PROXY; a pip before 22.3 is replaced by \
 '$venv/bin/python -m pip install --upgrade pip'; a mirror is named by PIP_INDEX_URL. Then start this again"
     printf '%s\n' "$stamp" >>"$venv/installed"
