@@ -269,6 +269,10 @@ SNIPPETS: dict[str, Run | Elsewhere] = {
     "from environments.tasks.folders import tfds_source": Elsewhere(
         "tests/environments/tasks/folders/test_tfds_source.py::test_a_folder_makes_its_task_of_such_data"
     ),
+    "from pathlib import Path\n\nfrom environments.tasks.generated.scripts import write_cells": Elsewhere(
+        "tests/environments/tasks/generated/test_own_cells.py::"
+        "test_a_table_in_the_documented_files_is_worked_on_by_the_starting_script"
+    ),
     "import jax.numpy as jnp": Elsewhere("tests/mlagent_jax/algorithms/test_own_loss.py::test_the_loss_of_the_page"),
     "from typing import Annotated": Elsewhere("tests/environments/test_own_reward.py::test_a_worker_process_pays_it"),
     'setup(..., entry_points={"mlagent_jax.rewards"': Elsewhere(
