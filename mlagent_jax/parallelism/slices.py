@@ -94,7 +94,7 @@ def find(name: str) -> Slice:
     if kind in _TPUS:
         return Slice(name, "tpu", int(match[1]), int(match[1]), *_TPUS[kind])
     raise ConfigError(
-        f"devices {name!r} are unknown; choose one of {', '.join(SLICES)}, COUNTxKIND with a kind of "
+        f"slice {name!r} is unknown; choose one of {', '.join(SLICES)}, COUNTxKIND with a kind of "
         f"{', '.join(KINDS)}, or a count with --memory_gib and --tflops"
     )
 
