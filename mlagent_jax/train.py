@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -68,6 +69,13 @@ def run_stages(config_dict: object, workdir: str, interruption: Interruption, di
         for handler in log.handlers:  # the first one speaks for all
             handler.setLevel(logging.WARNING)
     run = Run.open(config, workdir, interruption)
+
+    def end() -> None:
+        """Close the run and write its report; in the grace period of SIGTERM only close."""
+        run.close()
+        if run.is_first and interruption.signum != signal.SIGTERM:
+            write_report(workdir)
+
     try:
         for index, name in enumerate(config.stages):
             run.stop_if_requested()
@@ -78,17 +86,18 @@ def run_stages(config_dict: object, workdir: str, interruption: Interruption, di
     except BaseException as error:
         if not is_expected(error):
             log.debug("the run fails", exc_info=True)
-        with contextlib.suppress(Exception):  # the error itself counts: the disk may be full
+        with contextlib.suppress(OSError):  # the disk may be full: the error itself counts
             run.end(ending_of(error))
-        with contextlib.suppress(Exception):
-            run.close()
-            if run.is_first:
-                write_report(workdir)
+        try:
+            end()
+        except Exception as second:  # the one that ended the run says more
+            log.warning(
+                "the report is missing (%s: %s): write it with `python -m mlagent_jax.report %s`",
+                *(type(second).__name__, second, workdir),
+            )
         raise
     run.end(FINISHED)
-    run.close()
-    if run.is_first:
-        write_report(workdir)
+    end()
     log.info(
         "done in %.0f s; the report is %s", time.monotonic() - started, os.path.join(workdir, "report", "index.html")
     )
