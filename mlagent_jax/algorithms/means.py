@@ -32,8 +32,10 @@ class Mean:
     count: jax.Array
 
     @property
-    def value(self) -> jax.Array:
+    def value(self) -> jax.Array | np.floating:
         """total / count; 0 where nothing was counted."""
+        if isinstance(self.total, np.generic):  # read from the devices: no program is run for it
+            return self.total / self.count if self.count > 0 else np.float32(0.0)
         return jnp.where(self.count > 0, self.total / jnp.maximum(self.count, 1.0), 0.0)
 
     def __add__(self, other: Self) -> Self:
