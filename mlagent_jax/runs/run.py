@@ -113,7 +113,7 @@ class Run:
 
             def check() -> dict[str, Any]:
                 check_inputs(config)
-                if set(config.stages) != {"export"}:
+                if cls.executes and set(config.stages) != {"export"}:
                     named_tasks.places(config)
                 if is_remote(path):
                     check_remote(config, path)
