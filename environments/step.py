@@ -347,7 +347,7 @@ class Environment:
         try:
             root = folder.path / "workspace"
             Snapshots(self.store).restore(snapshot, root)
-            for name in _read_only_files(task):
+            for name in read_only_files(task):
                 place(root, name, (task.env / name).read_bytes())
             yield root
         finally:
@@ -372,10 +372,10 @@ def _excluded(task: PreparedTask) -> tuple[str, ...]:
 
 def _shadows(task: PreparedTask) -> tuple[str, ...]:
     """Return globs of files that could shadow the task's read-only modules; actions and snapshots exclude them."""
-    return shadows_of(tuple(_read_only_files(task)), task.env)
+    return shadows_of(tuple(read_only_files(task)), task.env)
 
 
-def _read_only_files(task: PreparedTask) -> list[str]:
+def read_only_files(task: PreparedTask) -> list[str]:
     """Return the relative paths of the task's files that its read-only globs match."""
     paths = {path for pattern in task.spec.read_only for path in task.env.glob(pattern)}
     files = {inner for path in paths for inner in ([path] if path.is_file() else path.rglob("*")) if inner.is_file()}

@@ -32,10 +32,13 @@ class ScriptedAgent(Agent):
     def _propose(self, trajectory: Trajectory) -> ExpertAction:
         if trajectory.seed not in self._experts:
             self._experts[trajectory.seed] = self._make(trajectory)
-        last = trajectory.steps[-1] if trajectory.steps else None
-        return self._experts[trajectory.seed].propose(
-            trajectory.state, last and last.action, last and last.outcome.kind
-        )
+        expert, last, kind = self._experts[trajectory.seed], None, None
+        steps = trajectory.steps
+        for step in steps[-1:] if steps and isinstance(steps[-1].action, ExpertAction) else steps:
+            # An action that was read back from a file is proposed again: it follows from the seed and the states.
+            known = step.action if isinstance(step.action, ExpertAction) else None
+            last, kind = known or expert.propose(step.job.state, last, kind), step.outcome.kind
+        return expert.propose(trajectory.state, last, kind)
 
 
 class NothingAgent(Agent):

@@ -9,14 +9,20 @@ again and finds their outcomes in the queue.
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import json
 import random
+import re
+from collections.abc import Mapping
 
+from environments.actions.edits import read_cells
 from environments.protocol import OutcomeKind, State, digest
 from environments.tasks.generated.ideas import Idea, ideas_for
 from environments.tasks.task import TaskSpec
 from mlagent_jax.agents.episodes import Reply
 from mlagent_jax.settings.stages import CollectConfig
+
+_EDITED_CELL = re.compile(r'"cell": "(\w+)"')
 
 
 def cell_edit(script: str, cell: str, code: str) -> str:
@@ -80,9 +86,12 @@ class ScriptedExpert:
         self.ideas: tuple[str, ...] = tuple(idea.text for idea in chosen)
 
     def propose(self, state: State, last: ExpertAction | None, last_kind: OutcomeKind | None) -> ExpertAction:
-        """Return the next action from `state`, given the `last` one and how it ended."""
+        """Return the next action from `state`, given the `last` one and how it ended. `last` is not needed where the
+        state names a kind of step: the action is of that kind."""
         depth = len(state.history)
         rng = random.Random(f"{self._seed}/{depth}")  # noqa: S311 - reproducible, not secret
+        if state.operator:
+            return self._of_kind(state, rng)
         if last is not None and last.broken and last.intended and last_kind is not OutcomeKind.INFRASTRUCTURE_ERROR:
             return self._edit(state, last.intended, "The last edit failed on a slip of mine. I repair it.")
         if rng.random() < self._config.look_rate or not self._plan:  # no idea fits a script without our cells
@@ -94,6 +103,35 @@ class ScriptedExpert:
             edited = dataclasses.replace(idea, code=_with_error(idea.code, rng))
             return dataclasses.replace(self._edit(state, edited, f"I try: {idea.text}."), broken=True, intended=idea)
         return self._edit(state, idea, f"I try: {idea.text}.")
+
+    def _of_kind(self, state: State, rng: random.Random) -> ExpertAction:
+        """Return an action of the kind that `state` names, from the state alone."""
+        cells = read_cells(state.script)
+        if state.operator == "combine":
+            others = {name: code for name, code in read_cells(state.other).items() if name in cells}
+            if differing := sorted(name for name, code in others.items() if code != cells[name]):
+                cell = rng.choice(differing)
+                return self._edit(state, Idea("", cell, others[cell]), "I take a cell from the second script.")
+        if state.operator == "debug" and (repair := self._repair(state, cells)):
+            return self._edit(state, repair, "The last edit failed on a slip of mine. I repair it.")
+        start = len(state.history) % max(1, len(self._plan))
+        ordered = [*self._plan[start:], *self._plan[:start]]
+        idea = next((idea for idea in ordered if cells.get(idea.cell) not in (None, idea.code.rstrip())), None)
+        if idea is None:
+            return ExpertAction(self._reply(state, self._inspections()[0], "No idea fits. I run the script."))
+        if rng.random() < self._config.error_rate:
+            broken = dataclasses.replace(idea, code=_with_error(idea.code, rng))
+            return dataclasses.replace(self._edit(state, broken, f"I try: {idea.text}."), broken=True, intended=idea)
+        return self._edit(state, idea, f"I try: {idea.text}.")
+
+    def _repair(self, state: State, cells: Mapping[str, str]) -> Idea | None:
+        """Return the idea that the last edit most likely meant: the one whose code is most like the cell that it
+        left."""
+        edited = _EDITED_CELL.findall(state.history[-1].action) if state.history else []
+        meant = [idea for idea in self._plan if edited and idea.cell == edited[-1] and idea.cell in cells]
+        return max(
+            meant, key=lambda idea: difflib.SequenceMatcher(None, cells[idea.cell], idea.code).ratio(), default=None
+        )
 
     def _edit(self, state: State, idea: Idea, thought: str) -> ExpertAction:
         return ExpertAction(

@@ -26,9 +26,14 @@ _STATE = pa.struct(
         ("script", pa.string()),
         ("metric", pa.float64()),
         ("ideas", pa.list_(pa.string())),
+        ("operator", pa.string()),
+        ("other", pa.string()),
+        ("memory", pa.list_(pa.string())),
     ]
 )
-_SCALE = pa.struct([("m_init", pa.float64()), ("m_best", pa.float64()), ("higher_is_better", pa.bool_())])
+_SCALE = pa.struct(
+    [("m_init", pa.float64()), ("m_best", pa.float64()), ("higher_is_better", pa.bool_()), ("noise", pa.float64())]
+)
 _OUTCOME = pa.struct(
     [
         ("kind", pa.string()),
@@ -69,6 +74,8 @@ SCHEMA = pa.schema(
     ],
     metadata={"mlagent_version": VERSION},
 )
+LATER = ("operator", "other", "memory", "noise")
+"""Fields of structs that tables of earlier versions lack; they are read as unset."""
 KEY = ("run", "stage", "split", "task", "trajectory", "step")
 """Columns that identify a step."""
 
@@ -95,7 +102,13 @@ def from_row(row: Mapping[str, Any]) -> Record:
     outcome = dict(row["outcome"])
     if outcome["action_input"] is not None:
         outcome["action_input"] = json.loads(outcome["action_input"])
-    return Record.from_dict({**row, "outcome": outcome})
+    outcome["scale"] = _without_unset(outcome["scale"])
+    return Record.from_dict({**row, "state": _without_unset(row["state"]), "outcome": outcome})
+
+
+def _without_unset(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a struct's values without the later fields that its table lacks."""
+    return {name: value for name, value in values.items() if value is not None or name not in LATER}
 
 
 def to_table(records: Iterable[Record]) -> pa.Table:
@@ -121,7 +134,9 @@ def _alike(actual: pa.DataType, wanted: pa.DataType) -> bool:
     """Return whether types are equal, ignoring offset width and field order of structs, which depend on the writer."""
     if pa.types.is_struct(wanted):
         return pa.types.is_struct(actual) and all(
-            actual.get_field_index(field.name) >= 0 and _alike(actual.field(field.name).type, field.type)
+            _alike(actual.field(field.name).type, field.type)
+            if actual.get_field_index(field.name) >= 0
+            else field.name in LATER
             for field in wanted
         )
     if pa.types.is_list(wanted):
