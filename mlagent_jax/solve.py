@@ -32,6 +32,7 @@ from environments.sandbox import SANDBOXES
 from environments.sandbox.base import SandboxError
 from environments.tasks.task import TaskError
 from mlagent_jax.runtime.errors import ConfigError
+from mlagent_jax.runtime.interruption import Stopped
 from mlagent_jax.search.budget import Budget
 from mlagent_jax.search.run import Settings
 from mlagent_jax.search.session import search
@@ -49,7 +50,7 @@ COMPLETION_PRICE = flags.DEFINE_float("completion_price", 0.0, "Price of a milli
 AGENT = flags.DEFINE_enum("agent", None, ["expert", "nothing"], "Agent without a model, in place of a checkpoint.")
 TASK = flags.DEFINE_string("task", None, "Folder of a task, or the name of an embedded one.")
 OUTPUT = flags.DEFINE_string("output", "solved", "Folder of the search and its result.")
-BUDGET = flags.DEFINE_string("budget", "25 executions", 'Limits: "30m, 200 executions, 500k tokens, $5".')
+BUDGET = flags.DEFINE_string("budget", "25 executions", 'Limits: "30m, 200 executions, 500k tokens, 5 USD".')
 STRATEGY = flags.DEFINE_string("strategy", "greedy", "Strategy, with parameters: greedy:drafts=3,debug=0.3.")
 SLOTS = flags.DEFINE_integer("slots", 1, "Concurrent executions.", lower_bound=1)
 FLEET = flags.DEFINE_boolean("fleet", False, f"Execute on the workers of the queue in ${QUEUE_VARIABLE}.")
@@ -95,8 +96,10 @@ def _policy(checkpoint: str) -> tuple[PromptConfig, MakeAgent]:
     import jax
 
     from mlagent_jax.agents.actor import Actor
+    from mlagent_jax.agents.critic import Critic
     from mlagent_jax.agents.factory import PolicyAgent
     from mlagent_jax.agents.prompts import Renderer
+    from mlagent_jax.checkpoints.policies import load_value_head
     from mlagent_jax.parallelism import make_mesh
     from mlagent_jax.sampling import Distribution, SamplerConfig, TokenSampler
     from mlagent_jax.sampling.checkpoint import load
@@ -113,11 +116,13 @@ def _policy(checkpoint: str) -> tuple[PromptConfig, MakeAgent]:
         stop_token_ids=tokenizer.stop_ids,
         pad_id=tokenizer.pad_id,
     )
-    sampler = TokenSampler(model.graph, settings)
+    sampler, head = TokenSampler(model.graph, settings), load_value_head(checkpoint)
 
     def make_agent(episode: Episode) -> Agent:
-        actor = Actor(sampler, Renderer(tokenizer, prompt, {episode.task_key: episode.spec}), SEED.value)
-        return PolicyAgent(actor, model.params, lambda trajectory, depth, place: f"solve/{trajectory.index}")
+        renderer = Renderer(tokenizer, prompt, {episode.task_key: episode.spec})
+        critic = None if head is None else Critic(model.graph, model.params, head, renderer)
+        actor = Actor(sampler, renderer, SEED.value)
+        return PolicyAgent(actor, model.params, lambda trajectory, depth, place: f"solve/{trajectory.index}", critic)
 
     return prompt, make_agent
 
@@ -238,6 +243,8 @@ def main(argv: Sequence[str]) -> None:
             )
     except (OSError, ValueError, QueueError, RegistryError, SandboxError, StoreError, TaskError) as error:
         sys.exit(f"error: {error}")
+    except Stopped as stop:  # while the result was written
+        status = stop.status
     console.print(f"Everything is in {OUTPUT.value}/; the story is {OUTPUT.value}/page.html.", markup=False)
     sys.exit(status)
 

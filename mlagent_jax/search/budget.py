@@ -1,4 +1,4 @@
-"""Budget of a search: `30m, 200 executions, 2M tokens, $5`."""
+"""Budget of a search: `30m, 200 executions, 2M tokens, 5 USD` (or `$5`, which a shell may expand)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mlagent_jax.search.tree import Totals
 _PART = re.compile(r"(?P<money>\$)?\s*(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>[a-zA-Z]*(?: tokens)?)")
 _SECONDS = {"s": 1, "m": 60, "min": 60, "minutes": 60, "minute": 60, "h": 3600, "hours": 3600, "hour": 3600}
 _TOKENS = {"tokens": 1, "k tokens": 1e3, "M tokens": 1e6}
-_FORM = 'write minutes, executions, tokens and money with commas between: "30m, 200 executions, 500k tokens, $5"'
+_FORM = 'write minutes, executions, tokens and money with commas between: "30m, 200 executions, 500k tokens, 5 USD"'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +73,8 @@ def _limit_of(money: str | None, unit: str) -> tuple[str, float]:
     """Return the name of a limit and the factor of its unit; an empty name if there is none."""
     if money:
         return ("money", 1.0) if not unit else ("", 0.0)
+    if unit == "USD":
+        return "money", 1.0
     if unit in _SECONDS:
         return "seconds", _SECONDS[unit]
     if unit in _TOKENS:

@@ -100,4 +100,4 @@ class Fleet:
         return {self._running.pop(identity): outcome for identity, outcome in arrived.items()}
 
     def close(self) -> None:
-        self._queue.cancel(self._run)
+        """Do nothing: workers finish what is in work, and the next start finds it. Other processes share the run."""

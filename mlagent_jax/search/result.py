@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from environments.episode import Episode
+from environments.guest.script import environment
 from environments.protocol import OutcomeKind
-from environments.sandbox.inside.script import environment
 from environments.sandbox.rootfs.assemble import LOCK_FILE
 from environments.seeds import execution_seed
 from environments.tasks.task import GraderError, InvalidSubmissionError

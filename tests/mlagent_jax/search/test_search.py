@@ -1,5 +1,6 @@
 """A search over made-up executions: what the tree holds, whatever interrupts it and however many processes share it."""
 
+import contextlib
 import dataclasses
 import random
 import subprocess
@@ -9,11 +10,15 @@ import time
 
 import pytest
 
+from environments.cancellation import is_cancelled
 from environments.protocol import Job, Outcome, OutcomeKind, Scale, State
+from environments.queue import open_queue
+from environments.queue.base import Capabilities, QueueError
 from environments.registry import RegistryError
 from mlagent_jax.agents.episodes import Agent, Reply
 from mlagent_jax.runtime.errors import ConfigError
 from mlagent_jax.search.budget import Budget
+from mlagent_jax.search.executors import Fleet, LocalSlots
 from mlagent_jax.search.memory import MAX_LINES, memory
 from mlagent_jax.search.run import IDLE_STEPS, UNREADABLE, Search, Settings
 from mlagent_jax.search.store import TreeStore
@@ -276,6 +281,7 @@ def test_a_budget_that_is_none_is_refused(text):
 
 def test_a_budget_has_minutes_executions_tokens_and_money():
     assert Budget.parse("1.5h, 200 executions, 2M tokens, $7.5") == Budget(5400, 200, 2e6, 7.5)
+    assert Budget.parse("20m, 3 USD") == Budget(seconds=1200, money=3)
     with pytest.raises(RegistryError, match="Did you mean 'greedy'"):
         STRATEGIES.choose("gredy")
 
@@ -298,3 +304,50 @@ def test_a_reply_with_half_a_character_is_kept(tmp_path):
 
     _, nodes = search(tmp_path, budget="1 executions", agent=Torn())
     assert nodes[0][2].startswith("half")
+
+
+def test_a_fleet_executes_the_steps_and_one_that_dies_ends_the_search(tmp_path):
+    stop = threading.Event()
+
+    def work():
+        with contextlib.closing(open_queue(url)) as queue:
+            while not stop.is_set():
+                if lease := queue.claim("worker", Capabilities(image="image")):
+                    queue.complete(lease, outcome_of(lease.job))
+                stop.wait(0.01)
+
+    url = f"sqlite:///{tmp_path / 'queue.db'}"
+    with contextlib.closing(open_queue(url)) as queue:
+        worker = threading.Thread(target=work)
+        worker.start()
+        _, nodes = search(tmp_path / "fleet", budget="12 executions", slots=3, executor=Fleet(queue, "s", "image"))
+        stop.set()
+        worker.join()
+        assert len(nodes) == 12
+        with pytest.raises(QueueError, match="worker"):
+            search(tmp_path / "dead", executor=Fleet(queue, "d", "image", silence_seconds=0.2))
+
+
+def test_local_slots_run_at_once_and_stop_when_closed():
+    inside, both = [], threading.Barrier(2, timeout=20)
+
+    def take(job):
+        inside.append(job)
+        if len(inside) <= 2:
+            both.wait()
+            return outcome_of(job)
+        while not is_cancelled():
+            time.sleep(0.01)
+        return outcome_of(job)
+
+    slots = LocalSlots(take, 2)
+    jobs = [Job("r", 0, START, 0, str(number)) for number in range(3)]
+    for number, job in enumerate(jobs[:2]):
+        slots.submit(number, job)
+    done = {}
+    while len(done) < 2:
+        done |= slots.wait(20)
+    assert done == {0: outcome_of(jobs[0]), 1: outcome_of(jobs[1])}
+    slots.submit(2, jobs[2])
+    slots.close()
+    assert len(inside) <= 3
