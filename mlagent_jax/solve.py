@@ -32,7 +32,6 @@ from environments.sandbox import SANDBOXES
 from environments.sandbox.base import SandboxError
 from environments.tasks.task import TaskError
 from mlagent_jax.runtime.errors import ConfigError
-from mlagent_jax.runtime.interruption import Stopped
 from mlagent_jax.search.budget import Budget
 from mlagent_jax.search.run import Settings
 from mlagent_jax.search.session import search
@@ -243,9 +242,9 @@ def main(argv: Sequence[str]) -> None:
             )
     except (OSError, ValueError, QueueError, RegistryError, SandboxError, StoreError, TaskError) as error:
         sys.exit(f"error: {error}")
-    except Stopped as stop:  # while the result was written
-        status = stop.status
-    console.print(f"Everything is in {OUTPUT.value}/; the story is {OUTPUT.value}/page.html.", markup=False)
+    console.print(
+        f"Everything is in {OUTPUT.value}/; the story is {OUTPUT.value}/page.html.", markup=False, soft_wrap=True
+    )
     sys.exit(status)
 
 

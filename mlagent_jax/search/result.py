@@ -101,9 +101,7 @@ def _link_data(place: Path, public: Path) -> None:
         shutil.copytree(public, place)
 
 
-def conclude(
-    folder: Path, episode: Episode, store: TreeStore, budget: Budget, settings: dict[str, Any], ended: str
-) -> dict[str, Any]:
+def conclude(folder: Path, episode: Episode, store: TreeStore, settings: dict[str, Any], ended: str) -> dict[str, Any]:
     """Judge the best script once on the labels that nothing else used, write all files, and return `score.json`.
 
     Args:

@@ -80,12 +80,14 @@ def search(
             ended, status = "stopped by a signal", stop.status
         except (QueueError, SandboxError) as error:
             ended, failure = f"ended by an error ({error})", error
-        with interruption.held():  # a first signal lets the result be written
-            score = result.conclude(folder, episode, store, settings.budget, facts, ended)
-        for line in result.sentences(score, episode.spec.metric, store.tree):
-            console.print(line, markup=False, highlight=False)
-        if score["warning"]:
-            console.print(f"warning: {score['warning']}", markup=False, highlight=False)
+        try:
+            with interruption.held():  # a first signal lets the result be written
+                score = result.conclude(folder, episode, store, facts, ended)
+        except Stopped as stop:  # told at the end of the section, also of a signal before it
+            status = stop.status
+        lines = result.sentences(score, episode.spec.metric, store.tree)
+        for line in [*lines, f"warning: {score['warning']}"] if score["warning"] else lines:
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
         if failure is not None:
             raise failure
         _check_asked(store.tree)
