@@ -186,6 +186,19 @@ class Episode:
         """Digest of the Python environment that scripts run in."""
         return self._environment.sandbox.environment_digest
 
+    def reward_score(self, submission: str) -> float:
+        """Return the score of a submission on the reward half.
+
+        Raises:
+          InvalidSubmissionError: it is not a complete table of valid predictions.
+        """
+        return self._task.grade(self._environment.store.get(submission))
+
+    @property
+    def kinds(self) -> dict[str, str]:
+        """Kind of cell (`tables.KINDS`) by column of a submission, without the ids; empty if the task does not say."""
+        return self._task.grader.kinds
+
     def prompt(self) -> str:
         """Return the agent's first prompt."""
         spec = self.spec

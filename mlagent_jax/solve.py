@@ -51,6 +51,7 @@ TASK = flags.DEFINE_string("task", None, "Folder of a task, or the name of an em
 OUTPUT = flags.DEFINE_string("output", "solved", "Folder of the search and its result.")
 BUDGET = flags.DEFINE_string("budget", "25 executions", 'Limits: "30m, 200 executions, 500k tokens, 5 USD".')
 STRATEGY = flags.DEFINE_string("strategy", "greedy", "Strategy, with parameters: greedy:drafts=3,debug=0.3.")
+ENSEMBLE = flags.DEFINE_integer("ensemble", 0, "Maximum scripts of an ensemble of the best ones.", lower_bound=0)
 SLOTS = flags.DEFINE_integer("slots", 1, "Concurrent executions.", lower_bound=1)
 FLEET = flags.DEFINE_boolean("fleet", False, f"Execute on the workers of the queue in ${QUEUE_VARIABLE}.")
 STORE = flags.DEFINE_string("store", None, "Store that the workers of the fleet share; default: in --cache_dir.")
@@ -239,6 +240,7 @@ def main(argv: Sequence[str]) -> None:
                 agent_name=name,
                 console=console,
                 queue=queue or None,
+                ensemble_size=ENSEMBLE.value,
             )
     except (OSError, ValueError, QueueError, RegistryError, SandboxError, StoreError, TaskError) as error:
         sys.exit(f"error: {error}")

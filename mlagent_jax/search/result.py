@@ -1,5 +1,6 @@
 """What a search leaves in its folder: the best script, ready to run without this product, and the story.
 
+    ensemble/         with --ensemble, where it is better: its scripts, blend.py, their submission
     best/             the workspace of the best script, with its read-only files; data/ leads to the data
     data/             public data of the task
     submission.csv    what the script submitted      requirements.txt  reproduce.py
@@ -21,21 +22,18 @@ from pathlib import Path
 from typing import Any
 
 from environments.episode import Episode
-from environments.guest.script import environment
 from environments.protocol import OutcomeKind
 from environments.sandbox.rootfs.assemble import LOCK_FILE
 from environments.seeds import execution_seed
 from environments.tasks.task import GraderError, InvalidSubmissionError
 from mlagent_jax.runtime import jsonl
 from mlagent_jax.runtime.files import write_whole
-from mlagent_jax.search import selection
+from mlagent_jax.search import ensemble, selection
 from mlagent_jax.search.budget import Budget
 from mlagent_jax.search.page import write_page
 from mlagent_jax.search.store import TreeStore
 from mlagent_jax.search.tree import Node, Tree, by_operator, totals
 
-_NOT_OURS = ("HOME", "TMPDIR", "USER", "PATH")
-"""Variables of the sandbox that another host has its own values for."""
 _COPIED_BYTES = 1 << 30
 """Largest data that are copied; larger ones are linked to."""
 
@@ -77,14 +75,13 @@ def write_best(folder: Path, episode: Episode, tree: Tree, seed: int) -> None:
 
 def _reproduce(entry: str, submission: str, seed: int) -> str:
     text = Path(__file__).with_name("reproduce.py.txt").read_text(encoding="utf-8")
-    variables = {name: value for name, value in environment(seed).items() if name not in _NOT_OURS}
     for mark, value in (
         ("@ENTRY_TEXT@", repr(entry)),
         ("@SUBMISSION_TEXT@", repr(submission)),
         ("@ENTRY@", entry),
         ("@SUBMISSION@", submission),
         ("@SEED@", str(seed)),
-        ("@ENVIRONMENT@", pprint.pformat(variables)),
+        ("@ENVIRONMENT@", pprint.pformat(ensemble.variables(seed))),
     ):
         text = text.replace(mark, value)
     return text
@@ -101,12 +98,20 @@ def _link_data(place: Path, public: Path) -> None:
         shutil.copytree(public, place)
 
 
-def conclude(folder: Path, episode: Episode, store: TreeStore, settings: dict[str, Any], ended: str) -> dict[str, Any]:
+def conclude(
+    folder: Path,
+    episode: Episode,
+    store: TreeStore,
+    settings: dict[str, Any],
+    ended: str,
+    ensemble_size: int = 0,
+) -> dict[str, Any]:
     """Judge the best script once on the labels that nothing else used, write all files, and return `score.json`.
 
     Args:
       settings: Settings of the search, for the story; `seed` among them.
       ended: Why the search ended.
+      ensemble_size: Maximum scripts of an ensemble, counted with repetitions; 0: none.
 
     Raises:
       GraderError: The task's grader fails.
@@ -114,7 +119,9 @@ def conclude(folder: Path, episode: Episode, store: TreeStore, settings: dict[st
     tree = store.refresh()
     best = tree.best()
     write_best(folder, episode, tree, settings["seed"])
-    report_start, report, judged = _judge(store, episode, best)
+    report_start, report = episode.report_score(None), _judged(store, episode, best)
+    blended = _ensemble(folder / "ensemble", episode, store, ensemble_size, settings["seed"])
+    judged = len(store.fact("judged") or {})
     scale = tree.scale
     # In gaps of the half that the search saw, so that both gains have one unit.
     report_gain = scale.delta(report_start, report) / (scale.gap or 1.0)
@@ -134,6 +141,7 @@ def conclude(folder: Path, episode: Episode, store: TreeStore, settings: dict[st
         "report_gain": report_gain,
         "gap_between_halves": tree.gain(best) - report_gain,
         "judged_scripts": judged,
+        "ensemble": blended,
         "selection": estimated.to_dict() if estimated else None,
         "warning": estimated.warning if estimated else "",
         "executions": used.executions,
@@ -162,18 +170,31 @@ def _story(episode: Episode, warning: str) -> dict[str, Any]:
     return {"task": episode.spec.name, "metric": episode.spec.metric, "warning": warning}
 
 
-def _judge(store: TreeStore, episode: Episode, best: Node) -> tuple[float, float, int]:
-    """Return the scores of the starting script and of the best on the other half, and how many scripts were judged
-    there so far."""
-    start = episode.report_score(None)
+def _judged(store: TreeStore, episode: Episode, best: Node) -> float:
+    """Return the score of a node's script on the other half."""
     if best.plan is None:
-        return start, start, len(store.fact("judged") or {})
+        return episode.report_score(None)
+    return _judge(store, episode, best.result.outcome.submission)
+
+
+def _judge(store: TreeStore, episode: Episode, submission: str) -> float:
+    """Return the score of a submission on the other half, which is asked for once."""
     judged = store.fact("judged") or {}
-    submission = best.result.outcome.submission
     if submission not in judged:
         judged[submission] = episode.report_score(submission)
         store.record("judged", judged)
-    return start, judged[submission], len(judged)
+    return judged[submission]
+
+
+def _ensemble(folder: Path, episode: Episode, store: TreeStore, size: int, seed: int) -> dict[str, Any] | None:
+    """Write the best ensemble and return its scores; None if there is none better than the best script."""
+    chosen = ensemble.choose(episode, store.tree, size) if size else None
+    if chosen is None:
+        return None
+    counts, submission = chosen
+    ensemble.write(folder, episode, store.tree, counts, submission, seed)
+    score, report = episode.reward_score(submission), _judge(store, episode, submission)
+    return {"members": {str(number): count for number, count in counts.items()}, "score": score, "report_score": report}
 
 
 def _estimate(episode: Episode, tree: Tree) -> selection.Selection | None:
@@ -230,9 +251,14 @@ def sentences(score: dict[str, Any], metric: str, tree: Tree) -> list[str]:
             f"The first gain has a standard error of {chosen['noise_of_gain']:.3f}, and corrected for the choice among "
             f"{chosen['candidates']} candidates it is {chosen['corrected_gain']:.3f}."
         )
-    if score["judged_scripts"] > 1:
+    if blended := score["ensemble"]:
         lines.append(
-            f"{score['judged_scripts']} scripts of this search were judged on the second half by now, since it was "
+            f"The ensemble of {len(blended['members'])} scripts: {blended['score']:.5g} on the first half, "
+            f"{blended['report_score']:.5g} on the second."
+        )
+    if score["judged_scripts"] > 1 + bool(blended):
+        lines.append(
+            f"{score['judged_scripts']} submissions of this search were judged on the second half by now, since it was "
             "continued: its score is no longer that of a single judgement."
         )
     return lines

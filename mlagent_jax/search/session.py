@@ -38,6 +38,7 @@ def search(
     agent_name: str,
     console: Console,
     queue: RewardQueue | None = None,
+    ensemble_size: int = 0,
 ) -> tuple[dict[str, Any], int]:
     """Search for a better script of the task of `episode`, or go on with the search in `folder`.
 
@@ -49,6 +50,7 @@ def search(
       agent_name: Name of the agent, which a folder is bound to.
       console: Where progress and result are shown.
       queue: Queue of a fleet; None: scripts run in this process's slots.
+      ensemble_size: Maximum scripts of an ensemble of the best ones, counted with repetitions; 0: none.
 
     Returns:
       `score.json`, and the exit status: 0, or that of the signal that stopped the search.
@@ -82,7 +84,7 @@ def search(
             ended, failure = f"ended by an error ({error})", error
         try:
             with interruption.held():  # a first signal lets the result be written
-                score = result.conclude(folder, episode, store, facts, ended)
+                score = result.conclude(folder, episode, store, facts, ended, ensemble_size)
         except Stopped as stop:  # told at the end of the section, also of a signal before it
             status = stop.status
         lines = result.sentences(score, episode.spec.metric, store.tree)

@@ -86,7 +86,7 @@ def test_ctrl_c_leaves_the_best_so_far_and_the_same_command_goes_on(tmp_path):
     folder = tmp_path / "solved"
     arguments = [
         *("--agent=expert", "--task=wine", f"--output={folder}", f"--cache_dir={tmp_path / 'cache'}"),
-        *("--sandbox=bubblewrap", "--strategy=evolution"),
+        *("--sandbox=bubblewrap", "--strategy=evolution", "--ensemble=4"),
     ]
     with subprocess.Popen(
         program(*arguments, "--budget=500 executions"), cwd=ROOT, stdout=subprocess.PIPE, text=True
@@ -102,6 +102,9 @@ def test_ctrl_c_leaves_the_best_so_far_and_the_same_command_goes_on(tmp_path):
     assert done.returncode == 0, done.stderr
     after = json.loads((folder / "score.json").read_text())
     assert after["executions"] == before["executions"] + 2
+    if after["ensemble"]:
+        assert after["ensemble"]["score"] < after["score"]
+        assert (folder / "ensemble" / "blend.py").exists()
     steps = [json.loads(line) for line in (folder / "steps.jsonl").read_text().splitlines()]
     assert lines[0].startswith(f"1 draft of 0, {steps[0]['outcome']['action_input']['cell']}")
 
