@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from absl import app, flags, logging
 from rich.console import Console
 
+from environments.actions.openai_http import EndpointError
 from environments.episode import Episode, make
 from environments.files.blobs import Store, StoreError, open_store
 from environments.queue import open_queue
@@ -31,7 +32,7 @@ from environments.registry import RegistryError
 from environments.sandbox import SANDBOXES
 from environments.sandbox.base import SandboxError
 from environments.tasks.task import TaskError
-from mlagent_jax.runtime.errors import ConfigError
+from mlagent_jax.runtime.errors import BudgetError, ConfigError
 from mlagent_jax.search.budget import Budget
 from mlagent_jax.search.run import Settings
 from mlagent_jax.search.session import search
@@ -242,7 +243,10 @@ def main(argv: Sequence[str]) -> None:
                 queue=queue or None,
                 ensemble_size=ENSEMBLE.value,
             )
-    except (OSError, ValueError, QueueError, RegistryError, SandboxError, StoreError, TaskError) as error:
+    except (
+        *(OSError, ValueError, BudgetError, EndpointError),
+        *(QueueError, RegistryError, SandboxError, StoreError, TaskError),
+    ) as error:
         sys.exit(f"error: {error}")
     console.print(
         f"Everything is in {OUTPUT.value}/; the story is {OUTPUT.value}/page.html.", markup=False, soft_wrap=True

@@ -11,6 +11,7 @@ from typing import Any
 
 from rich.console import Console
 
+from environments.actions.openai_http import EndpointError
 from environments.episode import Episode
 from environments.protocol import Job, State
 from environments.queue.base import QueueError, RewardQueue
@@ -58,6 +59,7 @@ def search(
     Raises:
       ConfigError: The folder belongs to another search, or the agent could not be asked at all.
       SandboxError, QueueError: Scripts can no longer be executed; the best so far is in `folder`.
+      EndpointError: The agent's endpoint gives no answer; the same.
     """
     facts = {
         "task": episode.task_key,
@@ -80,7 +82,7 @@ def search(
                 ended = Search(store, settings, agent, _jobs(episode), executor, show).run()
         except Stopped as stop:
             ended, status = "stopped by a signal", stop.status
-        except (QueueError, SandboxError) as error:
+        except (EndpointError, QueueError, SandboxError) as error:
             ended, failure = f"ended by an error ({error})", error
         try:
             with interruption.held():  # a first signal lets the result be written

@@ -1,10 +1,12 @@
 """A search for a script of a person's own task: what it leaves, what stops it, and bad input in one line."""
 
+import http.server
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -107,6 +109,45 @@ def test_ctrl_c_leaves_the_best_so_far_and_the_same_command_goes_on(tmp_path):
         assert (folder / "ensemble" / "blend.py").exists()
     steps = [json.loads(line) for line in (folder / "steps.jsonl").read_text().splitlines()]
     assert lines[0].startswith(f"1 draft of 0, {steps[0]['outcome']['action_input']['cell']}")
+
+
+class Model(http.server.BaseHTTPRequestHandler):
+    """A language model that always proposes the same edit; 700 prompt tokens and 300 of the answer."""
+
+    def do_POST(self):
+        prompt = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["messages"][0]["content"]
+        self.server.prompts.append(prompt)
+        thoughts = "Reflection: a\nResearch Plan and Status: b\nFact Check: c\nThought: d\n"
+        choice = {"message": {"role": "assistant", "content": thoughts + edit(["area"], "x")}, "finish_reason": "stop"}
+        usage = {"prompt_tokens": 700, "completion_tokens": 300}
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(json.dumps({"choices": [choice], "usage": usage}).encode())
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.mark.slow
+def test_an_endpoint_searches_for_the_money_it_was_given_and_is_told_what_was_tried(tmp_path):
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Model) as server:
+        server.prompts = []
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        done = command(
+            *(f"--endpoint=http://127.0.0.1:{server.server_address[1]}/v1", "--model=m", f"--task={RENTS}"),
+            *(f"--output={tmp_path / 'out'}", f"--cache_dir={tmp_path / 'cache'}", "--sandbox=bubblewrap"),
+            *("--strategy=greedy:drafts=1", "--budget=0.01 USD", "--prompt_price=1", "--completion_price=1"),
+        )
+        server.shutdown()
+    assert done.returncode == 0, done.stderr
+    score = json.loads((tmp_path / "out" / "score.json").read_text())
+    # What a request may cost at most is set aside before it is sent.
+    assert 2 <= score["steps"] <= 10
+    assert score["cost"] == pytest.approx(0.001 * score["steps"])
+    assert "The next step is a draft" in server.prompts[0]
+    assert "Tried so far" not in server.prompts[0]
+    assert "The next step is an improvement" in server.prompts[1]
+    assert "- draft, Edit Script (Cell): " in server.prompts[1] or "- draft, data: " in server.prompts[1]
 
 
 @pytest.mark.slow
