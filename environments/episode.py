@@ -20,8 +20,9 @@ from environments.protocol import Job, Outcome, OutcomeKind, Requirements, Scale
 from environments.rewards import REWARDS
 from environments.sandbox.base import Sandbox, SandboxError
 from environments.seeds import execution_seed
-from environments.step import Environment, read_only_files
+from environments.step import Environment
 from environments.tasks.task import TaskSpec
+from environments.workspaces import read_only_files
 
 
 def default_cache_dir() -> Path:

@@ -15,7 +15,9 @@ import pyarrow as pa
 
 from mlagent_jax.trajectories.record import Record
 
-VERSION = "1.0.0"
+VERSION = "1.1.0"
+ADDED = ("repairs", "operator", "other", "memory", "noise")
+"""Fields that tables of earlier versions lack; they are read as unset."""
 
 _STEP = pa.struct([("action", pa.string()), ("observation", pa.string())])
 _STATE = pa.struct(
@@ -55,6 +57,7 @@ _OUTCOME = pa.struct(
         ("submission", pa.string()),
         ("cached", pa.bool_()),
         ("sandbox", pa.string()),
+        ("repairs", pa.list_(pa.string())),
         ("version", pa.int64()),
     ]
 )
@@ -74,8 +77,6 @@ SCHEMA = pa.schema(
     ],
     metadata={"mlagent_version": VERSION},
 )
-LATER = ("operator", "other", "memory", "noise")
-"""Fields of structs that tables of earlier versions lack; they are read as unset."""
 KEY = ("run", "stage", "split", "task", "trajectory", "step")
 """Columns that identify a step."""
 
@@ -108,7 +109,7 @@ def from_row(row: Mapping[str, Any]) -> Record:
 
 def _without_unset(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return a struct's values without the later fields that its table lacks."""
-    return {name: value for name, value in values.items() if value is not None or name not in LATER}
+    return {name: value for name, value in values.items() if value is not None or name not in ADDED}
 
 
 def to_table(records: Iterable[Record]) -> pa.Table:
@@ -136,7 +137,7 @@ def _alike(actual: pa.DataType, wanted: pa.DataType) -> bool:
         return pa.types.is_struct(actual) and all(
             _alike(actual.field(field.name).type, field.type)
             if actual.get_field_index(field.name) >= 0
-            else field.name in LATER
+            else field.name in ADDED
             for field in wanted
         )
     if pa.types.is_list(wanted):

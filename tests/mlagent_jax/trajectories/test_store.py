@@ -10,7 +10,7 @@ from environments.protocol import OutcomeKind, State, digest
 from mlagent_jax.runtime.errors import ConfigError
 from mlagent_jax.runtime.jsonl import RecordError
 from mlagent_jax.trajectories.card import write_card
-from mlagent_jax.trajectories.schema import LATER, SchemaError, to_row
+from mlagent_jax.trajectories.schema import ADDED, SchemaError, to_row
 from mlagent_jax.trajectories.store import StoreTail, TrajectoryStore, Writer
 
 from .steps import make_record, make_records
@@ -133,7 +133,7 @@ def test_kinds_of_steps_come_back_and_a_table_written_before_there_were_any_is_r
     rows = [to_row(record.to_dict()) for record in records]
     for row in rows:
         row["outcome"] = {**row["outcome"], "scale": {k: v for k, v in row["outcome"]["scale"].items() if k != "noise"}}
-        row["state"] = {name: value for name, value in row["state"].items() if name not in LATER}
+        row["state"] = {name: value for name, value in row["state"].items() if name not in ADDED}
     (tmp_path / "old").mkdir()
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "old" / "00000.parquet")
     assert list(TrajectoryStore.open(tmp_path / "old")) == records
@@ -141,7 +141,7 @@ def test_kinds_of_steps_come_back_and_a_table_written_before_there_were_any_is_r
 
 def test_a_state_recorded_before_there_were_kinds_keeps_its_id(records):
     state = records[5].state
-    before = {name: value for name, value in dataclasses.asdict(state).items() if name not in LATER}
+    before = {name: value for name, value in dataclasses.asdict(state).items() if name not in ADDED}
     assert state.id == digest(before)
     assert State.from_dict(before) == state
     assert dataclasses.replace(state, operator="draft").id != state.id
