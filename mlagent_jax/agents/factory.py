@@ -76,6 +76,9 @@ class PolicyAgent(Agent):
     def fits(self, state: State) -> bool:
         return self.actor.renderer.fits(state)
 
+    def misfit(self, state: State) -> str:
+        return self.actor.renderer.misfit(state)
+
     def act(self, trajectories: Sequence[Trajectory], depth: int) -> list[SampledAction]:
         purposes = [self._purpose(trajectory, depth, place) for place, trajectory in enumerate(trajectories)]
         return self.actor.act_each(self.params, [trajectory.state for trajectory in trajectories], purposes)
@@ -110,7 +113,7 @@ class EndpointAgent(Agent):
         """Return a reply for each of `trajectories`, None if all attempts failed.
 
         Raises:
-          EndpointError: There is none for any, and `must_answer`.
+          EndpointError: There is none for any at the first step, or at any step and `must_answer`.
           BudgetError: The budget is spent.
         """
         replies = processes.agree(
@@ -122,7 +125,7 @@ class EndpointAgent(Agent):
         conversations = [[{"role": "user", "content": self._prompt(t.state)}] for t in trajectories]
         answers = self._client.chat_many(conversations, [self._seed(t, depth) for t in trajectories])
         errors = [answer for answer in answers if isinstance(answer, EndpointError)]
-        if errors and len(errors) == len(answers) and self._must_answer:
+        if errors and len(errors) == len(answers) and (self._must_answer or depth == 0):
             raise errors[0]
         if errors:
             log.warning("%d of %d trajectories end: no answer (%s)", len(errors), len(answers), errors[0])

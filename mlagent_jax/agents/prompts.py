@@ -100,11 +100,15 @@ class Renderer:
 
     def fits(self, state: State) -> bool:
         """Return whether `encode` succeeds; a state that does not fit cannot be acted on."""
+        return not self.misfit(state)
+
+    def misfit(self, state: State) -> str:
+        """Return why `encode` fails for a state; empty if it succeeds."""
         try:
             self.encode(state)
-        except PromptTooLongError:
-            return False
-        return True
+        except PromptTooLongError as error:
+            return str(error)
+        return ""
 
     def encode_action(self, action: str) -> list[int]:
         """Return tokens of an action, including end of text. The action is encoded separately from the prompt, as in

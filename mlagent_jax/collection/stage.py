@@ -44,7 +44,7 @@ def collect(run: Run) -> None:
         store = opened.enter_context(Writer(run.workdir / "trajectories" / "collect")) if run.is_first else None
         client = _client(run, opened)
         expert = _expert(run, trajectories, client)
-        progress = opened.enter_context(run.progress("collect", len(trajectories) * config.steps))
+        progress = opened.enter_context(run.progress("collect", len(trajectories) * config.steps, smoothing=1.0))
 
         def show(outcome: Outcome) -> None:
             values = {} if outcome.reward is None else {"reward": outcome.reward}

@@ -91,15 +91,19 @@ def write_report(workdir: epath.PathLike, limits: Limits = DEFAULT_LIMITS) -> di
     return summary
 
 
-def write_comparison(workdirs: Sequence[epath.PathLike], pooled: Mapping[str, Any]) -> epath.Path:
-    """Write one page that compares several runs to the `report/` of the first; return its path.
+def write_comparison(
+    workdirs: Sequence[epath.PathLike], pooled: Mapping[str, Any], output: epath.PathLike | None = None
+) -> epath.Path:
+    """Write one page that compares several runs; return its path.
 
     Args:
+      workdirs: Workdirs of the runs.
       pooled: `summary.pool_summaries` of the runs.
+      output: File to write; None: comparison.html in the folder that holds the first workdir.
 
     Raises:
       FileNotFoundError, RecordError: As `write_report`.
     """
     limits = DEFAULT_LIMITS.shared(len(workdirs))
     runs = [RunReader(workdir, limits).read() for workdir in workdirs]
-    return write_page(epath.Path(workdirs[0]) / "report" / "comparison.html", page_data(runs, pooled))
+    return write_page(output or epath.Path(workdirs[0]).parent / "comparison.html", page_data(runs, pooled))
