@@ -133,11 +133,15 @@ COMMANDS: dict[str, Run | Like | Elsewhere | Needs] = {
     "python -m environments.queue purge postgresql://": Run(),
     "python tools/sizing.py": Run(),
     "python tools/bench/bench_executions.py": Run("--count=1"),
+    "python tools/bench/bench_search.py": Run("--tasks=iris --executions=2 --seeds=1 --sandbox=bubblewrap"),
     "python tools/bench/bench_workspace.py": Run("--count=1 --data_mb=1"),
     "python tools/bench/bench_queue.py": Run("--depths 2000 --workers 1 --seconds 0.1 --no-references"),
     "python tools/bench/simulate_workers.py": Run("--workers 8 --simulated_seconds=1"),
     "GLIBC_TUNABLES=glibc.malloc.hugetlb=1 python tools/bench/bench_train_step.py": Run(
         f"{SMALL_POLICY} --config.sft.batch_size=2 --steps=1 --against=none --peak_tflops=1"
+    ),
+    "GLIBC_TUNABLES=glibc.malloc.hugetlb=1 python tools/bench/bench_train_step.py --config=configs/smollm2.py": Like(
+        "GLIBC_TUNABLES=glibc.malloc.hugetlb=1 python tools/bench/bench_train_step.py"
     ),
     "python tools/bench/bench_sft.py": Run(f"{SMALL_POLICY} --rows=1 --steps=1 --sides=packed"),
     "python tools/bench/bench_sampler.py": Run("--prompts=2 --n=1 --slots=2 --repeats=1 --longest=4 --noreference"),

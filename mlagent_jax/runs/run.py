@@ -261,8 +261,9 @@ class Run:
                 )
 
     def initial_state(self, name: str) -> State:
-        """Return s_0 of a task: its starting workspace."""
-        return initial_state(self.tasks[name], self.store)
+        """Return s_0 of a task: its starting workspace. If prompts name the kind of step, the first is a draft."""
+        state = initial_state(self.tasks[name], self.store)
+        return dataclasses.replace(state, operator="draft") if self.config.prompt.operators else state
 
     def prompt(self, state: State) -> str:
         """Return the prompt for `state`, as text."""
