@@ -90,7 +90,7 @@ setup(
     include_package_data=True,
     package_data={
         "environments": ["**/*.lock", "**/*.sh", "**/*.yaml", "**/*.txt", "tasks/paper/*/**"],
-        "mlagent_jax": ["**/*.html", "**/*.j2", "**/*.js", "**/*.css"],
+        "mlagent_jax": ["**/*.html", "**/*.j2", "**/*.js", "**/*.css", "**/*.py.txt"],
     },
     install_requires=WORKER,
     extras_require=EXTRAS,

@@ -133,6 +133,7 @@ COMMANDS: dict[str, Run | Like | Elsewhere | Needs] = {
     "python -m environments.queue purge postgresql://": Run(),
     "python tools/sizing.py": Run(),
     "python tools/bench/bench_executions.py": Run("--count=1"),
+    "python tools/bench/bench_search.py": Run("--tasks=iris --executions=2 --seeds=1 --sandbox=bubblewrap"),
     "python tools/bench/bench_workspace.py": Run("--count=1 --data_mb=1"),
     "python tools/bench/bench_queue.py": Run("--depths 2000 --workers 1 --seconds 0.1 --no-references"),
     "python tools/bench/simulate_workers.py": Run("--workers 8 --simulated_seconds=1"),

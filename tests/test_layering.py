@@ -24,7 +24,7 @@ LAYERS = {
     ),
     "mlagent_jax": (
         ". runtime algorithms optim settings parallelism trajectories models checkpoints sampling agents runs "
-        "collection sft rl evaluation search reporting serving studies "
+        "collection sft rl evaluation reporting search serving studies "
         "sample serve solve pool report train study"
     ),
 }

@@ -88,6 +88,10 @@ class Agent(Protocol):
         """Return an action for each of `trajectories`, all at `depth` steps; None if none could be obtained."""
         ...
 
+    def values(self, states: Sequence[State]) -> list[float | None]:
+        """Return a critic's estimate of the reward of a step from each of `states`; None without a critic."""
+        return [None] * len(states)
+
     def misfit(self, state: State) -> str:
         """Return why the agent cannot act in `state`, which does not fit."""
         del state

@@ -50,7 +50,7 @@ def _own(text: str) -> Markup:
     return Markup(text)  # noqa: S704
 
 
-def _source_hash(text: str) -> str:
+def source_hash(text: str) -> str:
     """Return an inline block's hash for a content security policy."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
@@ -64,7 +64,7 @@ def render(data: Mapping[str, Any]) -> str:
     code = "".join((_PAGE / name).read_text(encoding="utf-8") for name in _SCRIPTS)
     script = f'"use strict";\n(() => {{\n{code}}})();\n'
     style = (_PAGE / "page.css").read_text(encoding="utf-8")
-    policy = f"default-src 'none'; script-src {_source_hash(script)}; style-src {_source_hash(style)}; img-src data:"
+    policy = f"default-src 'none'; script-src {source_hash(script)}; style-src {source_hash(style)}; img-src data:"
     return environment.get_template("index.html.j2").render(
         name=", ".join(run["name"] for run in data["runs"]),
         policy=f"{policy}; connect-src 'self'" if data["live"] else policy,
