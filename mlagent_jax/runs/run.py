@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
 import logging
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -20,18 +21,22 @@ from environments.files.blobs import open_store
 from environments.protocol import Job, Requirements, State
 from environments.queue import open_queue
 from environments.sandbox import open_sandbox
+from environments.sandbox.base import Sandbox
 from environments.seeds import execution_seed
 from environments.step import initial_state
-from environments.tasks.task import PreparedTask, TaskError, TaskSpec
+from environments.tasks.task import TaskError, TaskSpec
 from environments.worker.supervision import start_workers
 from mlagent_jax.agents.episodes import Action
 from mlagent_jax.agents.job_client import Collector
 from mlagent_jax.agents.prompts import prompt_text
+from mlagent_jax.models import precision
 from mlagent_jax.runs.devices import Devices
 from mlagent_jax.runs.inputs import check_editor, check_inputs, check_remote, editor_required, executing
+from mlagent_jax.runs.run_tasks import Place, RunSpecs, RunTasks, find
+from mlagent_jax.runs.shapes import check_shapes
 from mlagent_jax.runs.workdir import check_writable, host_folder, is_remote, read_facts, write_config, write_facts
 from mlagent_jax.runtime import processes, trackers
-from mlagent_jax.runtime.compilations import Compilations
+from mlagent_jax.runtime.compilations import Compilations, kept_in
 from mlagent_jax.runtime.errors import ConfigError
 from mlagent_jax.runtime.files import sole_writer
 from mlagent_jax.runtime.host_memory import PeakMemory
@@ -53,7 +58,8 @@ class Run:
       config: Settings.
       workdir: Local folder or URL.
       name: Name of this run in the queue; unique, unchanged by restarts.
-      tasks: Prepared tasks by name, in the order of the config: training first.
+      tasks: Prepared tasks by name, in the order of the config: training first. Those of suites are prepared when they
+        are first needed.
       devices: Mesh, sharding rules, and placement of rows.
       is_first: Whether this process writes the workdir; only the first of several does.
       metrics, collector, store, interruption: See their modules.
@@ -67,14 +73,18 @@ class Run:
         self.config, self.workdir, self._facts, self.interruption = config, workdir, facts, interruption
         self.name: str = facts["name"]
         self.is_first = processes.is_first()
+        self._sandbox: Sandbox | None = None
+        self._found: dict[str, tuple[Place, ...]] = {}
         self.metrics = MetricsLog(workdir) if self.is_first else NoMetrics()
-        self.tasks: dict[str, PreparedTask] = {}
+        self.tasks = RunTasks(self.task_folder, config.tasks.seed, self._task_sandbox)
         self.collector: Collector | None = None
         self.devices = Devices.of(config.mesh)
         self._compilations = Compilations()
-        self._memory = PeakMemory(facts.get("peak_memory_gb", 0.0))
         self._closing = contextlib.ExitStack()
+        self._memory = PeakMemory(facts.get("peak_memory_gb", 0.0))
         self._closing.enter_context(jax.set_mesh(self.devices.mesh))  # read by the constraints on activations
+        self._closing.enter_context(kept_in(self.host_folder / "xla"))
+        self._closing.enter_context(precision.in_effect(config.policy))
         self._closing.callback(self._memory.stop)
         self._closing.callback(self.metrics.close)
         if self.is_first and config.tracking.trackers:
@@ -106,6 +116,7 @@ class Run:
             run = cls(config, path, processes.agree(check), interruption or Interruption())
             run._closing.push(resources.pop_all())
         try:
+            check_shapes(config, run.devices)
             if set(config.stages) != {"export"}:
                 run._prepare_tasks()
             if executing(config):
@@ -132,54 +143,77 @@ class Run:
         return Path(self.config.tasks.folder or self.workdir / "tasks")
 
     @property
-    def specs(self) -> dict[str, TaskSpec]:
+    def specs(self) -> Mapping[str, TaskSpec]:
         """Return task specs by the key `name@digest`."""
-        return {task.key: task.spec for task in self.tasks.values()}
+        return RunSpecs(self.tasks)
 
     def task_names(self, split: str) -> tuple[str, ...]:
-        """Return tasks to train on (`train`) or never trained on (`held_out`): embedded ones first, then
+        """Return tasks to train on (`train`) or never trained on (`held_out`): those that the config lists first, then
         micro-tasks."""
+        return tuple(place.name for place in self._places(split))
+
+    def _places(self, split: str) -> tuple[Place, ...]:
+        """Return where the tasks of a split are from; a suite's index is read once."""
+        if split in self._found:
+            return self._found[split]
         config = self.config.tasks
         count = config.micro_train if split == "train" else config.micro_held_out
-        # From here on a folder or an entry point has the name in its task.yaml.
-        return (*(name for name, _ in self._named(split)), *tasks.micro.names(split, count, config.seed))
-
-    def _named(self, split: str) -> list[tuple[str, str]]:
-        """Return (name, name in the config) of each task that the config lists."""
-        named = []
-        for place in getattr(self.config.tasks, split):
+        found: list[Place] = []
+        for place in getattr(config, split):
             try:
-                named.append((tasks.get(place).spec.name, place))
+                # From here on a folder or an entry point has the name in its task.yaml.
+                found += find(place)
             except TaskError as error:
                 raise ConfigError(f"config.tasks.{split}: {error}") from error
-        return named
+        found += [Place(name, name) for name in tasks.micro.names(split, count, config.seed)]
+        return self._found.setdefault(split, tuple(found))
+
+    def _task_sandbox(self) -> Sandbox:
+        """Return the sandbox in which tasks are prepared; it stays open if some are left for later."""
+        if self._sandbox is None:
+            workers = self.config.workers
+            self._sandbox = open_sandbox(workers.sandbox, workers.guarantees)
+            self._closing.callback(self._close_sandbox)
+        return self._sandbox
+
+    def _close_sandbox(self) -> None:
+        if self._sandbox is not None:
+            self._sandbox.close()
+            self._sandbox = None
 
     def _prepare_tasks(self) -> None:
-        places = dict(self._named("train") + self._named("held_out"))
-        names = (*self.task_names("train"), *self.task_names("held_out"))
-        if not names:
+        places = (*self._places("train"), *self._places("held_out"))
+        if not places:
             raise ConfigError("config.tasks names no task: set config.tasks.train or config.tasks.micro_train")
-        if twice := sorted(name for name in set(names) if names.count(name) > 1):
+        counts = collections.Counter(place.name for place in places)
+        if twice := sorted(name for name, count in counts.items() if count > 1):
             raise ConfigError(f"config.tasks names {twice[0]!r} twice: list each task once, in train or held_out")
-        sandbox = open_sandbox(self.config.workers.sandbox, self.config.workers.guarantees)
+        for place in places:
+            self.tasks.add(place)
+        sandbox = self._task_sandbox()
         self._facts["sandbox"] = sandbox.name
         # Jobs do not depend on the process that submits them.
         self._image = processes.agree(lambda: sandbox.environment_digest)
+        # Several processes agree on tasks at the start; one alone leaves a suite's for when they are needed, except
+        # the first: workers start only where some task is.
+        later = {place.name for place in places[1:] if place.lazy and jax.process_count() == 1}
+        names = [place.name for place in places if place.name not in later]
 
         def prepare() -> None:
             with self.progress("tasks", len(names)) as progress:
                 for name in names:
                     if self.is_first:  # the others wait for the first process and stop with it
                         self.interruption.check()
-                    self.tasks[name] = tasks.prepare(
-                        places.get(name, name), self.task_folder, self.config.tasks.seed, sandbox
-                    )
+                    _ = self.tasks[name]
                     progress.update(1)
 
-        with contextlib.closing(sandbox):
+        try:
             processes.agree(prepare)
             if not self.is_first:  # finds the first process's tasks on shared storage
                 prepare()
+        finally:
+            if not later:
+                self._close_sandbox()
 
     def _connect(self) -> None:
         workers = self.config.workers

@@ -22,7 +22,7 @@ from typing import Any
 import pandas as pd
 
 from environments.factory.reading import RawTable, RefusalError, from_frame, read, table_of
-from environments.factory.sources import Candidate
+from environments.factory.sources.base import Candidate
 from environments.factory.sources.licenses import PYTHON_PACKAGES, R_PACKAGES
 from environments.tasks.task import TaskError
 

@@ -22,7 +22,7 @@ from environments import tasks
 from environments.factory.choices import TARGET, Wishes, choose
 from environments.factory.profile import Profile, profile
 from environments.factory.reading import RawTable, RefusalError
-from environments.factory.sources import Candidate
+from environments.factory.sources.base import Candidate
 from environments.factory.writing import Origin, task_name, write
 from environments.sandbox.base import Sandbox
 from environments.tasks.check.examination import examine
