@@ -31,6 +31,8 @@ _HIDDEN = {400: 0.5, 2000: 0.4}
 _HIDDEN_LARGE = 0.3
 _MOST_HIDDEN = 3000
 _SORTED = 0.98
+_OFTEN = 0.5
+"""Share of rows that repeat another one above which they are kept."""
 _GRADES = ("grade", "rating", "stars", "quality", "score", "level", "satisf", "severity")
 SPLITS = ("random", "stratified", "group", "time")
 
@@ -117,7 +119,10 @@ def choose(raw: RawTable, wishes: Wishes) -> Plan:
         attention.append(f"{unlabelled} rows without a {target} were left out")
     table = table[table[target] != ""].reset_index(drop=True)
     repeated = table.duplicated()
-    if repeated.any() and len(table) - repeated.sum() >= LEAST_ROWS:
+    if repeated.mean() > _OFTEN:
+        # Rows of few different values: that they repeat says how common they are.
+        attention.append(f"{int(repeated.sum())} rows repeat another one: rows of equal inputs stay together")
+    elif repeated.any():
         attention.append(f"{int(repeated.sum())} rows that repeat another one exactly were left out")
         table = table[~repeated].reset_index(drop=True)
     if len(table) < LEAST_ROWS:

@@ -61,6 +61,8 @@ class RawTable:
     notes: tuple[str, ...] = ()
     kind: str = "tabular"
     """`image` if the columns are the pixels of images."""
+    license: str = ""
+    """License that came with the table, if its source's list has none."""
 
 
 def read(path: Path, target: str = "") -> RawTable:
@@ -263,4 +265,5 @@ def _read_images(folder: Path, target: str) -> RawTable:
     notes = [f"{len(kept)} images, grey, {SIDE} by {SIDE} pixels"] + (
         [f"{broken} images could not be read"] if broken else []
     )
-    return RawTable(frame.assign(**{target: np.array(kept, dtype=object)}), tuple(notes), "image")
+    frame = pd.concat([frame, pd.DataFrame({target: kept}, dtype=object)], axis=1)
+    return RawTable(frame, tuple(notes), "image")

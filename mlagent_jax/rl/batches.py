@@ -74,7 +74,8 @@ class Batches:
         records = self._run.expert_records()
         states = expert_states((r for r in records if r.split == "train"), config.max_depth)
         self._run.check_snapshots(states)
-        return StatePool([state for state in states if self.actor.renderer.fits(state)], config)
+        fitting = [state for state in states if self.actor.renderer.fits(state)]
+        return StatePool(fitting, config, {state.task: self._run.specs[state.task].kind for state in fitting})
 
     def __enter__(self) -> Self:
         self._beside.__enter__()

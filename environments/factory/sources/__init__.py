@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 from environments.factory.sources.base import Candidate, Source
 from environments.factory.sources.packages import PackageSource
+from environments.factory.sources.remote import HuggingFaceSource, KaggleSource, OpenMlSource
 from environments.registry import Registry
 
 __all__ = ["SOURCES", "Candidate", "Source"]
@@ -17,3 +18,6 @@ __all__ = ["SOURCES", "Candidate", "Source"]
 SOURCES: Registry[Callable[[], Source]] = Registry("source", group="mlagent_jax.task_sources")
 """Sources by name."""
 SOURCES.register("packages")(PackageSource)
+SOURCES.register("openml")(OpenMlSource)
+SOURCES.register("huggingface")(HuggingFaceSource)
+SOURCES.register("kaggle")(KaggleSource)

@@ -8,6 +8,9 @@ from typing import Protocol
 
 from environments.factory.reading import RawTable
 
+UNLISTED = "told by the table"
+"""License of a candidate whose table brings it: `RawTable.license`."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Candidate:
@@ -18,7 +21,7 @@ class Candidate:
     about: str = ""
     """Title of the table."""
     license: str = ""
-    """License with its origin; empty if it cannot be told, which drops the candidate."""
+    """License with its origin; empty if it cannot be told, which drops the candidate; `UNLISTED` if `read` tells it."""
     targets: tuple[str, ...] = ()
     """Columns that the source names as targets; empty: chosen."""
 

@@ -110,7 +110,8 @@ def _in_order(
         elif done is not None:
             ahead.append((candidate, "", done))
         else:
-            ahead.append((candidate, "", measure(raw, candidate)))
+            told = dataclasses.replace(candidate, license=raw.license or candidate.license)
+            ahead.append((candidate, "", measure(raw, told)))
         while ahead and len(ahead) >= _BATCH * build.jobs:
             yield _settled(*ahead.pop(0))
     while ahead:
