@@ -8,7 +8,6 @@ python -m environments report DIR
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -126,11 +125,10 @@ def check_all(place: Path, sandbox: Sandbox, seed: int) -> Iterator[tuple[str, l
       SandboxError: the sandbox failed.
     """
     if (place / INDEX).is_file():
-        folders = [reference.folder for reference in read_suite(place)]
+        places = {reference.name: reference.place for reference in read_suite(place)}
     else:
-        folders = sorted(path.parent for path in place.glob("*/task.yaml"))
-    if not folders:
+        places = {path.parent.name: f"{path.parent}/" for path in sorted(place.glob("*/task.yaml"))}
+    if not places:
         raise TaskError(f"{place} holds neither a suite ({INDEX}) nor folders of tasks")
-    for folder in folders:
-        with contextlib.suppress(BrokenPipeError):
-            yield folder.name, check(f"{folder}/", sandbox, seed)
+    for name, folder in places.items():
+        yield name, check(folder, sandbox, seed)

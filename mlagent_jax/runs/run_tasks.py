@@ -31,7 +31,7 @@ def find(place: str) -> list[Place]:
       TaskError: there is no such task or suite.
     """
     if place.startswith(references.PREFIX):
-        return [Place(one.name, f"{one.folder}/", lazy=True) for one in references.expand(place)]
+        return [Place(one.name, one.place, lazy=True) for one in references.expand(place)]
     return [Place(tasks.get(place).spec.name, place)]
 
 

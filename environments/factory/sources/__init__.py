@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from environments.factory.sources.base import Candidate, Source
+from environments.factory.sources.generated import GeneratedSource
 from environments.factory.sources.packages import PackageSource
 from environments.factory.sources.remote import HuggingFaceSource, KaggleSource, OpenMlSource
 from environments.registry import Registry
@@ -21,3 +22,4 @@ SOURCES.register("packages")(PackageSource)
 SOURCES.register("openml")(OpenMlSource)
 SOURCES.register("huggingface")(HuggingFaceSource)
 SOURCES.register("kaggle")(KaggleSource)
+SOURCES.register("generated")(GeneratedSource)

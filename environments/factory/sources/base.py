@@ -24,6 +24,8 @@ class Candidate:
     """License with its origin; empty if it cannot be told, which drops the candidate; `UNLISTED` if `read` tells it."""
     targets: tuple[str, ...] = ()
     """Columns that the source names as targets; empty: chosen."""
+    task: str = ""
+    """Name of a task that the candidate is already; then it has no table."""
 
 
 class Source(Protocol):

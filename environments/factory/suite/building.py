@@ -97,7 +97,7 @@ def _in_order(
     candidates: Sequence[Candidate],
     seen: _Copies,
     log: _Log,
-    measure: Callable[[RawTable, Candidate], concurrent.futures.Future[list[Result]]],
+    measure: Callable[[RawTable | None, Candidate], concurrent.futures.Future[list[Result]]],
     build: Build,
 ) -> Iterator[tuple[Candidate, str, list[Result]]]:
     """Yield candidates in order with a reason to drop them, or with their results."""
@@ -110,7 +110,7 @@ def _in_order(
         elif done is not None:
             ahead.append((candidate, "", done))
         else:
-            told = dataclasses.replace(candidate, license=raw.license or candidate.license)
+            told = dataclasses.replace(candidate, license=raw.license or candidate.license) if raw else candidate
             ahead.append((candidate, "", measure(raw, told)))
         while ahead and len(ahead) >= _BATCH * build.jobs:
             yield _settled(*ahead.pop(0))
@@ -126,6 +126,8 @@ def _screen(source: Source, candidate: Candidate, seen: _Copies) -> tuple[str, R
     """Return why a candidate is dropped before it is measured, or its table."""
     if not candidate.license:
         return "license unknown", None
+    if candidate.task:
+        return "", None
     try:
         raw = source.read(candidate)
     except TaskError as error:
@@ -206,7 +208,7 @@ class _workers:  # noqa: N801 - a context manager
 
     build: Build
 
-    def __enter__(self) -> Callable[[RawTable, Candidate], concurrent.futures.Future[list[Result]]]:
+    def __enter__(self) -> Callable[[RawTable | None, Candidate], concurrent.futures.Future[list[Result]]]:
         self._pool = concurrent.futures.ProcessPoolExecutor(
             self.build.jobs, multiprocessing.get_context("spawn"), initializer=_open, initargs=(self.build.sandbox,)
         )
@@ -224,5 +226,5 @@ def _open(name: str) -> None:
     _sandbox = open_sandbox(name)
 
 
-def _measure(folder: str, seed: int, raw: RawTable, candidate: Candidate) -> list[Result]:
+def _measure(folder: str, seed: int, raw: RawTable | None, candidate: Candidate) -> list[Result]:
     return consider(raw, candidate, Path(folder), _sandbox, seed)

@@ -19,14 +19,13 @@ import numpy as np
 import pandas as pd
 
 from environments import tasks
-from environments.factory.choices import TARGET, Wishes, choose
+from environments.factory.choices import Wishes, choose
 from environments.factory.profile import Profile, profile
 from environments.factory.reading import RawTable, RefusalError
 from environments.factory.sources.base import Candidate
 from environments.factory.writing import Origin, task_name, write
 from environments.sandbox.base import Sandbox
 from environments.tasks.check.examination import examine
-from environments.tasks.prepared import prepare_task
 from environments.tasks.running import run_script
 from environments.tasks.task import TaskError
 
@@ -94,12 +93,17 @@ def targets(found: Profile, key: str, seed: int) -> list[str]:
     return [name for place in range(longest) for group in both for name in group[place : place + 1]][:_ATTEMPTS]
 
 
-def consider(raw: RawTable, candidate: Candidate, folder: Path, sandbox: Sandbox, seed: int) -> list[Result]:
-    """Make tasks of a candidate's table in `folder`, and measure them.
+def consider(raw: RawTable | None, candidate: Candidate, folder: Path, sandbox: Sandbox, seed: int) -> list[Result]:
+    """Make tasks of a candidate's table in `folder`, and measure them; a candidate that is a task is measured.
 
     Raises:
       SandboxError: the sandbox failed.
     """
+    if raw is None:
+        try:
+            return [Result(candidate.key, entry=_existing(candidate, sandbox, seed))]
+        except TaskError as error:
+            return [Result(candidate.key, _reason(error))]
     raw = sampled(raw, seed)
     if raw.cells.shape[1] < 2 or len(raw.cells) < 2:
         return [Result(candidate.key, "too few rows or columns")]
@@ -152,37 +156,38 @@ def _one(raw: RawTable, candidate: Candidate, target: str, folder: Path, sandbox
         written = write(plan, place, name, origin, seed, LIMIT)
         if not written.chosen.agrees:
             raise DroppedError("no headroom in cross-validation")
-        entry = _measured(place, sandbox, seed)
+        entry = _measured(f"{place}/", sandbox, seed)
         kept = True
     finally:
         if not kept:
             shutil.rmtree(place, ignore_errors=True)
-    counts = plan.table[TARGET]
-    picture = np.histogram(counts, bins=min(16, max(2, counts.nunique())))[0].tolist()
     return entry | {
         "table": candidate.key,
         "target": plan.target,
         "classes": len(plan.classes),
-        "rows": len(plan.table),
         "columns": len(plan.roles),
         "roles": {role: int(count) for role, count in pd.Series(list(plan.roles.values())).value_counts().items()},
         "split": plan.split,
         "license": candidate.license,
         "about": candidate.about[:200],
         "attention": list(plan.attention)[:10],
-        "picture": picture,
     }
 
 
-def _measured(place: Path, sandbox: Sandbox, seed: int) -> dict[str, Any]:
-    """Prepare the task, search it for leaks and shortcuts, and return its index entry.
+def _existing(candidate: Candidate, sandbox: Sandbox, seed: int) -> dict[str, Any]:
+    """Return the index entry of a candidate that is a task already."""
+    named = {"table": candidate.key, "target": "y0", "split": "", "license": candidate.license, "place": candidate.task}
+    return _measured(candidate.task, sandbox, seed) | named
+
+
+def _measured(place: str, sandbox: Sandbox, seed: int) -> dict[str, Any]:
+    """Prepare a task, search it for leaks and shortcuts, and return its index entry.
 
     Raises:
       TaskError: it fails.
     """
-    recipe = tasks.get(f"{place}/")
     with tempfile.TemporaryDirectory(prefix="mlagent-suite-") as temporary:
-        task = prepare_task(recipe, Path(temporary), seed, sandbox)
+        task = tasks.prepare(place, Path(temporary), seed, sandbox, warn=False)
         with contextlib.closing(task):
             examination = examine(task)
             if examination.leaks:
@@ -193,12 +198,16 @@ def _measured(place: Path, sandbox: Sandbox, seed: int) -> dict[str, Any]:
             run = run_script(reference, task.folder, task.spec, sandbox)
             if run.execution.cpu_seconds > _SLOW * LIMIT:
                 raise DroppedError("an execution takes too long")
+            target = np.loadtxt(task.public / "target.csv", delimiter=",", skiprows=1, ndmin=2)[:, 0]
+            tables = [path for path in (task.public / "train.csv", task.public / "train.txt") if path.exists()]
             scale, report, spec = task.scale, task.report_scale, task.spec
             return {
                 "name": spec.name,
                 "kind": spec.kind,
                 "metric": spec.metric,
                 "traits": spec.traits,
+                "rows": len(target) + task.grader.rows,
+                "columns": len(tables[0].read_text(encoding="utf-8").partition("\n")[0].split(",")),
                 "hidden": task.grader.rows,
                 "m_init": scale.m_init,
                 "m_best": scale.m_best,
@@ -207,4 +216,5 @@ def _measured(place: Path, sandbox: Sandbox, seed: int) -> dict[str, Any]:
                 "noise": scale.noise,
                 "headroom": scale.gap / max(abs(scale.m_init), 1e-12),
                 "cpu_seconds": round(run.execution.cpu_seconds, 3),
+                "picture": np.histogram(target, bins=min(16, max(2, len(set(target.tolist())))))[0].tolist(),
             }

