@@ -16,7 +16,7 @@ _EACH = 100
 
 
 class GeneratedSource:
-    """The families of micro-tasks that training may use; their seeds lie beyond those that `tasks.micro_train` takes."""
+    """Families of micro-tasks that training may use, with seeds beyond those that `tasks.micro_train` takes."""
 
     def candidates(self) -> Sequence[Candidate]:
         names = (
