@@ -20,7 +20,7 @@ import pandas as pd
 
 from environments import tasks
 from environments.factory.choices import Wishes, choose
-from environments.factory.profile import Profile, profile
+from environments.factory.profile import Profile, looks_like_group, looks_like_time, profile
 from environments.factory.reading import RawTable, RefusalError
 from environments.factory.sources.base import Candidate
 from environments.factory.writing import Origin, task_name, write
@@ -78,8 +78,8 @@ def targets(found: Profile, key: str, seed: int) -> list[str]:
     """Return columns that may be targets, alternately classes and numbers, in an order drawn from the seed."""
     classes, numbers = [], []
     for name, column in found.columns.items():
-        if column.missing > 0.2 * found.rows:
-            continue
+        if column.missing > 0.2 * found.rows or looks_like_time(name) or looks_like_group(name):
+            continue  # When or of whom a row is, is no question.
         if column.role == "number" and column.distinct > 15:
             numbers.append(name)
         elif column.role in ("category", "number") and 2 <= column.distinct <= 12:
