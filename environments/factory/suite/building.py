@@ -16,6 +16,8 @@ import functools
 import json
 import multiprocessing
 import os
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -223,7 +225,15 @@ _sandbox: Sandbox
 
 def _open(name: str) -> None:
     global _sandbox
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     _sandbox = open_sandbox(name)
+
+
+def _end_with(parent: int) -> None:
+    """End this process once the build that started it was killed; otherwise it would wait for work for ever."""
+    while os.getppid() == parent:
+        time.sleep(1.0)
+    os._exit(1)
 
 
 def _measure(folder: str, seed: int, raw: RawTable | None, candidate: Candidate) -> list[Result]:
