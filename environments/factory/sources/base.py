@@ -42,5 +42,5 @@ class Source(Protocol):
         """Read a candidate's table; executes nothing of it.
 
         Raises:
-          RefusalError: it cannot be read.
+          TaskError: it cannot be read.
         """

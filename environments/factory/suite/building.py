@@ -15,6 +15,7 @@ import dataclasses
 import functools
 import json
 import multiprocessing
+import multiprocessing.util
 import os
 import threading
 import time
@@ -30,12 +31,14 @@ from environments.factory.suite.card import write_card
 from environments.factory.suite.measuring import Result, consider, fingerprint
 from environments.factory.suite.references import INDEX, TASKS
 from environments.sandbox import open_sandbox
-from environments.sandbox.base import Sandbox
+from environments.sandbox.base import Sandbox, SandboxError
 from environments.tasks.task import TaskError
 
 LOG = "log.jsonl"
 _SAME = 0.6
 """Minimum share of a table's columns that another table has for the two to be copies."""
+LEAST_ROWS = 60
+"""Minimum number of rows of a table."""
 _BATCH = 4
 """Number of candidates in flight a process."""
 
@@ -73,13 +76,9 @@ def build_suite(build: Build, tell: Callable[[str], None]) -> int:
     names: set[str] = set()
     processed = 0
     with log, _workers(build) as measure:
-        for candidate, dropped, results in _in_order(
-            source, [candidates[place] for place in order], seen, log, measure, build
-        ):
+        for looked, results in _in_order(source, [candidates[place] for place in order], seen, log, measure, build):
             processed += 1
-            if dropped:
-                results = [Result(candidate.key, dropped)]
-            log.add(candidate.key, results)
+            log.add(looked, results)
             for result in results:
                 if not result.dropped and len(kept) < build.count and result.entry["name"] not in names:
                     names.add(result.entry["name"])
@@ -102,42 +101,56 @@ def _in_order(
     measure: Callable[[RawTable | None, Candidate], concurrent.futures.Future[list[Result]]],
     build: Build,
 ) -> Iterator[tuple[Candidate, str, list[Result]]]:
-    """Yield candidates in order with a reason to drop them, or with their results."""
-    ahead: list[tuple[Candidate, str, Any]] = []
+    """Yield candidates in order with their results; those that are dropped before have one that says why."""
+    ahead: list[tuple[_Looked, Any]] = []
     for candidate in candidates:
-        done = log.done.get(candidate.key)
-        reason, raw = _screen(source, candidate, seen)
+        looked = log.looked.get(candidate.key) or _look(source, candidate)
+        reason = looked.reason
+        if not reason and (other := seen.add(candidate.key, looked.columns)):
+            reason = f"a copy of {other}"
         if reason:
-            ahead.append((candidate, reason, None))
-        elif done is not None:
-            ahead.append((candidate, "", done))
+            ahead.append((looked, [Result(candidate.key, reason)]))
+        elif candidate.key in log.done:
+            ahead.append((looked, log.done[candidate.key]))
         else:
+            raw = looked.raw
             told = dataclasses.replace(candidate, license=raw.license or candidate.license) if raw else candidate
-            ahead.append((candidate, "", measure(raw, told)))
-        while ahead and len(ahead) >= _BATCH * build.jobs:
+            ahead.append((looked, measure(raw, told)))
+        while len(ahead) >= _BATCH * build.jobs:
             yield _settled(*ahead.pop(0))
     while ahead:
         yield _settled(*ahead.pop(0))
 
 
-def _settled(candidate: Candidate, reason: str, results: Any) -> tuple[Candidate, str, list[Result]]:
-    return candidate, reason, results if isinstance(results, list) or results is None else results.result()
+def _settled(looked: _Looked, results: Any) -> tuple[_Looked, list[Result]]:
+    return looked, results if isinstance(results, list) else results.result()
 
 
-def _screen(source: Source, candidate: Candidate, seen: _Copies) -> tuple[str, RawTable | None]:
-    """Return why a candidate is dropped before it is measured, or its table."""
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Looked:
+    """What is known of a candidate before it is measured."""
+
+    key: str
+    reason: str = ""
+    """Why it is dropped."""
+    columns: tuple[str, ...] = ()
+    """Fingerprint of its table."""
+    raw: RawTable | None = None
+
+
+def _look(source: Source, candidate: Candidate) -> _Looked:
+    """Read a candidate's table, if it has one."""
     if not candidate.license:
-        return "license unknown", None
+        return _Looked(candidate.key, "license unknown")
     if candidate.task:
-        return "", None
+        return _Looked(candidate.key)
     try:
         raw = source.read(candidate)
     except TaskError as error:
-        return f"unreadable: {str(error)[:120]}", None
-    if len(raw.cells) < 60:
-        return "fewer than 60 rows", None
-    other = seen.add(candidate.key, fingerprint(raw))
-    return (f"a copy of {other}" if other else ""), raw
+        return _Looked(candidate.key, f"unreadable: {str(error)[:120]}")
+    if len(raw.cells) < LEAST_ROWS:
+        return _Looked(candidate.key, f"fewer than {LEAST_ROWS} rows")
+    return _Looked(candidate.key, "", fingerprint(raw), raw)
 
 
 class _Copies:
@@ -166,9 +179,12 @@ class _Log:
     def __init__(self, out: Path, identity: dict[str, Any]) -> None:
         self._path = out / LOG
         self.done: dict[str, list[Result]] = {}
+        self.looked: dict[str, _Looked] = {}
+        """Candidates that need not be read again."""
         self._new: dict[str, list[Result]] = {}
         (out / TASKS).mkdir(parents=True, exist_ok=True)
-        lines = self._path.read_text(encoding="utf-8").splitlines() if self._path.exists() else []
+        text = self._path.read_text(encoding="utf-8") if self._path.exists() else ""
+        lines = text.splitlines()
         if lines and json.loads(lines[0]) != identity:
             raise TaskError(f"{out} holds a suite of {lines[0]}: choose another folder")
         for line in lines[1:]:
@@ -176,8 +192,10 @@ class _Log:
                 record = json.loads(line)
             except ValueError:  # The build was stopped while it wrote the line.
                 continue
-            self.done[record["key"]] = [Result(**result) for result in record["results"]]
-        self._head = "" if lines else json.dumps(identity) + "\n"
+            key = record["key"]
+            self.done[key] = [Result(**result) for result in record["results"]]
+            self.looked[key] = _Looked(key, record["reason"], tuple(record["columns"]))
+        self._head = json.dumps(identity) + "\n" if not lines else "" if text.endswith("\n") else "\n"
 
     def __enter__(self) -> _Log:
         self._file = self._path.open("a", encoding="utf-8")
@@ -187,10 +205,11 @@ class _Log:
     def __exit__(self, *_: object) -> None:
         self._file.close()
 
-    def add(self, key: str, results: list[Result]) -> None:
-        self._new[key] = results
-        if key not in self.done:
-            record = {"key": key, "results": [dataclasses.asdict(result) for result in results]}
+    def add(self, looked: _Looked, results: list[Result]) -> None:
+        self._new[looked.key] = results
+        if looked.key not in self.done:
+            record = {"key": looked.key, "reason": looked.reason, "columns": looked.columns}
+            record["results"] = [dataclasses.asdict(result) for result in results]
             self._file.write(json.dumps(record) + "\n")
             self._file.flush()
 
@@ -227,6 +246,7 @@ def _open(name: str) -> None:
     global _sandbox
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     _sandbox = open_sandbox(name)
+    multiprocessing.util.Finalize(None, _sandbox.close, exitpriority=10)
 
 
 def _end_with(parent: int) -> None:
@@ -237,4 +257,9 @@ def _end_with(parent: int) -> None:
 
 
 def _measure(folder: str, seed: int, raw: RawTable | None, candidate: Candidate) -> list[Result]:
-    return consider(raw, candidate, Path(folder), _sandbox, seed)
+    try:
+        return consider(raw, candidate, Path(folder), _sandbox, seed)
+    except SandboxError:
+        raise
+    except Exception as error:  # One odd table ends no build of hundreds.
+        return [Result(candidate.key, f"failed: {type(error).__name__} {str(error)[:120]}")]

@@ -73,7 +73,7 @@ def _kind_of(reason: str) -> str:
                 return {
                     "a copy of": "a copy of another table",
                     "unreadable": "not readable",
-                    "failed": "the split leaves a side without a class or rows",
+                    "failed": "the split leaves a side without a class or rows, or the table is too odd",
                 }[start]
             kinds = {
                 "different rows with": "too few different labelled rows",

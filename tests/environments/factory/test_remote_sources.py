@@ -81,7 +81,7 @@ def test_hugging_face_reads_the_parquet_files_of_the_hub():
     trees, none = source.candidates()
     assert (trees.license, none.license) == ("mit (stated by the hub)", "")
     assert source.read(trees).cells["kind"].tolist() == list("abcab")
-    with pytest.raises(RefusalError, match="does not answer"):
+    with pytest.raises(TaskError, match="does not answer"):
         source.read(type(trees)("huggingface/owner/gone"))
 
 
