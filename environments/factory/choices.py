@@ -176,7 +176,8 @@ def _target(
     values = column.numbers if numeric else np.zeros(0)
     whole = numeric and bool(np.all(values[~np.isnan(values)] == np.rint(values[~np.isnan(values)])))
     few = column.distinct <= (_FEW_VALUES if whole else 2)
-    if numeric and not few and not (wanted and wanted.classification):
+    many = numeric and not few and (wanted is None or not wanted.classification or column.distinct > _MOST_CLASSES)
+    if many:
         kept = ~np.isnan(values)
         _refuse_form(wanted, classes=False)
         return values[kept], (), _regression_metric(values[kept], wanted, decisions), kept
