@@ -29,6 +29,10 @@ MOST_ROWS = 1500
 """Maximum number of public rows that take part in the choice of scripts."""
 
 
+_FAILED = 1e300
+"""Magnitude of the score of a script that fails."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Chosen:
     """Scripts of a task and what cross-validation says of them."""
@@ -62,10 +66,11 @@ def choose_scripts(train: pd.DataFrame, plan: Mapping[str, Any], name: str) -> C
     if plan["split"] == "time":
         folds = np.arange(len(sample)) * FOLDS // len(sample)
     ours = sample.reset_index(drop=True)
-    scores = {}
-    for script in (*starts[:1], *references):
-        scores[script] = _cross_validate(script, ours, target, folds, plan, classes, metric)
-    start = starts[0]
+    scores = {script: _cross_validate(script, ours, target, folds, plan, classes, metric) for script in references}
+    for start in starts:
+        scores[start] = _cross_validate(start, ours, target, folds, plan, classes, metric)
+        if max(map(abs, scores[start])) < _FAILED:  # With few rows, not every script runs.
+            break
     sign = 1 if metric.higher_is_better else -1
     best = max(references, key=lambda script: sign * np.mean(scores[script]))
     gains = sign * (np.array(scores[best]) - np.array(scores[start]))
@@ -133,7 +138,7 @@ def _cross_validate(
 
     options: dict[str, Any] = _literal(f"dict({script.load})")
     sign = 1 if metric.higher_is_better else -1
-    worst = -sign * 1e9
+    worst = -sign * _FAILED
     scores = []
     for fold in range(FOLDS):
         fit, valid = folds != fold, folds == fold

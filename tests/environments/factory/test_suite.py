@@ -176,3 +176,9 @@ def test_packages_are_read_from_their_files(houses, tmp_path):
     assert PackageSource(tmp_path).read(found["lifelines/datasets/houses.csv"]).cells.shape == houses.shape
     with pytest.raises(TaskError, match="pip install"):
         PackageSource(tmp_path / "nowhere").candidates()
+
+
+def test_a_small_table_gets_a_starting_script_that_runs_on_it(houses, tmp_path):
+    plan = choose(from_frame(houses[:66]), Wishes("price"))
+    starts = {write(plan, tmp_path / name, name).chosen.start.model for name in "abcdef"}
+    assert len(starts) > 1 and "KNeighborsRegressor(n_neighbors=30)" not in starts
