@@ -139,6 +139,9 @@ COMMANDS: dict[str, Run | Like | Elsewhere | Needs] = {
     "python tools/bench/bench_sft.py": Run(f"{SMALL_POLICY} --rows=1 --steps=1 --sides=packed"),
     "python tools/bench/bench_sampler.py": Run("--prompts=2 --n=1 --slots=2 --repeats=1 --longest=4 --noreference"),
     # Those that other tests run.
+    "python tools/qualify.py": Elsewhere(
+        "tests/tools/test_qualify.py::test_every_part_is_measured_with_its_bound_and_a_verdict"
+    ),
     "python -m mlagent_jax.train --config=configs/collect.py --workdir=runs/collect": THE_7B,
     "python -m mlagent_jax.train --config=configs/sft.py": THE_7B,
     "python -m mlagent_jax.train --config=configs/rl.py": THE_7B,
@@ -221,6 +224,8 @@ COMMANDS: dict[str, Run | Like | Elsewhere | Needs] = {
     "launch/workers.sh": Needs("systemd: tests/launch/test_workers.py has the unit checked where it is"),
     "launch/image.sh": Needs("a base image and minutes: tests/launch/test_compose.py runs it with stand-ins"),
     "docker push": Needs("a registry"),
+    "python tools/edit_quality.py": Elsewhere("tests/tools/test_edit_quality.py::test_shares_are_of_what_they_say"),
+    "./launch/pretrained.sh": Needs("four hours: tests/launch/test_pretrained.py runs its config made small"),
     "./launch/quickstart.sh": Needs("a quarter of an hour: runs/s0, above, is the same with less of everything"),
     "./tests/run.sh": Needs("itself: it runs this test"),
     ". .venv/bin/activate": INSTALLS,
