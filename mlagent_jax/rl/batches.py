@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
+import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -35,6 +36,8 @@ from mlagent_jax.runs.policies import Policy, Training, make_actor
 from mlagent_jax.runs.run import Run
 from mlagent_jax.runtime import processes
 from mlagent_jax.trajectories.record import expert_states
+
+log = logging.getLogger(__name__)
 
 
 class Batches:
@@ -75,6 +78,8 @@ class Batches:
         states = expert_states((r for r in records if r.split == "train"), config.max_depth)
         self._run.check_snapshots(states)
         fitting = [state for state in states if self.actor.renderer.fits(state)]
+        if missing := len(states) - len(fitting):
+            log.warning("rl leaves out %d of %d states, whose prompts do not fit", missing, len(states))
         return StatePool(fitting, config, {state.task: self._run.specs[state.task].kind for state in fitting})
 
     def __enter__(self) -> Self:

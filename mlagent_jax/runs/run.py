@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import dataclasses
 import logging
@@ -16,7 +15,6 @@ import jax
 from etils import epath
 from rich.console import Console
 
-from environments import tasks
 from environments.files.blobs import open_store
 from environments.protocol import Job, Requirements, State
 from environments.queue import open_queue
@@ -24,19 +22,29 @@ from environments.sandbox import open_sandbox
 from environments.sandbox.base import Sandbox
 from environments.seeds import execution_seed
 from environments.step import initial_state
-from environments.tasks.task import TaskError, TaskSpec
+from environments.tasks.task import TaskSpec
 from environments.worker.supervision import start_workers
 from mlagent_jax.agents.episodes import Action
 from mlagent_jax.agents.job_client import Collector
 from mlagent_jax.agents.prompts import prompt_text
 from mlagent_jax.models import precision
+from mlagent_jax.runs import named_tasks
 from mlagent_jax.runs.devices import Devices
 from mlagent_jax.runs.inputs import check_editor, check_inputs, check_remote, editor_required, executing
-from mlagent_jax.runs.run_tasks import Place, RunSpecs, RunTasks, find
+from mlagent_jax.runs.run_tasks import RunSpecs, RunTasks
 from mlagent_jax.runs.shapes import check_shapes
-from mlagent_jax.runs.workdir import check_writable, host_folder, is_remote, read_facts, write_config, write_facts
+from mlagent_jax.runs.workdir import (
+    check_binding,
+    check_writable,
+    host_folder,
+    is_remote,
+    read_facts,
+    write_config,
+    write_facts,
+)
 from mlagent_jax.runtime import processes, trackers
 from mlagent_jax.runtime.compilations import Compilations, kept_in
+from mlagent_jax.runtime.endings import Ending
 from mlagent_jax.runtime.errors import ConfigError
 from mlagent_jax.runtime.files import sole_writer
 from mlagent_jax.runtime.host_memory import PeakMemory
@@ -73,10 +81,10 @@ class Run:
 
     def __init__(self, config: Config, workdir: epath.Path, facts: dict[str, Any], interruption: Interruption) -> None:
         self.config, self.workdir, self._facts, self.interruption = config, workdir, facts, interruption
+        self._bound = False  # whether the workdir belongs to this config
         self.name: str = facts["name"]
         self.is_first = processes.is_first()
         self._sandbox: Sandbox | None = None
-        self._found: dict[str, tuple[Place, ...]] = {}
         self.metrics = MetricsLog(workdir) if self.is_first else NoMetrics()
         self.tasks = RunTasks(self.task_folder, config.tasks.seed, self._task_sandbox)
         self.collector: Collector | None = None
@@ -115,10 +123,13 @@ class Run:
         with contextlib.ExitStack() as resources:
 
             def check() -> dict[str, Any]:
-                check_writable(path)
+                check_binding(path, config, cls.executes)
                 check_inputs(config)
+                if cls.executes and set(config.stages) != {"export"}:
+                    named_tasks.places(config)
                 if is_remote(path):
                     check_remote(config, path)
+                check_writable(path)
                 resources.enter_context(sole_writer(path, "wait for it, stop it, or choose another --workdir"))
                 return read_facts(path, config, cls.executes)
 
@@ -132,11 +143,25 @@ class Run:
                 run._connect()
             if run.is_first:
                 write_config(path, config)
+                run._bound = True
                 run._save_facts()  # a killed run finds its jobs again by this name
         except BaseException:
             run.close()
             raise
+        run._open_log()
         return run
+
+    def _open_log(self) -> None:
+        """Copy this process's log, with the ends of all displays of progress, to the workdir (on this host)."""
+        index = processes.index()
+        path = self.host_folder / "logs" / ("trainer.log" if not index else f"trainer-{index}.log")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handler = logging.FileHandler(path)
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        handler.setLevel(logging.DEBUG)
+        root = logging.getLogger("mlagent_jax")
+        root.addHandler(handler)
+        self._closing.callback(lambda: (root.removeHandler(handler), handler.close()))
 
     # -- tasks and workers --
 
@@ -159,23 +184,7 @@ class Run:
     def task_names(self, split: str) -> tuple[str, ...]:
         """Return tasks to train on (`train`) or never trained on (`held_out`): those that the config lists first, then
         micro-tasks."""
-        return tuple(place.name for place in self._places(split))
-
-    def _places(self, split: str) -> tuple[Place, ...]:
-        """Return where the tasks of a split are from; a suite's index is read once."""
-        if split in self._found:
-            return self._found[split]
-        config = self.config.tasks
-        count = config.micro_train if split == "train" else config.micro_held_out
-        found: list[Place] = []
-        for place in getattr(config, split):
-            try:
-                # From here on a folder or an entry point has the name in its task.yaml.
-                found += find(place)
-            except TaskError as error:
-                raise ConfigError(f"config.tasks.{split}: {error}") from error
-        found += [Place(name, name) for name in tasks.micro.names(split, count, config.seed)]
-        return self._found.setdefault(split, tuple(found))
+        return named_tasks.names(self.config, split)
 
     def _task_sandbox(self) -> Sandbox:
         """Return the sandbox in which tasks are prepared; it stays open if some are left for later."""
@@ -191,12 +200,7 @@ class Run:
             self._sandbox = None
 
     def _prepare_tasks(self) -> None:
-        places = (*self._places("train"), *self._places("held_out"))
-        if not places:
-            raise ConfigError("config.tasks names no task: set config.tasks.train or config.tasks.micro_train")
-        counts = collections.Counter(place.name for place in places)
-        if twice := sorted(name for name, count in counts.items() if count > 1):
-            raise ConfigError(f"config.tasks names {twice[0]!r} twice: list each task once, in train or held_out")
+        places = list(named_tasks.places(self.config).values())
         for place in places:
             self.tasks.add(place)
         sandbox = self._task_sandbox()
@@ -282,8 +286,9 @@ class Run:
                 )
 
     def initial_state(self, name: str) -> State:
-        """Return s_0 of a task: its starting workspace."""
-        return initial_state(self.tasks[name], self.store)
+        """Return s_0 of a task: its starting workspace. If prompts name the kind of step, the first is a draft."""
+        state = initial_state(self.tasks[name], self.store)
+        return dataclasses.replace(state, operator="draft") if self.config.prompt.operators else state
 
     def prompt(self, state: State) -> str:
         """Return the prompt for `state`, as text."""
@@ -367,8 +372,14 @@ class Run:
             return Progress(stage, total, console=Console(quiet=True), **options)
         return Progress(stage, total, path=self.workdir / PROGRESS_FILE, **options)
 
+    def end(self, ending: Ending) -> None:
+        """Record why the run ends, in run.json and in the log of the workdir; the command tells it on the screen."""
+        log.debug("the run ends: %s: %s", ending.kind, ending.reason)
+        self._facts["ended"] = {**ending.to_dict(), "time": time.time()}
+        self._save_facts()
+
     def _save_facts(self) -> None:
-        if not self.is_first:
+        if not (self.is_first and self._bound):
             return
         self._facts["peak_memory_gb"] = self._memory.peak_gb
         write_facts(self.workdir, self._facts)

@@ -2,37 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from environments import tasks
-from environments.factory.suite import references
 from environments.sandbox.base import Sandbox
 from environments.tasks.task import PreparedTask, TaskError, TaskSpec
-
-
-@dataclasses.dataclass(frozen=True)
-class Place:
-    """Where a task of the config is from."""
-
-    name: str
-    place: str
-    """Name, path or entry point, as `tasks.prepare` reads it."""
-    lazy: bool = False
-    """Whether the task is prepared when it is first needed: the task is of a suite, which was checked when built."""
-
-
-def find(place: str) -> list[Place]:
-    """Return the tasks that one entry of `config.tasks` names: a suite has many.
-
-    Raises:
-      TaskError: there is no such task or suite.
-    """
-    if place.startswith(references.PREFIX):
-        return [Place(one.name, one.place, lazy=True) for one in references.expand(place)]
-    return [Place(tasks.get(place).spec.name, place)]
+from mlagent_jax.runs.named_tasks import Place
 
 
 class RunTasks(Mapping[str, PreparedTask]):

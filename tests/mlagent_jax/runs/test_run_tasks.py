@@ -7,7 +7,8 @@ import pytest
 
 from environments import tasks
 from environments.tasks.task import TaskError
-from mlagent_jax.runs.run_tasks import Place, RunSpecs, RunTasks, find
+from mlagent_jax.runs.named_tasks import Place, find
+from mlagent_jax.runs.run_tasks import RunSpecs, RunTasks
 
 
 @pytest.fixture
