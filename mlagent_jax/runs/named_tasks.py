@@ -49,7 +49,7 @@ def listed(config: Config, split: str) -> list[Place]:
         except TaskError as error:
             raise ConfigError(f"config.tasks.{split}: {error}") from error
     count = config.tasks.micro_train if split == "train" else config.tasks.micro_held_out
-    return [*found, *(Place(name, name) for name in tasks.micro.names(split, count, config.seed))]
+    return [*found, *(Place(name, name) for name in tasks.micro.names(split, count, config.tasks.seed))]
 
 
 def names(config: Config, split: str) -> tuple[str, ...]:
