@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import threading
+import time
 import weakref
 from collections.abc import Mapping
 from typing import Any
@@ -64,7 +65,9 @@ class Preparation:
         self._graph = graph
         self._layout: dict[_Path, NamedSharding] = {}
         self.moved_bytes = 0
-        """Bytes of the weights that the last call cast, cut or laid out anew."""
+        """Bytes of the weights that were cast, cut or laid out anew so far."""
+        self.moving_seconds = 0.0
+        """Seconds that this took."""
         self._made: dict[int, _Made] = {}  # by the identity of the array that it was made of
         self._lock = threading.Lock()
 
@@ -113,10 +116,13 @@ class Preparation:
             if self._layout:
                 layers = [tuple([self._of_one_layer(path)] * len(leaf)) for path, leaf in stacked.items()]
                 placed = (layers, [self._target(path) for path in single])
+            begin = time.perf_counter()
             made = _copies(self._dtype, placed)(list(stacked.values()), list(single.values()))
+            jax.block_until_ready(made)
+            self.moving_seconds += time.perf_counter() - begin
             for leaf, result in zip((*stacked.values(), *single.values()), (*made[0], *made[1]), strict=True):
                 self._made[id(leaf)] = _Made(weakref.ref(leaf), result)
-        self.moved_bytes = sum(leaf.size * self._dtype_of(leaf).itemsize for leaf in missing.values())
+        self.moved_bytes += sum(leaf.size * self._dtype_of(leaf).itemsize for leaf in missing.values())
         held = {path: self._made[id(leaf)].result if self._has(leaf) else leaf for path, leaf in flat.items()}
         return Weights(_unflat(held))
 

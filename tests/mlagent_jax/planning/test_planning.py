@@ -49,7 +49,8 @@ def test_bytes_of_parameters_optimizer_and_cache_are_those_of_the_arrays():
     found = parts(plan)
     assert found["rl update"]["parameters"] == found["rl update"]["reference policy"] == 4 * count
     assert 0 <= found["sft step"]["optimizer"] - 8 * count < 64  # and a few scalars
-    tokens = config.sampling.slots * (384 + config.prompt.max_action_tokens)
+    groups = -(-config.sampling.slots // config.rl.samples)
+    tokens = config.sampling.slots * config.prompt.max_action_tokens + 384 * (groups + -(-groups // 8))
     assert found["rl sampling"]["KV cache"] == tokens * 2 * shape.num_layers * kv * 4
 
 
