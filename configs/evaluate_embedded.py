@@ -7,11 +7,11 @@
 
 from ml_collections import ConfigDict
 
-from configs import quickstart
+from configs import base_laptop
 
 
 def get_config() -> ConfigDict:
-    config = quickstart.get_config()
+    config = base_laptop.get_config()
     config.stages = ("evaluate",)
     config.policy.checkpoint = "runs/quickstart/export"
     config.tasks.micro_train = 0
@@ -19,8 +19,6 @@ def get_config() -> ConfigDict:
     config.evaluate.policies = ("base",)
     config.evaluate.states_held_in = 0
     config.evaluate.states_held_out = 0
-    config.evaluate.episode_tasks_held_in = len(config.tasks.train)
-    config.evaluate.episode_tasks_held_out = len(config.tasks.held_out)
     config.evaluate.trajectories = 4
     config.evaluate.best_of = 4
     config.evaluate.steps = 5

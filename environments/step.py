@@ -40,8 +40,8 @@ from environments.actions import (
 from environments.actions import profile as profile_by_name
 from environments.actions.files import shadows_of
 from environments.actions.second_model import Editor, Endpoint
+from environments.execution_cache import ExecutionCache, Measurement, cache_key
 from environments.files.blobs import Store
-from environments.files.execution_cache import ExecutionCache, Measurement, cache_key
 from environments.files.hostile import HostileFileError, place, read_regular, remove
 from environments.files.owned import OwnedFolder, remove_abandoned
 from environments.files.snapshots import Snapshots

@@ -18,12 +18,7 @@ from typing import TYPE_CHECKING
 from absl import app, flags
 from ml_collections import config_flags
 
-from environments.actions.openai_http import EndpointError
-from environments.files.blobs import StoreError
-from environments.queue.base import QueueError
-from environments.sandbox.base import SandboxError
-from environments.tasks.task import TaskError
-from mlagent_jax.runtime.errors import BudgetError, ConfigError, DivergedError, PeerError
+from mlagent_jax.runtime.commands import EXPECTED_ERRORS, log, log_plainly
 from mlagent_jax.runtime.interruption import Interruption, Stopped, leave
 from mlagent_jax.settings.flags import parse_flags
 from mlagent_jax.settings.schema import freeze
@@ -36,21 +31,6 @@ WORKDIR = flags.DEFINE_string("workdir", None, "Folder or URL of everything that
 DISTRIBUTED = flags.DEFINE_bool(
     "distributed", None, "Whether this is one of several processes; default: where the environment names the others."
 )
-
-EXPECTED_ERRORS = (
-    BudgetError,
-    ConfigError,
-    DivergedError,
-    EndpointError,
-    PeerError,
-    QueueError,
-    SandboxError,
-    StoreError,
-    TaskError,
-)
-"""Errors whose message tells the user what to do: shown without a traceback."""
-
-log = logging.getLogger("mlagent_jax")
 
 
 def run_stages(config_dict: object, workdir: str, interruption: Interruption, distributed: bool | None = None) -> None:
@@ -100,11 +80,17 @@ def _stages() -> dict[str, Callable[[Run], None]]:
     """Return the stages by the name that the config lists them under."""
     from mlagent_jax.collection.stage import collect
     from mlagent_jax.evaluation.stage import evaluate
+    from mlagent_jax.reporting.benchmark import write_benchmark
     from mlagent_jax.rl.stage import rl
     from mlagent_jax.runs.export import export
     from mlagent_jax.sft.stage import sft
 
-    return {"collect": collect, "sft": sft, "evaluate": evaluate, "rl": rl, "export": export}
+    def evaluate_and_compare(run: Run) -> None:
+        evaluate(run)
+        if run.is_first:
+            write_benchmark(run.workdir)
+
+    return {"collect": collect, "sft": sft, "evaluate": evaluate_and_compare, "rl": rl, "export": export}
 
 
 def main(argv: list[str]) -> None:
@@ -119,16 +105,6 @@ def main(argv: list[str]) -> None:
     except Stopped as stopped:
         log.warning("stopped; start again with the same command to go on")
         sys.exit(stopped.status)
-
-
-def log_plainly() -> None:
-    """Our own lines without absl's prefix; of the libraries' only warnings."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
-    log.addHandler(handler)
-    log.setLevel(logging.INFO)
-    log.propagate = False
-    logging.getLogger().setLevel(logging.WARNING)
 
 
 def _program() -> None:

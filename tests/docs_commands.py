@@ -66,10 +66,10 @@ SMALL_POLICY = (
 )
 COLLECT = Run(f"{TINY} --config.stages=collect --config.collect.steps=1")
 THE_7B = Elsewhere(
-    "tests/mlagent_jax/test_pipeline.py::test_the_configs_for_7b_run_in_turn_on_a_tiny_checkpoint_and_two_devices"
+    "tests/mlagent_jax/runs/test_pipeline.py::test_the_configs_for_7b_run_in_turn_on_a_tiny_checkpoint_and_two_devices"
 )
-EXPORTED = "tests/mlagent_jax/models/test_export_tools.py::test_a_run_is_exported_and_verified_from_the_command_line"
-MLE_BENCH = "tests/environments/tasks/test_other_benchmarks.py::test_a_competition_is_played_and_reported"
+EXPORTED = "tests/tools/test_export_tools.py::test_a_run_is_exported_and_verified_from_the_command_line"
+MLE_BENCH = "tests/environments/tasks/adapters/test_other_benchmarks.py::test_a_competition_is_played_and_reported"
 REHEARSAL = (
     "tests/launch/test_rehearsal.py::test_a_run_loses_two_of_three_workers_and_a_trainer_and_goes_on_on_another_slice"
 )
@@ -170,16 +170,16 @@ COMMANDS: dict[str, Run | Like | Elsewhere | Needs] = {
         "tests/launch/test_compose.py::test_a_run_is_stopped_once_and_goes_on_to_its_end_through_postgresql_and_a_worker"
     ),
     "python -m environments serve": Elsewhere(
-        "tests/environments/test_serving.py::test_a_scaffold_takes_real_steps_in_another_process"
+        "tests/environments/interfaces/test_json_lines.py::test_a_scaffold_takes_real_steps_in_another_process"
     ),
     "python -m environments fetch spooky-author-identification": Elsewhere(
-        "tests/environments/tasks/test_paper.py::test_fetch_gets_an_archive_through_the_kaggle_client"
+        "tests/environments/tasks/paper/test_paper.py::test_fetch_gets_an_archive_through_the_kaggle_client"
     ),
     "python -m environments prepare spooky-author-identification": Elsewhere(
-        "tests/environments/tasks/test_paper.py::test_its_starting_script_runs_and_leaves_headroom"
+        "tests/environments/tasks/paper/test_paper.py::test_its_starting_script_runs_and_leaves_headroom"
     ),
     "python -m environments prepare path/to/MLAgentBench": Elsewhere(
-        "tests/environments/tasks/test_other_benchmarks.py::test_a_benchmark_is_prepared_played_and_graded_by_its_eval"
+        "tests/environments/tasks/adapters/test_other_benchmarks.py::test_a_benchmark_is_prepared_played_and_graded_by_its_eval"
     ),
     "MLEBENCH_DATA_DIR=~/.cache/mle-bench/data python -m environments prepare": Elsewhere(MLE_BENCH),
     "python -m environments grade mlebench-spooky-author-identification": Elsewhere(MLE_BENCH),
@@ -187,7 +187,7 @@ COMMANDS: dict[str, Run | Like | Elsewhere | Needs] = {
         "tests/tools/test_clean_store.py::test_what_a_live_state_needs_stays_and_the_rest_goes"
     ),
     "python tools/trajectories.py export runs/all exports/tfds": Elsewhere(
-        "tests/mlagent_jax/data/test_exchange.py::test_tensorflow_datasets_reads_it_by_index_without_tensorflow"
+        "tests/mlagent_jax/trajectories/test_exchange.py::test_tensorflow_datasets_reads_it_by_index_without_tensorflow"
     ),
     "MLAGENT_TEST_EXECUTIONS=1000 python -m pytest": Elsewhere(
         "tests/environments/sandbox/test_left_behind.py::test_many_executions_a_third_of_them_hostile_leave_nothing"
@@ -226,10 +226,10 @@ IN_THE_TEXT: dict[str, str | Elsewhere | Needs] = {
     "python tools/bench/mesh_differences.py": "python tools/bench/mesh_differences.py --checkpoint=runs/quickstart"
     " --meshes=8,1,1 --prompts=1 --n=1 --max_new_tokens=2",
     "python -m environments actions": Elsewhere(
-        "tests/environments/test_main.py::test_actions_prints_what_a_reply_may_hold"
+        "tests/environments/interfaces/test_command_line.py::test_actions_prints_what_a_reply_may_hold"
     ),
     "python -m environments self-check": Elsewhere(
-        "tests/environments/sandbox/test_self_check.py::test_a_sandbox_of_an_installed_package_is_checked_by_name"
+        "tests/environments/sandbox/self_check/test_self_check.py::test_a_sandbox_of_an_installed_package_is_checked_by_name"
     ),
     "python tools/config_reference.py": Elsewhere("tests/test_docs.py::test_the_config_reference_is_current"),
     "python -m mlagent_jax.studies.sleeping": Elsewhere(SLEEPING),
@@ -256,7 +256,7 @@ SNIPPETS: dict[str, Run | Elsewhere] = {
     "def grade(submission, answers):": Run(),
     "from environments.tasks.folders import archives": Run(),
     "from environments.tasks.folders import tfds_source": Elsewhere(
-        "tests/environments/tasks/test_tfds_source.py::test_a_folder_makes_its_task_of_such_data"
+        "tests/environments/tasks/folders/test_tfds_source.py::test_a_folder_makes_its_task_of_such_data"
     ),
     "import jax.numpy as jnp": Elsewhere("tests/mlagent_jax/algorithms/test_own_loss.py::test_the_loss_of_the_page"),
     "from typing import Annotated": Elsewhere("tests/environments/test_own_reward.py::test_a_worker_process_pays_it"),
@@ -264,7 +264,7 @@ SNIPPETS: dict[str, Run | Elsewhere] = {
         "tests/environments/test_own_reward.py::test_an_installed_package_brings_one"
     ),
     "setup(...": Elsewhere(
-        "tests/environments/tasks/test_folder.py::test_an_installed_entry_point_is_a_recipe_by_its_name"
+        "tests/environments/tasks/folders/test_folder.py::test_an_installed_entry_point_is_a_recipe_by_its_name"
     ),
     "from mlagent_jax.sampling import Sampler": Elsewhere(
         "tests/mlagent_jax/sampling/test_commands.py::test_the_page_s_library_snippet_runs"

@@ -2,8 +2,9 @@
 # Set-up and all tests.
 #
 #   tests/run.sh [PYTEST ARGUMENT ...]            for example: tests/run.sh -m "not slow"
-#   tests/run.sh --full [PYTEST ARGUMENT ...]     all tests, with 1,000 executions in each sandbox, a third of them
-#                                                 hostile, in the test that looks for what they leave (else 60)
+#   tests/run.sh --full [PYTEST ARGUMENT ...]     all tests, where they try hostile things at length: 1,000 executions
+#                                                 in each sandbox (else 60), a server with 300 clients for 10 minutes
+#                                                 (else 9 for 2 seconds), 2,000 examples of any input (else 60)
 #
 # Where it is root on Debian, or CI is set (then with sudo), it installs and starts what tests need (a Docker engine,
 # PostgreSQL, Chromium) for the time of the tests. On a person's own machine it uses what is there, installs nothing
@@ -14,7 +15,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 if [ "${1:-}" = --full ]; then
   shift
-  export MLAGENT_TEST_EXECUTIONS=1000
+  export MLAGENT_TEST_EXECUTIONS=1000 MLAGENT_TEST_CLIENTS=300 MLAGENT_TEST_SECONDS=600 MLAGENT_TEST_EXAMPLES=2000
 fi
 
 may_install() { is_debian_root || { [ -n "${CI:-}" ] && command -v apt-get >/dev/null; }; }
@@ -62,5 +63,5 @@ fi
 ruff check .
 # As what is installed is: every program of the tests would compile ours anew where PYTHONDONTWRITEBYTECODE is set. Not
 # what sandboxes get copies of.
-python -m compileall -q -x '/(inside|starter|paper)/' environments mlagent_jax
+python -m compileall -q -x '/(guest|starter|paper)/' environments mlagent_jax
 python -m pytest "$@"

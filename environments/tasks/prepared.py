@@ -25,9 +25,9 @@ from typing import Any
 from environments.protocol import Scale, digest
 from environments.sandbox.base import Sandbox
 from environments.tasks.adapters import mlebench
-from environments.tasks.grading.graders import Grader, load_grader
+from environments.tasks.graders import Grader, load_grader
+from environments.tasks.grading.halves import HALVES
 from environments.tasks.grading.isolated import CONTROL, author_error
-from environments.tasks.grading.submissions import HALVES
 from environments.tasks.running import run_script
 from environments.tasks.task import (
     M_BEST,

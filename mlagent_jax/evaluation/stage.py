@@ -1,8 +1,7 @@
 """evaluate: fixed states (several actions each) and whole episodes, on training tasks and held-out tasks.
 
-Writes evaluation/<name>.jsonl for every agent of `evaluate.policies` that exists and has no results yet, and
-report/benchmark.* of all. Actions depend only on the seed and the state, so an interrupted evaluation finds its
-executed results in the queue.
+Writes evaluation/<name>.jsonl for every agent of `evaluate.policies` that exists and has no results yet. Actions depend
+only on the seed and the state, so an interrupted evaluation finds its executed results in the queue.
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ from typing import Any
 from mlagent_jax.agents.factory import PolicyAgent
 from mlagent_jax.evaluation.agents import open_agent
 from mlagent_jax.evaluation.episodes import execute, job_version, play_episodes
-from mlagent_jax.reporting.benchmark import write_benchmark
 from mlagent_jax.runs.fixed_states import fixed_states
 from mlagent_jax.runs.run import Run
 from mlagent_jax.runtime import jsonl, processes
@@ -33,8 +31,6 @@ def evaluate(run: Run) -> None:
             records += play_episodes(run, spec.name, agent)
         if run.is_first:
             jsonl.replace(path, records)
-    if run.is_first:
-        write_benchmark(run.workdir)
 
 
 def _exists(run: Run, spec: AgentSpec) -> bool:

@@ -30,10 +30,11 @@ from mlagent_jax.agents.job_client import is_masked
 from mlagent_jax.rl.background import Beside
 from mlagent_jax.rl.in_flight import Group, Taken, UnderWay, rows_of
 from mlagent_jax.rl.scalars import silent_groups
-from mlagent_jax.rl.state_pool import StatePool, expert_states
+from mlagent_jax.rl.state_pool import StatePool
 from mlagent_jax.runs.policies import Policy, Training, make_actor
 from mlagent_jax.runs.run import Run
 from mlagent_jax.runtime import processes
+from mlagent_jax.trajectories.record import expert_states
 
 
 class Batches:

@@ -28,8 +28,8 @@ from mlagent_jax.algorithms.policy_losses import POLICY_LOSSES, policy_loss
 from mlagent_jax.algorithms.values import value_loss
 from mlagent_jax.models import lora
 from mlagent_jax.optim.accumulation import mapped, summed_gradients
+from mlagent_jax.optim.config import OptimizerConfig
 from mlagent_jax.optim.optimizer import adam, apply, clipped
-from mlagent_jax.settings.policy import OptimizerConfig
 from mlagent_jax.settings.stages import RLConfig
 
 Params = Any

@@ -6,7 +6,6 @@ the oldest of them leave. The pool is plain data: `to_dict` goes into every chec
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -16,17 +15,6 @@ import numpy as np
 from environments.protocol import State
 from mlagent_jax.runtime.errors import ConfigError
 from mlagent_jax.settings.stages import PoolConfig
-from mlagent_jax.trajectories.record import Record
-
-
-def expert_states(records: Iterable[Record], max_depth: int) -> list[State]:
-    """Distinct states of `records` at most `max_depth` steps deep, without their ideas, in order of appearance."""
-    found: dict[str, State] = {}
-    for record in records:
-        if len(record.state.history) <= max_depth:
-            state = dataclasses.replace(record.state, ideas=())
-            found.setdefault(state.id, state)
-    return list(found.values())
 
 
 class StatePool:

@@ -27,11 +27,13 @@ from environments.worker.supervision import start_workers
 from mlagent_jax.agents.episodes import Action
 from mlagent_jax.agents.job_client import Collector
 from mlagent_jax.agents.prompts import prompt_text
+from mlagent_jax.models import precision
 from mlagent_jax.runs.devices import Devices
 from mlagent_jax.runs.inputs import check_editor, check_inputs, check_remote, editor_required, executing
+from mlagent_jax.runs.shapes import check_shapes
 from mlagent_jax.runs.workdir import check_writable, host_folder, is_remote, read_facts, write_config, write_facts
 from mlagent_jax.runtime import processes, trackers
-from mlagent_jax.runtime.compilations import Compilations
+from mlagent_jax.runtime.compilations import Compilations, kept_in
 from mlagent_jax.runtime.errors import ConfigError
 from mlagent_jax.runtime.files import sole_writer
 from mlagent_jax.runtime.host_memory import PeakMemory
@@ -72,9 +74,11 @@ class Run:
         self.collector: Collector | None = None
         self.devices = Devices.of(config.mesh)
         self._compilations = Compilations()
-        self._memory = PeakMemory(facts.get("peak_memory_gb", 0.0))
         self._closing = contextlib.ExitStack()
+        self._memory = PeakMemory(facts.get("peak_memory_gb", 0.0))
         self._closing.enter_context(jax.set_mesh(self.devices.mesh))  # read by the constraints on activations
+        self._closing.enter_context(kept_in(self.host_folder / "xla"))
+        self._closing.enter_context(precision.in_effect(config.policy))
         self._closing.callback(self._memory.stop)
         self._closing.callback(self.metrics.close)
         if self.is_first and config.tracking.trackers:
@@ -106,6 +110,7 @@ class Run:
             run = cls(config, path, processes.agree(check), interruption or Interruption())
             run._closing.push(resources.pop_all())
         try:
+            check_shapes(config, run.devices)
             if set(config.stages) != {"export"}:
                 run._prepare_tasks()
             if executing(config):

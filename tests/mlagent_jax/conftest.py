@@ -1,4 +1,4 @@
-"""Small random checkpoints in the Hugging Face format, made by transformers, and a bucket: for many tests."""
+"""Small random checkpoints in the Hugging Face format, made by transformers; a tiny policy; a bucket."""
 
 import dataclasses
 from collections.abc import Callable, Iterator
@@ -6,9 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import buckets
+import jax
 import pytest
+import tiny_policy
 from etils import epath
 
+from mlagent_jax import models
 from mlagent_jax.models.tokenizer import train_tokenizer
 
 LLAMA3 = {
@@ -75,6 +78,12 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Chec
         return made[name]
 
     return make
+
+
+@pytest.fixture(scope="session")
+def policy() -> tuple[Any, Any]:
+    """Graph and parameters, which are not to be donated."""
+    return models.create(tiny_policy.SHAPE, jax.random.key(0))
 
 
 @pytest.fixture(scope="module")

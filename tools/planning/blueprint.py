@@ -19,7 +19,7 @@ from mlagent_jax.models import LoRA, lora
 from mlagent_jax.optim.optimizer import HOST_MEMORY, abstract_state, make_optimizer
 from mlagent_jax.parallelism import DEFAULT_RULES, Rules
 from mlagent_jax.rl import ppo
-from mlagent_jax.runs.policies import shape_from_scratch
+from mlagent_jax.runs.shapes import shape_from_scratch
 from mlagent_jax.runtime.errors import ConfigError
 from mlagent_jax.sampling.layout import for_sampling
 from mlagent_jax.settings.schema import Config

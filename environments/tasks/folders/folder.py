@@ -28,12 +28,12 @@ from typing import Any
 import numpy as np
 
 from environments.actions.edits import read_cells
-from environments.sandbox.inside import tree
-from environments.sandbox.inside.transfer import MAX_ENTERING_BYTES
+from environments.guest import tree
+from environments.guest.transfer import MAX_ENTERING_BYTES
 from environments.tasks.folders.archives import ArchiveError, Origin, data_dir
 from environments.tasks.folders.bounded_yaml import read_text, read_yaml
 from environments.tasks.folders.fields import Fields
-from environments.tasks.generated.dataset import report_half
+from environments.tasks.grading.halves import report_half
 from environments.tasks.grading.own import HALF, OwnGrader, SubmissionForm, line_of, load_function, read_answers
 from environments.tasks.task import M_BEST, TaskError, TaskSpec
 

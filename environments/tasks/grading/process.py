@@ -10,6 +10,7 @@ grader or one request exceeds its time limit. Output of graders goes to standard
 from __future__ import annotations
 
 import json
+import pkgutil
 import resource
 import signal
 import socket
@@ -24,8 +25,11 @@ _REFUSAL_LETTERS = 500
 _DETAIL_LETTERS = 8000
 
 
-def main(private: str, handle: str, seconds: str, memory_bytes: str) -> None:
-    """Serve the grader of `private` on the socket with the inherited descriptor `handle`."""
+def main(private: str, handle: str, seconds: str, memory_bytes: str, load: str) -> None:
+    """Serve the grader of `private` on the socket with the inherited descriptor `handle`.
+
+    `load` is the name, `module:function`, of the function that makes the grader of that folder.
+    """
     limit = float(seconds)
     resource.setrlimit(resource.RLIMIT_AS, (int(memory_bytes),) * 2)
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
@@ -36,9 +40,7 @@ def main(private: str, handle: str, seconds: str, memory_bytes: str) -> None:
     stream = connection.makefile("rwb")
     signal.setitimer(signal.ITIMER_REAL, limit)
     try:
-        from environments.tasks.grading.graders import load_in_process
-
-        grader, failure = load_in_process(Path(private)), None
+        grader, failure = pkgutil.resolve_name(load)(Path(private)), None
         grader.open()
     except BaseException as error:
         grader, failure = None, _failure(error, Path(private), host=True)

@@ -15,8 +15,6 @@ from environments.tasks.grading import metrics, tables
 from environments.tasks.grading.metrics import Form, Metric
 from environments.tasks.task import InvalidSubmissionError
 
-HALVES = ("reward", "report")
-
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Answers:

@@ -1,6 +1,7 @@
 """What one client does costs no other anything, and no place of another site reaches a server without a key."""
 
 import contextlib
+import http.client
 import json
 import socket
 import threading
@@ -9,6 +10,9 @@ import urllib.error
 import urllib.request
 
 import pytest
+from fuzzing import few, json_trees
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mlagent_jax.sampling.batch import Batch
 from mlagent_jax.serving import app as app_module
@@ -81,6 +85,30 @@ def test_no_number_of_a_request_reaches_the_others(server, fields):
 def test_a_body_that_is_no_request_is_told_so(server, body):
     status, answer = ask(server[1], body)
     assert status == 400 and answer["error"]["message"]
+
+
+FIELDS = [
+    *("prompt", "messages", "model", "n", "temperature", "top_p", "top_k", "min_p", "stop", "seed", "stream"),
+    *("stream_options", "max_tokens", "logprobs", "logit_bias", "best_of", "echo", "user", "max_completion_tokens"),
+]
+
+
+@few
+@given(
+    st.sampled_from(["/v1/completions", "/v1/chat/completions"]),
+    st.dictionaries(st.sampled_from(FIELDS), json_trees, max_size=6),
+    st.booleans(),
+)
+def test_any_fields_are_answered_or_refused(server, path, fields, complete):
+    body = {**(PLAIN if complete and "chat" not in path else {}), **fields}
+    host, _, port = server[1].removeprefix("http://").partition(":")
+    connection = http.client.HTTPConnection(host, int(port), timeout=120)
+    with contextlib.closing(connection):
+        connection.request("POST", path, json.dumps(body).encode(), {"Content-Type": "application/json"})
+        answer = connection.getresponse()
+        answer.read()
+    assert answer.status in (200, 400, 404, 429)
+    assert server[0].healthy
 
 
 def test_a_failure_in_the_sampler_costs_its_request_alone(sampler, serving, monkeypatch):

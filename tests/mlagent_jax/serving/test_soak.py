@@ -1,14 +1,13 @@
 """Honest clients are all answered right while hostile ones do what they can."""
 
 import json
+import os
 import random
 import socket
 import threading
 import time
 import urllib.error
 import urllib.request
-
-import pytest
 
 from mlagent_jax.serving.connections import TimedProtocol
 
@@ -79,10 +78,10 @@ def soak(server, clients, seconds):
     return answers
 
 
-@pytest.mark.parametrize(
-    ("clients", "seconds"), [(9, 2), pytest.param(300, 600, marks=pytest.mark.slow)], ids=["small", "large"]
-)
-def test_every_honest_request_is_answered_right(sampler, serving, monkeypatch, clients, seconds):
+def test_every_honest_request_is_answered_right(sampler, serving, monkeypatch):
+    """MLAGENT_TEST_CLIENTS and MLAGENT_TEST_SECONDS set how many and how long; the full check takes 300 and 600."""
+    clients = int(os.environ.get("MLAGENT_TEST_CLIENTS", "9"))
+    seconds = float(os.environ.get("MLAGENT_TEST_SECONDS", "2"))
     monkeypatch.setattr(TimedProtocol, "receive_seconds", 2.0)
     settings = {"max_new_tokens": 8, "temperature": 0.8, "top_p": 0.9}
     right = {seed: sampler.generate(["def f(x):"], seed=seed, **settings)[0][0].text for seed in range(5)}

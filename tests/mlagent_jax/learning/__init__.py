@@ -1,1 +1,0 @@
-"""Updates of policies: the tests share a tiny one."""
