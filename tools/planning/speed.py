@@ -79,6 +79,11 @@ class Speed:
         """Prefill and decoding."""
         return sum(part.seconds for part in self.parts[:2])
 
+    @property
+    def update_seconds(self) -> float:
+        """The last part's."""
+        return self.parts[2].seconds
+
 
 def predict(model: ModelConfig, slice_: Slice, work: Work) -> Speed:
     """What an iteration takes where nothing but the counted work takes time."""
