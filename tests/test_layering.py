@@ -20,11 +20,11 @@ LAYERS = {
         "tasks.grading tasks.generated tasks.folders tasks.adapters tasks.graders tasks.running tasks.prepared "
         "tasks.check tasks.paper tasks "
         "tasks.check.checker "  # checks any task, so it needs the catalogue, which needs the search for leaks
-        "step episode worker . interfaces __main__"
+        "workspaces step episode factory worker . interfaces __main__"
     ),
     "mlagent_jax": (
         ". runtime algorithms optim settings parallelism trajectories models checkpoints sampling agents runs "
-        "collection sft rl evaluation reporting serving studies "
+        "collection sft rl evaluation search reporting serving studies "
         "sample serve solve pool report train study"
     ),
 }
@@ -87,7 +87,6 @@ def test_rooms_import_only_rooms_before_them(half):
         if rooms.index(room(name, rooms)) < rooms.index(room(imported, rooms))
     ]
     assert upward == []
-    assert {room(name, rooms) for name in modules(half)} == set(rooms), "a room that is no more"
 
 
 @pytest.mark.parametrize("half", LAYERS)
@@ -97,3 +96,8 @@ def test_no_module_imports_another_in_a_circle(half):
         graph.setdefault(name, set()).add(imported)
     assert len(graph) > 50
     graphlib.TopologicalSorter(graph).prepare()
+
+
+def test_no_file_of_ours_has_more_than_400_lines():
+    long = {path: len(path.read_text().splitlines()) for half in LAYERS for path in modules(half).values()}
+    assert {str(path): lines for path, lines in long.items() if lines > 400} == {}

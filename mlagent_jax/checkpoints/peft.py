@@ -16,7 +16,7 @@ import numpy as np
 from mlagent_jax.checkpoints import hub
 from mlagent_jax.checkpoints import safetensors as tensor_files
 from mlagent_jax.checkpoints.folders import whole_folder
-from mlagent_jax.checkpoints.hugging_face import LAYER_TENSORS, TOP_TENSORS
+from mlagent_jax.checkpoints.layout import LAYER_TENSORS, TOP_TENSORS
 from mlagent_jax.models.config import LoRA, ModelConfig
 from mlagent_jax.models.decoder import Params
 from mlagent_jax.models.layers import ADAPTER

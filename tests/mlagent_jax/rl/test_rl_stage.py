@@ -32,7 +32,7 @@ def make_config(speaker, staleness=1, validation=(), **fields):
     config = default_config()
     config.stages = ("rl",)
     config.policy.checkpoint = str(speaker)
-    config.prompt.max_prompt_tokens = 192
+    config.prompt.max_prompt_tokens = 184
     config.prompt.max_action_tokens = 8
     config.sampling.slots = 4
     config.rl.iterations, config.rl.states, config.rl.samples = 3, 2, 2
