@@ -11,6 +11,7 @@ import json
 import os
 from typing import Any
 
+import jax
 import numpy as np
 
 from mlagent_jax.checkpoints import hub
@@ -20,12 +21,14 @@ from mlagent_jax.checkpoints.layout import LAYER_TENSORS, TOP_TENSORS
 from mlagent_jax.models.config import LoRA, ModelConfig
 from mlagent_jax.models.decoder import Params
 from mlagent_jax.models.layers import ADAPTER
+from mlagent_jax.runtime import processes
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
 
 def save(directory: str | os.PathLike[str], config: ModelConfig, adapters: Params, lora: LoRA, base: str) -> None:
-    """Writes the folder; it appears under its name when it is whole.
+    """Writes the folder; it appears under its name when it is whole. With several processes all must call this; the
+    first one writes.
 
     Args:
       directory: to be written, local or remote.
@@ -36,13 +39,18 @@ def save(directory: str | os.PathLike[str], config: ModelConfig, adapters: Param
 
     Raises:
       FileExistsError: `directory` is there and is no export.
+      PeerError: The first process failed; there, its own error is raised.
     """
-    tensors = dict(_tensors(config, adapters))
+    tensors = dict(_tensors(config, jax.tree.map(processes.fetch, adapters)))
     modules = sorted({name.split(".")[-3] for name in tensors})
-    with whole_folder(directory, CONFIG) as folder:
-        shapes = {name: (array.dtype, array.shape) for name, array in tensors.items()}
-        tensor_files.write(folder / WEIGHTS, shapes, tensors.__getitem__)
-        (folder / CONFIG).write_text(json.dumps(_description(lora, modules, base), indent=2) + "\n")
+
+    def write() -> None:
+        with whole_folder(directory, CONFIG) as folder:
+            shapes = {name: (array.dtype, array.shape) for name, array in tensors.items()}
+            tensor_files.write(folder / WEIGHTS, shapes, tensors.__getitem__)
+            (folder / CONFIG).write_text(json.dumps(_description(lora, modules, base), indent=2) + "\n")
+
+    processes.agree(write)
 
 
 def _description(lora: LoRA, modules: list[str], base: str) -> dict[str, Any]:
