@@ -72,7 +72,7 @@ class TokenSampler:
     @property
     def resharding(self) -> tuple[int, float]:
         """(bytes, seconds) of all weights that were cast, cut or laid out anew so far."""
-        return self._prepare.moved_bytes, self._prepare.moving_seconds
+        return self._prepare.moved_so_far
 
     def release(self) -> None:
         """Let the device memory go that is held for the next call with the same weights."""

@@ -65,9 +65,9 @@ class Preparation:
         self._graph = graph
         self._layout: dict[_Path, NamedSharding] = {}
         self.moved_bytes = 0
-        """Bytes of the weights that were cast, cut or laid out anew so far."""
-        self.moving_seconds = 0.0
-        """Seconds that this took."""
+        """Bytes of the weights that the last call cast, cut or laid out anew."""
+        self.moved_so_far = 0, 0.0
+        """Bytes, and seconds that they took, of all calls."""
         self._made: dict[int, _Made] = {}  # by the identity of the array that it was made of
         self._lock = threading.Lock()
 
@@ -109,6 +109,7 @@ class Preparation:
             for path, leaf in flat.items()
             if not self._has(leaf) and (id(leaf) in donated or not self._fits(path, leaf))
         }
+        seconds = 0.0
         if missing:
             stacked = {path: leaf for path, leaf in missing.items() if self._is_cut(path, leaf)}
             single = {path: leaf for path, leaf in missing.items() if not self._is_cut(path, leaf)}
@@ -116,13 +117,14 @@ class Preparation:
             if self._layout:
                 layers = [tuple([self._of_one_layer(path)] * len(leaf)) for path, leaf in stacked.items()]
                 placed = (layers, [self._target(path) for path in single])
-            begin = time.perf_counter()
+            began = time.perf_counter()
             made = _copies(self._dtype, placed)(list(stacked.values()), list(single.values()))
             jax.block_until_ready(made)
-            self.moving_seconds += time.perf_counter() - begin
+            seconds = time.perf_counter() - began
             for leaf, result in zip((*stacked.values(), *single.values()), (*made[0], *made[1]), strict=True):
                 self._made[id(leaf)] = _Made(weakref.ref(leaf), result)
-        self.moved_bytes += sum(leaf.size * self._dtype_of(leaf).itemsize for leaf in missing.values())
+        self.moved_bytes = sum(leaf.size * self._dtype_of(leaf).itemsize for leaf in missing.values())
+        self.moved_so_far = self.moved_so_far[0] + self.moved_bytes, self.moved_so_far[1] + seconds
         held = {path: self._made[id(leaf)].result if self._has(leaf) else leaf for path, leaf in flat.items()}
         return Weights(_unflat(held))
 
