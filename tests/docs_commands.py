@@ -87,6 +87,12 @@ COMMANDS: dict[str, Run | Like | Elsewhere | Needs] = {
     "python -m mlagent_jax.train --config=configs/smoke.py --workdir=runs/smoke --config.tracking": Run(
         f"{TINY} {SMALL_POLICY}"
     ),
+    "python -m mlagent_jax.train --config=configs/smoke.py --workdir=runs/new --check": Elsewhere(
+        "tests/mlagent_jax/test_train.py::test_a_check_looks_at_everything_and_writes_nothing"
+    ),
+    "python -m mlagent_jax.train --config=runs/mine/config.json": Elsewhere(
+        "tests/mlagent_jax/test_train.py::test_a_run_s_own_settings_are_a_config"
+    ),
     OWN_TASK: COLLECT,
     "python -m mlagent_jax.train --config=configs/quickstart.py --workdir=runs/mine --config.rl": Like(OWN_TASK),
     "python -m mlagent_jax.train --config=configs/quickstart.py --workdir=runs/own": COLLECT,
@@ -127,11 +133,15 @@ COMMANDS: dict[str, Run | Like | Elsewhere | Needs] = {
     "python -m environments.queue purge postgresql://": Run(),
     "python tools/sizing.py": Run(),
     "python tools/bench/bench_executions.py": Run("--count=1"),
+    "python tools/bench/bench_search.py": Run("--tasks=iris --executions=2 --seeds=1 --sandbox=bubblewrap"),
     "python tools/bench/bench_workspace.py": Run("--count=1 --data_mb=1"),
     "python tools/bench/bench_queue.py": Run("--depths 2000 --workers 1 --seconds 0.1 --no-references"),
     "python tools/bench/simulate_workers.py": Run("--workers 8 --simulated_seconds=1"),
     "GLIBC_TUNABLES=glibc.malloc.hugetlb=1 python tools/bench/bench_train_step.py": Run(
         f"{SMALL_POLICY} --config.sft.batch_size=2 --steps=1 --against=none --peak_tflops=1"
+    ),
+    "GLIBC_TUNABLES=glibc.malloc.hugetlb=1 python tools/bench/bench_train_step.py --config=configs/smollm2.py": Like(
+        "GLIBC_TUNABLES=glibc.malloc.hugetlb=1 python tools/bench/bench_train_step.py"
     ),
     "python tools/bench/bench_sft.py": Run(f"{SMALL_POLICY} --rows=1 --steps=1 --sides=packed"),
     "python tools/bench/bench_sampler.py": Run("--prompts=2 --n=1 --slots=2 --repeats=1 --longest=4 --noreference"),
@@ -236,6 +246,9 @@ IN_THE_TEXT: dict[str, str | Elsewhere | Needs] = {
     "python -m environments actions": Elsewhere(
         "tests/environments/interfaces/test_command_line.py::test_actions_prints_what_a_reply_may_hold"
     ),
+    "python -m environments doctor": Elsewhere(
+        "tests/environments/interfaces/test_doctor.py::test_a_host_with_one_sandbox_is_ready_and_all_is_told_as_json_too"
+    ),
     "python -m environments self-check": Elsewhere(
         "tests/environments/sandbox/self_check/test_self_check.py::test_a_sandbox_of_an_installed_package_is_checked_by_name"
     ),
@@ -265,6 +278,10 @@ SNIPPETS: dict[str, Run | Elsewhere] = {
     "from environments.tasks.folders import archives": Run(),
     "from environments.tasks.folders import tfds_source": Elsewhere(
         "tests/environments/tasks/folders/test_tfds_source.py::test_a_folder_makes_its_task_of_such_data"
+    ),
+    "from pathlib import Path\n\nfrom environments.tasks.generated.scripts import write_cells": Elsewhere(
+        "tests/environments/tasks/generated/test_own_cells.py::"
+        "test_a_table_in_the_documented_files_is_worked_on_by_the_starting_script"
     ),
     "import jax.numpy as jnp": Elsewhere("tests/mlagent_jax/algorithms/test_own_loss.py::test_the_loss_of_the_page"),
     "from typing import Annotated": Elsewhere("tests/environments/test_own_reward.py::test_a_worker_process_pays_it"),

@@ -178,7 +178,8 @@ def _take_flags(tree, arguments):
     settings = [text for text in arguments if text.startswith(("--config=", "--config."))]
     values(["program", *(text for text in arguments if text not in settings)])
     if settings:
-        read_config(settings)
+        # The settings of a run that a reader has are any.
+        read_config([re.sub(r"^--config=runs/.*/config\.json$", "--config=configs/quickstart.py", s) for s in settings])
 
 
 PROGRAMS = {

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 ACCELERATOR = {"jax", "jaxlib", "flax", "optax", "orbax", "transformers", "torch", "mlagent_jax"}
 LAYERS = {
     "environments": (
-        "protocol registry cancellation seeds rewards "
+        "installed protocol registry cancellation seeds rewards "
         "guest files "  # guest: what runs inside sandboxes, standard library only; it has the one walk over files
         "sandbox.base sandbox.verdict sandbox.probe sandbox.speed sandbox.gpus sandbox.users sandbox.data "
         "sandbox.rootfs sandbox.bubblewrap sandbox.docker sandbox sandbox.self_check "
@@ -24,7 +24,7 @@ LAYERS = {
     ),
     "mlagent_jax": (
         ". runtime algorithms optim settings parallelism trajectories models checkpoints sampling agents runs "
-        "collection sft rl evaluation search reporting serving studies "
+        "collection sft rl evaluation reporting search serving studies "
         "sample serve solve pool report train study"
     ),
 }

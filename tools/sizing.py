@@ -128,6 +128,8 @@ def main() -> None:
         listed = [slices.find(name) for name in args.slice]
         sampling = by_slice("sampling_seconds", args.sampling_seconds, args.slice, one_for_all=True)
         prices = by_slice("slice_price", args.slice_price, args.slice, one_for_all=False)
+        if unknown := [each.name for each in listed if not each.memory_bandwidth and each.name not in sampling]:
+            raise ValueError(f"the rates of {', '.join(unknown)} are not known: measure --sampling_seconds there")
         model = ModelConfig.from_hf(json.loads(Path(args.model).read_text()))
     except (OSError, ValueError) as error:
         sys.exit(f"error: {error}")

@@ -11,6 +11,7 @@ python -m environments play TASK
 python -m environments run TASK --actions FILE.jsonl --sandbox NAME --json
 python -m environments serve TASK
 python -m environments self-check [--sandbox NAME] [--json]
+python -m environments doctor [--json]
 python -m environments clean [--max-gb 4]
 """
 
@@ -18,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import json
 import os
 import sys
@@ -31,6 +33,7 @@ from environments.actions.second_model import Endpoint, configured_endpoint
 from environments.episode import Episode, make
 from environments.files.blobs import StoreError, open_store
 from environments.files.snapshots import Snapshots
+from environments.interfaces import doctor
 from environments.interfaces.json_lines import failure, record, serve
 from environments.interfaces.options import (
     add_cache_dir,
@@ -236,6 +239,15 @@ def _self_check(options: argparse.Namespace) -> int:
     return int(any(result.failed for result in results))
 
 
+def _doctor(options: argparse.Namespace) -> int:
+    findings = doctor.examine()
+    if options.json:
+        _answer(options, [dataclasses.asdict(finding) for finding in findings])
+    else:
+        print(printable(doctor.table(findings)))
+    return int(any(finding.state == doctor.GAP for finding in findings))
+
+
 def _clean(options: argparse.Namespace) -> None:
     """Delete snapshots of finished episodes. The next reset stores starting workspaces again."""
     store = open_store(options.cache_dir / "store")
@@ -355,6 +367,9 @@ def _parser() -> argparse.ArgumentParser:
     add_sandbox_name(command)
     command.set_defaults(command=_self_check)
 
+    command = commands.add_parser("doctor", help="what this host can do, and the command that mends each gap")
+    command.add_argument("--json", action="store_true", help="print findings as JSON")
+    command.set_defaults(command=_doctor)
     command = commands.add_parser("clean", help="delete the oldest snapshots of episodes, but none of the last hour")
     add_cache_dir(command)
     command.add_argument("--max-gb", type=gigabytes, default=4.0, metavar="GB", help="what may stay (default 4)")

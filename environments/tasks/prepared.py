@@ -93,6 +93,24 @@ class FolderTask:
         """
         return self.grader.grade(submission, "report")
 
+    def resampled(self, submission: bytes, draws: int, seed: int) -> list[list[float | None]] | None:
+        """Return the score of a submission on `draws` bootstrap samples of the reward half's rows and on the rows left
+        out of each, as pairs; None where no score can be computed. The samples follow from the seed alone.
+
+        Returns None if the task's grader scores whole tables only, as those of benchmarks do.
+
+        Raises:
+          InvalidSubmissionError, GraderError: as for `grade`.
+        """
+        return self.grader.resampled(submission, draws, seed)
+
+    @property
+    def start_submission(self) -> bytes | None:
+        """Submission of the starting script; None if the task states its score instead."""
+        path = self.folder / CONTROL
+        stated = (self.folder / "private" / M_INIT).exists()
+        return path.read_bytes() if path.is_file() and not stated else None
+
     @property
     def has_medals(self) -> bool:
         """Whether the task is from a benchmark with a leaderboard, so that `official` is available."""

@@ -10,11 +10,15 @@ the state only, so that an interrupted collection takes the same steps again and
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import json
 import random
+import re
+from collections.abc import Mapping
 from typing import Any
 
 from environments.actions import Action
+from environments.actions.edits import read_cells
 from environments.protocol import OutcomeKind, State, digest
 from environments.tasks.generated.ideas import Idea, ideas_for
 from environments.tasks.task import TaskSpec
@@ -22,6 +26,7 @@ from mlagent_jax.agents import free_edits
 from mlagent_jax.agents.episodes import Reply
 from mlagent_jax.settings.stages import CollectConfig
 
+_EDITED_CELL = re.compile(r'"cell": "(\w+)"')
 UNDO_RATE = 0.2
 """Fraction of broken scripts that are undone instead of repaired, in the profile `medium`."""
 UNDO_WORSE_RATE = 0.5
@@ -91,7 +96,10 @@ class ScriptedExpert:
         self.ideas: tuple[str, ...] = tuple(idea.text for idea in chosen)
 
     def propose(self, state: State, last: ExpertAction | None, last_kind: OutcomeKind | None) -> ExpertAction:
-        """Return the next action from `state`, given the `last` one and how it ended."""
+        """Return the next action from `state`, given the `last` one and how it ended. If the state names a kind of
+        step, the action is of that kind."""
+        if state.operator:
+            return self._of_kind(state, last)
         if self._profile == "medium":
             return self._propose_freely(state, last, last_kind)
         depth = len(state.history)
@@ -107,6 +115,42 @@ class ScriptedExpert:
             edited = dataclasses.replace(idea, code=_with_error(idea.code, rng))
             return dataclasses.replace(self._edit(state, edited, f"I try: {idea.text}."), broken=True, intended=idea)
         return self._edit(state, idea, f"I try: {idea.text}.")
+
+    def _of_kind(self, state: State, last: ExpertAction | None) -> ExpertAction:
+        """Return an action of the kind that `state` names. `last` may be unknown: a repair then follows from what the
+        failed edit left in its cell, and of a free edit, which names no cell, it is undone."""
+        rng = random.Random(f"{self._seed}/{len(state.history)}")  # noqa: S311 - reproducible, not secret
+        cells = read_cells(state.script)
+        if state.operator == "combine":
+            others = {name: code for name, code in read_cells(state.other).items() if name in cells}
+            if differing := sorted(name for name, code in others.items() if code != cells[name]):
+                cell = rng.choice(differing)
+                return self._edit(state, Idea("", cell, others[cell]), "I take a cell from the second script.")
+        if state.operator == "debug":
+            known = last.intended if last is not None and last.broken else None
+            if repair := known or self._repair(state, cells):
+                return self._edit(state, repair, "The last edit failed on a slip of mine. I repair it.")
+            if self._profile == "medium":
+                undo = Action("Undo Edit Script", {"script_name": self._spec.entry})
+                return ExpertAction(f"Thought: The last edit failed. I undo it.\n{undo.render()}")
+        start = len(state.history) % max(1, len(self._plan))
+        ordered = [*self._plan[start:], *self._plan[:start]]
+        idea = next((idea for idea in ordered if cells.get(idea.cell) not in (None, idea.code.rstrip())), None)
+        if idea is None:
+            return ExpertAction(self._reply(state, self._inspections()[0], "No idea fits. I run the script."))
+        if rng.random() < self._config.error_rate:
+            broken = dataclasses.replace(idea, code=_with_error(idea.code, rng))
+            return dataclasses.replace(self._edit(state, broken, f"I try: {idea.text}."), broken=True, intended=idea)
+        return self._edit(state, idea, f"I try: {idea.text}.")
+
+    def _repair(self, state: State, cells: Mapping[str, str]) -> Idea | None:
+        """Return the idea that the last edit most likely meant: the one whose code is most like the cell that it
+        left."""
+        edited = _EDITED_CELL.findall(state.history[-1].action) if state.history else []
+        meant = [idea for idea in self._plan if edited and idea.cell == edited[-1] and idea.cell in cells]
+        return max(
+            meant, key=lambda idea: difflib.SequenceMatcher(None, cells[idea.cell], idea.code).ratio(), default=None
+        )
 
     def _propose_freely(self, state: State, last: ExpertAction | None, last_kind: OutcomeKind | None) -> ExpertAction:
         """Return the next action as a person would write it, with a thought before it."""
@@ -138,6 +182,10 @@ class ScriptedExpert:
         return said("try", right, intended=idea)
 
     def _edit(self, state: State, idea: Idea, thought: str) -> ExpertAction:
+        if self._profile == "medium":
+            rng = random.Random(f"{self._seed}/{len(state.history)}/form")  # noqa: S311 - reproducible, not secret
+            action = free_edits.edit(self._spec.entry, state.script, idea.cell, idea.code, rng)
+            return ExpertAction(f"Thought: {thought}\n{action.render()}", intended=idea)
         return ExpertAction(
             self._reply(state, cell_edit(self._spec.entry, idea.cell, idea.code), thought), intended=idea
         )
@@ -151,6 +199,8 @@ class ScriptedExpert:
     def _reply(self, state: State, action: str, thought: str) -> str:
         if self._profile == "compact":
             return action
+        if self._profile == "medium":
+            return f"Thought: {thought}\n{action}"
         seen = state.history[-1].observation.strip() if state.history else "Nothing has been run yet."
         tried = len(state.history)
         return (

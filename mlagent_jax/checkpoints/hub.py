@@ -12,7 +12,9 @@ from pathlib import Path
 
 from etils import epath
 
+from mlagent_jax.models.config import ModelConfig
 from mlagent_jax.models.tokenizer import FILES
+from mlagent_jax.runtime.files import read_json
 
 _NAME = re.compile(r"(?P<repository>[\w-][\w.-]*/[\w.-]+)(?:@(?P<revision>[\w.-]+(?:/[\w.-]+)*))?")
 
@@ -47,6 +49,34 @@ def fetch(name: str | os.PathLike[str]) -> epath.Path:
         return epath.Path(huggingface_hub.snapshot_download(repository, revision=revision, allow_patterns=wanted))
     except (OSError, ValueError, huggingface_hub.errors.HTTPError) as error:
         raise FileNotFoundError(f"no folder {folder}, and {_why(error, repository, revision)}") from error
+
+
+def check(name: str) -> None:
+    """Check that a repository of the hub can be read and holds a model that is supported, without its weights.
+
+    Raises:
+      FileNotFoundError: As `fetch_config`.
+      ValueError: Its model is not supported.
+    """
+    ModelConfig.from_hf(read_json(fetch_config(name)))
+
+
+def fetch_config(name: str) -> epath.Path:
+    """Return the config.json of a repository of the hub, downloaded without its weights.
+
+    Args:
+      name: Hub id. A repository that was downloaded before serves where the hub cannot be reached.
+
+    Raises:
+      FileNotFoundError: It cannot be had; the message says what to do.
+    """
+    import huggingface_hub
+
+    repository, revision = split(name)
+    try:
+        return epath.Path(huggingface_hub.hf_hub_download(repository, "config.json", revision=revision))
+    except (OSError, ValueError, huggingface_hub.errors.HTTPError) as error:
+        raise FileNotFoundError(f"no folder {name}, and {_why(error, repository, revision)}") from error
 
 
 def _why(error: Exception, repository: str, revision: str | None) -> str:

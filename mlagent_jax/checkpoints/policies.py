@@ -214,6 +214,24 @@ def load_adapters(saved: Saved, recipe: Recipe, start: Policy, mesh: Mesh | None
     return _restore(saved, recipe, lora.abstract(lora.adapted(start.graph, recipe.lora), mesh))
 
 
+def load_value_head(place: str | os.PathLike[str]) -> dict[str, jax.Array] | None:
+    """Load the critic's head, `kernel` [hidden] and `bias` [], that rl trained on the policy at `place`.
+
+    Returns None if there is none: no step of rl, an estimator without a critic, or a critic with a backbone of its own.
+    """
+    saved = locate(place)
+    if saved is None or saved.stage != "rl":
+        return None
+    recipe = Recipe.read(saved.workdir)
+    with _steps(saved, recipe) as steps:
+        step = step_of(saved, recipe, steps)
+        shapes = steps.shapes(step)
+        head = {name: shapes.get(f"critic/{name}") for name in ("kernel", "bias")}
+        if None in head.values() or any(name.startswith("critic/backbone") for name in shapes):
+            return None
+        return steps.restore(step, {"critic": head}, partial=True)[0]["critic"]
+
+
 def resolved(saved: Saved, recipe: Recipe) -> Saved:
     """Return the place with its step's number.
 

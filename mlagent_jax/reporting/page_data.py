@@ -17,7 +17,7 @@ from typing import Any
 
 from etils import epath
 
-from mlagent_jax.reporting import records
+from mlagent_jax.reporting import findings, records
 from mlagent_jax.reporting import summary as summaries
 from mlagent_jax.reporting.fleet import fleet
 from mlagent_jax.reporting.sample import Sample
@@ -91,6 +91,8 @@ class RunReader:
             "workdir": str(root),
             "run": {**summary.get("run", {}), "config": without_passwords(config)},
             "progress": self._progress(info, config),
+            "finding": findings.learned(summary),
+            "waited": self._once("waited", curve_files, lambda: findings.waited(metrics.read(root))),
             "summary": {"policies": summary["policies"], "comparisons": summary["comparisons"]},
             "curves": self._once("curves", curve_files, lambda: curves(metrics.read(root), self._limits.points)),
             "states": self._states.to_dict(config.get("pool", {}).get("max_depth")),

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
+import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -35,6 +36,8 @@ from mlagent_jax.runs.policies import Policy, Training, make_actor
 from mlagent_jax.runs.run import Run
 from mlagent_jax.runtime import processes
 from mlagent_jax.trajectories.record import expert_states
+
+log = logging.getLogger(__name__)
 
 
 class Batches:
@@ -74,7 +77,10 @@ class Batches:
         records = self._run.expert_records()
         states = expert_states((r for r in records if r.split == "train"), config.max_depth)
         self._run.check_snapshots(states)
-        return StatePool([state for state in states if self.actor.renderer.fits(state)], config)
+        fitting = [state for state in states if self.actor.renderer.fits(state)]
+        if missing := len(states) - len(fitting):
+            log.warning("rl leaves out %d of %d states, whose prompts do not fit", missing, len(states))
+        return StatePool(fitting, config)
 
     def __enter__(self) -> Self:
         self._beside.__enter__()

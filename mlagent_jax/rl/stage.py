@@ -26,7 +26,7 @@ from mlagent_jax.rl.in_flight import Taken
 from mlagent_jax.rl.learner import Learner
 from mlagent_jax.rl.pretraining import expert_batches
 from mlagent_jax.rl.replay import ReplayedBatches, batch_path, write_batch
-from mlagent_jax.rl.scalars import group_scalars, outcome_scalars, task_scalars
+from mlagent_jax.rl.scalars import group_scalars, operator_scalars, outcome_scalars, task_scalars
 from mlagent_jax.rl.validation import Validation
 from mlagent_jax.runs.policies import Policy, checkpointer, describe, renderer, trained_policy, training
 from mlagent_jax.runs.run import Run
@@ -138,6 +138,7 @@ class _Trainer:
             | self.speed.rl(_lengths(taken), self.config.epochs, seconds_update)
             | outcome_scalars(outcomes)
             | task_scalars(taken)
+            | operator_scalars(taken)
             | group_scalars([*taken, *self.batches.replaced])
             | {
                 "staleness": sum(self.iteration - row.version for row in taken) / len(taken),

@@ -93,15 +93,16 @@ class StatePool:
     def _order(self, rng: np.random.Generator, members: Sequence[State]) -> list[int]:
         """An order to draw a task's states in, without replacement.
 
-        Depths in turn, or the deep ones, of which there are most, would be nearly all that is trained on. Within a
-        depth uniformly, or by learnability: in proportion to the spread of rewards; states not seen yet count as 0.25.
+        Depths of each kind of step in turn, or the deep ones, of which there are most, would be nearly all that is
+        trained on. Within a depth uniformly, or by learnability: in proportion to the spread of rewards; states not
+        seen yet count as 0.25.
         """
-        by_depth: dict[int, list[int]] = {}
+        by_depth: dict[tuple[str, int], list[int]] = {}
         for index, state in enumerate(members):
-            by_depth.setdefault(len(state.history), []).append(index)
-        queues = []
-        for depth in rng.permutation(sorted(by_depth)):
-            weights = None
+            by_depth.setdefault((state.operator, len(state.history)), []).append(index)
+        kinds, queues = sorted(by_depth), []
+        for place in rng.permutation(len(kinds)):
+            depth, weights = kinds[place], None
             if self._config.sampling == "learnability":
                 spread = [self._spread.get(members[index].id, 0.25) + 0.02 for index in by_depth[depth]]
                 weights = np.asarray(spread) / np.sum(spread)

@@ -22,18 +22,20 @@ from environments.queue import open_queue
 from environments.sandbox import open_sandbox
 from environments.seeds import execution_seed
 from environments.step import initial_state
-from environments.tasks.task import PreparedTask, TaskError, TaskSpec
+from environments.tasks.task import PreparedTask, TaskSpec
 from environments.worker.supervision import start_workers
 from mlagent_jax.agents.episodes import Action
 from mlagent_jax.agents.job_client import Collector
 from mlagent_jax.agents.prompts import prompt_text
 from mlagent_jax.models import precision
+from mlagent_jax.runs import named_tasks
 from mlagent_jax.runs.devices import Devices
 from mlagent_jax.runs.inputs import check_editor, check_inputs, check_remote, editor_required, executing
 from mlagent_jax.runs.shapes import check_shapes
 from mlagent_jax.runs.workdir import check_writable, host_folder, is_remote, read_facts, write_config, write_facts
 from mlagent_jax.runtime import processes, trackers
 from mlagent_jax.runtime.compilations import Compilations, kept_in
+from mlagent_jax.runtime.endings import Ending
 from mlagent_jax.runtime.errors import ConfigError
 from mlagent_jax.runtime.files import sole_writer
 from mlagent_jax.runtime.host_memory import PeakMemory
@@ -69,6 +71,7 @@ class Run:
 
     def __init__(self, config: Config, workdir: epath.Path, facts: dict[str, Any], interruption: Interruption) -> None:
         self.config, self.workdir, self._facts, self.interruption = config, workdir, facts, interruption
+        self._bound = False  # whether the workdir belongs to this config
         self.name: str = facts["name"]
         self.is_first = processes.is_first()
         self.metrics = MetricsLog(workdir) if self.is_first else NoMetrics()
@@ -109,10 +112,12 @@ class Run:
         with contextlib.ExitStack() as resources:
 
             def check() -> dict[str, Any]:
-                check_writable(path)
                 check_inputs(config)
+                if set(config.stages) != {"export"}:
+                    named_tasks.places(config)
                 if is_remote(path):
                     check_remote(config, path)
+                check_writable(path)
                 resources.enter_context(sole_writer(path, "wait for it, stop it, or choose another --workdir"))
                 return read_facts(path, config, cls.executes)
 
@@ -126,11 +131,25 @@ class Run:
                 run._connect()
             if run.is_first:
                 write_config(path, config)
+                run._bound = True
                 run._save_facts()  # a killed run finds its jobs again by this name
         except BaseException:
             run.close()
             raise
+        run._open_log()
         return run
+
+    def _open_log(self) -> None:
+        """Copy this process's log, with the ends of all displays of progress, to the workdir (on this host)."""
+        index = processes.index()
+        path = self.host_folder / "logs" / ("trainer.log" if not index else f"trainer-{index}.log")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handler = logging.FileHandler(path)
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        handler.setLevel(logging.DEBUG)
+        root = logging.getLogger("mlagent_jax")
+        root.addHandler(handler)
+        self._closing.callback(lambda: (root.removeHandler(handler), handler.close()))
 
     # -- tasks and workers --
 
@@ -153,41 +172,21 @@ class Run:
     def task_names(self, split: str) -> tuple[str, ...]:
         """Return tasks to train on (`train`) or never trained on (`held_out`): embedded ones first, then
         micro-tasks."""
-        config = self.config.tasks
-        count = config.micro_train if split == "train" else config.micro_held_out
-        # From here on a folder or an entry point has the name in its task.yaml.
-        return (*(name for name, _ in self._named(split)), *tasks.micro.names(split, count, config.seed))
-
-    def _named(self, split: str) -> list[tuple[str, str]]:
-        """Return (name, name in the config) of each task that the config lists."""
-        named = []
-        for place in getattr(self.config.tasks, split):
-            try:
-                named.append((tasks.get(place).spec.name, place))
-            except TaskError as error:
-                raise ConfigError(f"config.tasks.{split}: {error}") from error
-        return named
+        return named_tasks.names(self.config, split)
 
     def _prepare_tasks(self) -> None:
-        places = dict(self._named("train") + self._named("held_out"))
-        names = (*self.task_names("train"), *self.task_names("held_out"))
-        if not names:
-            raise ConfigError("config.tasks names no task: set config.tasks.train or config.tasks.micro_train")
-        if twice := sorted(name for name in set(names) if names.count(name) > 1):
-            raise ConfigError(f"config.tasks names {twice[0]!r} twice: list each task once, in train or held_out")
+        places = named_tasks.places(self.config)
         sandbox = open_sandbox(self.config.workers.sandbox, self.config.workers.guarantees)
         self._facts["sandbox"] = sandbox.name
         # Jobs do not depend on the process that submits them.
         self._image = processes.agree(lambda: sandbox.environment_digest)
 
         def prepare() -> None:
-            with self.progress("tasks", len(names)) as progress:
-                for name in names:
+            with self.progress("tasks", len(places)) as progress:
+                for name, place in places.items():
                     if self.is_first:  # the others wait for the first process and stop with it
                         self.interruption.check()
-                    self.tasks[name] = tasks.prepare(
-                        places.get(name, name), self.task_folder, self.config.tasks.seed, sandbox
-                    )
+                    self.tasks[name] = tasks.prepare(place, self.task_folder, self.config.tasks.seed, sandbox)
                     progress.update(1)
 
         with contextlib.closing(sandbox):
@@ -253,8 +252,9 @@ class Run:
                 )
 
     def initial_state(self, name: str) -> State:
-        """Return s_0 of a task: its starting workspace."""
-        return initial_state(self.tasks[name], self.store)
+        """Return s_0 of a task: its starting workspace. If prompts name the kind of step, the first is a draft."""
+        state = initial_state(self.tasks[name], self.store)
+        return dataclasses.replace(state, operator="draft") if self.config.prompt.operators else state
 
     def prompt(self, state: State) -> str:
         """Return the prompt for `state`, as text."""
@@ -338,8 +338,14 @@ class Run:
             return Progress(stage, total, console=Console(quiet=True), **options)
         return Progress(stage, total, path=self.workdir / PROGRESS_FILE, **options)
 
+    def end(self, ending: Ending) -> None:
+        """Record why the run ends, in run.json and in the log of the workdir; the command tells it on the screen."""
+        log.debug("the run ends: %s: %s", ending.kind, ending.reason)
+        self._facts["ended"] = {**ending.to_dict(), "time": time.time()}
+        self._save_facts()
+
     def _save_facts(self) -> None:
-        if not self.is_first:
+        if not (self.is_first and self._bound):
             return
         self._facts["peak_memory_gb"] = self._memory.peak_gb
         write_facts(self.workdir, self._facts)

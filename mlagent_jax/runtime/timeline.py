@@ -16,7 +16,6 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
 from etils import epath
 
 from mlagent_jax.runtime import jsonl
@@ -45,9 +44,11 @@ class Timeline:
     @contextlib.contextmanager
     def span(self, name: str) -> Iterator[None]:
         """Record the time of a section."""
+        from jax.profiler import TraceAnnotation  # the report reads this module without JAX
+
         started = time.time()
         try:
-            with jax.profiler.TraceAnnotation(name):
+            with TraceAnnotation(name):
                 yield
         finally:
             with self._lock:
@@ -56,8 +57,10 @@ class Timeline:
     def begin(self, stage: str, step: int) -> None:
         """Start the trace of a step, if it is to be traced."""
         if step in self._traced.get(stage, ()) and self._tracing is None:
+            from jax.profiler import start_trace
+
             self._tracing = self._folder / f"{stage}-{step}"
-            jax.profiler.start_trace(self._tracing, create_perfetto_trace=True)
+            start_trace(self._tracing, create_perfetto_trace=True)
 
     def end(self, stage: str, step: int) -> None:
         """End a step: write its spans, and its trace."""
@@ -79,6 +82,8 @@ class Timeline:
     def _stop_trace(self) -> None:
         if self._tracing is None:
             return
+        from jax.profiler import stop_trace
+
         folder, self._tracing = self._tracing, None
-        jax.profiler.stop_trace()
+        stop_trace()
         log.info("the trace is in %s", folder)

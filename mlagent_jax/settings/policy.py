@@ -101,6 +101,9 @@ class PromptConfig:
     """Maximum tokens per action. A longer action is cut and counts as invalid."""
     history_steps: int = 3
     """Number of past steps shown."""
+    operators: bool = False
+    """Whether prompts name the kind of step to take (draft, improve, debug or combine) and list earlier attempts. Train
+    and search with the same value."""
     editor: str = ""
     """Name of the language model behind `Edit Script (AI)` and `Understand File` (profile full). Only workers with the
     same $MLAGENT_EDITOR_MODEL run such jobs. Empty: the two actions are not offered."""

@@ -90,6 +90,10 @@ MAY_CHANGE = (
 """
 
 
+FIELDS = frozenset(path.rpartition(".")[2] for path in typed_fields.paths(Config, "config"))
+"""Names of all sections and fields, without what stands above them."""
+
+
 def default_config() -> ConfigDict:
     """Return all fields at their defaults; config files change what they need."""
     return ConfigDict(dataclasses.asdict(Config()))

@@ -27,8 +27,8 @@ class Plan:
     phases: tuple[Phase, ...]
     compiled: tuple[Compiled, ...]
     simulated: bool
-    speed: Speed
-    """At the slice's published rates."""
+    speed: Speed | None
+    """At the slice's published rates; None where they are not known."""
     faults: tuple[str, ...]
     """What does not fit, with the remedy, and what a program must not do; empty: all is well."""
 
@@ -68,7 +68,7 @@ def make(config: Config, slice_: Slice, compile_: Sequence[str] = (), *, simulat
             if not record.fits and not simulate and _needed(record, config):
                 total = (record.peak_bytes + record.beside_bytes) / GIB
                 faults.append(f"{record.program} takes {total:.1f} GiB a device, {slice_.usable_gib:.1f} are usable")
-    speed = predict(model, slice_, work_of(blueprint))
+    speed = predict(model, slice_, work_of(blueprint)) if slice_.memory_bandwidth else None
     return Plan(blueprint, slice_, tuple(found), tuple(records), simulate, speed, tuple(faults))
 
 
@@ -134,8 +134,9 @@ def _lines(plan: Plan) -> Iterator[str]:
             f"The host keeps {most / GIB:.2f} GiB of the optimizer for each device: {there:.1f}{of_all} GiB for the "
             f"{slice_.devices_a_host} of a host."
         )
-    yield ""
-    yield from _speed_lines(plan)
+    if plan.speed is not None:
+        yield ""
+        yield from _speed_lines(plan, plan.speed)
     if plan.compiled:
         yield ""
         yield from _compiled_lines(plan)
@@ -151,8 +152,8 @@ def _lines(plan: Plan) -> Iterator[str]:
         yield f"| {name} | {shape} | {leaf.dtype} | {layout} | {bytes_a_device(leaf) / 2**20:.2f} |"
 
 
-def _speed_lines(plan: Plan) -> Iterator[str]:
-    slice_, speed = plan.slice, plan.speed
+def _speed_lines(plan: Plan, speed: Speed) -> Iterator[str]:
+    slice_ = plan.slice
     yield "## Speed at the published rates"
     yield ""
     yield (

@@ -166,9 +166,9 @@ def _update(model: ModelConfig, slice_: Slice, work: Work) -> Part:
 
 
 def _seconds(slice_: Slice, read: float, flops: float, exchanged: float) -> tuple[float, float, float]:
-    """`read` and `exchanged` bytes a device, `flops` of all devices."""
+    """`read` and `exchanged` bytes a device, `flops` of all devices; 0 at a rate that is not known."""
     return (
-        read / slice_.memory_bandwidth,
+        read / slice_.memory_bandwidth if slice_.memory_bandwidth else 0.0,
         flops / (slice_.peak_flops * slice_.devices),
-        exchanged / slice_.link_bandwidth if exchanged else 0.0,
+        exchanged / slice_.link_bandwidth if slice_.link_bandwidth else 0.0,
     )

@@ -117,6 +117,12 @@ class IsolatedGrader:
         """
         return self._ask("official", submission)
 
+    def resampled(self, submission: bytes, draws: int, seed: int) -> list[list[float | None]] | None:
+        """Return scores on resamples of the reward half (see `FolderTask.resampled`); None if the grader has none."""
+        if not hasattr(self.in_process, "resampled"):
+            return None
+        return self._ask(f"resampled:{draws}:{seed}", submission)
+
     def close(self) -> None:
         """End all processes; requests in flight fail with a GraderError."""
         with self._lock:

@@ -1,6 +1,7 @@
 """The program that runs a task's grader for `isolated`: one request at a time over a socket.
 
-    request   {"what": "reward" | "report" | "official", "bytes": n}, a line; then the n bytes of a submission
+    request   {"what": "reward" | "report" | "official" | "resampled:DRAWS:SEED", "bytes": n}, a line; then the n bytes
+              of a submission
     answer    {"value": ...} | {"refused": why} | {"raised": type, "where": ..., "details": ..., "host": bool}, a line
 
 It ends after `IDLE_SECONDS` without a request, when the other side closes the socket, and by SIGALRM when loading the
@@ -70,6 +71,9 @@ def _answer(grader: Any, what: str, submission: bytes, private: Path) -> dict[st
     from environments.tasks.task import InvalidSubmissionError
 
     try:
+        if what.startswith("resampled:"):
+            draws, seed = map(int, what.split(":")[1:])
+            return {"value": grader.resampled(submission, draws, seed)}
         return {"value": grader.official(submission) if what == "official" else grader.grade(submission, what)}
     except InvalidSubmissionError as error:
         return {"refused": str(error)[:_REFUSAL_LETTERS]}

@@ -8,7 +8,7 @@ from environments import tasks
 from environments.actions import ASSISTED_ACTIONS, PROFILES, AgentFiles, parse
 from environments.actions.grammar import COMPACT_WORDS
 from environments.actions.observation import sanitise
-from environments.protocol import State, Step
+from environments.protocol import OPERATORS, State, Step
 from environments.tasks.generated.scripts import Script
 from mlagent_jax.agents.prompts import PromptTooLongError, Renderer, prompt_text, step_label
 from mlagent_jax.agents.scripted import cell_edit
@@ -134,3 +134,38 @@ def test_actions_end_with_the_end_of_text_token_and_come_back_without_it():
 )
 def test_a_step_is_named_in_a_word_or_two(action, label):
     assert step_label(Step(action, "")) == label
+
+
+KIND = dataclasses.replace(
+    STATE, operator="combine", other="# %% model\nmodel = 9", memory=("the most useful", "the second", "the oldest")
+)
+
+
+@pytest.mark.parametrize("profile", ["compact", "medium", "full"])
+def test_a_kind_of_step_a_second_script_and_the_memory_are_shown_to_policies_trained_with_them_alone(profile):
+    plain, asked = (
+        prompt_text(PromptConfig(profile=profile, operators=operators), SPEC, KIND) for operators in (False, True)
+    )
+    assert plain == prompt_text(PromptConfig(profile=profile), SPEC, STATE)
+    for part in (KIND.other, "- the second\n", SCRIPT.strip(), "ombin"):
+        assert part in asked
+
+
+def test_each_kind_has_its_own_instruction():
+    texts = {
+        prompt_text(PromptConfig(profile="full", operators=True), SPEC, dataclasses.replace(STATE, operator=kind))
+        for kind in OPERATORS
+    }
+    assert len(texts) == len(OPERATORS)
+
+
+def test_the_memory_fills_what_the_steps_leave_and_loses_its_last_lines_first():
+    with_all = len(renderer(operators=True, max_prompt_tokens=10**6).encode(KIND))
+    for limit, kept, left in ((with_all, "the oldest", ""), (with_all - 1, "the second", "the oldest")):
+        text = "".join(map(chr, renderer(operators=True, max_prompt_tokens=limit).encode(KIND)))
+        assert f"- {kept}\n" in text
+        assert not left or left not in text
+        assert "validation accuracy 0.2" in text
+    without = len(renderer(operators=True, max_prompt_tokens=10**6).encode(dataclasses.replace(KIND, memory=())))
+    text = "".join(map(chr, renderer(operators=True, max_prompt_tokens=without).encode(KIND)))
+    assert "the most useful" not in text

@@ -10,11 +10,14 @@ from hypothesis import strategies as st
 
 from environments import tasks
 from environments.actions import PROFILES, ActionError, AgentFiles, parse
-from environments.actions.edits import apply_patch, replace_cell
-from environments.protocol import OutcomeKind, State, Step
+from environments.actions.edits import apply_patch, read_cells, replace_cell
+from environments.protocol import Job, Outcome, OutcomeKind, Scale, State, Step
 from environments.tasks.generated.ideas import ideas_for
 from environments.tasks.generated.scripts import Script
 from mlagent_jax.agents import free_edits
+from mlagent_jax.agents.episodes import Reply, Trajectory
+from mlagent_jax.agents.episodes import Step as AgentStep
+from mlagent_jax.agents.factory import ScriptedAgent
 from mlagent_jax.agents.scripted import ScriptedExpert
 from mlagent_jax.settings.stages import CollectConfig
 
@@ -140,3 +143,54 @@ def test_the_free_expert_undoes_an_edit_that_made_the_printed_score_worse():
     worse = [text for text in answers("0.8", "0.75") if "Action: Undo Edit Script" in text]
     assert 5 < len(worse) < 16 and all(("0.8" in text and "0.75" in text) or "worse" in text for text in worse)
     assert not any("Action: Undo" in text for text in answers("0.8", "0.85") + answers("0.8"))
+
+
+def kind(operator, **fields):
+    return dataclasses.replace(STATE, operator=operator, **fields)
+
+
+def test_a_step_of_a_kind_follows_from_the_state_alone_and_changes_the_script():
+    for seed in range(20):
+        for operator in ("draft", "improve"):
+            move = expert(str(seed), error_rate=0.0, look_rate=1.0).propose(kind(operator), None, None)
+            action = parse(move.text, "compact")
+            assert action.name == "Edit Script (Cell)"
+            assert read_cells(SCRIPT)[action.arguments["cell"]] != move.intended.code
+
+
+def test_a_repair_finds_the_idea_that_the_failed_edit_meant():
+    found = 0
+    for seed in range(30):
+        broken = expert(str(seed), error_rate=1.0).propose(kind("improve"), None, None)
+        script = replace_cell(SCRIPT, broken.intended.cell, broken.text.split("```python\n")[1].removesuffix("\n```"))
+        failed = kind("debug", script=script, history=(Step(broken.text, "NameError"),))
+        repair = expert(f"other {seed}").propose(failed, None, None)
+        assert repair.intended.cell == broken.intended.cell
+        assert not repair.broken
+        found += repair.intended.code == broken.intended.code
+    assert found >= 25
+
+
+def test_a_combination_takes_a_cell_of_the_second_script():
+    other = replace_cell(SCRIPT, "model", "model = 7")
+    move = expert("1").propose(kind("combine", other=other), None, None)
+    assert "model = 7" in move.text
+    same = expert("1", error_rate=0.0).propose(kind("combine", other=SCRIPT), None, None)
+    assert parse(same.text, "compact").name == "Edit Script (Cell)"
+
+
+def test_an_expert_that_was_stopped_repairs_an_error_of_before():
+    """Its steps were read back from a file, without what it meant."""
+    made = []
+    agent = ScriptedAgent(lambda t: expert(t.seed, look_rate=0.0, error_rate=1.0))
+    trajectory = Trajectory("train", 0, STATE, seed="5")
+    for _ in range(2):
+        (action,) = agent.act([trajectory], 0)
+        made.append(action)
+        job = Job("r", 0, trajectory.state, 0, action.text)
+        outcome = Outcome(OutcomeKind.SCRIPT_ERROR, "no", "s", SCRIPT, 0.5, None, Scale(0.5, 0.9, True), 0.0)
+        trajectory.take(AgentStep(action, job, outcome, 0.0))
+    again = Trajectory("train", 0, STATE, seed="5")
+    again.take(trajectory.steps[0]._replace(action=Reply(made[0].text)))
+    assert ScriptedAgent(lambda t: expert(t.seed, look_rate=0.0, error_rate=1.0)).act([again], 0) == [made[1]]
+    assert made[0].broken and not made[1].broken

@@ -1,6 +1,7 @@
 """Drawing states: balanced over tasks, reproducible, and persistent."""
 
 import collections
+import dataclasses
 
 import numpy as np
 import pytest
@@ -28,6 +29,14 @@ def test_depths_are_drawn_equally_however_many_states_they_have():
     firsts = [pool.sample(np.random.default_rng(seed), 1)[0] for seed in range(200)]
     counts = collections.Counter(len(s.history) for s in firsts)
     assert all(30 <= counts[depth] <= 70 for depth in range(4))
+
+
+def test_kinds_of_steps_are_drawn_equally_however_many_states_they_have():
+    kinds = ["improve"] * 60 + ["debug"] * 3 + ["combine"]
+    states = [dataclasses.replace(state("t", i, 1), operator=kind) for i, kind in enumerate(kinds)]
+    firsts = [StatePool(states, PoolConfig()).sample(np.random.default_rng(seed), 1)[0] for seed in range(150)]
+    counts = collections.Counter(s.operator for s in firsts)
+    assert all(30 <= counts[kind] <= 70 for kind in ("improve", "debug", "combine"))
 
 
 def test_a_tasks_states_are_not_repeated_while_there_are_others():

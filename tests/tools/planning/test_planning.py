@@ -101,6 +101,26 @@ def test_an_unknown_slice_or_model_is_named():
         read_model(small(policy__checkpoint="nowhere/to-be-found"))
 
 
+def test_devices_are_any_count_of_a_kind_or_given_by_hand():
+    four = slices.find("4xH100")
+    assert (four.devices, four.platform, four.usable_gib) == (4, "gpu", slices.find("h100-8").usable_gib)
+    assert slices.find("2xv6e").usable_gib == slices.find("v6e-8").usable_gib
+    assert slices.by_hand("2", 48, 155) == Slice("2 x 48 GiB", "gpu", 2, 2, 0.92 * 48, 155e12)
+    for wrong in ("0", "4xH100", "two"):
+        with pytest.raises(ConfigError, match="give a count of devices"):
+            slices.by_hand(wrong, 48, 155)
+    with pytest.raises(ConfigError, match=r"rtx4090, .*--memory_gib"):
+        slices.find("2xtesla")
+
+
+def test_an_8b_fits_four_gpus_of_one_host():
+    config = importlib.import_module("configs.rl_one_host").get_config()
+    config.plan.model = "configs/models/llama-3.1-8b.json"
+    plan = report.make(freeze(config), slices.find("4xH100"))
+    assert plan.faults == ()
+    assert sum(leaf.size for leaf in jax.tree.leaves(plan.blueprint.base)) == 8_030_261_248
+
+
 def config_of(name):
     return freeze(importlib.import_module(f"configs.{name}").get_config())
 
