@@ -31,7 +31,7 @@ class Slice:
     memory_bandwidth: float = 0.0
     """Bytes/s that a device reads of its memory, as the vendor states. 0: not known here."""
     link_bandwidth: float = 0.0
-    """Bytes/s that a device sends to the others over all its links (ICI, NVLink), as the vendor states. 0: not known."""
+    """Bytes/s that a device sends to the others over all its links (ICI, NVLink), as stated. 0: not known."""
 
     @property
     def usable_bytes(self) -> int:
