@@ -116,7 +116,6 @@ def test_without_staleness_there_is_nothing_ahead(synchronous):
     _, _, metrics, *_ = synchronous
     assert [values["staleness"] for values in metrics] == [0.0] * 3
     assert all(values["seconds_sample_ahead"] == 0 for values in metrics)
-    assert len({values["reshard_bytes"] for values in metrics}) == 1, "each policy version is laid out once"
     assert all(values["seconds_reshard"] > 0 and values["reshard_bytes"] > 0 for values in metrics)
 
 
