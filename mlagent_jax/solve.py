@@ -3,10 +3,10 @@
     python -m mlagent_jax.solve --checkpoint=runs/quickstart --task=docs/examples/rents --budget="30m, 200 executions"
 
 The agent is a checkpoint (what `mlagent_jax.sample` takes), a language model behind an endpoint, or the scripted
-expert (`--agent=expert`). The task is a folder (docs/bring_your_own_task.md) or the name of an embedded one. Steps are
-chosen by a strategy over a tree of real executions (`mlagent_jax.search`), on slots of this host or on a fleet. The
-tree is kept in `--output`: a search that was stopped goes on when the same command is started again.
-docs/solve.md describes what is left there.
+expert (`--agent=expert`). The task is a folder (docs/bring_your_own_task.md), the name of an embedded one, or a table
+with `--target=COLUMN`. Steps are chosen by a strategy over a tree of real executions (`mlagent_jax.search`), on slots
+of this host or on a fleet. The tree is kept in `--output`: a search that was stopped goes on when the same command is
+started again. docs/solve.md describes what is left there.
 """
 
 from __future__ import annotations
@@ -48,7 +48,8 @@ MODEL = flags.DEFINE_string("model", None, "Name of the endpoint's model.")
 PROMPT_PRICE = flags.DEFINE_float("prompt_price", 0.0, "Price of a million prompt tokens of the endpoint.")
 COMPLETION_PRICE = flags.DEFINE_float("completion_price", 0.0, "Price of a million completion tokens of the endpoint.")
 AGENT = flags.DEFINE_enum("agent", None, ["expert", "nothing"], "Agent without a model, in place of a checkpoint.")
-TASK = flags.DEFINE_string("task", None, "Folder of a task, or the name of an embedded one.")
+TASK = flags.DEFINE_string("task", None, "Folder of a task, name of an embedded one, or a table with --target.")
+TARGET = flags.DEFINE_string("target", None, "Column to predict of the table that --task names.")
 OUTPUT = flags.DEFINE_string("output", "solved", "Folder of the search and its result.")
 BUDGET = flags.DEFINE_string("budget", "25 executions", 'Limits: "30m, 200 executions, 500k tokens, 5 USD".')
 STRATEGY = flags.DEFINE_string("strategy", "greedy", "Strategy, with parameters: greedy:drafts=3,debug=0.3.")
@@ -203,6 +204,29 @@ def _agent(budget: Budget, closing: contextlib.ExitStack) -> tuple[str, PromptCo
     return AGENT.value, *_without_model(AGENT.value)
 
 
+def task_of_table(table: Path, target: str, folder: Path) -> Path:
+    """Return the folder of a task that predicts column `target` of `table`, written unless it is there: a part of the
+    table's rows is hidden from scripts.
+
+    Raises:
+      TaskError: the table cannot become a task, or `folder` was made from another table.
+    """
+    from environments.factory import reading
+    from environments.factory.choices import Wishes, choose
+    from environments.factory.writing import Origin, task_name, write
+
+    made, now = folder.parent / "table.txt", f"{table.resolve()}, {target}"
+    if folder.exists() and made.read_text(encoding="utf-8") != now:
+        raise TaskError(f"{folder} was made from {made.read_text(encoding='utf-8')}: choose another --output")
+    if not folder.exists():
+        plan = choose(reading.read(table, target), Wishes(target=target))
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        made.write_text(now, encoding="utf-8")
+        origin = Origin(f"Made from {reading.clean_name(table.name)} by `python -m mlagent_jax.solve`.")
+        write(plan, folder, task_name(table.stem), origin, SEED.value)
+    return folder
+
+
 def _fleet_store() -> Store | None:
     """Return the store that a fleet shares, if one is named."""
     return open_store(STORE.value) if STORE.value else None
@@ -216,7 +240,10 @@ def main(argv: Sequence[str]) -> None:
     try:
         from environments import tasks
 
-        tasks.get(TASK.value)  # A task that is not known is said so before weights are loaded.
+        place = TASK.value
+        if TARGET.value:
+            place = f"{task_of_table(Path(TASK.value), TARGET.value, Path(OUTPUT.value) / 'task')}/"
+        tasks.get(place)  # A task that is not known is said so before weights are loaded.
         budget, strategy = Budget.parse(BUDGET.value), STRATEGIES.choose(STRATEGY.value)
         url = os.environ.get(QUEUE_VARIABLE, "") if FLEET.value else ""
         if FLEET.value and not url:
@@ -226,7 +253,7 @@ def main(argv: Sequence[str]) -> None:
             with console.status("preparing the task"):
                 episode = closing.enter_context(
                     make(
-                        TASK.value,
+                        place,
                         sandbox=SANDBOX.value,
                         profile=prompt.profile,
                         seed=SEED.value,

@@ -148,6 +148,7 @@ COMMANDS: dict[str, Run | Like | Elsewhere | Needs] = {
     ),
     "python tools/bench/bench_sft.py": Run(f"{SMALL_POLICY} --rows=1 --steps=1 --sides=packed"),
     "python tools/bench/bench_sampler.py": Run("--prompts=2 --n=1 --slots=2 --repeats=1 --longest=4 --noreference"),
+    "python tools/bench/bench_sampler.py --prompt_tokens": Like("python tools/bench/bench_sampler.py"),
     # Those that other tests run.
     "python tools/qualify.py": Elsewhere(
         "tests/tools/test_qualify.py::test_every_part_is_measured_with_its_bound_and_a_verdict"
@@ -255,6 +256,8 @@ IN_THE_TEXT: dict[str, str | Elsewhere | Needs] = {
     "python tools/bench/bench_rl_iteration.py": Needs("a minute to compile four loops; the study of time runs one"),
     "python tools/bench/mesh_differences.py": "python tools/bench/mesh_differences.py --checkpoint=runs/quickstart"
     " --meshes=8,1,1 --prompts=1 --n=1 --max_new_tokens=2",
+    "python tools/bench/bench_sampler_host.py": "python tools/bench/bench_sampler_host.py --prompts=2 --tokens=100"
+    " --completion=4",
     "python -m environments actions": Elsewhere(
         "tests/environments/interfaces/test_command_line.py::test_actions_prints_what_a_reply_may_hold"
     ),

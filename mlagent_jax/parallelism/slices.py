@@ -28,6 +28,10 @@ class Slice:
     """Memory per host, as the cloud states (ct5lp, ct5p, ct6e and a3-highgpu machines). 0: it varies."""
     topology: str = ""
     """Name of a TPU slice's topology in the compiler."""
+    memory_bandwidth: float = 0.0
+    """Bytes/s that a device reads of its memory, as the vendor states. 0: not known here."""
+    link_bandwidth: float = 0.0
+    """Bytes/s that a device sends to the others over all its links (ICI, NVLink), as stated. 0: not known."""
 
     @property
     def usable_bytes(self) -> int:
@@ -35,10 +39,17 @@ class Slice:
         return int(self.usable_gib * GIB)
 
 
+_TPU_BYTES = {"v5e": (8.19e11, 2e11), "v5p": (2.765e12, 6e11), "v6e": (1.6e12, 4e11)}
+"""Bytes/s of memory and of links one way, of the pages of Google's documentation."""
+_NVLINK = 4.5e11  # one way
+_GPU_BYTES = {"h100": (3.35e12, _NVLINK), "h200": (4.8e12, _NVLINK)}
+
+
 def _tpu(
     name: str, topology: str, devices: int, devices_a_host: int, usable_gib: float, peak: float, host_gib: float
 ) -> Slice:
-    return Slice(name, "tpu", devices, devices_a_host, usable_gib, peak, host_gib, topology)
+    rates = _TPU_BYTES[topology.partition(":")[0]]
+    return Slice(name, "tpu", devices, devices_a_host, usable_gib, peak, host_gib, topology, *rates)
 
 
 SLICES = {
@@ -51,8 +62,8 @@ SLICES = {
         _tpu("v5p-16", "v5p:2x2x2", 8, 4, 95.74, 459e12, 448.0),
         _tpu("v6e-8", "v6e:2x4", 8, 8, 31.25, 918e12, 1440.0),
         _tpu("v6e-16", "v6e:4x4", 16, 4, 31.25, 918e12, 720.0),
-        Slice("h100-8", "gpu", 8, 8, 0.92 * 79.1, 989e12, 1872.0),
-        Slice("h200-1", "gpu", 1, 1, 0.92 * 139.7, 989e12),
+        Slice("h100-8", "gpu", 8, 8, 0.92 * 79.1, 989e12, 1872.0, "", *_GPU_BYTES["h100"]),
+        Slice("h200-1", "gpu", 1, 1, 0.92 * 139.7, 989e12, 0.0, "", *_GPU_BYTES["h200"]),
     )
 }
 """Slices by cloud name. v5p names count TensorCores (two per device), the others count devices."""
@@ -90,9 +101,10 @@ def find(name: str) -> Slice:
     kind = match[2].lower() if match else ""
     if kind in _GPUS:
         gib, flops = _GPUS[kind]
-        return Slice(name, "gpu", int(match[1]), int(match[1]), GPU_SHARE * gib, flops)
+        rates = _GPU_BYTES.get(kind, (0.0, 0.0))
+        return Slice(name, "gpu", int(match[1]), int(match[1]), GPU_SHARE * gib, flops, 0.0, "", *rates)
     if kind in _TPUS:
-        return Slice(name, "tpu", int(match[1]), int(match[1]), *_TPUS[kind])
+        return Slice(name, "tpu", int(match[1]), int(match[1]), *_TPUS[kind], 0.0, "", *_TPU_BYTES[kind])
     raise ConfigError(
         f"slice {name!r} is unknown; choose one of {', '.join(SLICES)}, COUNTxKIND with a kind of "
         f"{', '.join(KINDS)}, or a count with --memory_gib and --tflops"

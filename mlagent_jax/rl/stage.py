@@ -63,6 +63,7 @@ class _Trainer:
         self.whole, self.renderer = trained.without_params().whole, renderer(run, policy)
         self.speed = Speed(policy.config, trained.base is not None)
         self.iteration = 0
+        self._resharding = 0, 0.0
 
     def train(self) -> None:
         total = self.config.iterations
@@ -126,6 +127,11 @@ class _Trainer:
         seconds_ahead = self.batches.join()
         seconds_joining = time.monotonic() - started - seconds_update
         seconds = seconds_taking + seconds_update + seconds_joining
+        resharding = self.batches.actor.resharding
+        reshard_bytes, seconds_reshard = (
+            now - before for now, before in zip(resharding, self._resharding, strict=True)
+        )
+        self._resharding = resharding
         outcomes = [row.outcome for row in taken]
         values = (
             metrics
@@ -139,6 +145,8 @@ class _Trainer:
                 "pool": self.batches.states,
                 "seconds_sample": seconds_sample + seconds_joining,
                 "seconds_sample_ahead": seconds_ahead,
+                "seconds_reshard": seconds_reshard,
+                "reshard_bytes": reshard_bytes,
                 "seconds_wait": seconds_taking - seconds_sample,
                 "seconds_execute": sum(outcome.seconds for outcome in outcomes),
                 "seconds_update": seconds_update,

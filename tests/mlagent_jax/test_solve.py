@@ -3,6 +3,7 @@
 import http.server
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -109,6 +110,27 @@ def test_ctrl_c_leaves_the_best_so_far_and_the_same_command_goes_on(tmp_path):
         assert (folder / "ensemble" / "blend.py").exists()
     steps = [json.loads(line) for line in (folder / "steps.jsonl").read_text().splitlines()]
     assert lines[0].startswith(f"1 draft of 0, {steps[0]['outcome']['action_input']['cell']}")
+
+
+@pytest.mark.slow
+def test_a_table_becomes_a_task_and_another_table_does_not_take_its_folder(tmp_path):
+    rng = random.Random(0)
+    rows = [(rng.gauss(0, 1), rng.gauss(0, 1), rng.choice("ab")) for _ in range(400)]
+    lines = [f"{x},{y},{z},{3 * x - y * y + 2 * (z == 'a') + rng.gauss(0, 0.3)}" for x, y, z in rows]
+    for name in ("sales", "other"):
+        (tmp_path / f"{name}.csv").write_text("\n".join(["x,y,z,price", *lines]) + "\n")
+    arguments = (
+        *("--agent=expert", "--target=price", f"--output={tmp_path / 'out'}", f"--cache_dir={tmp_path / 'cache'}"),
+        *("--sandbox=bubblewrap", "--budget=2 executions"),
+    )
+    done = command(f"--task={tmp_path / 'sales.csv'}", *arguments)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "out" / "score.json").read_text())["executions"] == 2
+    assert (tmp_path / "out" / "task" / "task.yaml").exists()
+    assert command(f"--task={tmp_path / 'sales.csv'}", *arguments).returncode == 0
+    done = command(f"--task={tmp_path / 'other.csv'}", *arguments)
+    assert done.returncode == 1
+    assert "choose another --output" in done.stderr
 
 
 class Model(http.server.BaseHTTPRequestHandler):

@@ -116,6 +116,7 @@ def test_without_staleness_there_is_nothing_ahead(synchronous):
     _, _, metrics, *_ = synchronous
     assert [values["staleness"] for values in metrics] == [0.0] * 3
     assert all(values["seconds_sample_ahead"] == 0 for values in metrics)
+    assert all(values["seconds_reshard"] > 0 and values["reshard_bytes"] > 0 for values in metrics)
 
 
 def test_an_error_beside_the_update_ends_the_run(speaker, tmp_path, monkeypatch):

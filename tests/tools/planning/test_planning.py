@@ -49,8 +49,22 @@ def test_bytes_of_parameters_optimizer_and_cache_are_those_of_the_arrays():
     found = parts(plan)
     assert found["rl update"]["parameters"] == found["rl update"]["reference policy"] == 4 * count
     assert 0 <= found["sft step"]["optimizer"] - 8 * count < 64  # and a few scalars
-    tokens = config.sampling.slots * (384 + config.prompt.max_action_tokens)
+    groups = -(-config.sampling.slots // config.rl.samples)
+    tokens = config.sampling.slots * config.prompt.max_action_tokens + 384 * (groups + -(-groups // 8))
     assert found["rl sampling"]["KV cache"] == tokens * 2 * shape.num_layers * kv * 4
+
+
+def test_speed_follows_from_bytes_operations_and_the_published_rates():
+    """Of one device, by hand; 9 prompts of 14,000 tokens for 32 slots, each half way through 1,000."""
+    plan = report.make(config_of("rl_7b_h200_1"), slices.find("h200-1"))
+    weights = 28 * (2 * 3584 * 128 * (28 + 4) + 3 * 3584 * 18_944) + 152_064 * 3584
+    position = 2 * 2 * 28 * 4 * 128
+    token = plan.speed.token
+    assert token.reading == pytest.approx((2 * weights + position * (9 * 14_000 + 32 * 500)) / 4.8e12)
+    attention = 4 * 28 * 28 * 128 * (14_000 + 500)
+    assert token.multiplying == pytest.approx(32 * (2 * weights + attention) / 989e12)
+    assert token.exchanging == 0 and plan.speed.tokens_a_second == pytest.approx(32 / token.reading)
+    assert plan.speed.parts[1].seconds == pytest.approx(8 * 1000 * token.seconds), "256 actions, 32 at once"
 
 
 def test_adapters_need_no_reference_and_little_optimizer():
