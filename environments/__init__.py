@@ -9,10 +9,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from environments.installed import check_installed
+
 if TYPE_CHECKING:
     from environments.episode import Episode, make
 
 __all__ = ["Episode", "make"]
+
+check_installed(("absl", "numpy", "sqlalchemy", "yaml"), ".")
 
 
 def __getattr__(name: str) -> Any:

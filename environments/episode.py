@@ -13,13 +13,16 @@ from typing import Any, Self
 
 from environments.actions import ACTIONS, ASSISTED_ACTIONS, PROFILES, describe_actions, describe_format
 from environments.actions.second_model import Endpoint
-from environments.files.blobs import open_store
-from environments.protocol import Job, Outcome, OutcomeKind, Requirements, State
+from environments.files.blobs import Store, open_store
+from environments.files.hostile import place
+from environments.files.snapshots import Snapshots
+from environments.protocol import Job, Outcome, OutcomeKind, Requirements, Scale, State
 from environments.rewards import REWARDS
 from environments.sandbox.base import Sandbox, SandboxError
 from environments.seeds import execution_seed
 from environments.step import Environment
 from environments.tasks.task import TaskSpec
+from environments.workspaces import read_only_files
 
 
 def default_cache_dir() -> Path:
@@ -139,6 +142,64 @@ class Episode:
             return self._task.report_init
         return self._task.grade_report(self._environment.store.get(submission))
 
+    def submission(self, identity: str) -> bytes:
+        """Return the bytes of a submission (`Outcome.submission`)."""
+        return self._environment.store.get(identity)
+
+    def resampled(self, submission: str | None, draws: int, seed: int) -> list[list[float | None]] | None:
+        """Return the score on resamples of the reward half (see `FolderTask.resampled`).
+
+        Args:
+          submission: id of a submission; None for the starting script's.
+        """
+        if submission is not None:
+            return self._task.resampled(self._environment.store.get(submission), draws, seed)
+        start = self._task.start_submission
+        return None if start is None else self._task.resampled(start, draws, seed)
+
+    def export(self, snapshot: str, folder: Path) -> None:
+        """Restore a workspace into `folder`, which must not exist, with the task's read-only files. Left out are the
+        submission, and symbolic links, which may lead anywhere."""
+        Snapshots(self._environment.store).restore(snapshot, folder)
+        for path in [path for path in folder.rglob("*") if path.is_symlink()]:
+            path.unlink()
+        (folder / self.spec.submission).unlink(missing_ok=True)
+        for name in read_only_files(self._task):
+            place(folder, name, (self._task.env / name).read_bytes())
+
+    @property
+    def store(self) -> Store:
+        """Store of snapshots and submissions."""
+        return self._environment.store
+
+    @property
+    def public(self) -> Path:
+        """Folder of the task's public data."""
+        return self._task.public
+
+    @property
+    def scale(self) -> Scale:
+        """Reference points of the metric on the reward half."""
+        return self._task.scale
+
+    @property
+    def image(self) -> str:
+        """Digest of the Python environment that scripts run in."""
+        return self._environment.sandbox.environment_digest
+
+    def reward_score(self, submission: str) -> float:
+        """Return the score of a submission on the reward half.
+
+        Raises:
+          InvalidSubmissionError: it is not a complete table of valid predictions.
+        """
+        return self._task.grade(self._environment.store.get(submission))
+
+    @property
+    def kinds(self) -> dict[str, str]:
+        """Kind of cell (`tables.KINDS`) by column of a submission, without the ids; empty if the task does not say."""
+        return self._task.grader.kinds
+
     def prompt(self) -> str:
         """Return the agent's first prompt."""
         spec = self.spec
@@ -174,6 +235,7 @@ def make(
     cache_dir: str | os.PathLike[str] | None = None,
     cache: bool = True,
     editor: Endpoint | None = None,
+    store: Store | None = None,
 ) -> Episode:
     """Open an episode in the task called `task`, which is prepared on first use.
 
@@ -186,6 +248,7 @@ def make(
       cache_dir: folder of prepared tasks and snapshots; default `default_cache_dir()`.
       cache: whether to cache executions, so that the same script on the same data runs once.
       editor: second language model; enables `Edit Script (AI)` and `Understand File`.
+      store: store of snapshots; default: `store` in `cache_dir`.
 
     Raises:
       TaskError: no such task.
@@ -209,7 +272,7 @@ def make(
     opened = owned or sandbox
     try:
         prepared = tasks.prepare(task, root / "tasks", seed, opened)
-        speed, store = HostSpeed(lambda: work_seconds(opened)), open_store(root / "store")
+        speed, store = HostSpeed(lambda: work_seconds(opened)), store or open_store(root / "store")
         environment = Environment(root / "tasks", opened, store, cache=cache, editor=editor, speed=speed)
         return Episode(
             environment,

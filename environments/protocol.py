@@ -54,6 +54,9 @@ class OutcomeKind(enum.StrEnum):
     """A failure of the host, never of the policy: retried, then masked out of the loss. Has no reward."""
 
 
+_FAILED_RUNS = (OutcomeKind.SCRIPT_ERROR, OutcomeKind.TIME_LIMIT, OutcomeKind.MEMORY_LIMIT)
+
+
 class _Record:
     """JSON conversion for the frozen dataclasses below. An unknown field is an error: it means another version."""
 
@@ -128,6 +131,11 @@ class Step(_Record):
     observation: str
 
 
+OPERATORS = ("draft", "improve", "debug", "combine")
+"""Kinds of steps: a new approach from the starting script, a change of a script that runs, the repair of one that
+failed, and a change that takes something over from a second script."""
+
+
 @dataclasses.dataclass(frozen=True)
 class State(_Record):
     """s_t: the input of the policy and of the step."""
@@ -143,10 +151,25 @@ class State(_Record):
     """Current metric on the reward half: that of the last scored script, or `m_init` at the start."""
     ideas: tuple[str, ...] = ()
     """Ideas added to the prompt, if any."""
+    operator: str = ""
+    """Kind of step to take next, one of `OPERATORS`; empty: any."""
+    other: str = ""
+    """Text of the second script, for `combine`."""
+    memory: tuple[str, ...] = ()
+    """Lines about earlier attempts at the task, the most useful first."""
 
     @property
     def id(self) -> str:
         return digest(self.to_dict())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the state without its unset optional fields, so that states recorded before these existed keep their
+        ids."""
+        record = super().to_dict()
+        for name in ("operator", "other", "memory"):
+            if not record[name]:
+                del record[name]
+        return record
 
     @property
     def task_name(self) -> str:
@@ -156,6 +179,7 @@ class State(_Record):
     def _decode(cls, data: dict[str, Any]) -> dict[str, Any]:
         data["history"] = tuple(Step.from_dict(step) for step in data["history"])
         data["ideas"] = tuple(data.get("ideas", ()))
+        data["memory"] = tuple(data.get("memory", ()))
         return data
 
 
@@ -250,6 +274,9 @@ class Job(_Record):
         """Identity of the job: enqueueing the same action of the same policy from the same state twice is harmless."""
         return digest([self.run, self.policy_version, self.state.id, self.sample, self.action])
 
+    def to_dict(self) -> dict[str, Any]:
+        return {**super().to_dict(), "state": self.state.to_dict()}
+
     @classmethod
     def _decode(cls, data: dict[str, Any]) -> dict[str, Any]:
         _check_version("Job", data)
@@ -313,6 +340,8 @@ class Outcome(_Record):
     """Content hash of the submission in the store. The final report grades it on the report half."""
     cached: bool = False
     sandbox: str = ""
+    repairs: tuple[str, ...] = ()
+    """Deviations of the reply from the format that were unambiguous, and were repaired before the action ran."""
     version: int = VERSION
 
     @property
@@ -326,14 +355,20 @@ class Outcome(_Record):
         return self.metric_before if self.metric_after is None else self.metric_after
 
     def next_state(self, job: Job) -> State:
-        """Return s_{t+1}, the state after `job`."""
+        """Return s_{t+1}, the state after `job`. If steps have kinds, the next one repairs what failed, else improves;
+        after an invalid action the kind stays."""
         state = job.state
+        operator = state.operator
+        if operator and self.kind is not OutcomeKind.INVALID_ACTION:
+            operator = "debug" if self.kind in _FAILED_RUNS else "improve"
         return dataclasses.replace(
             state,
             history=(*state.history, Step(job.action, self.observation)),
             snapshot=self.snapshot,
             script=self.script,
             metric=self.metric,
+            operator=operator,
+            other=state.other if operator == "combine" else "",
         )
 
     @classmethod
@@ -342,4 +377,5 @@ class Outcome(_Record):
         data["kind"] = OutcomeKind(data["kind"])
         data["scale"] = Scale.from_dict(data["scale"])
         data["progress"] = tuple(data.get("progress", ()))
+        data["repairs"] = tuple(data.get("repairs") or ())
         return data

@@ -13,15 +13,11 @@ A hit in the execution cache replaces steps 3 to 5.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import math
-import os
-import shutil
-import tempfile
 import threading
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from environments import rewards
@@ -33,17 +29,14 @@ from environments.actions import (
     AgentFiles,
     Effect,
     Profile,
-    edits,
     observation,
     parse,
 )
 from environments.actions import profile as profile_by_name
-from environments.actions.files import shadows_of
 from environments.actions.second_model import Editor, Endpoint
+from environments.execution_cache import ExecutionCache, Measurement, cache_key
 from environments.files.blobs import Store
-from environments.files.execution_cache import ExecutionCache, Measurement, cache_key
-from environments.files.hostile import HostileFileError, place, read_regular, remove
-from environments.files.owned import OwnedFolder, remove_abandoned
+from environments.files.hostile import HostileFileError, remove
 from environments.files.snapshots import Snapshots
 from environments.protocol import Job, Limits, Outcome, OutcomeKind, State
 from environments.sandbox.base import Ending, Execution, Sandbox, SandboxError
@@ -52,16 +45,10 @@ from environments.tasks.grading.isolated import tell
 from environments.tasks.prepared import open_task
 from environments.tasks.running import Run, run_in
 from environments.tasks.task import GraderError, GraderLimitError, InvalidSubmissionError, PreparedTask
+from environments.workspaces import Workspaces, default_scratch, read_script, shadows, snapshot
 
-MAX_SCRIPT_BYTES = 256 << 10
 MAX_KEPT_TEXT = 20_000
 """Maximum characters kept of a script's standard output, of its standard error and of a diff (head and tail)."""
-MIN_SCRATCH_BYTES = 2 << 30
-"""Minimum free memory for keeping workspaces in /dev/shm."""
-_STEP_PREFIX = "mlagent-step-"
-"""Prefix of the scratch folders, one for each step in flight."""
-_NEVER_KEPT = ("data", "__pycache__", "*/__pycache__")
-"""Paths excluded from snapshots: the mount point of the data, and byte code, which could stand for another source."""
 _LIMIT_KINDS = {
     Ending.TIME_LIMIT: OutcomeKind.TIME_LIMIT,
     Ending.MEMORY_LIMIT: OutcomeKind.MEMORY_LIMIT,
@@ -74,8 +61,8 @@ def initial_state(task: PreparedTask, store: Store) -> State:
     return State(
         task=task.key,
         history=(),
-        snapshot=Snapshots(store).snapshot(task.env, exclude=_excluded(task)),
-        script=_script(task.env / task.spec.entry),
+        snapshot=snapshot(task, task.env, store),
+        script=read_script(task.env / task.spec.entry),
         metric=task.scale.m_init,
     )
 
@@ -111,8 +98,7 @@ class Environment:
         self._speed = speed
         self._opened: dict[str, PreparedTask] = {}
         self._lock = threading.Lock()
-        self._scratch = scratch or default_scratch()
-        remove_abandoned(_STEP_PREFIX, self._scratch)  # Left by workers that were killed during a step.
+        self._workspaces = Workspaces(store, scratch or default_scratch())
         self._cache: ExecutionCache | None = None
         if cache is not False:
             self._cache = ExecutionCache(tasks / "executions.sqlite" if cache is True else cache)
@@ -199,10 +185,10 @@ class Environment:
             action_name=action.name,
             action_input=dict(action.arguments),
             progress=("parsed",),
-            reason=f"repaired: {', '.join(action.repairs)}" if action.repairs else "",
+            repairs=action.repairs,
         )
-        with self._workspace(task, job.state.snapshot) as root:
-            files = AgentFiles(root, task.public, task.spec.read_only, shadows=_shadows(task))
+        with self._workspaces.open(task, job.state.snapshot) as root:
+            files = AgentFiles(root, task.public, task.spec.read_only, shadows=shadows(task))
             try:
                 effect = action.apply(files, ask=self._editor and self._editor.ask)
                 runs = effect.measured or effect.execute is not None
@@ -210,7 +196,7 @@ class Environment:
                     remove(root / task.spec.submission)  # Not in the snapshot that the execution starts from.
                 start, script = before.snapshot, before.script
                 if runs or effect.changed:
-                    start, script = self._snapshot(task, root), _script(root / task.spec.entry)
+                    start, script = snapshot(task, root, self.store), read_script(root / task.spec.entry)
             except ActionError as error:
                 return _invalid(parsed, error, profile)
             except HostileFileError as error:
@@ -221,6 +207,7 @@ class Environment:
                 script=script,
                 progress=("parsed", "applied"),
                 final=effect.final,
+                repairs=(*action.repairs, *effect.repairs),
                 diff=observation.cut(effect.diff, MAX_KEPT_TEXT),
             )
             if runs:
@@ -254,7 +241,7 @@ class Environment:
             progress=(*applied.progress, "started", *(name for name, reached in stages if reached)),
             seconds=measurement.execution.wall_seconds,
             cpu_seconds=measurement.execution.cpu_seconds,
-            reason=measurement.reason or measurement.problem or _exit_reason(measurement.execution) or applied.reason,
+            reason=measurement.reason or measurement.problem or _exit_reason(measurement.execution),
             submission=measurement.submission,
             cached=cached,
         )
@@ -286,7 +273,7 @@ class Environment:
             measurement = self._inspect(task, run, applied, root)
         else:  # The host was slower than measured: not the script's fault.
             limits = scaled(job.limits, again, run.execution.wall_seconds)
-            with self._workspace(task, applied.snapshot) as fresh:
+            with self._workspaces.open(task, applied.snapshot) as fresh:
                 measurement = self._inspect(task, self._run(job, task, script, fresh, limits), applied, fresh)
         if self._cache is not None:
             self._cache.put(key, measurement)
@@ -313,7 +300,7 @@ class Environment:
             measurement = self._grade(task, run.submission, measurement)
         try:
             return dataclasses.replace(
-                measurement, snapshot=self._snapshot(task, root), script=_script(root / task.spec.entry)
+                measurement, snapshot=snapshot(task, root, self.store), script=read_script(root / task.spec.entry)
             )
         except HostileFileError as error:
             problem = f"the script left a workspace that cannot be kept: {error}."
@@ -336,55 +323,6 @@ class Environment:
             tell(task.key, failure, "host")
             raise failure from error
         return dataclasses.replace(measurement, metric=float(metric))
-
-    def _snapshot(self, task: PreparedTask, root: Path) -> str:
-        return Snapshots(self.store).snapshot(root, exclude=_excluded(task))
-
-    @contextlib.contextmanager
-    def _workspace(self, task: PreparedTask, snapshot: str) -> Iterator[Path]:
-        """Yield a new folder with the snapshot's files and the task's own read-only files."""
-        folder = OwnedFolder(_STEP_PREFIX, self._scratch)
-        try:
-            root = folder.path / "workspace"
-            Snapshots(self.store).restore(snapshot, root)
-            for name in _read_only_files(task):
-                place(root, name, (task.env / name).read_bytes())
-            yield root
-        finally:
-            folder.close()
-
-
-def default_scratch() -> Path:
-    """Return /dev/shm if it has plenty of space, else the temporary folder. TMPDIR always wins.
-
-    Creating 50 files takes 0.3 ms in memory; on a full ext4 disk 10 to 70 ms were measured.
-    """
-    memory = Path("/dev/shm")  # noqa: S108 - mkdtemp makes a folder of our own in it
-    usable = "TMPDIR" not in os.environ and os.access(memory, os.W_OK | os.X_OK)
-    if usable and shutil.disk_usage(memory).free >= MIN_SCRATCH_BYTES:
-        return memory
-    return Path(tempfile.gettempdir())
-
-
-def _excluded(task: PreparedTask) -> tuple[str, ...]:
-    return (*task.spec.read_only, *_shadows(task), *_NEVER_KEPT)
-
-
-def _shadows(task: PreparedTask) -> tuple[str, ...]:
-    """Return globs of files that could shadow the task's read-only modules; actions and snapshots exclude them."""
-    return shadows_of(tuple(_read_only_files(task)), task.env)
-
-
-def _read_only_files(task: PreparedTask) -> list[str]:
-    """Return the relative paths of the task's files that its read-only globs match."""
-    paths = {path for pattern in task.spec.read_only for path in task.env.glob(pattern)}
-    files = {inner for path in paths for inner in ([path] if path.is_file() else path.rglob("*")) if inner.is_file()}
-    return sorted(path.relative_to(task.env).as_posix() for path in files)
-
-
-def _script(path: Path) -> str:
-    """Read an entry script as text, as edits see it."""
-    return edits.plain(read_regular(path, MAX_SCRIPT_BYTES).decode(errors="replace"))
 
 
 def _invalid(before: Outcome, error: ActionError, profile: Profile) -> Outcome:

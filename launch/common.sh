@@ -9,6 +9,10 @@
 # Every launcher takes --dry_run, which changes nothing anywhere.
 # shellcheck shell=bash
 
+[ "${BASH_VERSINFO[0]}" -ge 4 ] || {
+  printf 'error: bash %s is too old for the launchers: install bash 4 or later (macOS: brew install bash)\n' "$BASH_VERSION" >&2
+  exit 1
+}
 . launch/environment.sh
 
 # shellcheck disable=SC2034 # of those who source this

@@ -1,8 +1,9 @@
 """`python -m mlagent_jax.report WORKDIR [WORKDIR ...]`: the reports of runs, written again or served while they go on.
 
 Works at any time, with what there is so far. Without `--serve` it writes `report/index.html` and `report/summary.json`
-in each workdir and prints tables (Markdown). Several workdirs are also compared, in `report/comparison.html` of the
-first, and pooled into one table, which makes sense where they are the same configuration with other seeds.
+in each workdir and prints tables (Markdown). Several workdirs are also compared, in `--output` (default:
+comparison.html beside the first of them), and pooled into one table, which makes sense where they are the same
+configuration with other seeds: settings in which they differ are named.
 
 With `--serve` the page is at http://127.0.0.1:PORT/ and keeps itself up to date. It is for this machine alone; from
 another: `ssh -L 8100:127.0.0.1:8100 HOST`. Needs the extra `serve`.
@@ -13,19 +14,23 @@ from __future__ import annotations
 import json
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from absl import app, flags, logging
 from etils import epath
 
 from environments.interfaces.terminal import printable
 from mlagent_jax.reporting import table
+from mlagent_jax.reporting.findings import learned
 from mlagent_jax.reporting.html import write_comparison, write_report
 from mlagent_jax.reporting.records import read_run
 from mlagent_jax.reporting.summary import pool_summaries
 from mlagent_jax.runtime.jsonl import RecordError
+from mlagent_jax.settings.schema import MAY_CHANGE
 
 _JSON = flags.DEFINE_boolean("json", False, "Print the summary (pooled, where there are several runs) as JSON instead.")
+_OUTPUT = flags.DEFINE_string("output", None, "File of the comparison; default: comparison.html beside the first run.")
 _SERVE = flags.DEFINE_boolean("serve", False, "Serve a page that refreshes itself, instead of writing one.")
 _PORT = flags.DEFINE_integer("port", 8100, "Port to serve at; 0: any that is free.", lower_bound=0, upper_bound=65535)
 _REFRESH = flags.DEFINE_float("refresh", 5.0, "Seconds between two looks at the workdirs.", lower_bound=0.2)
@@ -34,8 +39,13 @@ _OF_A_RUN = ("run.json", "config.json", "metrics.jsonl", "evaluation")
 """One of them is in every workdir, from a run's first seconds on."""
 
 
-def report(workdirs: Sequence[str], as_json: bool = False) -> str:
+def report(workdirs: Sequence[str], as_json: bool = False, output: str | None = None) -> str:
     """Write the reports of `workdirs`; returns what to print.
+
+    Args:
+      workdirs: Workdirs of runs.
+      as_json: Whether the summary is returned as JSON.
+      output: File of the comparison of several; None: beside the first of them.
 
     Raises:
       FileNotFoundError, RecordError: as `write_report`.
@@ -47,17 +57,50 @@ def report(workdirs: Sequence[str], as_json: bool = False) -> str:
     several = len(workdirs) > 1
     pooled = pool_summaries(workdirs) if several else None
     singles = [write_report(workdir) for workdir in workdirs]
-    comparison = write_comparison(workdirs, pooled) if pooled else None
+    comparison = write_comparison(workdirs, pooled, output) if pooled else None
     if as_json:
         return json.dumps(pooled or singles[0], indent=2)
     sections = []
     for workdir, summary in zip(workdirs, singles, strict=True):
-        sections.append(f"## {workdir}\n\n{table.policy_table(summary)}\n\n{workdir}/report/index.html")
+        parts = (f"## {workdir}", learned(summary), table.policy_table(summary), f"{workdir}/report/index.html")
+        sections.append("\n\n".join(parts))
     whole = pooled or singles[0]
     if pooled:
-        sections.append(f"## {len(workdirs)} runs pooled\n\n{table.policy_table(pooled)}\n\n{comparison}")
+        warning = "".join(f"WARNING: {line}\n\n" for line in differing(workdirs))
+        sections.append(f"## {len(workdirs)} runs pooled\n\n{warning}{table.policy_table(pooled)}\n\n{comparison}")
     sections.append(f"### Tasks\n\n{table.task_table(whole)}")
     return "\n\n".join(sections)
+
+
+def differing(workdirs: Sequence[str]) -> list[str]:
+    """Return a sentence for each run whose settings differ from the first one's in more than the seed."""
+    configs = [read_run(workdir).info.get("config") for workdir in workdirs]
+    told = []
+    for workdir, config in zip(workdirs[1:], configs[1:], strict=True):
+        fields = _differences(configs[0] or {}, config or {})
+        if fields:
+            told.append(f"{workdir} and {workdirs[0]} are of different settings, and their pool is of no run: {fields}")
+    return told
+
+
+def _differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
+    """Return the settings that decide results and differ: `name: one -> other`."""
+    flat = [_flat(config) for config in (one, other)]
+    names = [
+        name
+        for name in sorted({*flat[0], *flat[1]})
+        if flat[0].get(name) != flat[1].get(name) and not name.startswith(("seed", *MAY_CHANGE))
+    ]
+    shown = [f"{name} {flat[0].get(name)!r} and {flat[1].get(name)!r}" for name in names[:5]]
+    return "; ".join([*shown, *([f"{len(names) - 5} more"] if len(names) > 5 else [])])
+
+
+def _flat(config: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    """Return settings by their full name."""
+    found = {}
+    for name, value in config.items():
+        found |= _flat(value, f"{above}{name}.") if isinstance(value, Mapping) else {f"{above}{name}": value}
+    return found
 
 
 def serve(workdirs: Sequence[str], port: int, refresh_seconds: float) -> None:
@@ -92,7 +135,7 @@ def main(argv: Sequence[str]) -> None:
         if _SERVE.value:
             serve(argv[1:], _PORT.value, _REFRESH.value)
         else:
-            told = report(argv[1:], _JSON.value)
+            told = report(argv[1:], _JSON.value, _OUTPUT.value)
             print(told if _JSON.value else printable(told))
     except ModuleNotFoundError as error:
         sys.exit(f"report: {error.name} is not installed: pip install -c constraints.txt -e '.[serve]'")

@@ -1,18 +1,20 @@
-"""A trained agent works on a task of yours.
+"""An agent searches for a better script for a task of yours.
 
-    python -m mlagent_jax.solve --checkpoint runs/quickstart --task docs/examples/rents --output solved
+    python -m mlagent_jax.solve --checkpoint=runs/quickstart --task=docs/examples/rents --budget="30m, 200 executions"
 
-The checkpoint is what `mlagent_jax.sample` takes, the task a folder (docs/bring_your_own_task.md) or the name of an
-embedded one. Each step is shown as it is taken, by the player and the environment of training. `--output` then holds
-the best script, its difference to the starting script (`solution.diff`), the scores (`score.json`) and every step
-(`steps.jsonl`). The best is chosen on one half of the hidden labels; the score of the other half is told besides.
+The agent is a checkpoint (what `mlagent_jax.sample` takes), a language model behind an endpoint, or the scripted
+expert (`--agent=expert`). The task is a folder (docs/bring_your_own_task.md), the name of an embedded one, or a table
+with `--target=COLUMN`. Steps are chosen by a strategy over a tree of real executions (`mlagent_jax.search`), on slots
+of this host or on a fleet. The tree is kept in `--output`: a search that was stopped goes on when the same command is
+started again. docs/solve.md describes what is left there.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import difflib
 import json
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -20,136 +22,64 @@ from typing import TYPE_CHECKING, Any
 
 from absl import app, flags, logging
 from rich.console import Console
-from rich.syntax import Syntax
-from rich.text import Text
 
+from environments.actions.openai_http import EndpointError
 from environments.episode import Episode, make
-from environments.files.blobs import StoreError
-from environments.interfaces.terminal import printable
-from environments.protocol import Outcome
+from environments.files.blobs import Store, StoreError, open_store
+from environments.queue import open_queue
+from environments.queue.base import QUEUE_VARIABLE, QueueError
+from environments.registry import RegistryError
 from environments.sandbox import SANDBOXES
 from environments.sandbox.base import SandboxError
 from environments.tasks.task import TaskError
-from mlagent_jax.runtime import jsonl
+from mlagent_jax.runtime.errors import BudgetError, ConfigError
+from mlagent_jax.search.budget import Budget
+from mlagent_jax.search.run import Settings
+from mlagent_jax.search.session import search
+from mlagent_jax.search.strategies import STRATEGIES
 from mlagent_jax.settings.policy import PromptConfig
 
 if TYPE_CHECKING:
     from mlagent_jax.agents.episodes import Agent
 
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Hugging Face folder, or a run's workdir, stage or step.")
-TASK = flags.DEFINE_string("task", None, "Folder of a task, or the name of an embedded one.")
-OUTPUT = flags.DEFINE_string("output", "solved", "Folder of what is found.")
-STEPS = flags.DEFINE_integer("steps", 8, "Steps of an attempt, at most.", lower_bound=1)
-ATTEMPTS = flags.DEFINE_integer("attempts", 1, "Attempts from the start; the best of all is kept.", lower_bound=1)
+ENDPOINT = flags.DEFINE_string("endpoint", None, "URL of an OpenAI-compatible endpoint: http://localhost:8000/v1.")
+MODEL = flags.DEFINE_string("model", None, "Name of the endpoint's model.")
+PROMPT_PRICE = flags.DEFINE_float("prompt_price", 0.0, "Price of a million prompt tokens of the endpoint.")
+COMPLETION_PRICE = flags.DEFINE_float("completion_price", 0.0, "Price of a million completion tokens of the endpoint.")
+AGENT = flags.DEFINE_enum("agent", None, ["expert", "nothing"], "Agent without a model, in place of a checkpoint.")
+TASK = flags.DEFINE_string("task", None, "Folder of a task, name of an embedded one, or a table with --target.")
+TARGET = flags.DEFINE_string("target", None, "Column to predict of the table that --task names.")
+OUTPUT = flags.DEFINE_string("output", "solved", "Folder of the search and its result.")
+BUDGET = flags.DEFINE_string("budget", "25 executions", 'Limits: "30m, 200 executions, 500k tokens, 5 USD".')
+STRATEGY = flags.DEFINE_string("strategy", "greedy", "Strategy, with parameters: greedy:drafts=3,debug=0.3.")
+ENSEMBLE = flags.DEFINE_integer("ensemble", 0, "Maximum scripts of an ensemble of the best ones.", lower_bound=0)
+SLOTS = flags.DEFINE_integer("slots", 1, "Concurrent executions.", lower_bound=1)
+FLEET = flags.DEFINE_boolean("fleet", False, f"Execute on the workers of the queue in ${QUEUE_VARIABLE}.")
+STORE = flags.DEFINE_string("store", None, "Store that the workers of the fleet share; default: in --cache_dir.")
 SANDBOX = flags.DEFINE_enum("sandbox", "auto", ["auto", *SANDBOXES.names()], "Where scripts run.")
-SEED = flags.DEFINE_integer("seed", 0, "Of the task's data and of what is sampled.")
+SEED = flags.DEFINE_integer("seed", 0, "Seed of the task's data and of the search.", lower_bound=0)
 TENSOR = flags.DEFINE_integer("tensor", 1, "Devices to split each layer over.", lower_bound=1)
 TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "0 takes the most probable token.", lower_bound=0.0)
 PROFILE = flags.DEFINE_enum(
-    "profile", None, ["compact", "full"], "Of prompts; default: the run's, of a chat model full, else compact."
+    "profile",
+    None,
+    ["compact", "medium", "full"],
+    "Of prompts; default: the run's, of a chat model full, else compact.",
 )
+MAX_PROMPT_TOKENS = flags.DEFINE_integer("max_prompt_tokens", 0, "Maximum tokens per prompt; 0: the agent's default.")
 CACHE_DIR = flags.DEFINE_string("cache_dir", None, "Prepared tasks and snapshots; default: ~/.cache/mlagent-jax.")
 
-OUTPUT_LINES = 12
-"""Of an observation, shown at each step; all of it is in `steps.jsonl`."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Solution:
-    """The best that was found."""
-
-    script: str
-    start: str
-    """The starting script."""
-    score: float
-    """On the half of the labels that it was chosen by."""
-    start_score: float
-    report: float
-    """On the other half."""
-    start_report: float
-    steps: tuple[dict[str, Any], ...]
-
-    @property
-    def improved(self) -> bool:
-        return self.script != self.start
-
-
-def solve(episode: Episode, agent: Agent, attempts: int, console: Console) -> Solution:
-    """Let `agent` work on the task of `episode`, showing each step.
-
-    Raises:
-      SandboxError: a script could not be executed for reasons of this host.
-    """
-    from mlagent_jax.agents.episodes import Trajectory, best_submission, play
-
-    start, outcomes, steps = episode.state, [], []
-    for attempt in range(attempts):
-        waves = play(
-            [Trajectory("solve", attempt, start)],
-            agent,
-            lambda t, action: episode.job(t.state, action.text, cut=action.truncated),
-            lambda jobs: [episode.take(job) for job in jobs],
-            episode.max_steps,
-        )
-        with console.status("working"):
-            for number, ((_, step),) in enumerate(waves):
-                action, outcome = step.action.text, step.outcome
-                outcomes.append(outcome)
-                steps.append({"attempt": attempt, "step": number, "action": action, "outcome": outcome.to_dict()})
-                _show(console, f"{attempt + 1}.{number + 1}" if attempts > 1 else str(number + 1), action, outcome)
-    best = best_submission(outcomes)
-    if best is not None and best.scale.delta(start.metric, best.metric_after) <= 0:
-        best = None
-    return Solution(
-        script=start.script if best is None else best.script,
-        start=start.script,
-        score=start.metric if best is None else best.metric_after,
-        start_score=start.metric,
-        report=episode.report_score(None if best is None else best.submission),
-        start_report=episode.report_score(None),
-        steps=tuple(steps),
-    )
-
-
-def _show(console: Console, number: str, action: str, outcome: Outcome) -> None:
-    """A step for people. What policy and script wrote is text: no markup is followed, no escape code passed on."""
-    scored = outcome.metric_after is not None
-    metric = f"  metric {outcome.metric_before:.4g} -> {outcome.metric_after:.4g}" if scored else ""
-    console.rule(Text(f"step {number}: {outcome.kind}  reward {outcome.reward:.3f}{metric}  {outcome.seconds:.1f} s"))
-    if outcome.diff:
-        console.print(Syntax(printable(outcome.diff), "diff", background_color="default", word_wrap=True))
-    else:
-        console.print(Text(printable(action)))
-    lines = printable(outcome.observation).splitlines()
-    left_out = [f"[... {len(lines) - OUTPUT_LINES} lines more ...]"] if len(lines) > OUTPUT_LINES else []
-    console.print(Text("\n".join([*left_out, *lines[-OUTPUT_LINES:]]), style="dim"))
-
-
-def save(solution: Solution, entry: str, metric: str, folder: Path) -> None:
-    """Write script, difference, scores and steps."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / entry).parent.mkdir(parents=True, exist_ok=True)
-    (folder / entry).write_text(solution.script, encoding="utf-8")
-    lines = [text.splitlines(keepends=True) for text in (solution.start, solution.script)]
-    diff = difflib.unified_diff(*lines, f"start/{entry}", f"best/{entry}")
-    (folder / "solution.diff").write_text("".join(diff), encoding="utf-8")
-    scores = {
-        "metric": metric,
-        "improved": solution.improved,
-        "score": solution.score,
-        "start_score": solution.start_score,
-        "report_score": solution.report,
-        "start_report_score": solution.start_report,
-    }
-    (folder / "score.json").write_text(json.dumps(scores, indent=1) + "\n")
-    jsonl.replace(folder / "steps.jsonl", solution.steps)
+MakeAgent = Callable[[Episode], "Agent"]
 
 
 def prompt_config(checkpoint: str, profile: str | None, chat: bool) -> PromptConfig:
-    """How the policy's prompts are rendered: as in the run that the checkpoint lies in, else by its kind.
+    """Return how the policy's prompts are rendered: as in the run that the checkpoint lies in, else by its kind.
 
     Args:
-      chat: whether the tokenizer has a chat template.
+      checkpoint: Path of the checkpoint.
+      profile: Profile to use instead, or None.
+      chat: Whether the tokenizer has a chat template.
     """
     folder = Path(checkpoint).absolute()
     for place in (folder, *folder.parents[:3]):
@@ -161,20 +91,20 @@ def prompt_config(checkpoint: str, profile: str | None, chat: bool) -> PromptCon
             settings = PromptConfig(**{name: value for name, value in prompt.items() if name in known})
             return dataclasses.replace(settings, profile=profile or settings.profile, editor="")
     if (profile or ("full" if chat else "compact")) == "full":
-        return PromptConfig(profile="full", max_prompt_tokens=8192, max_action_tokens=2048)
+        return PromptConfig(profile="full", max_prompt_tokens=8192, max_action_tokens=2048, operators=chat)
     # A script of a person's own is longer than those that the defaults are made for.
-    return PromptConfig(max_prompt_tokens=2048, max_action_tokens=256)
+    return PromptConfig(profile=profile or "compact", max_prompt_tokens=2048, max_action_tokens=256)
 
 
-def _agent(
-    checkpoint: str, seed: int, temperature: float, profile: str | None
-) -> tuple[PromptConfig, Callable[[Mapping[str, Any]], Agent]]:
-    """The prompts' settings, and what makes the agent of a task once its spec is known."""
+def _policy(checkpoint: str) -> tuple[PromptConfig, MakeAgent]:
+    """Return the settings of a checkpoint's prompts, and what makes its agent."""
     import jax
 
     from mlagent_jax.agents.actor import Actor
+    from mlagent_jax.agents.critic import Critic
     from mlagent_jax.agents.factory import PolicyAgent
     from mlagent_jax.agents.prompts import Renderer
+    from mlagent_jax.checkpoints.policies import load_value_head
     from mlagent_jax.parallelism import make_mesh
     from mlagent_jax.sampling import Distribution, SamplerConfig, TokenSampler
     from mlagent_jax.sampling.checkpoint import load
@@ -182,22 +112,124 @@ def _agent(
     mesh = make_mesh({"tensor": TENSOR.value}, jax.devices()[: TENSOR.value])
     jax.set_mesh(mesh)
     model, tokenizer = load(checkpoint, mesh=mesh)
-    prompt = prompt_config(checkpoint, profile, tokenizer.has_chat_template)
+    prompt = _limited(prompt_config(checkpoint, PROFILE.value, tokenizer.has_chat_template))
     settings = SamplerConfig(
         max_new_tokens=prompt.max_action_tokens,
-        distribution=Distribution(temperature),
-        slots=1,
+        distribution=Distribution(TEMPERATURE.value),
+        slots=SLOTS.value,
         prefill_rows=1,
         stop_token_ids=tokenizer.stop_ids,
         pad_id=tokenizer.pad_id,
     )
-    sampler = TokenSampler(model.graph, settings)
+    sampler, head = TokenSampler(model.graph, settings), load_value_head(checkpoint)
 
-    def make_agent(specs: Mapping[str, Any]) -> Agent:
-        actor = Actor(sampler, Renderer(tokenizer, prompt, specs), seed)
-        return PolicyAgent(actor, model.params, lambda trajectory, depth, place: f"solve/{trajectory.index}/{depth}")
+    def make_agent(episode: Episode) -> Agent:
+        renderer = Renderer(tokenizer, prompt, {episode.task_key: episode.spec})
+        critic = None if head is None else Critic(model.graph, model.params, head, renderer)
+        actor = Actor(sampler, renderer, SEED.value)
+        return PolicyAgent(actor, model.params, lambda trajectory, depth, place: f"solve/{trajectory.index}", critic)
 
     return prompt, make_agent
+
+
+def _endpoint(url: str, budget: Budget, closing: contextlib.ExitStack) -> tuple[PromptConfig, MakeAgent]:
+    """Return the settings of an endpoint's prompts, and what makes its agent."""
+    from mlagent_jax.agents.actor import seed_of
+    from mlagent_jax.agents.endpoint import EndpointClient
+    from mlagent_jax.agents.factory import EndpointAgent
+    from mlagent_jax.agents.prompts import prompt_text
+    from mlagent_jax.settings.hosts import EndpointConfig
+
+    if not MODEL.value:
+        raise ConfigError("--endpoint needs the name of its model: --model=NAME")
+    profile = PROFILE.value or "full"
+    prompt = _limited(PromptConfig(profile=profile, max_prompt_tokens=16384, max_action_tokens=4096, operators=True))
+    config = EndpointConfig(
+        url=url,
+        model=MODEL.value,
+        temperature=TEMPERATURE.value,
+        max_tokens=prompt.max_action_tokens,
+        budget_tokens=0 if budget.tokens == float("inf") else int(budget.tokens),
+        budget_cost=0.0 if budget.money == float("inf") else budget.money,
+        prompt_price=PROMPT_PRICE.value,
+        completion_price=COMPLETION_PRICE.value,
+    )
+    client = closing.enter_context(EndpointClient(config, Path(OUTPUT.value)))
+
+    def make_agent(episode: Episode) -> Agent:
+        return EndpointAgent(
+            client,
+            lambda state: prompt_text(prompt, episode.spec, state),
+            lambda trajectory, depth: seed_of(SEED.value, trajectory.index),
+            must_answer=True,
+        )
+
+    return prompt, make_agent
+
+
+def _without_model(name: str) -> tuple[PromptConfig, MakeAgent]:
+    """Return the settings of the agent called `name`, which needs no model, and what makes it."""
+    from mlagent_jax.agents.factory import NothingAgent, ScriptedAgent
+    from mlagent_jax.agents.scripted import ScriptedExpert
+    from mlagent_jax.settings.stages import CollectConfig
+
+    prompt = PromptConfig(profile=PROFILE.value or "compact", operators=True)
+
+    def make_agent(episode: Episode) -> Agent:
+        if name == "nothing":
+            return NothingAgent(prompt.profile)
+        start = episode.state.script
+        return ScriptedAgent(lambda t: ScriptedExpert(episode.spec, start, CollectConfig(), prompt.profile, t.seed))
+
+    return prompt, make_agent
+
+
+def _limited(prompt: PromptConfig) -> PromptConfig:
+    return dataclasses.replace(prompt, max_prompt_tokens=MAX_PROMPT_TOKENS.value or prompt.max_prompt_tokens)
+
+
+def _agent(budget: Budget, closing: contextlib.ExitStack) -> tuple[str, PromptConfig, MakeAgent]:
+    """Return name and prompts of the agent that the flags name, and what makes it.
+
+    Raises:
+      ConfigError: They name none, or more than one.
+    """
+    named = [value for value in (CHECKPOINT.value, ENDPOINT.value, AGENT.value) if value]
+    if len(named) != 1:
+        raise ConfigError("name one agent: --checkpoint=DIR, --endpoint=URL --model=NAME, or --agent=expert")
+    if CHECKPOINT.value:
+        return f"hf:{os.path.abspath(CHECKPOINT.value)}", *_policy(CHECKPOINT.value)
+    if ENDPOINT.value:
+        return f"endpoint:{MODEL.value}", *_endpoint(ENDPOINT.value, budget, closing)
+    return AGENT.value, *_without_model(AGENT.value)
+
+
+def task_of_table(table: Path, target: str, folder: Path) -> Path:
+    """Return the folder of a task that predicts column `target` of `table`, written unless it is there: a part of the
+    table's rows is hidden from scripts.
+
+    Raises:
+      TaskError: the table cannot become a task, or `folder` was made from another table.
+    """
+    from environments.factory import reading
+    from environments.factory.choices import Wishes, choose
+    from environments.factory.writing import Origin, task_name, write
+
+    made, now = folder.parent / "table.txt", f"{table.resolve()}, {target}"
+    if folder.exists() and made.read_text(encoding="utf-8") != now:
+        raise TaskError(f"{folder} was made from {made.read_text(encoding='utf-8')}: choose another --output")
+    if not folder.exists():
+        plan = choose(reading.read(table, target), Wishes(target=target))
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        made.write_text(now, encoding="utf-8")
+        origin = Origin(f"Made from {reading.clean_name(table.name)} by `python -m mlagent_jax.solve`.")
+        write(plan, folder, task_name(table.stem), origin, SEED.value)
+    return folder
+
+
+def _fleet_store() -> Store | None:
+    """Return the store that a fleet shares, if one is named."""
+    return open_store(STORE.value) if STORE.value else None
 
 
 def main(argv: Sequence[str]) -> None:
@@ -208,30 +240,50 @@ def main(argv: Sequence[str]) -> None:
     try:
         from environments import tasks
 
-        tasks.get(TASK.value)  # A task that is not known is said so before weights are loaded.
-        prompt, make_agent = _agent(CHECKPOINT.value, SEED.value, TEMPERATURE.value, PROFILE.value)
-        with console.status("preparing the task"):
-            episode = make(
-                TASK.value,
-                sandbox=SANDBOX.value,
-                profile=prompt.profile,
-                max_steps=STEPS.value,
-                seed=SEED.value,
-                cache_dir=CACHE_DIR.value,
+        place = TASK.value
+        if TARGET.value:
+            place = f"{task_of_table(Path(TASK.value), TARGET.value, Path(OUTPUT.value) / 'task')}/"
+        tasks.get(place)  # A task that is not known is said so before weights are loaded.
+        budget, strategy = Budget.parse(BUDGET.value), STRATEGIES.choose(STRATEGY.value)
+        url = os.environ.get(QUEUE_VARIABLE, "") if FLEET.value else ""
+        if FLEET.value and not url:
+            raise ConfigError(f"--fleet needs the queue's URL in ${QUEUE_VARIABLE}")
+        with contextlib.ExitStack() as closing:
+            name, prompt, make_agent = _agent(budget, closing)
+            with console.status("preparing the task"):
+                episode = closing.enter_context(
+                    make(
+                        place,
+                        sandbox=SANDBOX.value,
+                        profile=prompt.profile,
+                        seed=SEED.value,
+                        cache_dir=CACHE_DIR.value,
+                        store=_fleet_store(),
+                    )
+                )
+            queue = url and closing.enter_context(contextlib.closing(open_queue(url, store=episode.store)))
+            settings = Settings(strategy, budget, SEED.value, SLOTS.value)
+            _, status = search(
+                episode,
+                make_agent(episode),
+                Path(OUTPUT.value),
+                settings,
+                agent_name=name,
+                console=console,
+                queue=queue or None,
+                ensemble_size=ENSEMBLE.value,
             )
-        with episode:
-            solution = solve(episode, make_agent({episode.task_key: episode.spec}), ATTEMPTS.value, console)
-            save(solution, episode.spec.entry, episode.spec.metric, Path(OUTPUT.value))
-            better = "higher" if episode.spec.higher_is_better else "lower"
-            metric = episode.spec.metric
-    except (OSError, ValueError, SandboxError, StoreError, TaskError) as error:
+    except (
+        *(OSError, ValueError, BudgetError, EndpointError),
+        *(QueueError, RegistryError, SandboxError, StoreError, TaskError),
+    ) as error:
         sys.exit(f"error: {error}")
-    found = f"{solution.start_report:.4g} -> {solution.report:.4g}" if solution.improved else "nothing better was found"
-    console.rule()
-    told = f"{metric} ({better} is better), on labels used for nothing else: {found}; see {OUTPUT.value}/"
-    console.print(told, markup=False)
+    console.print(
+        f"Everything is in {OUTPUT.value}/; the story is {OUTPUT.value}/page.html.", markup=False, soft_wrap=True
+    )
+    sys.exit(status)
 
 
 if __name__ == "__main__":
-    flags.mark_flags_as_required(["checkpoint", "task"])
+    flags.mark_flags_as_required(["task"])
     app.run(main)

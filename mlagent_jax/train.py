@@ -3,13 +3,16 @@
     python -m mlagent_jax.train --config=configs/quickstart.py --workdir=runs/quickstart [--config.seed=1 ...]
 
 Stopped in any stage and started again with the same command, it goes on from where it was. Ctrl-C or SIGTERM once saves
-and stops (exit status 130 or 75), twice stops at once.
+and stops (exit status 130 or 75), twice stops at once. Why a run ended is in `run.json` (`ended`), `logs/trainer.log`
+and in its exit status (`runtime.endings.STATUSES`). `--check` looks at all settings and inputs and starts nothing.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -18,12 +21,9 @@ from typing import TYPE_CHECKING
 from absl import app, flags
 from ml_collections import config_flags
 
-from environments.actions.openai_http import EndpointError
-from environments.files.blobs import StoreError
-from environments.queue.base import QueueError
-from environments.sandbox.base import SandboxError
-from environments.tasks.task import TaskError
-from mlagent_jax.runtime.errors import BudgetError, ConfigError, DivergedError, PeerError
+from mlagent_jax.runtime.commands import log, log_plainly
+from mlagent_jax.runtime.endings import FINISHED, ending_of, is_expected
+from mlagent_jax.runtime.errors import ConfigError
 from mlagent_jax.runtime.interruption import Interruption, Stopped, leave
 from mlagent_jax.settings.flags import parse_flags
 from mlagent_jax.settings.schema import freeze
@@ -37,20 +37,8 @@ DISTRIBUTED = flags.DEFINE_bool(
     "distributed", None, "Whether this is one of several processes; default: where the environment names the others."
 )
 
-EXPECTED_ERRORS = (
-    BudgetError,
-    ConfigError,
-    DivergedError,
-    EndpointError,
-    PeerError,
-    QueueError,
-    SandboxError,
-    StoreError,
-    TaskError,
-)
-"""Errors whose message tells the user what to do: shown without a traceback."""
-
-log = logging.getLogger("mlagent_jax")
+TOUR = flags.DEFINE_bool("tour", False, "Show at the end what was learned, a trajectory before and after, what to try.")
+CHECK = flags.DEFINE_bool("check", False, "Check settings, inputs, tasks, sandbox and queue; take no workdir.")
 
 
 def run_stages(config_dict: object, workdir: str, interruption: Interruption, distributed: bool | None = None) -> None:
@@ -78,8 +66,16 @@ def run_stages(config_dict: object, workdir: str, interruption: Interruption, di
     if processes.count() > 1:
         interruption.defer()
     if not processes.is_first():
-        log.setLevel(logging.WARNING)  # the first one speaks for all
+        for handler in log.handlers:  # the first one speaks for all
+            handler.setLevel(logging.WARNING)
     run = Run.open(config, workdir, interruption)
+
+    def end() -> None:
+        """Close the run and write its report; in the grace period of SIGTERM only close."""
+        run.close()
+        if run.is_first and interruption.signum != signal.SIGTERM:
+            write_report(workdir)
+
     try:
         for index, name in enumerate(config.stages):
             run.stop_if_requested()
@@ -87,10 +83,21 @@ def run_stages(config_dict: object, workdir: str, interruption: Interruption, di
                 # An export that is asked for alone is written anew: it may name another policy by now.
                 if needed or config.stages == ("export",):
                     stages[name](run)
-    finally:
-        run.close()
-        if run.is_first:
-            write_report(workdir)
+    except BaseException as error:
+        if not is_expected(error):
+            log.debug("the run fails", exc_info=True)
+        with contextlib.suppress(OSError):  # the disk may be full: the error itself counts
+            run.end(ending_of(error))
+        try:
+            end()
+        except Exception as second:  # the one that ended the run says more
+            log.warning(
+                "the report is missing (%s: %s): write it with `python -m mlagent_jax.report %s`",
+                *(type(second).__name__, second, workdir),
+            )
+        raise
+    run.end(FINISHED)
+    end()
     log.info(
         "done in %.0f s; the report is %s", time.monotonic() - started, os.path.join(workdir, "report", "index.html")
     )
@@ -100,11 +107,23 @@ def _stages() -> dict[str, Callable[[Run], None]]:
     """Return the stages by the name that the config lists them under."""
     from mlagent_jax.collection.stage import collect
     from mlagent_jax.evaluation.stage import evaluate
+    from mlagent_jax.reporting.benchmark import write_benchmark
+    from mlagent_jax.reporting.model_card import write_model_card
     from mlagent_jax.rl.stage import rl
     from mlagent_jax.runs.export import export
     from mlagent_jax.sft.stage import sft
 
-    return {"collect": collect, "sft": sft, "evaluate": evaluate, "rl": rl, "export": export}
+    def evaluate_and_compare(run: Run) -> None:
+        evaluate(run)
+        if run.is_first:
+            write_benchmark(run.workdir)
+
+    def export_with_card(run: Run) -> None:
+        export(run)
+        if run.is_first:
+            write_model_card(run.workdir, run.workdir / "export", run.config.export.policy)
+
+    return {"collect": collect, "sft": sft, "evaluate": evaluate_and_compare, "rl": rl, "export": export_with_card}
 
 
 def main(argv: list[str]) -> None:
@@ -113,22 +132,39 @@ def main(argv: list[str]) -> None:
     log_plainly()
     try:
         with Interruption() as interruption:
+            if CHECK.value:
+                return _check()
+            if WORKDIR.value is None:
+                raise ConfigError("--workdir is missing: name the folder or URL of everything that the run writes")
             run_stages(CONFIG.value, WORKDIR.value, interruption, DISTRIBUTED.value)
-    except EXPECTED_ERRORS as error:
-        sys.exit(f"error: {error}")
+        if TOUR.value:
+            _tour()
     except Stopped as stopped:
         log.warning("stopped; start again with the same command to go on")
         sys.exit(stopped.status)
+    except Exception as error:
+        ending = ending_of(error)
+        if not is_expected(error):
+            raise
+        print(f"error: {ending.reason}", file=sys.stderr)
+        sys.exit(ending.status)
 
 
-def log_plainly() -> None:
-    """Our own lines without absl's prefix; of the libraries' only warnings."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
-    log.addHandler(handler)
-    log.setLevel(logging.INFO)
-    log.propagate = False
-    logging.getLogger().setLevel(logging.WARNING)
+def _check() -> None:
+    """Tell what a run with these settings would find, without taking a workdir."""
+    config = freeze(CONFIG.value)
+    from mlagent_jax.runs.check import check
+
+    for line in check(config, WORKDIR.value):
+        print(line)
+
+
+def _tour() -> None:
+    from rich.console import Console
+
+    from mlagent_jax.reporting import tour
+
+    tour.show(WORKDIR.value, Console())
 
 
 def _program() -> None:
@@ -146,5 +182,5 @@ def _program() -> None:
 
 
 if __name__ == "__main__":
-    flags.mark_flags_as_required(["config", "workdir"])
+    flags.mark_flag_as_required("config")
     _program()

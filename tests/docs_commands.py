@@ -77,6 +77,9 @@ SLEEPING = (
     "tests/mlagent_jax/studies/test_study.py::"
     "test_a_study_of_time_says_where_it_went_and_its_runs_are_not_taken_for_real_ones"
 )
+NEW_TASK = (
+    "tests/environments/factory/test_factory_commands.py::test_a_table_becomes_a_task_that_a_suite_checks_and_reports"
+)
 OWN_TASK = "python -m mlagent_jax.train --config=configs/quickstart.py --workdir=runs/mine --config.tasks"
 CLOUD = Needs("a cloud or a cluster: tests/launch runs it against stand-ins, and here it prints what it would do")
 INSTALLS = Needs("packages: tests/test_packaging.py installs the workers' half")
@@ -86,6 +89,12 @@ COMMANDS: dict[str, Run | Like | Elsewhere | Needs] = {
     "python -m mlagent_jax.train --config=configs/smoke.py --workdir=runs/smoke": Run(f"{TINY} {SMALL_POLICY}"),
     "python -m mlagent_jax.train --config=configs/smoke.py --workdir=runs/smoke --config.tracking": Run(
         f"{TINY} {SMALL_POLICY}"
+    ),
+    "python -m mlagent_jax.train --config=configs/smoke.py --workdir=runs/new --check": Elsewhere(
+        "tests/mlagent_jax/test_train.py::test_a_check_looks_at_everything_and_writes_nothing"
+    ),
+    "python -m mlagent_jax.train --config=runs/mine/config.json": Elsewhere(
+        "tests/mlagent_jax/test_train.py::test_a_run_s_own_settings_are_a_config"
     ),
     OWN_TASK: COLLECT,
     "python -m mlagent_jax.train --config=configs/quickstart.py --workdir=runs/mine --config.rl": Like(OWN_TASK),
@@ -127,15 +136,23 @@ COMMANDS: dict[str, Run | Like | Elsewhere | Needs] = {
     "python -m environments.queue purge postgresql://": Run(),
     "python tools/sizing.py": Run(),
     "python tools/bench/bench_executions.py": Run("--count=1"),
+    "python tools/bench/bench_search.py": Run("--tasks=iris --executions=2 --seeds=1 --sandbox=bubblewrap"),
     "python tools/bench/bench_workspace.py": Run("--count=1 --data_mb=1"),
     "python tools/bench/bench_queue.py": Run("--depths 2000 --workers 1 --seconds 0.1 --no-references"),
     "python tools/bench/simulate_workers.py": Run("--workers 8 --simulated_seconds=1"),
     "GLIBC_TUNABLES=glibc.malloc.hugetlb=1 python tools/bench/bench_train_step.py": Run(
         f"{SMALL_POLICY} --config.sft.batch_size=2 --steps=1 --against=none --peak_tflops=1"
     ),
+    "GLIBC_TUNABLES=glibc.malloc.hugetlb=1 python tools/bench/bench_train_step.py --config=configs/smollm2.py": Like(
+        "GLIBC_TUNABLES=glibc.malloc.hugetlb=1 python tools/bench/bench_train_step.py"
+    ),
     "python tools/bench/bench_sft.py": Run(f"{SMALL_POLICY} --rows=1 --steps=1 --sides=packed"),
     "python tools/bench/bench_sampler.py": Run("--prompts=2 --n=1 --slots=2 --repeats=1 --longest=4 --noreference"),
+    "python tools/bench/bench_sampler.py --prompt_tokens": Like("python tools/bench/bench_sampler.py"),
     # Those that other tests run.
+    "python tools/qualify.py": Elsewhere(
+        "tests/tools/test_qualify.py::test_every_part_is_measured_with_its_bound_and_a_verdict"
+    ),
     "python -m mlagent_jax.train --config=configs/collect.py --workdir=runs/collect": THE_7B,
     "python -m mlagent_jax.train --config=configs/sft.py": THE_7B,
     "python -m mlagent_jax.train --config=configs/rl.py": THE_7B,
@@ -195,6 +212,18 @@ COMMANDS: dict[str, Run | Like | Elsewhere | Needs] = {
     # Those that need more than a test has.
     "MLAGENT_ENDPOINT_KEY=... python -m mlagent_jax.train": Needs("a language model served elsewhere, and money"),
     "python -m mlagent_jax.train --config=configs/evaluate.py --workdir=runs/paper": Needs("data of Kaggle"),
+    "python -m environments new sales": Elsewhere(NEW_TASK),
+    "python -m environments show ./sales": Like("python -m environments show my-task"),
+    "python -m mlagent_jax.train --config=configs/quickstart.py --workdir=runs/sales": Like(OWN_TASK),
+    "python -m mlagent_jax.train --config=configs/quickstart.py --workdir=runs/suite": Elsewhere(
+        "tests/mlagent_jax/runs/test_run_tasks.py::test_ten_thousand_references_prepare_only_what_is_needed"
+    ),
+    "pip install --no-deps --target=suite-packages": Needs("packages of the index"),
+    "MLAGENT_SUITE_PATH=suite-packages python -m environments build-suite": Elsewhere(
+        "tests/environments/factory/test_suite.py::test_a_build_leaves_out_copies_and_unlicensed_tables_and_resumes"
+    ),
+    "python -m environments check suite": Elsewhere(NEW_TASK),
+    "python -m environments report suite": Elsewhere(NEW_TASK),
     "python -m environments check spooky-author-identification": Needs("data of Kaggle"),
     "mlebench prepare": Needs("another project's program and data of Kaggle"),
     "python -u -m MLAgentBench.prepare_task": Needs("another project's program and data of Kaggle"),
@@ -206,6 +235,8 @@ COMMANDS: dict[str, Run | Like | Elsewhere | Needs] = {
     "launch/workers.sh": Needs("systemd: tests/launch/test_workers.py has the unit checked where it is"),
     "launch/image.sh": Needs("a base image and minutes: tests/launch/test_compose.py runs it with stand-ins"),
     "docker push": Needs("a registry"),
+    "python tools/edit_quality.py": Elsewhere("tests/tools/test_edit_quality.py::test_shares_are_of_what_they_say"),
+    "./launch/pretrained.sh": Needs("four hours: tests/launch/test_pretrained.py runs its config made small"),
     "./launch/quickstart.sh": Needs("a quarter of an hour: runs/s0, above, is the same with less of everything"),
     "./tests/run.sh": Needs("itself: it runs this test"),
     ". .venv/bin/activate": INSTALLS,
@@ -225,8 +256,13 @@ IN_THE_TEXT: dict[str, str | Elsewhere | Needs] = {
     "python tools/bench/bench_rl_iteration.py": Needs("a minute to compile four loops; the study of time runs one"),
     "python tools/bench/mesh_differences.py": "python tools/bench/mesh_differences.py --checkpoint=runs/quickstart"
     " --meshes=8,1,1 --prompts=1 --n=1 --max_new_tokens=2",
+    "python tools/bench/bench_sampler_host.py": "python tools/bench/bench_sampler_host.py --prompts=2 --tokens=100"
+    " --completion=4",
     "python -m environments actions": Elsewhere(
         "tests/environments/interfaces/test_command_line.py::test_actions_prints_what_a_reply_may_hold"
+    ),
+    "python -m environments doctor": Elsewhere(
+        "tests/environments/interfaces/test_doctor.py::test_a_host_with_one_sandbox_is_ready_and_all_is_told_as_json_too"
     ),
     "python -m environments self-check": Elsewhere(
         "tests/environments/sandbox/self_check/test_self_check.py::test_a_sandbox_of_an_installed_package_is_checked_by_name"
@@ -258,6 +294,11 @@ SNIPPETS: dict[str, Run | Elsewhere] = {
     "from environments.tasks.folders import tfds_source": Elsewhere(
         "tests/environments/tasks/folders/test_tfds_source.py::test_a_folder_makes_its_task_of_such_data"
     ),
+    "from pathlib import Path\n\nfrom environments.tasks.generated.scripts import write_cells": Elsewhere(
+        "tests/environments/tasks/generated/test_own_cells.py::"
+        "test_a_table_in_the_documented_files_is_worked_on_by_the_starting_script"
+    ),
+    "from mlagent_jax.search.strategies import STRATEGIES": Run(),
     "import jax.numpy as jnp": Elsewhere("tests/mlagent_jax/algorithms/test_own_loss.py::test_the_loss_of_the_page"),
     "from typing import Annotated": Elsewhere("tests/environments/test_own_reward.py::test_a_worker_process_pays_it"),
     'setup(..., entry_points={"mlagent_jax.rewards"': Elsewhere(

@@ -2,6 +2,8 @@
 # Set-up and all tests.
 #
 #   tests/run.sh [PYTEST ARGUMENT ...]            for example: tests/run.sh -m "not slow"
+#   tests/run.sh --python 3.12 [...]              the same with another Python (3.12, 3.13, or its path), in .venv-3.12 and
+#                                                 with the JAX of constraints-3.12.txt
 #   tests/run.sh --full [PYTEST ARGUMENT ...]     all tests, where they try hostile things at length: 1,000 executions
 #                                                 in each sandbox (else 60), a server with 300 clients for 10 minutes
 #                                                 (else 9 for 2 seconds), 2,000 examples of any input (else 60)
@@ -13,6 +15,14 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 . launch/environment.sh
 
+if [ "${1:-}" = --python ]; then
+  PYTHON="${2:?--python takes a version or a path}"
+  case "$PYTHON" in [0-9]*) PYTHON="python$PYTHON" ;; esac
+  command -v "$PYTHON" >/dev/null || fail "there is no $PYTHON here: install it, or give its path to --python"
+  version="$("$PYTHON" -c 'import sys; print("%d.%d" % sys.version_info[:2])')"
+  export PYTHON MLAGENT_VENV="${MLAGENT_VENV:-.venv-$version}"
+  shift 2
+fi
 if [ "${1:-}" = --full ]; then
   shift
   export MLAGENT_TEST_EXECUTIONS=1000 MLAGENT_TEST_CLIENTS=300 MLAGENT_TEST_SECONDS=600 MLAGENT_TEST_EXAMPLES=2000
@@ -60,8 +70,11 @@ else
     say "PostgreSQL is not installed: tests marked postgres are skipped"
 fi
 
+# Tests with real weights: fetched where things may be installed, else used where they are.
+if may_install; then fetch_smollm2 >/dev/null || say "SmolLM2 was not fetched: tests with real weights fail"; fi
+
 ruff check .
 # As what is installed is: every program of the tests would compile ours anew where PYTHONDONTWRITEBYTECODE is set. Not
 # what sandboxes get copies of.
-python -m compileall -q -x '/(inside|starter|paper)/' environments mlagent_jax
+python -m compileall -q -x '/(guest|starter|paper)/' environments mlagent_jax
 python -m pytest "$@"

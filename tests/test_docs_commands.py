@@ -94,7 +94,7 @@ def test_a_command_is_taken(words, tmp_path, monkeypatch):
         case [("./launch/quickstart.sh" | "./tests/run.sh") as program]:
             subprocess.run(["bash", "-n", program], check=True)
             assert os.access(program, os.X_OK)
-        case [program, *arguments] if program.startswith("launch/"):
+        case [program, *arguments] if program.startswith(("launch/", "./launch/")):
             done = subprocess.run(
                 [program, *arguments, "--dry_run"],
                 capture_output=True,
@@ -178,7 +178,8 @@ def _take_flags(tree, arguments):
     settings = [text for text in arguments if text.startswith(("--config=", "--config."))]
     values(["program", *(text for text in arguments if text not in settings)])
     if settings:
-        read_config(settings)
+        # The settings of a run that a reader has are any.
+        read_config([re.sub(r"^--config=runs/.*/config\.json$", "--config=configs/quickstart.py", s) for s in settings])
 
 
 PROGRAMS = {

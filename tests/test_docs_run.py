@@ -18,7 +18,7 @@ import pytest
 from docs_commands import COMMANDS, IN_THE_TEXT, ROOT, SNIPPETS, Run, blocks, key_of
 from postgres_server import PostgresServer, need_binaries
 
-from environments.sandbox.rootfs.assemble import cache_directory
+from environments.files.file_systems import cache_directory
 
 pytestmark = pytest.mark.slow
 

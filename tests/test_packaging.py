@@ -1,7 +1,5 @@
 """The line between the halves: a CPU host installs and works without the accelerator half."""
 
-import ast
-import graphlib
 import json
 import os
 import subprocess
@@ -13,40 +11,6 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 ACCELERATOR = {"jax", "jaxlib", "flax", "optax", "orbax", "transformers", "torch", "mlagent_jax"}
-
-
-def imported(path):
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.level == 0:
-            yield node.module
-
-
-def test_environments_imports_nothing_of_the_accelerator_half():
-    for path in (ROOT / "environments").rglob("*.py"):
-        found = {name.partition(".")[0] for name in imported(path)} & ACCELERATOR
-        assert not found, f"{path} imports {found}"
-
-
-def rooms_of(path):
-    """The rooms of mlagent_jax, folders and single files, that a file imports from as it runs."""
-    nodes = [ast.parse(path.read_text())]
-    for node in nodes:
-        if not (isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"):
-            nodes += ast.iter_child_nodes(node)
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("mlagent_jax"):
-            names = [node.module] if "." in node.module else [f"mlagent_jax.{alias.name}" for alias in node.names]
-            yield from (name.split(".")[1] for name in names)
-
-
-def test_no_room_of_the_accelerator_half_imports_another_in_a_circle():
-    rooms = {}
-    for path in (ROOT / "mlagent_jax").rglob("*.py"):
-        room = path.relative_to(ROOT / "mlagent_jax").parts[0].removesuffix(".py")
-        rooms.setdefault(room, set()).update(set(rooms_of(path)) - {room})
-    assert {"agents", "settings", "sampling"} <= rooms["checkpoints"] | rooms["runs"]
-    graphlib.TopologicalSorter(rooms).prepare()
 
 
 def told(program):

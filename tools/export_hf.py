@@ -29,6 +29,7 @@ def export(checkpoint: str, output: str, step: int | None, dtype: str | None, ma
       FileNotFoundError, ValueError: no such checkpoint, or none that says which model it is.
     """
     from mlagent_jax.checkpoints import hugging_face, policies
+    from mlagent_jax.reporting.model_card import write_model_card
 
     saved = policies.locate(checkpoint)
     if saved is None:
@@ -38,6 +39,7 @@ def export(checkpoint: str, output: str, step: int | None, dtype: str | None, ma
     saved = policies.resolved(saved, recipe)
     policy = policies.load_saved(saved, recipe, policies.Placement())
     hugging_face.save(output, policy.config, policy.params, policy.tokenizer, dtype, max_shard_size, policy.origin)
+    write_model_card(saved.workdir, output, saved.stage)
     return saved.step
 
 

@@ -1,7 +1,8 @@
 """What a config takes of accelerators that are not there: every parameter with its layout, bytes a device by phase.
 
     python tools/plan.py --config=configs/rl_7b_v5e_16.py
-    python tools/plan.py --config=configs/rl.py --slice=v6e-8 --config.plan.model=configs/models/qwen2.5-7b.json
+    python tools/plan.py --devices=4xH100 --model=configs/models/llama-3.1-8b.json
+    python tools/plan.py --devices=2 --memory_gib=48 --tflops=155 --model=configs/models/qwen3-4b.json
     python tools/plan.py --config=configs/rl_7b_v5e_16.py --compile --output=configs/plans/rl_7b_v5e_16.md
 
 Exit status 1 where a stage of the config cannot fit, with what does not and settings under which it would. Nothing is
@@ -24,8 +25,12 @@ from ml_collections import config_flags
 
 from mlagent_jax.settings.flags import parse_flags
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, for example configs/rl_7b_v5e_16.py.")
-SLICE = flags.DEFINE_string("slice", None, "Devices by name, for example v5e-16; default config.plan.slice.")
+CONFIG = config_flags.DEFINE_config_file("config", "configs/rl.py", "Config file, for example configs/rl_7b_v5e_16.py.")
+DEVICES = flags.DEFINE_string("devices", None, "Devices: 4xH100, v5e-16, or a count; default config.plan.slice.")
+SLICE = flags.DEFINE_string("slice", None, "The same, by its older name.")
+MODEL = flags.DEFINE_string("model", None, "A config.json, its folder, or a hub id; default config.plan.model.")
+MEMORY = flags.DEFINE_float("memory_gib", 0.0, "Memory of one device by hand, in GiB; --devices is then a count.")
+TFLOPS = flags.DEFINE_float("tflops", 0.0, "Dense bfloat16 rate of one device by hand, in TFLOP/s.")
 COMPILE = flags.DEFINE_bool("compile", False, "Compile the programs ahead of time.")
 SIMULATE = flags.DEFINE_bool("simulate", False, "Compile for simulated CPU devices, not for the slice's.")
 PROGRAMS = flags.DEFINE_list(
@@ -42,8 +47,16 @@ def plan() -> int:
     from tools.planning import report
 
     try:
+        if MODEL.value:
+            CONFIG.value.plan.model = CONFIG.value.policy.checkpoint = MODEL.value
         config = freeze(CONFIG.value)
-        slice_ = slices.find(SLICE.value or config.plan.slice)
+        devices = DEVICES.value or SLICE.value or config.plan.slice
+        if MEMORY.value or TFLOPS.value:
+            slice_ = slices.by_hand(devices, MEMORY.value, TFLOPS.value)
+        else:
+            slice_ = slices.find(devices)
+        if COMPILE.value and not SIMULATE.value and not slice_.topology:
+            raise ConfigError(f"--compile has no compiler for {slice_.name} here: add --simulate, or leave it out")
         if COMPILE.value and SIMULATE.value:
             _simulate(slice_.devices)
         made = report.make(config, slice_, PROGRAMS.value if COMPILE.value else (), simulate=SIMULATE.value)
@@ -76,5 +89,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    flags.mark_flag_as_required("config")
     app.run(main, flags_parser=parse_flags)

@@ -1,16 +1,19 @@
 """How many workers a slice needs, and what a run takes: docs/sizing.md has the calculation.
 
-    python tools/sizing.py --slice v6e-8 --execution_seconds=200 --sampling_seconds=120 \
-        --slice_price=21.6 --worker_price=0.38 --prices_of=2026-11
+    python tools/sizing.py --slice v6e-8 --execution_seconds=200 --slice_price=21.6 --worker_price=0.38 \
+        --prices_of=2026-11
 
-Prices are yours to state, an hour: none is built in. Of several slices each has its own price and sampling time,
-written NAME=NUMBER; without --slice every configured one is listed. Evaluation, compilation and start-up are not in it.
+Sampling and update are predicted from the model's shape and the slice's published rates, at stated shares of them; a
+measured sampling time goes before. Prices are yours to state, an hour: none is built in. Of several slices each has its
+own price and sampling time, written NAME=NUMBER; without --slice every configured one is listed. Evaluation,
+compilation and start-up are not in it.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 import math
 import sys
 from collections.abc import Sequence
@@ -18,7 +21,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from mlagent_jax.models import ModelConfig
 from mlagent_jax.parallelism import slices
+from mlagent_jax.sampling.config import SamplerConfig
+from tools.planning.speed import Speed, Work, predict
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,12 +41,14 @@ class Size:
     """None where the slice has no price."""
 
 
-def update_seconds(
-    parameters: float, actions: int, tokens: int, epochs: int, flops: float, utilisation: float
-) -> float:
-    """Of a PPO update of `actions` rows of `tokens`: two scorings (2 FLOPs a parameter and token each), and for each
-    epoch forward, backward and the forward again of remat (8), at `utilisation` of the devices' peak `flops`."""
-    return (2 * 2 + 8 * epochs) * parameters * actions * tokens / (flops * utilisation)
+def iteration(model: ModelConfig, slice_: slices.Slice, args: argparse.Namespace) -> Speed:
+    """What an iteration takes at the slice's published rates; attention heads over as many devices as divide them."""
+    heads = math.gcd(model.num_kv_heads, slice_.devices)
+    slots = -(-args.sequences // (slice_.devices // heads)) * (slice_.devices // heads)
+    settings = SamplerConfig(args.action_tokens, slots=slots, samples=args.samples)
+    tokens = args.prompt_tokens, args.action_tokens
+    work = Work(args.states, args.samples, *tokens, args.epochs, args.passes, settings, heads)
+    return predict(model, slice_, work)
 
 
 def size(
@@ -88,16 +96,21 @@ def main() -> None:
     add(
         "--sampling_seconds",
         nargs="+",
-        required=True,
+        default=[],
         metavar="S",
-        help="to sample an iteration's actions (measure it)",
+        help="to sample an iteration's actions, where you measured it; default: predicted",
     )
-    add("--actions", type=int, default=256, help="an iteration: rl.states times rl.samples")
-    add("--tokens", type=int, default=15_000, help="of a row: prompt and action")
+    add("--states", type=int, default=64, help="an iteration: rl.states")
+    add("--samples", type=int, default=4, help="actions a state: rl.samples")
+    add("--prompt_tokens", type=int, default=14_000)
+    add("--action_tokens", type=int, default=1000)
+    add("--sequences", type=int, default=64, help="decoded at once: sampling.slots")
+    add("--passes", type=int, default=32, help="that an epoch's rows are cut into, each gathers the weights")
     add("--epochs", type=int, default=1)
     add("--iterations", type=int, default=40)
-    add("--parameters", type=float, default=7.6e9)
-    add("--utilisation", type=float, default=0.4, help="share of the peak that the update reaches")
+    add("--model", default="configs/models/qwen2.5-7b.json", help="config.json of the policy")
+    add("--utilisation", type=float, default=0.4, help="share of the published rates that the update reaches")
+    add("--sampling_share", type=float, default=0.7, help="share of them that sampling reaches")
     add("--slots", type=int, default=0, help="executions at once; default: as many as keep up with the devices")
     add("--slots_a_worker", type=int, default=8)
     add("--synchronous", action="store_true", help="max_staleness 0: nothing overlaps")
@@ -115,21 +128,22 @@ def main() -> None:
         listed = [slices.find(name) for name in args.slice]
         sampling = by_slice("sampling_seconds", args.sampling_seconds, args.slice, one_for_all=True)
         prices = by_slice("slice_price", args.slice_price, args.slice, one_for_all=False)
-        if missing := [name for name in args.slice if name not in sampling]:
-            raise ValueError(f"--sampling_seconds is missing for {', '.join(missing)}")
-    except ValueError as error:
+        if unknown := [each.name for each in listed if not each.memory_bandwidth and each.name not in sampling]:
+            raise ValueError(f"the rates of {', '.join(unknown)} are not known: measure --sampling_seconds there")
+        model = ModelConfig.from_hf(json.loads(Path(args.model).read_text()))
+    except (OSError, ValueError) as error:
         sys.exit(f"error: {error}")
     print(f"prices an hour, of {args.prices_of or 'no date'}; a worker host {args.worker_price:g}")
-    print("\n| slice | price | device s | slots | worker hosts | s an iteration | hours | cost |")
-    print("|---|---:|---:|---:|---:|---:|---:|---:|")
+    print("\n| slice | price | sampling s | device s | slots | worker hosts | s an iteration | hours | cost |")
+    print("|---|---:|---:|---:|---:|---:|---:|---:|---:|")
     for found in listed:
         name, price = found.name, prices.get(found.name)
-        update = update_seconds(
-            args.parameters, args.actions, args.tokens, args.epochs, found.devices * found.peak_flops, args.utilisation
-        )
+        speed = iteration(model, found, args)
+        sampled = sampling.get(name, speed.sampling_seconds / args.sampling_share)
         run = size(
-            actions=args.actions, execution_seconds=args.execution_seconds,
-            device_seconds=sampling[name] + update, iterations=args.iterations, overlap=not args.synchronous,
+            actions=args.states * args.samples, execution_seconds=args.execution_seconds,
+            device_seconds=sampled + speed.update_seconds / args.utilisation, iterations=args.iterations,
+            overlap=not args.synchronous,
             slots=args.slots, slots_a_worker=args.slots_a_worker,
             slice_price=price, worker_price=args.worker_price,
         )  # fmt: skip
@@ -137,8 +151,8 @@ def main() -> None:
         stated = "" if price is None else f"{price:g}"
         cost = "" if run.cost is None else f"{run.cost:.0f}"
         print(
-            f"| {name} | {stated} | {run.device_seconds:.0f} | {run.slots} | {hosts} | {run.iteration_seconds:.0f} "
-            f"| {run.hours:.1f} | {cost} |"
+            f"| {name} | {stated} | {sampled:.0f} | {run.device_seconds:.0f} | {run.slots} | {hosts} "
+            f"| {run.iteration_seconds:.0f} | {run.hours:.1f} | {cost} |"
         )
 
 

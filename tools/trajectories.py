@@ -56,7 +56,10 @@ def export(chosen: Iterable[Record], folder: str, kind: str) -> str:
 
 def export_tfds(store: str, folder: str) -> str:
     """Write a whole store as a data set of tensorflow-datasets."""
-    from mlagent_jax.trajectories import tfds_dataset
+    try:
+        from mlagent_jax.trajectories import tfds_dataset
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"--format=tfds needs {error.name}: pip install -c constraints.txt -e '.[tfds]'") from error
 
     builder = tfds_dataset.prepare(store, folder)
     counts = ", ".join(f"{name} {split.num_examples}" for name, split in builder.info.splits.items())

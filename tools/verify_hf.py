@@ -78,6 +78,8 @@ def main(argv: list[str]) -> None:
     text = Path(TEXT_FILE.value or __file__).read_text(encoding="utf-8")
     try:
         result = compare(argv[1], text, TOKENS.value, DTYPE.value)
+    except ModuleNotFoundError as error:
+        sys.exit(f"error: {error.name} is not installed: pip install {error.name}, which this comparison alone needs")
     except (OSError, ValueError) as error:
         sys.exit(f"error: {error}")
     ours, theirs = result.mean_log_probs

@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 
 from environments.actions.errors import ActionError
 from environments.files.hostile import HostileFileError, path_errors, read_regular
-from environments.sandbox.inside import tree
+from environments.guest import tree
 
 MAX_NAME = 200
 """Maximum length of a path that an agent writes, in characters."""

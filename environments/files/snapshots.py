@@ -1,7 +1,7 @@
 """Workspaces as content-addressed snapshots.
 
 A snapshot is a manifest in a blob store: every folder, file and symbolic link with its mode, and the hashes of the
-files' bytes. Equal workspaces have equal ids, on every host. The contents are hostile. `sandbox.inside.tree` walks them
+files' bytes. Equal workspaces have equal ids, on every host. The contents are hostile. `guest.tree` walks them
 for snapshots as for sandboxes, so a workspace that is kept can always enter a sandbox again.
 
     restore(id) -> apply the action -> run the script -> snapshot() -> id of the next state
@@ -20,8 +20,8 @@ from typing import Any
 
 from environments.files.blobs import ID, CorruptBlobError, MissingBlobError, Store
 from environments.files.hostile import HostileFileError, create, read_regular
+from environments.guest import tree
 from environments.protocol import canonical_json
-from environments.sandbox.inside import tree
 
 VERSION = 1
 _MANIFEST = b'{"entries":'

@@ -1,6 +1,6 @@
 """Texts by key in one SQLite file that the processes of one host share.
 
-Holds executions (`environments.files.execution_cache`) and answers of language models. If the requested folder is on a
+Holds executions (`environments.execution_cache`) and answers of language models. If the requested folder is on a
 network file system, the file is in this host's own cache. A broken file is moved aside and replaced by a new one. If
 the file cannot be written (a full disk), this process stops using it. Each case is a line in the log, never an error.
 """
@@ -15,7 +15,7 @@ import sqlite3
 import threading
 from pathlib import Path
 
-from environments.files.file_systems import network_file_system
+from environments.files.file_systems import cache_directory, network_file_system
 
 _log = logging.getLogger("mlagent.cache")
 
@@ -116,8 +116,6 @@ def _on_this_host(path: Path) -> Path | None:
     path = path.absolute()
     if not network_file_system(path):
         return path
-    from environments.sandbox.rootfs.assemble import cache_directory
-
     folder = hashlib.sha256(os.fsencode(path.parent.resolve())).hexdigest()[:16]
     local = cache_directory() / "texts" / folder / path.name
     return None if network_file_system(local) else local

@@ -3,7 +3,10 @@
 python -m environments list [--paper] [--json]
 python -m environments show TASK
 python -m environments actions [--profile compact]
-python -m environments check DIR [--sandbox NAME] [--json]
+python -m environments new TASK --data FILE --target COLUMN
+python -m environments build-suite --source NAME --count N --out DIR
+python -m environments report DIR
+python -m environments check DIR [--all] [--sandbox NAME] [--json]
 python -m environments fetch TASK...
 python -m environments prepare TASK... [--sandbox NAME]
 python -m environments grade TASK SUBMISSION [--json]
@@ -11,6 +14,7 @@ python -m environments play TASK
 python -m environments run TASK --actions FILE.jsonl --sandbox NAME --json
 python -m environments serve TASK
 python -m environments self-check [--sandbox NAME] [--json]
+python -m environments doctor [--json]
 python -m environments clean [--max-gb 4]
 """
 
@@ -18,33 +22,39 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import io
+import dataclasses
 import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, TextIO
+from typing import Any, BinaryIO
 
 from environments import rewards, tasks
 from environments.actions import ACTIONS, ASSISTED_ACTIONS, PROFILES, describe_actions, describe_format
 from environments.actions.second_model import Endpoint, configured_endpoint
-from environments.episode import Episode, default_cache_dir, make
+from environments.episode import Episode, make
 from environments.files.blobs import StoreError, open_store
 from environments.files.snapshots import Snapshots
+from environments.interfaces import doctor, factory
 from environments.interfaces.json_lines import failure, record, serve
+from environments.interfaces.options import (
+    add_cache_dir,
+    add_episode,
+    add_max_steps,
+    add_place,
+    add_sandbox,
+    add_sandbox_name,
+    gigabytes,
+)
+from environments.interfaces.replies import InputError, read_actions, read_replies
 from environments.interfaces.terminal import printable
 from environments.protocol import Outcome
 from environments.registry import RegistryError
-from environments.sandbox import SANDBOXES, open_sandbox, self_check
+from environments.sandbox import open_sandbox, self_check
 from environments.sandbox.base import SandboxError
 from environments.tasks.check.checker import check
 from environments.tasks.task import InvalidSubmissionError, TaskError, TaskSpec
-
-
-class InputError(ValueError):
-    """Unusable input of the user. The message says where and why."""
-
 
 _USER_ERRORS = (InputError, TaskError, SandboxError, StoreError, RegistryError)
 """Errors that the user can fix, reported in one line."""
@@ -117,6 +127,8 @@ def _rewards(options: argparse.Namespace) -> None:
 
 
 def _check(options: argparse.Namespace) -> int:
+    if options.all:
+        return _check_all(options)
     sandbox = open_sandbox(options.sandbox)
     try:
         findings = check(options.task, sandbox, options.seed)
@@ -131,6 +143,20 @@ def _check(options: argparse.Namespace) -> int:
         print(printable(f"{'ok  ' if finding.ok else 'FAIL'}  {finding.check}: {finding.message}{remedy}"))
     print(f"{len(findings) - wrong} of {len(findings)} checks passed")
     return int(wrong > 0)
+
+
+def _check_all(options: argparse.Namespace) -> int:
+    failed = 0
+    with contextlib.closing(open_sandbox(options.sandbox)) as sandbox:
+        for name, findings in factory.check_all(Path(options.task), sandbox, options.seed):
+            wrong = [finding for finding in findings if not finding.ok]
+            failed += bool(wrong)
+            if options.json:
+                _answer(options, {"task": name, "ok": not wrong, "findings": [vars(finding) for finding in findings]})
+            else:
+                problems = "; ".join(f"{finding.check}: {finding.message}" for finding in wrong)
+                print(printable(f"{'FAIL' if wrong else 'ok  '}  {name}  {problems}".rstrip()), flush=True)
+    return int(failed > 0)
 
 
 def _prepare(options: argparse.Namespace) -> None:
@@ -182,7 +208,7 @@ def _play(options: argparse.Namespace) -> None:
     with _episode(options, options.max_steps) as episode:
         print(printable(episode.reset()[0]))
         print("Type a reply, then a line with a single dot. End of file (Ctrl-D) leaves.")
-        for reply in _replies(sys.stdin):
+        for reply in read_replies(sys.stdin):
             observation, _, terminated, truncated, info = episode.step(reply)
             shown = observation or "(no output)"
             print(f"Observation:\n```\n{printable(shown)}\n```\n{_summary(info['outcome'])}")
@@ -192,7 +218,7 @@ def _play(options: argparse.Namespace) -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
-    actions = _read_actions(options.actions)
+    actions = read_actions(options.actions)
     with _episode(options, max_steps=len(actions)) as episode:
         for number, action in enumerate(actions, start=1):
             observation, _, terminated, _, info = episode.step(action)
@@ -230,6 +256,15 @@ def _self_check(options: argparse.Namespace) -> int:
     if not options.json:
         print(f"\n{sandbox.name}\n{self_check.table(results)}")
     return int(any(result.failed for result in results))
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    findings = doctor.examine()
+    if options.json:
+        _answer(options, [dataclasses.asdict(finding) for finding in findings])
+    else:
+        print(printable(doctor.table(findings)))
+    return int(any(finding.state == doctor.GAP for finding in findings))
 
 
 def _clean(options: argparse.Namespace) -> None:
@@ -288,44 +323,6 @@ def _summary(outcome: Outcome) -> str:
     return f"{outcome.kind}: reward {outcome.reward:.3f}{metric}, {outcome.seconds:.2f} s"
 
 
-def _read_actions(path: str) -> list[str]:
-    """Read reply texts from a JSON Lines file, `-` for standard input."""
-    try:
-        text = sys.stdin.read() if path == "-" else Path(path).read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"--actions {path} cannot be read: {error}") from error
-    actions = []
-    # Only a newline ends a line: U+2028 may occur in a JSON string.
-    for number, line in enumerate(io.StringIO(text.removeprefix("\ufeff")), start=1):
-        if not line.strip():
-            continue
-        try:
-            action = json.loads(line)["action"]
-        except (ValueError, TypeError, KeyError):
-            action = None
-        if not isinstance(action, str):
-            raise InputError(
-                f'{path}, line {number}: a line is {{"action": "<raw reply text>"}}, this is {line[:80]!r}'
-            )
-        actions.append(action)
-    if not actions:
-        raise InputError(f'{path} has no actions: write a line {{"action": "<raw reply text>"}} a step')
-    return actions
-
-
-def _replies(stream: TextIO) -> Iterator[str]:
-    """Yield replies of several lines, each ended by a line with a single dot; the end of the stream ends the last."""
-    lines: list[str] = []
-    for line in stream:
-        if line.strip() == ".":
-            yield "".join(lines)
-            lines = []
-        else:
-            lines.append(line)
-    if any(line.strip() for line in lines):
-        yield "".join(lines)
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m environments", description="Machine-learning tasks for agents.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -348,9 +345,11 @@ def _parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("check", help="verify a task: scripts, headroom, hidden labels, broken submissions")
     command.add_argument("task", metavar="DIR", help="folder of a task, or any task's name")
-    command.add_argument("--json", action="store_true", help="as a JSON object")
-    _add_sandbox(command)
+    command.add_argument("--all", action="store_true", help="every task of a suite, or every folder in DIR")
+    command.add_argument("--json", action="store_true", help="as a JSON object a task")
+    add_sandbox(command)
     command.set_defaults(command=_check)
+    factory.add(commands, add_sandbox, _check)
 
     command = commands.add_parser("fetch", help="download the archives of tasks, into MLAGENT_DATA_DIR")
     command.add_argument("tasks", metavar="TASK", nargs="+")
@@ -358,106 +357,42 @@ def _parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("prepare", help="build tasks and measure their scripts")
     command.add_argument("tasks", metavar="TASK", nargs="+")
-    _add_place(command)
+    add_place(command)
     command.set_defaults(command=_prepare)
 
     command = commands.add_parser("grade", help="score a submission; where there is a leaderboard, its medal")
     command.add_argument("task", metavar="TASK")
     command.add_argument("submission", metavar="FILE", type=Path)
     command.add_argument("--json", action="store_true", help="as a JSON object")
-    _add_place(command)
+    add_place(command)
     command.set_defaults(command=_grade)
 
     command = commands.add_parser("play", help="take the agent's place")
-    _add_episode(command)
-    _add_max_steps(command)
+    add_episode(command)
+    add_max_steps(command)
     command.set_defaults(command=_play)
 
     command = commands.add_parser("run", help="take the steps of a file")
     command.add_argument("--actions", metavar="FILE.jsonl", required=True, help='lines {"action": "<raw reply text>"}')
     command.add_argument("--json", action="store_true", help="one outcome a line as JSON")
-    _add_episode(command)
+    add_episode(command)
     command.set_defaults(command=_run)
 
     command = commands.add_parser("serve", help="answer requests, a JSON object a line, on standard input and output")
-    _add_episode(command)
-    _add_max_steps(command)
+    add_episode(command)
+    add_max_steps(command)
     command.set_defaults(command=_serve)
 
     command = commands.add_parser("self-check", help="try out what a sandbox holds on this host, in some minutes")
     command.add_argument("--json", action="store_true", help="one check a line as JSON")
-    _add_sandbox_name(command)
+    add_sandbox_name(command)
     command.set_defaults(command=_self_check)
 
+    command = commands.add_parser("doctor", help="what this host can do, and the command that mends each gap")
+    command.add_argument("--json", action="store_true", help="print findings as JSON")
+    command.set_defaults(command=_doctor)
     command = commands.add_parser("clean", help="delete the oldest snapshots of episodes, but none of the last hour")
-    _add_cache_dir(command)
-    command.add_argument("--max-gb", type=_gigabytes, default=4.0, metavar="GB", help="what may stay (default 4)")
+    add_cache_dir(command)
+    command.add_argument("--max-gb", type=gigabytes, default=4.0, metavar="GB", help="what may stay (default 4)")
     command.set_defaults(command=_clean)
     return parser
-
-
-def _add_cache_dir(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--cache-dir",
-        type=Path,
-        metavar="DIR",
-        default=default_cache_dir(),
-        help="prepared tasks, snapshots and executions (default %(default)s)",
-    )
-
-
-def _gigabytes(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value < 1e9:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number from 0")
-    return value
-
-
-def _add_sandbox_name(command: argparse.ArgumentParser) -> None:
-    names = ("auto", *SANDBOXES.names())
-    command.add_argument("--sandbox", choices=names, default="bubblewrap", help="where scripts run")
-
-
-def _add_sandbox(command: argparse.ArgumentParser) -> None:
-    _add_sandbox_name(command)
-    command.add_argument("--seed", type=_seed, default=0, help="of the data; the executions' follows (default 0)")
-
-
-def _add_place(command: argparse.ArgumentParser) -> None:
-    _add_sandbox(command)
-    _add_cache_dir(command)
-
-
-def _add_max_steps(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--max-steps", type=_positive, default=15, help="of an episode (default %(default)s)")
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number from 1")
-    return int(text)
-
-
-def _seed(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 0")
-    return int(text)
-
-
-def _reward(text: str) -> str:
-    try:
-        rewards.REWARDS.choose(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
-    return text
-
-
-def _add_episode(command: argparse.ArgumentParser) -> None:
-    command.add_argument("task", metavar="TASK")
-    _add_place(command)
-    command.add_argument("--profile", choices=tuple(PROFILES), default="compact", help="of the reply format")
-    command.add_argument("--reward", type=_reward, default="improvement", help="`rewards` lists them with parameters")
-    command.add_argument("--no-cache", action="store_true", help="run again what has run before")

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from environments.guest import tree
 from environments.protocol import Limits
 from environments.sandbox.base import Ending, Execution
-from environments.sandbox.inside import tree
 
 
 def judge(result: dict[str, Any], stdout: str, stderr: str, limits: Limits) -> Execution:

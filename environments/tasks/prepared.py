@@ -25,9 +25,9 @@ from typing import Any
 from environments.protocol import Scale, digest
 from environments.sandbox.base import Sandbox
 from environments.tasks.adapters import mlebench
-from environments.tasks.grading.graders import Grader, load_grader
+from environments.tasks.graders import Grader, load_grader
+from environments.tasks.grading.halves import HALVES
 from environments.tasks.grading.isolated import CONTROL, author_error
-from environments.tasks.grading.submissions import HALVES
 from environments.tasks.running import run_script
 from environments.tasks.task import (
     M_BEST,
@@ -92,6 +92,24 @@ class FolderTask:
           InvalidSubmissionError: it is not a complete table of valid predictions.
         """
         return self.grader.grade(submission, "report")
+
+    def resampled(self, submission: bytes, draws: int, seed: int) -> list[list[float | None]] | None:
+        """Return the score of a submission on `draws` bootstrap samples of the reward half's rows and on the rows left
+        out of each, as pairs; None where no score can be computed. The samples follow from the seed alone.
+
+        Returns None if the task's grader scores whole tables only, as those of benchmarks do.
+
+        Raises:
+          InvalidSubmissionError, GraderError: as for `grade`.
+        """
+        return self.grader.resampled(submission, draws, seed)
+
+    @property
+    def start_submission(self) -> bytes | None:
+        """Submission of the starting script; None if the task states its score instead."""
+        path = self.folder / CONTROL
+        stated = (self.folder / "private" / M_INIT).exists()
+        return path.read_bytes() if path.is_file() and not stated else None
 
     @property
     def has_medals(self) -> bool:

@@ -70,6 +70,11 @@ class Actor:
         """Prepare `params` for several calls, which may continue while the arrays of `donated` are updated in place."""
         return self._sampler.weights(params, donated)
 
+    @property
+    def resharding(self) -> tuple[int, float]:
+        """Return bytes and seconds of all weights that were laid out for sampling so far."""
+        return self._sampler.resharding
+
     def release(self) -> None:
         """Release device memory that is kept for further calls with the same parameters."""
         self._sampler.release()

@@ -12,6 +12,7 @@ import collections
 import concurrent.futures
 import dataclasses
 import json
+import logging
 import math
 import os
 import random
@@ -39,8 +40,11 @@ from mlagent_jax.settings.hosts import EndpointConfig
 Messages = Sequence[Mapping[str, str]]
 """A conversation: `role` and `content` of each message."""
 WINDOW_SECONDS = 60.0
+WARNING_SECONDS = 30.0
+"""Minimum time between two warnings about requests that fail."""
 BYTES_A_TOKEN = 3
 """Low, so that a request is rather taken for longer than it is, before its endpoint has counted it."""
+log = logging.getLogger(__name__)
 CLOCK, SLEEP = time.monotonic, time.sleep
 
 
@@ -90,6 +94,8 @@ class EndpointClient:
         self._pace = _Pace(config.requests_per_minute, config.tokens_per_minute)
         self._log = jsonl.Appender(log)
         self._log_lock = threading.Lock()
+        self._stopped = threading.Event()
+        self._next_warning = -math.inf
 
     @property
     def spent(self) -> Spent:
@@ -153,16 +159,22 @@ class EndpointClient:
             except EndpointError as error:
                 return error
 
-        with concurrent.futures.ThreadPoolExecutor(self.config.concurrency) as threads:
-            waiting = [threads.submit(one, *each) for each in zip(conversations, seeds, strict=True)]
-            try:
-                for future in concurrent.futures.as_completed(waiting):
-                    answer = future.result()
-                    if progress is not None:
-                        progress(answer)
-            except BaseException:
-                threads.shutdown(wait=False, cancel_futures=True)
-                raise
+        threads = concurrent.futures.ThreadPoolExecutor(self.config.concurrency)
+        waiting = [threads.submit(one, *each) for each in zip(conversations, seeds, strict=True)]
+        try:
+            for future in concurrent.futures.as_completed(waiting):
+                answer = future.result()
+                if progress is not None:
+                    progress(answer)
+        except Exception:
+            threads.shutdown(cancel_futures=True)
+            raise
+        except BaseException:
+            # A signal ends the wait at once: requests under way, and pauses between attempts, may take minutes.
+            self._stopped.set()
+            threads.shutdown(wait=False, cancel_futures=True)
+            raise
+        threads.shutdown()
         return [future.result() for future in waiting]
 
     def close(self) -> None:
@@ -195,6 +207,8 @@ class EndpointClient:
         attempt = 0
         while True:
             attempt += 1
+            if self._stopped.is_set():
+                raise EndpointError(f"{config.url}: stopped before attempt {attempt}")
             self._budget.reserve(most)
             spent = Spent()
             try:
@@ -217,6 +231,7 @@ class EndpointClient:
                     raise EndpointError(f"{config.url}: {error} (attempt {attempt} of {config.attempts})") from None
                 pause = max(config.backoff_seconds * 2 ** (attempt - 1), error.pause_seconds)
                 pause = min(pause, MAX_PAUSE_SECONDS)
+                self._warn(error, attempt)
                 if error.status == 429:
                     self._pace.hold(pause)
                 # Spread, so that threads that failed together do not come back together.
@@ -235,6 +250,17 @@ class EndpointClient:
         return self._budget.price(
             prompt if known[0] is None else known[0], (made if known[1] is None else known[1]), sent=1
         )
+
+    def _warn(self, error: EndpointError, attempt: int) -> None:
+        """Tell that requests fail and are sent again, at most once in `WARNING_SECONDS`."""
+        with self._log_lock:
+            if CLOCK() < self._next_warning:
+                return
+            self._next_warning = CLOCK() + WARNING_SECONDS
+        log.warning(
+            "%s does not answer (%s); asking again, attempt %d of %d", self.config.url, error, attempt + 1,
+            self.config.attempts,
+        )  # fmt: skip
 
     def _note(self, facts: dict[str, Any]) -> None:
         with self._log_lock:

@@ -58,8 +58,10 @@ class Trajectory:
     """Seed for agents that draw; unique within a run."""
     steps: list[Step] = dataclasses.field(default_factory=list)
     ended: bool = False
-    lost: bool = False
-    """Whether no action could be obtained; not the agent's fault."""
+    lost: str = ""
+    """Reason why no action could be obtained at a step, which is not the agent's fault; empty: none was missing."""
+    cut: str = ""
+    """Reason why it ended before its limits with the steps that it has; empty: it did not."""
 
     @property
     def seconds(self) -> float:
@@ -86,6 +88,15 @@ class Agent(Protocol):
         """Return an action for each of `trajectories`, all at `depth` steps; None if none could be obtained."""
         ...
 
+    def values(self, states: Sequence[State]) -> list[float | None]:
+        """Return a critic's estimate of the reward of a step from each of `states`; None without a critic."""
+        return [None] * len(states)
+
+    def misfit(self, state: State) -> str:
+        """Return why the agent cannot act in `state`, which does not fit."""
+        del state
+        return "the agent cannot act in this state"
+
 
 def play(
     trajectories: Sequence[Trajectory],
@@ -105,11 +116,19 @@ def play(
       steps: Maximum steps per trajectory.
       minutes: Time limit per trajectory; no step starts after it.
     """
+    for trajectory in trajectories:
+        if not agent.fits(trajectory.state):
+            trajectory.ended, trajectory.lost = True, agent.misfit(trajectory.state)
     for depth in range(steps):
-        active = [t for t in trajectories if not t.ended and t.seconds < 60 * minutes and agent.fits(t.state)]
+        active = [t for t in trajectories if not t.ended and t.seconds < 60 * minutes]
+        for trajectory in active:
+            if depth and not agent.fits(trajectory.state):
+                trajectory.ended, trajectory.cut = True, agent.misfit(trajectory.state)
+        active = [t for t in active if not t.ended]
         actions, seconds = _ask(agent, active, depth) if active else ([], 0.0)
         for trajectory, action in zip(active, actions, strict=True):
-            trajectory.ended = trajectory.lost = action is None
+            if action is None:
+                trajectory.ended, trajectory.lost = True, "the agent gave no answer"
         pending = [(t, action, job(t, action)) for t, action in zip(active, actions, strict=True) if action is not None]
         if not pending:
             return

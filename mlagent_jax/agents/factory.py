@@ -11,6 +11,7 @@ from environments.actions import STOP
 from environments.actions.openai_http import Completion, EndpointError
 from environments.protocol import State
 from mlagent_jax.agents.actor import Actor, SampledAction
+from mlagent_jax.agents.critic import Critic
 from mlagent_jax.agents.endpoint import EndpointClient
 from mlagent_jax.agents.episodes import Agent, Reply, Trajectory
 from mlagent_jax.agents.scripted import ExpertAction, ScriptedExpert, plain_action
@@ -32,10 +33,13 @@ class ScriptedAgent(Agent):
     def _propose(self, trajectory: Trajectory) -> ExpertAction:
         if trajectory.seed not in self._experts:
             self._experts[trajectory.seed] = self._make(trajectory)
-        last = trajectory.steps[-1] if trajectory.steps else None
-        return self._experts[trajectory.seed].propose(
-            trajectory.state, last and last.action, last and last.outcome.kind
-        )
+        expert, last, kind = self._experts[trajectory.seed], None, None
+        steps = trajectory.steps
+        for step in steps[-1:] if steps and isinstance(steps[-1].action, ExpertAction) else steps:
+            # An action that was read back from a file is proposed again: it follows from the seed and the states.
+            known = step.action if isinstance(step.action, ExpertAction) else None
+            last, kind = known or expert.propose(step.job.state, last, kind), step.outcome.kind
+        return expert.propose(trajectory.state, last, kind)
 
 
 class NothingAgent(Agent):
@@ -57,17 +61,30 @@ class PolicyAgent(Agent):
       params: The weights.
       purpose: Maps a trajectory, its depth and its index in the wave to the purpose of a draw; needed because
         trajectories of one task start in the same state.
+      critic: Judge of states, if there is one.
     """
 
-    def __init__(self, actor: Actor, params: Any, purpose: Callable[[Trajectory, int, int], str]) -> None:
-        self.actor, self.params, self._purpose = actor, params, purpose
+    def __init__(
+        self,
+        actor: Actor,
+        params: Any,
+        purpose: Callable[[Trajectory, int, int], str],
+        critic: Critic | None = None,
+    ) -> None:
+        self.actor, self.params, self._purpose, self._critic = actor, params, purpose, critic
 
     def fits(self, state: State) -> bool:
         return self.actor.renderer.fits(state)
 
+    def misfit(self, state: State) -> str:
+        return self.actor.renderer.misfit(state)
+
     def act(self, trajectories: Sequence[Trajectory], depth: int) -> list[SampledAction]:
         purposes = [self._purpose(trajectory, depth, place) for place, trajectory in enumerate(trajectories)]
         return self.actor.act_each(self.params, [trajectory.state for trajectory in trajectories], purposes)
+
+    def values(self, states: Sequence[State]) -> list[float | None]:
+        return super().values(states) if self._critic is None else self._critic.values(states)
 
 
 class EndpointAgent(Agent):
@@ -96,7 +113,7 @@ class EndpointAgent(Agent):
         """Return a reply for each of `trajectories`, None if all attempts failed.
 
         Raises:
-          EndpointError: There is none for any, and `must_answer`.
+          EndpointError: There is none for any at the first step, or at any step and `must_answer`.
           BudgetError: The budget is spent.
         """
         replies = processes.agree(
@@ -108,7 +125,7 @@ class EndpointAgent(Agent):
         conversations = [[{"role": "user", "content": self._prompt(t.state)}] for t in trajectories]
         answers = self._client.chat_many(conversations, [self._seed(t, depth) for t in trajectories])
         errors = [answer for answer in answers if isinstance(answer, EndpointError)]
-        if errors and len(errors) == len(answers) and self._must_answer:
+        if errors and len(errors) == len(answers) and (self._must_answer or depth == 0):
             raise errors[0]
         if errors:
             log.warning("%d of %d trajectories end: no answer (%s)", len(errors), len(answers), errors[0])

@@ -1,7 +1,9 @@
 """Renderer of states as prompt tokens, for SFT, sampling, evaluation and serving.
 
-Two profiles. `compact` fits a small policy: the task's traits, the current script, one line per past step. `full` is
-MLAgentBench's: the research problem, the actions, and the last steps as action and observation.
+Three profiles. `compact` fits a small policy: the task's traits, the current script, one line per past step. `medium`
+is for a pretrained model with a short context: the problem, the script, the last results with their thoughts, the
+format; about 450 tokens for an embedded task. `full` is MLAgentBench's: the research problem, the actions, and the last
+steps as action and observation.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ import dataclasses
 import re
 from collections.abc import Mapping
 
-from environments.actions import ACTIONS, ASSISTED_ACTIONS, ActionSpec, describe_actions, describe_format
+from environments.actions import ACTIONS, ASSISTED_ACTIONS, ActionSpec, describe_actions, describe_format, fenced
 from environments.actions.grammar import COMPACT_WORDS
 from environments.protocol import State, Step
 from environments.tasks.task import TaskSpec
@@ -19,7 +21,32 @@ from mlagent_jax.settings.policy import PromptConfig
 
 _TASK, _IDEAS, _SCRIPT, _RESULTS, _NEXT = COMPACT_WORDS
 _CELL = re.compile(r'"cell": "(\w+)"')
+_THOUGHT = re.compile(r"^Thought: *(.+?) *$", re.MULTILINE)
+_MAX_THOUGHT = 120
+"""Maximum characters of a past step's thought in a medium prompt."""
+_MEDIUM_FORMAT = """Improve the script by one action. Reply in this form:
+Thought: why you take this step
+Action: Edit Script (Patch)
+Action Input: {"script_name": "ENTRY"}
+```python
+<<<<<<< SEARCH
+lines of the script, copied exactly
+=======
+the lines to put there
+>>>>>>> REPLACE
+```
+"""
 _ACTION = re.compile(r"^Action: *(.+?) *$", re.MULTILINE)
+
+_OPERATOR_TEXTS = {
+    "draft": "The next step is a draft: replace the approach of the script by another one that was not tried yet.",
+    "improve": "The next step is an improvement: the script runs. Make one change that should better its score.",
+    "debug": "The next step is a repair: the last run failed. Find the cause in its output and mend it, and leave the "
+    "approach as it is.",
+    "combine": "The next step is a combination: take over from the second script what should better the score of the "
+    "first.",
+}
+"""Instruction of each kind of step in full prompts; compact prompts have its name alone."""
 
 
 class PromptTooLongError(ValueError):
@@ -43,8 +70,8 @@ class Renderer:
         return prompt_text(self.config, self.specs[state.task], state)
 
     def encode(self, state: State) -> list[int]:
-        """Return prompt tokens, at most `max_prompt_tokens`: the oldest steps are dropped first, the task and the last
-        step never.
+        """Return prompt tokens, at most `max_prompt_tokens`: the last lines of the memory are dropped first, then the
+        oldest steps, the task and the last step never.
 
         Raises:
           PromptTooLongError: The prompt is still too long.
@@ -52,22 +79,36 @@ class Renderer:
         limit = self.config.max_prompt_tokens
         fewest = min(1, len(state.history))
         for shown in range(min(self.config.history_steps, len(state.history)), fewest - 1, -1):
-            recent = dataclasses.replace(state, history=state.history[len(state.history) - shown :])
+            recent = dataclasses.replace(state, history=state.history[len(state.history) - shown :], memory=())
             tokens = self._tokens(self.text(recent))
             if len(tokens) <= limit:
-                return tokens
+                return self._with_memory(recent, state.memory, tokens)
         raise PromptTooLongError(
             f"the prompt of a state of {state.task_name} takes {len(tokens)} tokens without any old step; "
             f"config.prompt.max_prompt_tokens is {limit}: raise it"
         )
 
+    def _with_memory(self, state: State, memory: tuple[str, ...], without: list[int]) -> list[int]:
+        """Return the prompt with as many of the first lines of `memory` as fit; `without` is the prompt with none."""
+        if not self.config.operators:
+            return without
+        for kept in range(len(memory), 0, -1):
+            tokens = self._tokens(self.text(dataclasses.replace(state, memory=memory[:kept])))
+            if len(tokens) <= self.config.max_prompt_tokens:
+                return tokens
+        return without
+
     def fits(self, state: State) -> bool:
         """Return whether `encode` succeeds; a state that does not fit cannot be acted on."""
+        return not self.misfit(state)
+
+    def misfit(self, state: State) -> str:
+        """Return why `encode` fails for a state; empty if it succeeds."""
         try:
             self.encode(state)
-        except PromptTooLongError:
-            return False
-        return True
+        except PromptTooLongError as error:
+            return str(error)
+        return ""
 
     def encode_action(self, action: str) -> list[int]:
         """Return tokens of an action, including end of text. The action is encoded separately from the prompt, as in
@@ -88,8 +129,12 @@ class Renderer:
 def prompt_text(config: PromptConfig, spec: TaskSpec, state: State) -> str:
     """Return the prompt of `state` as text, with the last `config.history_steps` steps of its history."""
     steps = state.history[max(0, len(state.history) - config.history_steps) :]
+    if not config.operators:
+        state = dataclasses.replace(state, operator="", other="", memory=())
     if config.profile == "compact":
         return _compact(spec, state, steps)
+    if config.profile == "medium":
+        return _medium(spec, state, steps)
     return _full(spec, state, steps, ACTIONS | ASSISTED_ACTIONS if config.editor else ACTIONS)
 
 
@@ -105,8 +150,43 @@ def _compact(spec: TaskSpec, state: State, steps: tuple[Step, ...]) -> str:
     sections.append(f"{_SCRIPT}{state.script.rstrip()}\n")
     if steps:
         sections.append(_RESULTS + "".join(f"{step_label(step)}: {step.observation.strip()}\n" for step in steps))
+    if state.memory:
+        sections.append("Tried:\n" + "".join(f"- {line}\n" for line in state.memory))
+    if state.other:
+        sections.append(f"Other script:\n{state.other.rstrip()}\n")
+    if state.operator:
+        sections.append(f"Kind: {state.operator}\n")
     sections.append(_NEXT)
     return "".join(sections)
+
+
+def _medium(spec: TaskSpec, state: State, steps: tuple[Step, ...]) -> str:
+    better = "higher" if spec.higher_is_better else "lower"
+    sections = [
+        f"{_TASK}{spec.description.strip()}\n",
+        f"The data: {spec.traits}. The metric: {spec.metric}, {better} is better. After each edit {spec.entry} is run "
+        f"and the {spec.submission} that it writes is scored.\n\n",
+        f"{_SCRIPT}{fenced(state.script.rstrip())}\n\n",
+    ]
+    if state.ideas:
+        sections.append(f"{_IDEAS}{'; '.join(state.ideas)}\n\n")
+    if steps:
+        sections.append(_RESULTS + "".join(f"- {_told(step)}\n" for step in steps) + "\n")
+    if state.memory:
+        sections.append("Tried:\n" + "".join(f"- {line}\n" for line in state.memory) + "\n")
+    if state.other:
+        sections.append(f"A second script for the same task:\n{fenced(state.other.rstrip())}\n\n")
+    if state.operator:
+        sections.append(f"{_OPERATOR_TEXTS[state.operator]}\n\n")
+    sections.append(f"Actions:\n{describe_actions('medium')}\n{_MEDIUM_FORMAT.replace('ENTRY', spec.entry)}")
+    return "".join(sections)
+
+
+def _told(step: Step) -> str:
+    """Return a past step in a line: its thought, its label, and what was observed."""
+    thoughts = _THOUGHT.findall(step.action)
+    thought = f"{thoughts[-1][:_MAX_THOUGHT]} " if thoughts else ""
+    return f"{thought}({step_label(step)}) -> {step.observation.strip()}"
 
 
 def step_label(step: Step) -> str:
@@ -129,7 +209,15 @@ def _full(spec: TaskSpec, state: State, steps: tuple[Step, ...], offered: Mappin
     ]
     if state.ideas:
         sections.append("Ideas worth trying:\n" + "".join(f"- {idea}\n" for idea in state.ideas) + "\n")
+    if state.operator:
+        sections.append(f"{spec.entry} as it is now:\n```python\n{state.script.rstrip()}\n```\n\n")
+    if state.memory:
+        sections.append("Tried so far:\n" + "".join(f"- {line}\n" for line in state.memory) + "\n")
     for step in steps:
         sections.append(f"{step.action.strip()}\nObservation:\n```\n{step.observation.strip()}\n```\n\n")
+    if state.other:
+        sections.append(f"A second script for the same problem:\n```python\n{state.other.rstrip()}\n```\n\n")
+    if state.operator:
+        sections.append(f"{_OPERATOR_TEXTS[state.operator]}\n\n")
     sections.append("Your next step:\n")
     return "".join(sections)

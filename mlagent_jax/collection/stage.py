@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import random
+from collections.abc import Sequence
 from pathlib import Path
 
 from environments.protocol import Outcome, OutcomeKind
@@ -28,6 +29,9 @@ from mlagent_jax.trajectories.card import write_card
 from mlagent_jax.trajectories.record import Record
 from mlagent_jax.trajectories.store import Writer
 
+COMBINE_SHARE = 0.2
+"""Share of improvements that become combinations, if prompts name the kind of step."""
+RUNNING = ("improve", "combine")
 EXPERT_VERSION = -1
 """Policy version of the expert's jobs: below every policy's version."""
 
@@ -40,7 +44,7 @@ def collect(run: Run) -> None:
         store = opened.enter_context(Writer(run.workdir / "trajectories" / "collect")) if run.is_first else None
         client = _client(run, opened)
         expert = _expert(run, trajectories, client)
-        progress = opened.enter_context(run.progress("collect", len(trajectories) * config.steps))
+        progress = opened.enter_context(run.progress("collect", len(trajectories) * config.steps, smoothing=1.0))
 
         def show(outcome: Outcome) -> None:
             values = {} if outcome.reward is None else {"reward": outcome.reward}
@@ -55,12 +59,34 @@ def collect(run: Run) -> None:
         ):
             if store is not None:  # skips steps stored before an interruption
                 store.append(_record(run, t, step) for t, step in wave if not is_masked(step.outcome))
+            combine(trajectories, COMBINE_SHARE)
             for t, _ in wave:
                 del t.steps[:-1]  # stored steps need no memory: an expert reads only its last step
             run.stop_if_requested()
         if store is not None:
             store.seal()
             write_card(store.store)
+
+
+def combine(trajectories: Sequence[Trajectory], share: float) -> None:
+    """Let the next step of some trajectories be a combination with the script of another one on the same task.
+
+    Args:
+      trajectories: All that are played together.
+      share: Probability for each whose next step would be an improvement.
+    """
+    for t in trajectories:
+        rng = random.Random(f"{t.seed}/combine/{len(t.state.history)}")  # noqa: S311 - reproducible, not secret
+        if t.ended or t.state.operator != "improve" or rng.random() >= share:
+            continue
+        # Scripts that ran last, and so could be scored.
+        others = {
+            other.state.script
+            for other in trajectories
+            if (other.state.task, other.split) == (t.state.task, t.split) and other.state.operator in RUNNING
+        }
+        if others := sorted(others - {t.state.script}):
+            t.state = dataclasses.replace(t.state, operator="combine", other=rng.choice(others))
 
 
 def _record(run: Run, trajectory: Trajectory, step: Step) -> Record:

@@ -9,6 +9,7 @@ from typing import Any
 
 from environments.protocol import Job, Outcome
 from mlagent_jax.agents.episodes import Agent, Trajectory, best_submission, play
+from mlagent_jax.evaluation.unplayed import Unplayed
 from mlagent_jax.runs.run import Run
 
 POLICY_VERSIONS = {"base": -4, "sft": -3, "rl": -2}
@@ -20,9 +21,9 @@ def job_version(name: str) -> int:
     return POLICY_VERSIONS.get(name, -100 - int.from_bytes(hashlib.sha256(name.encode()).digest()[:3], "big"))
 
 
-def play_episodes(run: Run, name: str, agent: Agent) -> list[dict[str, Any]]:
-    """Return records of all episodes of the agent called `name`, on the tasks and with the limits of
-    `config.evaluate`."""
+def play_episodes(run: Run, name: str, agent: Agent) -> tuple[list[dict[str, Any]], list[Unplayed]]:
+    """Play the episodes of the agent called `name`, on the tasks and with the limits of `config.evaluate`; return their
+    records, and what was not played."""
     config = run.config.evaluate
     plan = [("held_in", task) for task in run.task_names("train")[: config.episode_tasks_held_in]]
     plan += [("held_out", task) for task in run.task_names("held_out")[: config.episode_tasks_held_out]]
@@ -41,12 +42,18 @@ def play_episodes(run: Run, name: str, agent: Agent) -> list[dict[str, Any]]:
         config.minutes,
     ):
         run.stop_if_requested()
-    return [_record(run, name, episode) for episode in episodes if not episode.lost]
+    unplayed = [
+        Unplayed(what, episode.split, 1, reason, episode.state.task_name)
+        for episode in episodes
+        for what, reason in (("episodes", episode.lost), ("ends of episodes", episode.cut))
+        if reason
+    ]
+    return [_record(run, name, episode) for episode in episodes if not episode.lost], unplayed
 
 
 def execute(run: Run, label: str, jobs: Sequence[Job]) -> list[Outcome]:
     """Return the outcomes of `jobs`, in order."""
-    with run.progress(label, len(jobs)) as progress:
+    with run.progress(label, len(jobs), smoothing=1.0) as progress:
 
         def show(outcome: Outcome) -> None:
             progress.update(1, **({} if outcome.reward is None else {"reward": outcome.reward}))

@@ -1,7 +1,7 @@
 """Dense decoder-only transformers as pure functions over a static graph and a pytree of parameters."""
 
 from mlagent_jax.models.attention import causal_attention, choose_kernel
-from mlagent_jax.models.cache import Cache, decode_step, init_cache, prefill, prefill_part
+from mlagent_jax.models.cache import Cache, Groups, decode_step, init_cache, prefill, prefill_part
 from mlagent_jax.models.config import LoRA, ModelConfig, RopeScaling
 from mlagent_jax.models.decoder import (
     Graph,
@@ -18,6 +18,7 @@ from mlagent_jax.models.decoder import (
 __all__ = [
     "Cache",
     "Graph",
+    "Groups",
     "LoRA",
     "ModelConfig",
     "Params",

@@ -1,14 +1,18 @@
-"""Key-value cache of the sampler, and the steps that use it.
+"""Key-value caches of the sampler, and the steps that use them.
 
 `prefill` runs whole prompts, `prefill_part` long prompts chunk by chunk, and `decode_step` one token per slot.
 
-A slot is a cache row that holds one sequence; each slot has its own position. Keys and values are one array per layer,
-because XLA would copy a stacked array, carried through a loop, at each token.
+There are two caches: one of prompts, a row each, and one of what follows them, a row per slot. Several slots attend to
+one prompt row, whose keys and values are read once for all of them; a slot's attention to its prompt and to its own row
+are joined by their log-sum-exp (Juravsky et al. 2024, Athiwaratkun et al. 2024). Attention runs over blocks of a row up
+to the longest one in use. Keys and values are one array per layer, because XLA would copy a stacked array, carried
+through a loop, at each token.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -16,11 +20,17 @@ import jax.numpy as jnp
 from mlagent_jax.models import rope
 from mlagent_jax.models.attention import MASKED, causal_attention
 from mlagent_jax.models.decoder import Graph, Params, layer_params, run_layers
-from mlagent_jax.parallelism import constrain
+from mlagent_jax.parallelism import Rules, constrain
 
 KEY_AXES = ("slots", "kv_heads", "head_dim", "time")
 VALUE_AXES = ("slots", "kv_heads", "time", "head_dim")
 KEY_BLOCK = 512  # keys per attention block of a prompt chunk; scores are [rows, heads, chunk, KEY_BLOCK]
+_DECODE_BLOCK = 256  # keys per attention block of decoding, at least
+_MOST_BLOCKS = 8  # of a row in decoding: on accelerators each costs a few microseconds
+
+_Softmax = tuple[jax.Array, jax.Array, jax.Array]
+"""Attention that is not normalised yet, of [rows, kv_heads, queries]: the highest score, the sum of
+exp(score - highest), and the values weighted by it [rows, kv_heads, queries, head_dim]; all fp32."""
 
 
 @jax.tree_util.register_dataclass
@@ -33,14 +43,31 @@ class Cache:
     """
 
     keys: list[jax.Array]
-    """[slots, kv_heads, head_dim, length]"""
+    """[slots, kv_heads, head_dim, length]; of prompts [rows, ...]"""
     values: list[jax.Array]
     """[slots, kv_heads, length, head_dim]"""
 
     @property
     def length(self) -> int:
-        """Return the capacity of a slot in tokens."""
+        """Return the capacity of a row in tokens."""
         return self.values[0].shape[2]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Groups:
+    """Which slots attend to which row of the cache of prompts.
+
+    A mesh splits slots and rows into the same number of shares. A slot and its row are in one share, so that attention
+    exchanges nothing; `members` and `places` count from the beginning of a share.
+    """
+
+    lengths: jax.Array
+    """int32 [rows]: tokens of the prompt; 0 where no slot reads it."""
+    members: jax.Array
+    """int32 [rows, samples]: the slots of each row; any slot where there are fewer."""
+    places: jax.Array
+    """int32 [slots]: of each slot, its row times `samples` and its column of `members`."""
 
 
 def init_cache(graph: Graph, slots: int, length: int, dtype: jnp.dtype) -> Cache:
@@ -63,15 +90,15 @@ def init_cache(graph: Graph, slots: int, length: int, dtype: jnp.dtype) -> Cache
 def prefill(
     graph: Graph, params: Params, tokens: jax.Array, lengths: jax.Array, cache: Cache, slots: jax.Array
 ) -> tuple[jax.Array, Cache]:
-    """Run whole prompts and write their keys and values to their slots.
+    """Run whole prompts and write their keys and values to their rows of the cache.
 
     Args:
       graph: The model.
       params: Its parameters.
       tokens: int32 [rows, time], right-padded.
       lengths: int32 [rows].
-      cache: The cache, in the compute dtype.
-      slots: int32 [rows], the slot of each row; a row whose slot is out of bounds is not written.
+      cache: The cache of prompts, in the compute dtype.
+      slots: int32 [rows], the cache row of each row; a row for which it is out of bounds is not written.
 
     Returns:
       (hidden state of each row's last token [rows, hidden], the cache). Beyond a prompt's length the cache holds
@@ -141,16 +168,26 @@ def prefill_part(
 
 
 def decode_step(
-    graph: Graph, params: Params, tokens: jax.Array, positions: jax.Array, cache: Cache
+    graph: Graph,
+    params: Params,
+    tokens: jax.Array,
+    positions: jax.Array,
+    written: jax.Array,
+    cache: Cache,
+    prompts: Cache,
+    groups: Groups,
 ) -> tuple[jax.Array, Cache]:
-    """Run one token for every slot: write it to the cache and attend to all positions up to it.
+    """Run one token for every slot: write it to the cache, attend to the slot's prompt and to all that follows it.
 
     Args:
       graph: The model.
       params: Its parameters, layers stacked or as from `layer_params`.
       tokens: int32 [slots].
-      positions: int32 [slots], the position of each token; one beyond the cache is not written.
-      cache: The cache.
+      positions: int32 [slots], the position of each token in its sequence.
+      written: int32 [slots], the position of each token after its prompt; one beyond the cache is not written.
+      cache: What follows the prompts, a row per slot.
+      prompts: The prompts.
+      groups: Which slot has which prompt.
 
     Returns:
       (hidden states [slots, hidden], the cache).
@@ -167,10 +204,11 @@ def decode_step(
             # Each slot writes at its own position; a write beyond the cache is dropped.
             places = jnp.arange(len(tokens))
             cached = (
-                keys[index].at[places, :, :, positions].set(key[:, 0], mode="drop", unique_indices=True),
-                values[index].at[places, :, positions].set(value[:, 0], mode="drop", unique_indices=True),
+                keys[index].at[places, :, :, written].set(key[:, 0], mode="drop", unique_indices=True),
+                values[index].at[places, :, written].set(value[:, 0], mode="drop", unique_indices=True),
             )
-            return _attend_to_cache(query[:, 0], *cached, positions)[:, None], cached
+            shared = prompts.keys[index], prompts.values[index]
+            return _decode_attention(query[:, 0], *cached, written, *shared, groups, graph.rules)[:, None], cached
 
         x, (keys[index], values[index]) = graph.bind("layers", layer)(x, cos_sin, attend, graph.rules)
     return graph.bind("final_norm", params["final_norm"])(x)[:, 0], Cache(keys, values)
@@ -204,48 +242,142 @@ def _attend_to_slots(
     """
     rows, time, heads, head_dim = query.shape
     kv_heads, length = values.shape[1:3]
-    block = min(KEY_BLOCK, length)
-    grouped = query.reshape(rows, time, kv_heads, heads // kv_heads, head_dim).transpose(0, 2, 3, 1, 4)
+    groups, block = heads // kv_heads, min(KEY_BLOCK, length)
+    grouped = query.reshape(rows, time, kv_heads, groups, head_dim).transpose(0, 2, 3, 1, 4)
 
-    def read(cached: jax.Array, start: jax.Array, axis: int) -> jax.Array:
-        numbers = jax.lax.GatherDimensionNumbers(
-            offset_dims=(1, 2, 3), collapsed_slice_dims=(0,), start_index_map=(0, axis)
-        )
+    def read(start: jax.Array) -> tuple[jax.Array, jax.Array]:
         places = jnp.stack((slots, jnp.broadcast_to(start, slots.shape)), axis=1)
-        sizes = [1, *cached.shape[1:]]
-        sizes[axis] = block
-        return jax.lax.gather(cached, places, numbers, tuple(sizes), mode="clip")
 
-    def attend(index: jax.Array, carry: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        def one(cached: jax.Array, axis: int) -> jax.Array:
+            numbers = jax.lax.GatherDimensionNumbers(
+                offset_dims=(1, 2, 3), collapsed_slice_dims=(0,), start_index_map=(0, axis)
+            )
+            sizes = [1, *cached.shape[1:]]
+            sizes[axis] = block
+            return jax.lax.gather(cached, places, numbers, tuple(sizes), mode="clip")
+
+        return one(keys, KEY_AXES.index("time")), one(values, VALUE_AXES.index("time"))
+
+    flat = grouped.reshape(rows, kv_heads, groups * time, head_dim)
+    _, total, mixed = _over_blocks(flat, read, jnp.tile(positions + 1, (1, groups)), reach, length, block)
+    attended = (mixed / total[..., None]).astype(query.dtype).reshape(grouped.shape)
+    return attended.transpose(0, 3, 1, 2, 4).reshape(query.shape)
+
+
+def _decode_attention(
+    query: jax.Array,
+    keys: jax.Array,
+    values: jax.Array,
+    written: jax.Array,
+    prompt_keys: jax.Array,
+    prompt_values: jax.Array,
+    groups: Groups,
+    rules: Rules,
+) -> jax.Array:
+    """Attend from [slots, heads, head_dim] to one layer of both caches; on a mesh each device to its share alone."""
+    attend = _attend_to_both
+    mesh = jax.sharding.get_abstract_mesh()
+    if not mesh.empty and mesh.size > 1:
+        # By the axes of key-value heads: each has its whole group of query heads on its device.
+        heads = rules.spec(("slots", "kv_heads", "head_dim"), mesh, (*query.shape[:1], *values.shape[1:4:2]), "query")
+        caches = [rules.spec(axes, mesh) for axes in (KEY_AXES, VALUE_AXES)]
+        slots = rules.spec(("slots",), mesh)
+        specs = (heads, *caches, slots, *caches, Groups(slots, rules.spec(("slots", None), mesh), slots))
+        attend = jax.shard_map(attend, in_specs=specs, out_specs=heads, check_vma=False)
+    return attend(query, keys, values, written, prompt_keys, prompt_values, groups)
+
+
+def _attend_to_both(
+    query: jax.Array,
+    keys: jax.Array,
+    values: jax.Array,
+    written: jax.Array,
+    prompt_keys: jax.Array,
+    prompt_values: jax.Array,
+    groups: Groups,
+) -> jax.Array:
+    slots, heads, head_dim = query.shape
+    kv_heads, (rows, samples) = values.shape[1], groups.members.shape
+    grouped = query.reshape(slots, kv_heads, heads // kv_heads, head_dim)
+    own = _attend_to_rows(grouped, keys, values, jnp.where(written < values.shape[2], written + 1, 0))
+    # The queries of a prompt's slots stand together: [rows, kv_heads, samples * groups, head_dim].
+    asked = jnp.take(grouped, groups.members, axis=0, mode="clip").transpose(0, 2, 1, 3, 4)
+    shared = _attend_to_rows(asked.reshape(rows, kv_heads, -1, head_dim), prompt_keys, prompt_values, groups.lengths)
+
+    def back(found: jax.Array) -> jax.Array:
+        """[rows, kv_heads, samples * groups, ...] -> [slots, kv_heads, groups, ...]"""
+        apart = found.reshape(rows, kv_heads, samples, -1, *found.shape[3:]).swapaxes(1, 2)
+        return jnp.take(apart.reshape(rows * samples, *apart.shape[2:]), groups.places, axis=0, mode="clip")
+
+    _, total, mixed = _joined(own, tuple(map(back, shared)))
+    tiny = jnp.finfo(jnp.float32).tiny  # a free slot attends to nothing
+    return (mixed / jnp.maximum(total, tiny)[..., None]).astype(query.dtype).reshape(query.shape)
+
+
+def _joined(one: _Softmax, other: _Softmax) -> _Softmax:
+    """Attention to the keys of both."""
+    highest = jnp.maximum(one[0], other[0])
+    kept = [jnp.exp(part[0] - highest) for part in (one, other)]
+    total = sum(weight * part[1] for weight, part in zip(kept, (one, other), strict=True))
+    mixed = sum(weight[..., None] * part[2] for weight, part in zip(kept, (one, other), strict=True))
+    return highest, total, mixed
+
+
+def _attend_to_rows(query: jax.Array, keys: jax.Array, values: jax.Array, lengths: jax.Array) -> _Softmax:
+    """Attend from [rows, kv_heads, queries, head_dim] to the first `lengths`, int32 [rows], positions of each row."""
+    length = values.shape[2]
+    block = decode_block(length)
+
+    def read(start: jax.Array) -> tuple[jax.Array, jax.Array]:
+        if block == length:
+            return keys, values
+        return (
+            jax.lax.dynamic_slice_in_dim(keys, start, block, KEY_AXES.index("time")),
+            jax.lax.dynamic_slice_in_dim(values, start, block, VALUE_AXES.index("time")),
+        )
+
+    return _over_blocks(query, read, lengths[:, None], jnp.max(lengths), length, block)
+
+
+def decode_block(length: int) -> int:
+    """Return the keys of an attention block in decoding, of rows of `length` positions."""
+    return min(length, max(_DECODE_BLOCK, -(-length // _MOST_BLOCKS // 128) * 128))
+
+
+def _over_blocks(
+    query: jax.Array,
+    read: Callable[[jax.Array], tuple[jax.Array, jax.Array]],
+    limits: jax.Array,
+    reach: jax.Array,
+    length: int,
+    block: int,
+) -> _Softmax:
+    """Attend with a running softmax to rows of `length` positions, `block` at a time, as many as `reach` asks for.
+
+    Args:
+      query: [rows, kv_heads, queries, head_dim].
+      read: Gives the keys [rows, kv_heads, head_dim, block] and values [rows, kv_heads, block, head_dim] from a start.
+      limits: int32 [rows, queries or 1]: positions that each query sees.
+      reach: int32 []: the largest limit.
+      length: Positions of a row.
+      block: Positions of a block.
+    """
+    zeros = jnp.zeros(query.shape[:-1], jnp.float32)
+    nothing = (zeros + MASKED, zeros, jnp.zeros(query.shape, jnp.float32))
+
+    def attend(index: jax.Array, carry: _Softmax) -> _Softmax:
         highest, total, mixed = carry
         start = jnp.minimum(index * block, length - block)  # the last block overlaps the one before
         at = start + jnp.arange(block)
-        block_keys = read(keys, start, KEY_AXES.index("time"))
-        scores = jnp.einsum("rkgtd,rkds->rkgts", grouped, block_keys, preferred_element_type=jnp.float32)
-        visible = (at >= index * block) & (at <= positions[:, None, None, :, None])
-        scores = jnp.where(visible, scores * head_dim**-0.5, MASKED)
-        higher = jnp.maximum(highest, jnp.max(scores, axis=-1))  # finite from the first block on: position 0 is visible
+        keys, values = read(start)
+        scores = jnp.einsum("rkmd,rkds->rkms", query, keys, preferred_element_type=jnp.float32)
+        visible = (at >= index * block) & (at < limits[:, None, :, None])
+        scores = jnp.where(visible, scores * query.shape[-1] ** -0.5, MASKED)
+        higher = jnp.maximum(highest, jnp.max(scores, axis=-1))
         weights, kept = jnp.exp(scores - higher[..., None]), jnp.exp(highest - higher)
-        new = jnp.einsum(
-            "rkgts,rksd->rkgtd",
-            weights.astype(values.dtype),
-            read(values, start, VALUE_AXES.index("time")),
-            preferred_element_type=jnp.float32,
-        )
+        new = jnp.einsum("rkms,rksd->rkmd", weights.astype(values.dtype), values, preferred_element_type=jnp.float32)
         return higher, total * kept + jnp.sum(weights, axis=-1), mixed * kept[..., None] + new
 
-    zeros = jnp.zeros(grouped.shape[:-1], jnp.float32)
-    carry = (zeros + MASKED, zeros, jnp.zeros(grouped.shape, jnp.float32))
-    _, total, mixed = jax.lax.fori_loop(0, -(-reach // block), attend, carry)
-    return (mixed / total[..., None]).astype(query.dtype).transpose(0, 3, 1, 2, 4).reshape(query.shape)
-
-
-def _attend_to_cache(query: jax.Array, keys: jax.Array, values: jax.Array, positions: jax.Array) -> jax.Array:
-    """Attend from [slots, heads, head_dim] to one layer of the cache, up to and including each slot's position."""
-    slots, heads, head_dim = query.shape
-    kv_heads, length = values.shape[1:3]
-    grouped = query.reshape(slots, kv_heads, heads // kv_heads, head_dim)
-    scores = jnp.einsum("skgh,skht->skgt", grouped, keys, preferred_element_type=jnp.float32) * head_dim**-0.5
-    visible = jnp.arange(length) <= positions[:, None, None, None]
-    weights = jax.nn.softmax(jnp.where(visible, scores, MASKED), axis=-1).astype(values.dtype)
-    return jnp.einsum("skgt,skth->skgh", weights, values).reshape(slots, heads, head_dim)
+    if block == length:
+        return attend(jnp.int32(0), nothing)
+    return jax.lax.fori_loop(0, -(-reach // block), attend, nothing)

@@ -17,7 +17,7 @@ import optax
 from jax.sharding import NamedSharding, PartitionSpec
 from optax import contrib
 
-from mlagent_jax.settings.policy import OptimizerConfig
+from mlagent_jax.optim.config import OptimizerConfig
 
 HOST_MEMORY = "pinned_host"
 """JAX's name for host memory that a device reads and writes directly."""

@@ -25,6 +25,7 @@ import numpy as np
 from etils import epath
 
 from environments.protocol import OutcomeKind
+from mlagent_jax.evaluation import unplayed
 from mlagent_jax.reporting import published, records, statistics
 from mlagent_jax.reporting.records import EpisodeRecord
 from mlagent_jax.reporting.table import markdown
@@ -110,7 +111,7 @@ def rows(policies: Mapping[str, records.PolicyRecords]) -> list[Row]:
 
 def _totals(policy: records.PolicyRecords) -> dict[str, Any]:
     """Return one agent's figures over all its tasks."""
-    episodes = [episode for episode in policy.episodes if _whole(episode)]
+    episodes = list(filter(_whole, policy.episodes))
     gains: dict[str, list[float]] = {}
     for episode in episodes:
         gain = statistics.relative_gain(episode.score, episode.start, episode.higher_is_better)
@@ -120,6 +121,7 @@ def _totals(policy: records.PolicyRecords) -> dict[str, Any]:
     totals: dict[str, Any] = {
         "episodes": len(episodes),
         "left_out": len(policy.episodes) - len(episodes),
+        "unplayed": unplayed.told(each for each in policy.unplayed if each.what != "states"),
         "valid_action_rate": sum(action.valid for action in actions) / len(actions) if actions else None,
         "prompt_tokens": sum(episode.prompt_tokens for episode in episodes),
         "completion_tokens": sum(episode.completion_tokens for episode in episodes),
@@ -150,7 +152,8 @@ def benchmark(workdir: epath.PathLike) -> dict[str, Any]:
       FileNotFoundError: There is no such folder.
       RecordError: A file in it is broken.
     """
-    policies = {name: policy for name, policy in records.read_run(workdir).policies.items() if policy.episodes}
+    policies = {name: policy for name, policy in records.read_run(workdir).policies.items()}
+    policies = {name: policy for name, policy in policies.items() if policy.episodes or policy.unplayed}
     return {
         "agents": {name: _totals(policy) for name, policy in policies.items()},
         "tasks": [dataclasses.asdict(row) for row in rows(policies)],
@@ -248,7 +251,11 @@ _NOTE = (
 
 
 def as_markdown(data: Mapping[str, Any]) -> str:
-    return f"{markdown(*_table(data))}\n\n{_NOTE}\n"
+    return "\n\n".join([markdown(*_table(data)), *_unplayed(data), _NOTE]) + "\n"
+
+
+def _unplayed(data: Mapping[str, Any]) -> list[str]:
+    return [f"{name}: {line}." for name, totals in data["agents"].items() for line in totals["unplayed"]]
 
 
 def as_html(data: Mapping[str, Any]) -> str:
@@ -265,5 +272,7 @@ def as_html(data: Mapping[str, Any]) -> str:
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>Benchmark</title><style>{style}</style>'
         f"<h1>Benchmark</h1><table><thead>{line('th', header)}</thead><tbody>"
         + "".join(line("td", row) for row in body)
-        + f"</tbody></table><p>{html.escape(_NOTE)}</p></html>\n"
+        + "</tbody></table>"
+        + "".join(f"<p>{html.escape(text)}</p>" for text in (*_unplayed(data), _NOTE))
+        + "</html>\n"
     )

@@ -29,6 +29,7 @@ _SCRIPTS = (
     "charts.js",
     "results.js",
     "states.js",
+    "timeline.js",
     "fleet.js",
     "trajectories.js",
     "run.js",
@@ -49,7 +50,7 @@ def _own(text: str) -> Markup:
     return Markup(text)  # noqa: S704
 
 
-def _source_hash(text: str) -> str:
+def source_hash(text: str) -> str:
     """Return an inline block's hash for a content security policy."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
@@ -63,7 +64,7 @@ def render(data: Mapping[str, Any]) -> str:
     code = "".join((_PAGE / name).read_text(encoding="utf-8") for name in _SCRIPTS)
     script = f'"use strict";\n(() => {{\n{code}}})();\n'
     style = (_PAGE / "page.css").read_text(encoding="utf-8")
-    policy = f"default-src 'none'; script-src {_source_hash(script)}; style-src {_source_hash(style)}; img-src data:"
+    policy = f"default-src 'none'; script-src {source_hash(script)}; style-src {source_hash(style)}; img-src data:"
     return environment.get_template("index.html.j2").render(
         name=", ".join(run["name"] for run in data["runs"]),
         policy=f"{policy}; connect-src 'self'" if data["live"] else policy,
@@ -90,15 +91,19 @@ def write_report(workdir: epath.PathLike, limits: Limits = DEFAULT_LIMITS) -> di
     return summary
 
 
-def write_comparison(workdirs: Sequence[epath.PathLike], pooled: Mapping[str, Any]) -> epath.Path:
-    """Write one page that compares several runs to the `report/` of the first; return its path.
+def write_comparison(
+    workdirs: Sequence[epath.PathLike], pooled: Mapping[str, Any], output: epath.PathLike | None = None
+) -> epath.Path:
+    """Write one page that compares several runs; return its path.
 
     Args:
+      workdirs: Workdirs of the runs.
       pooled: `summary.pool_summaries` of the runs.
+      output: File to write; None: comparison.html in the folder that holds the first workdir.
 
     Raises:
       FileNotFoundError, RecordError: As `write_report`.
     """
     limits = DEFAULT_LIMITS.shared(len(workdirs))
     runs = [RunReader(workdir, limits).read() for workdir in workdirs]
-    return write_page(epath.Path(workdirs[0]) / "report" / "comparison.html", page_data(runs, pooled))
+    return write_page(output or epath.Path(workdirs[0]).parent / "comparison.html", page_data(runs, pooled))

@@ -17,12 +17,13 @@ from typing import Any
 
 from etils import epath
 
-from mlagent_jax.reporting import records
+from mlagent_jax.reporting import findings, records
 from mlagent_jax.reporting import summary as summaries
 from mlagent_jax.reporting.fleet import fleet
 from mlagent_jax.reporting.sample import Sample
 from mlagent_jax.reporting.states import StateTable
 from mlagent_jax.reporting.statistics import relative_gain
+from mlagent_jax.reporting.timeline import timelines
 from mlagent_jax.runtime import jsonl, metrics, progress
 from mlagent_jax.trajectories.store import StoreTail
 
@@ -84,15 +85,19 @@ class RunReader:
         config = self._config(info)
         curve_files = [root / metrics.FILE]
         sources = self._read_sources(config)
+        queue = without_passwords(fleet(root, config, info.get("name")))
         return {
             "name": root.name or str(root),
             "workdir": str(root),
             "run": {**summary.get("run", {}), "config": without_passwords(config)},
             "progress": self._progress(info, config),
+            "finding": findings.learned(summary),
+            "waited": self._once("waited", curve_files, lambda: findings.waited(metrics.read(root))),
             "summary": {"policies": summary["policies"], "comparisons": summary["comparisons"]},
             "curves": self._once("curves", curve_files, lambda: curves(metrics.read(root), self._limits.points)),
             "states": self._states.to_dict(config.get("pool", {}).get("max_depth")),
-            "fleet": without_passwords(fleet(root, config, info.get("name"))),
+            "fleet": queue and {field: value for field, value in queue.items() if field != "executions"},
+            "timelines": timelines(root, queue),
             "trajectories": [item for source in sources for item in source.items],
             "totals": {source.name: source.total for source in sources if source.total},
         }

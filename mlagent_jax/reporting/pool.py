@@ -15,9 +15,8 @@ from mlagent_jax.checkpoints.orbax import Checkpointer
 from mlagent_jax.reporting import records
 from mlagent_jax.reporting.states import Drawn, StateTable
 from mlagent_jax.reporting.table import markdown
-from mlagent_jax.rl.state_pool import expert_states
 from mlagent_jax.runtime import jsonl
-from mlagent_jax.trajectories.record import Record
+from mlagent_jax.trajectories.record import Record, expert_states
 from mlagent_jax.trajectories.store import TrajectoryStore
 
 _SHORT = 10

@@ -1,7 +1,8 @@
 """Evaluation records and `run.json` of a workdir, as plain data for statistics.
 
 Evaluation records come in two kinds, in `evaluation/<policy>.jsonl`: a `step` is one action in a fixed state, an
-`episode` a whole trajectory whose submissions were graded on the report half of the labels.
+`episode` a whole trajectory whose submissions were graded on the report half of the labels. Planned parts of an
+evaluation that could not be played are in `evaluation/<policy>.unplayed.json`.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 from etils import epath
 
 from environments.protocol import OutcomeKind
+from mlagent_jax.evaluation.unplayed import Unplayed, read_unplayed
 from mlagent_jax.runtime import jsonl
 
 POLICIES = ("base", "sft", "rl")
@@ -74,6 +76,7 @@ class PolicyRecords:
 
     steps: tuple[StepRecord, ...]
     episodes: tuple[EpisodeRecord, ...]
+    unplayed: tuple[Unplayed, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,7 +144,7 @@ def read_policy(path: epath.PathLike) -> PolicyRecords:
         except (KeyError, TypeError, ValueError) as error:
             what = f"field {error} is missing" if isinstance(error, KeyError) else str(error)
             raise jsonl.RecordError(f"{path}, record {number}: {what}; evaluate again to rewrite the file") from error
-    return PolicyRecords(tuple(steps), tuple(episodes))
+    return PolicyRecords(tuple(steps), tuple(episodes), read_unplayed(path))
 
 
 def read_info(workdir: epath.PathLike) -> dict[str, Any]:

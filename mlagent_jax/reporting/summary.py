@@ -7,7 +7,9 @@
                                 tasks.<name>            the same for one task
     comparisons.<a>_minus_<b>   step_reward.<split>     mean, ci95, n (states); paired by state
                                 relative_gain.<split>   the same fields; paired by task
-    run                         seconds by stage, executions, peak_memory_gb, seed, sandbox, versions
+    policies.<policy>.unplayed  sentences, each with a count: what was planned and could not be asked or played
+    run                         ended (kind, reason, status, time), seconds by stage, executions, peak_memory_gb, seed,
+                                sandbox, versions
 
 Results that were not evaluated are absent. `ci95` is null with a single state or task. An infrastructure error says
 nothing about the policy: such an action is excluded everywhere, and so is an episode with one, because it lost a step.
@@ -23,10 +25,13 @@ from typing import Any
 from etils import epath
 
 from environments.protocol import OutcomeKind
+from mlagent_jax.evaluation import unplayed
 from mlagent_jax.reporting import records, statistics
 
 COMPARISONS = (("rl", "sft"), ("sft", "base"), ("rl", "base"))
-RUN_FIELDS = ("seconds", "executions", "peak_memory_gb", "seed", "sandbox", "versions")
+REWARD_BOUNDS = {"improvement": (0.0, 1.0), "staged": (0.0, 1.0), "paper_v1": (0.0, 1.0), "paper_v2": (-1.0, 1.0)}
+"""Lowest and highest value of each reward that comes along."""
+RUN_FIELDS = ("ended", "seconds", "executions", "peak_memory_gb", "seed", "sandbox", "versions")
 
 _Runs = Sequence[tuple[Hashable, records.PolicyRecords]]
 """One policy's records by run."""
@@ -38,10 +43,8 @@ def _ran(action: records.Action) -> bool:
 
 def _select(runs: _Runs, keep: Callable[[Any], bool]) -> _Runs:
     """Return `runs` with only the steps and episodes for which `keep` holds."""
-    return [
-        (run, records.PolicyRecords(tuple(filter(keep, policy.steps)), tuple(filter(keep, policy.episodes))))
-        for run, policy in runs
-    ]
+    parts = [(run, (policy.steps, policy.episodes, policy.unplayed)) for run, policy in runs]
+    return [(run, records.PolicyRecords(*(tuple(filter(keep, part)) for part in each))) for run, each in parts]
 
 
 def _rewards(runs: _Runs) -> dict[tuple[Hashable, Hashable], list[float]]:
@@ -120,6 +123,7 @@ def _policy(runs: _Runs) -> dict[str, Any]:
                 "steps": sum(not _ran(action) for action in steps),
                 "episodes": sum(not all(map(_ran, actions)) for actions in episodes),
             },
+            "unplayed": unplayed.told(each for _, policy in runs for each in policy.unplayed) or None,
         }
     )
 
@@ -167,10 +171,29 @@ def figures(runs: Iterable[records.RunRecords], pairs: Sequence[tuple[str, str]]
     names = dict.fromkeys([*records.POLICIES, *(name for run in runs for name in run.policies)])
     by_policy = {name: [(run.workdir, run.policies[name]) for run in runs if name in run.policies] for name in names}
     comparisons = {f"{a}_minus_{b}": _comparison(by_policy.get(a, []), by_policy.get(b, [])) for a, b in pairs}
-    return {
-        "policies": {name: _policy_with_tasks(policy_runs) for name, policy_runs in by_policy.items() if policy_runs},
-        "comparisons": _present(comparisons),
-    }
+    policies = {name: _policy_with_tasks(policy_runs) for name, policy_runs in by_policy.items() if policy_runs}
+    bounds = {_reward_bounds(run.info) for run in runs}
+    if len(bounds) == 1 and (bound := bounds.pop()):
+        low, high = bound
+        for policy in policies.values():
+            for scope in (policy, *policy["tasks"].values()):
+                _keep_within(scope, low, high)
+        for comparison in comparisons.values():
+            _keep_within(comparison, low - high, high - low)
+    return {"policies": policies, "comparisons": _present(comparisons)}
+
+
+def _reward_bounds(info: Mapping[str, Any]) -> tuple[float, float] | None:
+    """Return the lowest and the highest reward of a run's evaluation; None if unknown, as of a plugin's reward."""
+    choice = info.get("config", {}).get("evaluate", {}).get("reward", "")
+    return REWARD_BOUNDS.get(choice.partition(":")[0])
+
+
+def _keep_within(scope: Mapping[str, Any], low: float, high: float) -> None:
+    """Cut the intervals of a scope's step rewards to what is possible: Student's may reach beyond."""
+    for fields in scope.get("step_reward", {}).values():
+        if fields["ci95"] is not None:
+            fields["ci95"] = [min(max(bound, low), high) for bound in fields["ci95"]]
 
 
 def _run_fields(run: records.RunRecords) -> dict[str, Any]:

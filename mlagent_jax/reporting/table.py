@@ -83,7 +83,8 @@ def policy_table(
         *_gain_rows([*policies.values(), *differences.values()], signs),
         *more,
     ]
-    return markdown(header, rows)
+    unplayed = [f"{name}: {line}" for name, policy in policies.items() for line in policy.get("unplayed", ())]
+    return "\n\n".join([markdown(header, rows), *unplayed])
 
 
 def task_table(summary: Mapping[str, Any]) -> str:

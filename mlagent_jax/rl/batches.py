@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
+import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -30,10 +31,13 @@ from mlagent_jax.agents.job_client import is_masked
 from mlagent_jax.rl.background import Beside
 from mlagent_jax.rl.in_flight import Group, Taken, UnderWay, rows_of
 from mlagent_jax.rl.scalars import silent_groups
-from mlagent_jax.rl.state_pool import StatePool, expert_states
+from mlagent_jax.rl.state_pool import StatePool
 from mlagent_jax.runs.policies import Policy, Training, make_actor
 from mlagent_jax.runs.run import Run
 from mlagent_jax.runtime import processes
+from mlagent_jax.trajectories.record import expert_states
+
+log = logging.getLogger(__name__)
 
 
 class Batches:
@@ -73,7 +77,10 @@ class Batches:
         records = self._run.expert_records()
         states = expert_states((r for r in records if r.split == "train"), config.max_depth)
         self._run.check_snapshots(states)
-        return StatePool([state for state in states if self.actor.renderer.fits(state)], config)
+        fitting = [state for state in states if self.actor.renderer.fits(state)]
+        if missing := len(states) - len(fitting):
+            log.warning("rl leaves out %d of %d states, whose prompts do not fit", missing, len(states))
+        return StatePool(fitting, config, {state.task: self._run.specs[state.task].kind for state in fitting})
 
     def __enter__(self) -> Self:
         self._beside.__enter__()
@@ -151,19 +158,23 @@ class Batches:
         now, later = due[:lacking], due[lacking:]
         policy = self._trained.whole(params["policy"])
         # The update has the trained arrays donated to it: what is sampled beside it has its own.
-        weights = self.actor.weights(policy, params) if later else policy
+        with self._run.timeline.span("weights"):
+            weights = self.actor.weights(policy, params) if later else policy
         started = time.monotonic()
         for index, states in now:
-            self._sample(weights, version, index, states)
+            with self._run.timeline.span("sampling"):
+                self._sample(weights, version, index, states)
         seconds = time.monotonic() - started
 
         def sample_later(is_stopping: Callable[[], bool]) -> None:
             for index, states in later:
-                self._sample(weights, version, index, states, is_stopping)
+                with self._run.timeline.span("sampling ahead"):
+                    self._sample(weights, version, index, states, is_stopping)
 
         if later:
             self._beside.start(sample_later)
-        taken = self._under_way.take(version, show)
+        with self._run.timeline.span("waiting"):
+            taken = self._under_way.take(version, show)
         if self._config.silent_groups == "resample":
             taken, more = self._resample(version, policy, taken, show)
             seconds += more
@@ -243,14 +254,15 @@ class Batches:
         ]
         policy, samples, seconds = self._trained.whole(params["policy"]), itertools.count(), 0.0
         agent = PolicyAgent(self.actor, policy, lambda t, depth, place: f"rl/{version}/{depth}/{place}")
-        for wave in play(
-            episodes,
-            agent,
-            lambda t, action: self._job(action, version, next(samples)),
-            lambda jobs: self._run.collector.gather(jobs, show),
-            self._config.episode_steps,
-        ):
-            seconds += sum(step.seconds for _, step in wave)
+        with self._run.timeline.span("episodes"):
+            for wave in play(
+                episodes,
+                agent,
+                lambda t, action: self._job(action, version, next(samples)),
+                lambda jobs: self._run.collector.gather(jobs, show),
+                self._config.episode_steps,
+            ):
+                seconds += sum(step.seconds for _, step in wave)
         return rows_of(episodes, self._config.reward, version), seconds
 
     def _rng(self, index: int) -> np.random.Generator:

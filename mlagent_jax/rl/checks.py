@@ -6,8 +6,10 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 
+import jax
 import numpy as np
 
+from mlagent_jax.models import precision
 from mlagent_jax.rl.in_flight import Taken
 from mlagent_jax.rl.ppo import Batch
 from mlagent_jax.rl.replay import write_batch
@@ -63,7 +65,7 @@ def check_sampler(run: Run, version: int, batch: Batch, log_probs: np.ndarray, t
     if not gap <= tolerance:
         raise DivergedError(
             f"sampler and trainer differ by {gap:.3g} nats a token at the same weights (tolerance {tolerance:.1g}): "
-            "this is a bug in one of them; check config.policy.attention and the dtypes"
+            "this is a bug in one of them; check config.policy.attention, .matmul_precision and the dtypes"
         )
 
 
@@ -102,5 +104,5 @@ def check_ratio(run: Run, iteration: int, gap: float) -> None:
 
 
 def _tolerance(config: Config) -> float:
-    """Nats a token by which two programs may differ on the same weights."""
-    return 1e-4 if config.policy.compute_dtype == "float32" else 0.05
+    """Nats a token by which two programs may differ on the same weights, on this platform."""
+    return precision.tolerance(config.policy.matmul_precision, config.policy.compute_dtype, jax.default_backend())

@@ -28,8 +28,8 @@ from mlagent_jax.algorithms.policy_losses import POLICY_LOSSES, policy_loss
 from mlagent_jax.algorithms.values import value_loss
 from mlagent_jax.models import lora
 from mlagent_jax.optim.accumulation import mapped, summed_gradients
+from mlagent_jax.optim.config import OptimizerConfig
 from mlagent_jax.optim.optimizer import adam, apply, clipped
-from mlagent_jax.settings.policy import OptimizerConfig
 from mlagent_jax.settings.stages import RLConfig
 
 Params = Any
@@ -299,7 +299,8 @@ def ppo_step(
     count = jnp.maximum(metrics["policy_loss"].count, 1.0)
     grads = jax.tree.map(lambda grad: grad / count, grads)
     metrics["grad_norm"] = Mean(optax.tree.norm(grads["policy"]), jnp.ones(()))
-    new_params, new_state = apply(optimizer, grads, opt_state, params)
+    with jax.named_scope("optimizer"):
+        new_params, new_state = apply(optimizer, grads, opt_state, params)
     if critic_only:
         new_params = new_params | {"policy": params["policy"]}
         inner = new_state.inner_states | {"policy": opt_state.inner_states["policy"]}

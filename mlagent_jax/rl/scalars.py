@@ -21,6 +21,21 @@ def task_scalars(taken: Sequence[Taken]) -> dict[str, float]:
     return {f"task_{name}": sum(values) / len(values) for name, values in rewards.items()}
 
 
+def operator_scalars(taken: Sequence[Taken]) -> dict[str, float]:
+    """Return the mean reward and the share of valid actions by kind of step, over what is not masked; none where steps
+    have no kinds."""
+    rows: dict[str, list[Taken]] = {}
+    for row in taken:
+        if row.reward is not None and row.action.state.operator:
+            rows.setdefault(row.action.state.operator, []).append(row)
+    rewards = {f"operator_{name}": sum(row.reward for row in seen) / len(seen) for name, seen in rows.items()}
+    valid = {
+        f"operator_{name}_valid": sum(row.outcome.kind is not OutcomeKind.INVALID_ACTION for row in seen) / len(seen)
+        for name, seen in rows.items()
+    }
+    return rewards | valid
+
+
 def silent_groups(taken: Sequence[Taken]) -> set[int]:
     """Groups of two or more rows whose rewards are all equal, over what is not masked: comparing them says nothing."""
     rewards: dict[int, list[float]] = {}
@@ -52,6 +67,7 @@ def outcome_scalars(outcomes: Sequence[Outcome]) -> dict[str, float]:
         | {
             "reward": sum(o.reward for o in counted) / size,
             "unchanged": sum(o.kind in ENDED_WELL and not changes_the_score(o) for o in counted) / size,
+            "repaired": sum(bool(o.repairs) for o in counted) / size,
             "valid": 1.0 - shares[f"share_{OutcomeKind.INVALID_ACTION}"],
             "masked": len(outcomes) - len(counted),
         }

@@ -26,10 +26,11 @@ from mlagent_jax.rl.in_flight import Taken
 from mlagent_jax.rl.learner import Learner
 from mlagent_jax.rl.pretraining import expert_batches
 from mlagent_jax.rl.replay import ReplayedBatches, batch_path, write_batch
-from mlagent_jax.rl.scalars import group_scalars, outcome_scalars, task_scalars
+from mlagent_jax.rl.scalars import group_scalars, operator_scalars, outcome_scalars, task_scalars
 from mlagent_jax.rl.validation import Validation
 from mlagent_jax.runs.policies import Policy, checkpointer, describe, renderer, trained_policy, training
 from mlagent_jax.runs.run import Run
+from mlagent_jax.runs.speed import Speed
 from mlagent_jax.runtime import jsonl, processes
 from mlagent_jax.runtime.interruption import Stopped
 from mlagent_jax.trajectories.record import Record
@@ -60,7 +61,9 @@ class _Trainer:
         self.learner = Learner(run, policy, trained, self.batches.turn)
         self.whole, self.renderer = trained.whole, renderer(run, policy)
         self.pad_id = policy.tokenizer.pad_id
+        self.speed = Speed(policy.config, trained.base is not None)
         self.iteration = 0
+        self._resharding = 0, 0.0
 
     def train(self) -> None:
         total = self.config.iterations
@@ -73,6 +76,7 @@ class _Trainer:
                 while self.iteration < total and not (self.validation and self.validation.has_converged):
                     try:
                         self.run.stop_if_requested()
+                        self.run.timeline.begin("rl", self.iteration + 1)
                         started = time.monotonic()
                         taken, seconds_sample = self.batches.take(
                             self.iteration, self.learner.params, lambda _: progress.update(0)
@@ -93,7 +97,9 @@ class _Trainer:
                         due = self.iteration % self.config.checkpoint_every == 0 or self.iteration == total
                         stopping = self.run.is_stopping()
                         if due or stopping or metric is not None:
-                            self._save(saved, metric)
+                            with self.run.timeline.span("checkpoint"):
+                                self._save(saved, metric)
+                        self.run.timeline.end("rl", self.iteration)
                         progress.update(1, **{k: values[k] for k in ("reward", "kl", "entropy", "valid")})
                         if stopping:
                             self.run.interruption.check()
@@ -102,15 +108,18 @@ class _Trainer:
         """Evaluates the policy where that is due, and adds to the iteration's scalars; its metric."""
         if self.validation is None or not self.validation.is_due(self.iteration):
             return None
-        values |= self.validation.measure(self.whole(self.learner.params["policy"]), self.iteration)
+        with self.run.timeline.span("validation"):
+            measured = self.validation.measure(self.whole(self.learner.params["policy"]), self.iteration)
+        values |= measured
         return self.validation.history[-1]
 
     def _train_on(self, taken: Sequence[Taken], seconds_sample: float, seconds_taking: float) -> dict[str, float]:
         """One iteration's update on `taken`, which took so long to get, sampling included; returns scalars."""
         started = time.monotonic()
-        batch = self.learner.batch(self.pad_id, taken)
-        self.batches.make_room()
-        metrics = self.learner.update(batch, taken, self.iteration)
+        with self.run.timeline.span("update"):
+            batch = self.learner.batch(self.pad_id, taken)
+            self.batches.make_room()
+            metrics = self.learner.update(batch, taken, self.iteration)
         if not self.config.replay:
             self.run.collector.consume(self.iteration, [row.job for row in taken])
         self.batches.trained(taken)
@@ -118,17 +127,26 @@ class _Trainer:
         seconds_ahead = self.batches.join()
         seconds_joining = time.monotonic() - started - seconds_update
         seconds = seconds_taking + seconds_update + seconds_joining
+        resharding = self.batches.actor.resharding
+        reshard_bytes, seconds_reshard = (
+            now - before for now, before in zip(resharding, self._resharding, strict=True)
+        )
+        self._resharding = resharding
         outcomes = [row.outcome for row in taken]
         values = (
             metrics
+            | self.speed.rl(_lengths(taken), self.config.epochs, seconds_update)
             | outcome_scalars(outcomes)
             | task_scalars(taken)
+            | operator_scalars(taken)
             | group_scalars([*taken, *self.batches.replaced])
             | {
                 "staleness": sum(self.iteration - row.version for row in taken) / len(taken),
                 "pool": self.batches.states,
                 "seconds_sample": seconds_sample + seconds_joining,
                 "seconds_sample_ahead": seconds_ahead,
+                "seconds_reshard": seconds_reshard,
+                "reshard_bytes": reshard_bytes,
                 "seconds_wait": seconds_taking - seconds_sample,
                 "seconds_execute": sum(outcome.seconds for outcome in outcomes),
                 "seconds_update": seconds_update,
@@ -182,3 +200,12 @@ class _Trainer:
         if self.validation:
             self.validation.history = list(extra.get("validations", ()))
         self.batches.restore(extra, step)
+
+
+def _lengths(taken: Sequence[Taken]) -> list[tuple[int, list[int]]]:
+    """(tokens of the prompt, tokens of each action) of each prompt of a group; the steps of an episode have several."""
+    prompts: dict[tuple[int, tuple[int, ...]], tuple[int, list[int]]] = {}
+    for row in taken:
+        prompt = tuple(row.action.prompt)
+        prompts.setdefault((row.group, prompt), (len(prompt), []))[1].append(len(row.action.tokens))
+    return list(prompts.values())

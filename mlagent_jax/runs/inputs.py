@@ -59,13 +59,12 @@ def check_inputs(config: Config) -> None:
             f"config.stages has collect, which would ask config.endpoint in each of {processes.count()} processes: "
             "collect in one process, and name its workdir in config.pool.trajectories"
         )
-    checkpoint, trajectories = config.policy.checkpoint, config.pool.trajectories
-    there = hub.is_hub_id(checkpoint) or (epath.Path(checkpoint) / "config.json").exists() or _is_saved(checkpoint)
-    if checkpoint and not there and _needs_policy(config):
-        raise ConfigError(
-            f"config.policy.checkpoint is {checkpoint!r}; that folder has no config.json: name a Hugging Face "
-            "checkpoint, or another run's export, workdir, stage or step"
-        )
+    trajectories = config.pool.trajectories
+    if config.policy.checkpoint and _needs_policy(config):
+        _check_checkpoint("config.policy.checkpoint", config.policy.checkpoint)
+    for agent in map(parse_agent, config.evaluate.policies if "evaluate" in config.stages else ()):
+        if agent.kind == "hf":
+            _check_checkpoint(f"config.evaluate.policies: {agent.name}", agent.place)
     if trajectories:
         try:
             TrajectoryStore.open(epath.Path(trajectories) / "trajectories" / "collect")
@@ -75,11 +74,24 @@ def check_inputs(config: Config) -> None:
             ) from error
 
 
-def _is_saved(checkpoint: str) -> bool:
+def _check_checkpoint(field: str, place: str) -> None:
+    """Check that `place`, the value of `field`, is a checkpoint: a folder, another run's, or a repository of the hub.
+
+    Raises:
+      ConfigError: It is none that can be used.
+    """
     try:
-        return locate(checkpoint) is not None
-    except FileNotFoundError as error:
-        raise ConfigError(f"config.policy.checkpoint: {error}") from error
+        if (epath.Path(place) / "config.json").exists() or locate(place) is not None:
+            return
+        if hub.is_hub_id(place) and not epath.Path(place).exists():
+            hub.check(place)
+            return
+    except (FileNotFoundError, ValueError) as error:
+        raise ConfigError(f"{field} is {place!r}: {error}") from error
+    raise ConfigError(
+        f"{field} is {place!r}; that folder has no config.json: name a Hugging Face checkpoint, or another run's "
+        "export, workdir, stage or step"
+    )
 
 
 def check_remote(config: Config, workdir: epath.PathLike) -> None:

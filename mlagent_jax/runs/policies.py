@@ -20,10 +20,10 @@ from mlagent_jax.checkpoints.policies import Policy
 from mlagent_jax.models import lora
 from mlagent_jax.models.tokenizer import Tokenizer, train_tokenizer
 from mlagent_jax.runs.run import Run
+from mlagent_jax.runs.shapes import shape_from_scratch
 from mlagent_jax.runtime import processes
 from mlagent_jax.runtime.errors import ConfigError
 from mlagent_jax.sampling import Distribution, SamplerConfig, TokenSampler
-from mlagent_jax.settings.policy import PolicyConfig
 
 VOCABULARY = "tokenizer.json"
 """File without which a run's own tokenizer is incomplete."""
@@ -81,25 +81,6 @@ def base_policy(run: Run) -> Policy:
     except ValueError as error:
         raise ConfigError(f"config.mesh or config.policy: {error}") from error
     return Policy(shape, graph, params, tokenizer)
-
-
-def shape_from_scratch(config: PolicyConfig, vocab_size: int) -> models.ModelConfig:
-    """Return the architecture of a policy without a checkpoint."""
-    return models.ModelConfig(
-        vocab_size=vocab_size,
-        hidden_size=config.hidden_size,
-        num_layers=config.num_layers,
-        num_heads=config.num_heads,
-        num_kv_heads=config.num_kv_heads,
-        head_dim=config.hidden_size // config.num_heads,
-        intermediate_size=config.intermediate_size,
-        model_type="qwen2",
-        attention_bias=True,
-        rope_theta=10_000.0,
-        tie_word_embeddings=True,
-        max_position_embeddings=4096,
-        dtype=config.param_dtype,
-    )
 
 
 def checkpoint_policy(run: Run, checkpoint: str, field: str = "evaluate.policies") -> Policy:

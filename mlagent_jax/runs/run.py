@@ -7,7 +7,7 @@ import dataclasses
 import logging
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -15,23 +15,36 @@ import jax
 from etils import epath
 from rich.console import Console
 
-from environments import tasks
 from environments.files.blobs import open_store
 from environments.protocol import Job, Requirements, State
 from environments.queue import open_queue
 from environments.sandbox import open_sandbox
+from environments.sandbox.base import Sandbox
 from environments.seeds import execution_seed
 from environments.step import initial_state
-from environments.tasks.task import PreparedTask, TaskError, TaskSpec
+from environments.tasks.task import TaskSpec
 from environments.worker.supervision import start_workers
 from mlagent_jax.agents.episodes import Action
 from mlagent_jax.agents.job_client import Collector
 from mlagent_jax.agents.prompts import prompt_text
+from mlagent_jax.models import precision
+from mlagent_jax.runs import named_tasks
 from mlagent_jax.runs.devices import Devices
 from mlagent_jax.runs.inputs import check_editor, check_inputs, check_remote, editor_required, executing
-from mlagent_jax.runs.workdir import check_writable, host_folder, is_remote, read_facts, write_config, write_facts
+from mlagent_jax.runs.run_tasks import RunSpecs, RunTasks
+from mlagent_jax.runs.shapes import check_shapes
+from mlagent_jax.runs.workdir import (
+    check_binding,
+    check_writable,
+    host_folder,
+    is_remote,
+    read_facts,
+    write_config,
+    write_facts,
+)
 from mlagent_jax.runtime import processes, trackers
-from mlagent_jax.runtime.compilations import Compilations
+from mlagent_jax.runtime.compilations import Compilations, kept_in
+from mlagent_jax.runtime.endings import Ending
 from mlagent_jax.runtime.errors import ConfigError
 from mlagent_jax.runtime.files import sole_writer
 from mlagent_jax.runtime.host_memory import PeakMemory
@@ -39,6 +52,8 @@ from mlagent_jax.runtime.interruption import Interruption
 from mlagent_jax.runtime.metrics import MetricsLog, NoMetrics
 from mlagent_jax.runtime.progress import FILE as PROGRESS_FILE
 from mlagent_jax.runtime.progress import Progress
+from mlagent_jax.runtime.timeline import FILE as TIMELINE_FILE
+from mlagent_jax.runtime.timeline import Timeline
 from mlagent_jax.settings.schema import Config
 from mlagent_jax.trajectories.record import Record
 from mlagent_jax.trajectories.store import TrajectoryStore
@@ -53,10 +68,11 @@ class Run:
       config: Settings.
       workdir: Local folder or URL.
       name: Name of this run in the queue; unique, unchanged by restarts.
-      tasks: Prepared tasks by name, in the order of the config: training first.
+      tasks: Prepared tasks by name, in the order of the config: training first. Those of suites are prepared when they
+        are first needed.
       devices: Mesh, sharding rules, and placement of rows.
       is_first: Whether this process writes the workdir; only the first of several does.
-      metrics, collector, store, interruption: See their modules.
+      metrics, timeline, collector, store, interruption: See their modules.
       executes: Whether actions are executed. If False (`studies.sleeping`), rewards are simulated and the workdir is
         marked as such.
     """
@@ -65,18 +81,29 @@ class Run:
 
     def __init__(self, config: Config, workdir: epath.Path, facts: dict[str, Any], interruption: Interruption) -> None:
         self.config, self.workdir, self._facts, self.interruption = config, workdir, facts, interruption
+        self._bound = False  # whether the workdir belongs to this config
         self.name: str = facts["name"]
         self.is_first = processes.is_first()
+        self._sandbox: Sandbox | None = None
         self.metrics = MetricsLog(workdir) if self.is_first else NoMetrics()
-        self.tasks: dict[str, PreparedTask] = {}
+        self.tasks = RunTasks(self.task_folder, config.tasks.seed, self._task_sandbox)
         self.collector: Collector | None = None
         self.devices = Devices.of(config.mesh)
         self._compilations = Compilations()
-        self._memory = PeakMemory(facts.get("peak_memory_gb", 0.0))
         self._closing = contextlib.ExitStack()
+        self._memory = PeakMemory(facts.get("peak_memory_gb", 0.0))
         self._closing.enter_context(jax.set_mesh(self.devices.mesh))  # read by the constraints on activations
+        self._closing.enter_context(kept_in(self.host_folder / "xla"))
+        self._closing.enter_context(precision.in_effect(config.policy))
         self._closing.callback(self._memory.stop)
         self._closing.callback(self.metrics.close)
+        profile = config.profile
+        self.timeline = Timeline(
+            workdir / TIMELINE_FILE if self.is_first else None,
+            self.host_folder / "profile",
+            {"sft": profile.numbers("steps"), "rl": profile.numbers("iterations")},
+        )
+        self._closing.callback(self.timeline.close)
         if self.is_first and config.tracking.trackers:
             folder = os.fspath(self.host_folder / "trackers")
             settings, known = dataclasses.asdict(config), self.metrics.read()
@@ -96,27 +123,45 @@ class Run:
         with contextlib.ExitStack() as resources:
 
             def check() -> dict[str, Any]:
-                check_writable(path)
+                check_binding(path, config, cls.executes)
                 check_inputs(config)
+                if cls.executes and set(config.stages) != {"export"}:
+                    named_tasks.places(config)
                 if is_remote(path):
                     check_remote(config, path)
+                check_writable(path)
                 resources.enter_context(sole_writer(path, "wait for it, stop it, or choose another --workdir"))
                 return read_facts(path, config, cls.executes)
 
             run = cls(config, path, processes.agree(check), interruption or Interruption())
             run._closing.push(resources.pop_all())
         try:
+            check_shapes(config, run.devices)
             if set(config.stages) != {"export"}:
                 run._prepare_tasks()
             if executing(config):
                 run._connect()
             if run.is_first:
                 write_config(path, config)
+                run._bound = True
                 run._save_facts()  # a killed run finds its jobs again by this name
         except BaseException:
             run.close()
             raise
+        run._open_log()
         return run
+
+    def _open_log(self) -> None:
+        """Copy this process's log, with the ends of all displays of progress, to the workdir (on this host)."""
+        index = processes.index()
+        path = self.host_folder / "logs" / ("trainer.log" if not index else f"trainer-{index}.log")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handler = logging.FileHandler(path)
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        handler.setLevel(logging.DEBUG)
+        root = logging.getLogger("mlagent_jax")
+        root.addHandler(handler)
+        self._closing.callback(lambda: (root.removeHandler(handler), handler.close()))
 
     # -- tasks and workers --
 
@@ -132,54 +177,56 @@ class Run:
         return Path(self.config.tasks.folder or self.workdir / "tasks")
 
     @property
-    def specs(self) -> dict[str, TaskSpec]:
+    def specs(self) -> Mapping[str, TaskSpec]:
         """Return task specs by the key `name@digest`."""
-        return {task.key: task.spec for task in self.tasks.values()}
+        return RunSpecs(self.tasks)
 
     def task_names(self, split: str) -> tuple[str, ...]:
-        """Return tasks to train on (`train`) or never trained on (`held_out`): embedded ones first, then
+        """Return tasks to train on (`train`) or never trained on (`held_out`): those that the config lists first, then
         micro-tasks."""
-        config = self.config.tasks
-        count = config.micro_train if split == "train" else config.micro_held_out
-        # From here on a folder or an entry point has the name in its task.yaml.
-        return (*(name for name, _ in self._named(split)), *tasks.micro.names(split, count, config.seed))
+        return named_tasks.names(self.config, split)
 
-    def _named(self, split: str) -> list[tuple[str, str]]:
-        """Return (name, name in the config) of each task that the config lists."""
-        named = []
-        for place in getattr(self.config.tasks, split):
-            try:
-                named.append((tasks.get(place).spec.name, place))
-            except TaskError as error:
-                raise ConfigError(f"config.tasks.{split}: {error}") from error
-        return named
+    def _task_sandbox(self) -> Sandbox:
+        """Return the sandbox in which tasks are prepared; it stays open if some are left for later."""
+        if self._sandbox is None:
+            workers = self.config.workers
+            self._sandbox = open_sandbox(workers.sandbox, workers.guarantees)
+            self._closing.callback(self._close_sandbox)
+        return self._sandbox
+
+    def _close_sandbox(self) -> None:
+        if self._sandbox is not None:
+            self._sandbox.close()
+            self._sandbox = None
 
     def _prepare_tasks(self) -> None:
-        places = dict(self._named("train") + self._named("held_out"))
-        names = (*self.task_names("train"), *self.task_names("held_out"))
-        if not names:
-            raise ConfigError("config.tasks names no task: set config.tasks.train or config.tasks.micro_train")
-        if twice := sorted(name for name in set(names) if names.count(name) > 1):
-            raise ConfigError(f"config.tasks names {twice[0]!r} twice: list each task once, in train or held_out")
-        sandbox = open_sandbox(self.config.workers.sandbox, self.config.workers.guarantees)
+        places = list(named_tasks.places(self.config).values())
+        for place in places:
+            self.tasks.add(place)
+        sandbox = self._task_sandbox()
         self._facts["sandbox"] = sandbox.name
         # Jobs do not depend on the process that submits them.
         self._image = processes.agree(lambda: sandbox.environment_digest)
+        # Several processes agree on tasks at the start; one alone leaves a suite's for when they are needed, except
+        # the first: workers start only where some task is.
+        later = {place.name for place in places[1:] if place.lazy and jax.process_count() == 1}
+        names = [place.name for place in places if place.name not in later]
 
         def prepare() -> None:
             with self.progress("tasks", len(names)) as progress:
                 for name in names:
                     if self.is_first:  # the others wait for the first process and stop with it
                         self.interruption.check()
-                    self.tasks[name] = tasks.prepare(
-                        places.get(name, name), self.task_folder, self.config.tasks.seed, sandbox
-                    )
+                    _ = self.tasks[name]
                     progress.update(1)
 
-        with contextlib.closing(sandbox):
+        try:
             processes.agree(prepare)
             if not self.is_first:  # finds the first process's tasks on shared storage
                 prepare()
+        finally:
+            if not later:
+                self._close_sandbox()
 
     def _connect(self) -> None:
         workers = self.config.workers
@@ -239,8 +286,9 @@ class Run:
                 )
 
     def initial_state(self, name: str) -> State:
-        """Return s_0 of a task: its starting workspace."""
-        return initial_state(self.tasks[name], self.store)
+        """Return s_0 of a task: its starting workspace. If prompts name the kind of step, the first is a draft."""
+        state = initial_state(self.tasks[name], self.store)
+        return dataclasses.replace(state, operator="draft") if self.config.prompt.operators else state
 
     def prompt(self, state: State) -> str:
         """Return the prompt for `state`, as text."""
@@ -324,8 +372,14 @@ class Run:
             return Progress(stage, total, console=Console(quiet=True), **options)
         return Progress(stage, total, path=self.workdir / PROGRESS_FILE, **options)
 
+    def end(self, ending: Ending) -> None:
+        """Record why the run ends, in run.json and in the log of the workdir; the command tells it on the screen."""
+        log.debug("the run ends: %s: %s", ending.kind, ending.reason)
+        self._facts["ended"] = {**ending.to_dict(), "time": time.time()}
+        self._save_facts()
+
     def _save_facts(self) -> None:
-        if not self.is_first:
+        if not (self.is_first and self._bound):
             return
         self._facts["peak_memory_gb"] = self._memory.peak_gb
         write_facts(self.workdir, self._facts)

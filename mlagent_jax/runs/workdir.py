@@ -1,9 +1,10 @@
 """Workdir of a run: write checks, ownership by a config, and stored facts.
 
-    config.json  run.json          settings; completed stages, seconds by stage, executions, peak memory
+    config.json  run.json          settings; completed stages, seconds by stage, executions, peak memory, the ending
     tasks/  store/  queue.db       for the CPU hosts, unless the config names other places
     trajectories/  tokenizer/  checkpoints/  evaluation/  export/
-    metrics.jsonl  report/  logs/
+    metrics.jsonl  timeline.jsonl  report/  logs/
+    xla/  profile/                 compiled programs; traces that `config.profile` asks for
 
 With several processes the workdir is on shared storage: the first process writes everything but checkpoints, and all
 processes read.
@@ -27,6 +28,8 @@ from mlagent_jax.runtime.errors import ConfigError
 from mlagent_jax.runtime.files import write_whole
 from mlagent_jax.settings.schema import Config, differences
 
+MADE = ("trajectories", "tokenizer", "checkpoints", "evaluation", "export", "metrics.jsonl")
+"""Places of what stages make. While there is none of them, the workdir may still get another config."""
 VERSIONS = ("jax", "flax", "optax", "orbax-checkpoint", "transformers", "sentencepiece", "scikit-learn", "numpy")
 """Packages whose versions are recorded in run.json."""
 
@@ -63,6 +66,26 @@ def check_writable(workdir: epath.Path) -> None:
         ) from error
 
 
+def check_binding(workdir: epath.Path, config: Config, executes: bool = True) -> dict[str, Any]:
+    """Return what is stored in run.json, empty if it is not written yet; arguments and errors as `read_facts`."""
+    facts_path, stored = workdir / "run.json", workdir / "config.json"
+    facts = json.loads(facts_path.read_text()) if facts_path.exists() else {}
+    if stored.exists() and facts.get("executes", True) != executes:
+        kinds = {True: "executes its actions", False: "only sleeps in their place (mlagent_jax.studies.sleeping)"}
+        raise ConfigError(
+            f"workdir {workdir} belongs to a run that {kinds[not executes]}, and this one {kinds[executes]}: choose "
+            "another --workdir"
+        )
+    if stored.exists() and any((workdir / name).exists() for name in MADE):
+        differ = differences(json.loads(stored.read_text()), config)
+        if differ:
+            raise ConfigError(
+                f"workdir {workdir} belongs to a run of another config; these fields differ: {'; '.join(differ)}. "
+                "Choose another --workdir, or set the fields back"
+            )
+    return facts
+
+
 def read_facts(workdir: epath.Path, config: Config, executes: bool) -> dict[str, Any]:
     """Return the stored facts of the run in a workdir that is new or belongs to this config.
 
@@ -74,21 +97,8 @@ def read_facts(workdir: epath.Path, config: Config, executes: bool) -> dict[str,
     Raises:
       ConfigError: The workdir belongs to another config, or to a run of the other kind.
     """
-    facts_path, stored = workdir / "run.json", workdir / "config.json"
-    facts = json.loads(facts_path.read_text()) if facts_path.exists() else {}
-    if stored.exists() and facts.get("executes", True) != executes:
-        kinds = {True: "executes its actions", False: "only sleeps in their place (mlagent_jax.studies.sleeping)"}
-        raise ConfigError(
-            f"workdir {workdir} belongs to a run that {kinds[not executes]}, and this one {kinds[executes]}: choose "
-            "another --workdir"
-        )
-    if stored.exists():
-        differ = differences(json.loads(stored.read_text()), config)
-        if differ:
-            raise ConfigError(
-                f"workdir {workdir} belongs to a run of another config; these fields differ: {'; '.join(differ)}. "
-                "Choose another --workdir, or set the fields back"
-            )
+    facts = check_binding(workdir, config, executes)
+    facts.pop("ended", None)
     facts["executes"] = executes
     facts.setdefault("name", f"{workdir.name}-{uuid.uuid4().hex[:8]}")
     facts.setdefault("done", [])

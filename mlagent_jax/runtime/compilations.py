@@ -1,11 +1,19 @@
-"""Number and duration of XLA compilations, so that a shape that changes every step is noticed."""
+"""XLA's compilations: where compiled programs are kept, and how many a run takes, so that a shape that changes every
+step is noticed."""
 
 from __future__ import annotations
 
 import collections
+import contextlib
 import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
 
 import jax
+from jax.experimental.compilation_cache import compilation_cache
+
+from mlagent_jax.runtime import processes
 
 EVENT = "/jax/core/compile/backend_compile_duration"
 LONG_SECONDS = 1.0
@@ -37,3 +45,26 @@ class Compilations:
         self._seconds[name] += seconds
         if seconds >= LONG_SECONDS:
             log.info("compiled %s in %.1f s (time %d of this stage)", name, seconds, self._count[name])
+
+
+@contextlib.contextmanager
+def kept_in(folder: Path) -> Iterator[None]:
+    """Keep compiled programs in a local folder and find them there, so that a run started again compiles nothing twice.
+
+    A folder that the user named ($JAX_COMPILATION_CACHE_DIR) stays in use. Several processes on CPUs keep nothing: the
+    cache serves the first alone, and the others' collectives would not wait that long.
+    """
+    alone = processes.count() == 1 or jax.default_backend() != "cpu"
+    if jax.config.jax_compilation_cache_dir or not alone:
+        yield
+        return
+    _use(os.fspath(folder))
+    try:
+        yield
+    finally:
+        _use(None)
+
+
+def _use(folder: str | None) -> None:
+    jax.config.update("jax_compilation_cache_dir", folder)
+    compilation_cache.reset_cache()  # it is opened once, with the folder of that time

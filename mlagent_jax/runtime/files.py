@@ -63,7 +63,9 @@ def write_whole(path: epath.PathLike, data: str | bytes) -> epath.Path:
 
 @contextlib.contextmanager
 def sole_writer(folder: epath.PathLike, remedy: str) -> Iterator[None]:
-    """Hold the lock file of a local folder; the operating system releases it when the process ends in any way.
+    """Hold the lock file of a local folder, and remove it in the end.
+
+    The operating system releases the lock when the process ends in any way; the file may stay then, and locks nothing.
 
     Args:
       folder: Local folder; one with a URL has no lock.
@@ -75,9 +77,20 @@ def sole_writer(folder: epath.PathLike, remedy: str) -> Iterator[None]:
     if "://" in os.fspath(folder):
         yield
         return
-    with open(epath.Path(folder) / ".lock", "w") as file:
+    path = os.fspath(epath.Path(folder) / ".lock")
+    with contextlib.ExitStack() as resources:
+        while True:
+            file = resources.enter_context(open(path, "w"))
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise ConfigError(f"another process writes to {folder}: {remedy}") from error
+            # The last holder may have removed the file between our opening and locking it.
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
+                    break
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ConfigError(f"another process writes to {folder}: {remedy}") from error
-        yield
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                os.unlink(path)

@@ -15,6 +15,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import json
+import logging
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -29,11 +30,15 @@ from rich.text import Text
 
 from mlagent_jax.runtime.files import write_whole
 
+log = logging.getLogger(__name__)
+
 LIVE_INTERVAL_SECONDS = 0.1
 WINDOW_SECONDS = 120.0
 """Window of the rate, so that it follows when steps become slower."""
 WINDOW_UPDATES = 8
 """Minimum updates in that window, for slow steps."""
+STILL_SECONDS = 60.0
+"""Time between lines of a log while nothing is completed."""
 FILE = "progress.json"
 FILE_INTERVAL_SECONDS = 2.0
 """Time between writes of the file; object stores are written less often."""
@@ -64,7 +69,8 @@ class Progress:
     """Progress of one stage of `total` units of work (None: unknown).
 
     `done` units were done by the run that this one resumes; they count as progress, not towards the rate. Values given
-    to `update` are shown as running means (exponential, each update has weight 0.2).
+    to `update` are shown as running means (exponential, `smoothing` is the weight of the past), or with a smoothing of
+    1 as means over all updates, which are the report's.
     """
 
     def __init__(
@@ -78,17 +84,18 @@ class Progress:
         interval_seconds: float = 5.0,
         clock: Callable[[], float] = time.monotonic,
         path: epath.PathLike | None = None,
+        smoothing: float = SMOOTHING,
     ) -> None:
         if total is not None and total < 0:
             raise ValueError(f"total of stage {stage!r} is {total}: give the number of units, or None if unknown")
         self.stage, self.total, self.done = stage, total, done
-        self._unit = unit
+        self._unit, self._smoothing = unit, smoothing
         self._console = console or Console(stderr=True)
         self._clock = clock
         self._start = clock()
         self._recent = collections.deque([(self._start, done)])
         self._weighted: dict[str, tuple[float, float]] = {}  # name -> (weighted sum, weights): unbiased from the start
-        self._shown = -math.inf
+        self._shown, self._shown_done = -math.inf, -1
         self._path = None if path is None else epath.Path(path)
         self._filed = -math.inf
         live = self._console.is_terminal and not self._console.is_dumb_terminal
@@ -124,8 +131,9 @@ class Progress:
         for name, value in values.items():
             if math.isfinite(value := float(value)):
                 total, weight = self._weighted.get(name, (0.0, 0.0))
-                self._weighted[name] = (SMOOTHING * total + value, SMOOTHING * weight + 1.0)
-        if now - self._shown >= self._interval:
+                self._weighted[name] = (self._smoothing * total + value, self._smoothing * weight + 1.0)
+        still = self._live is None and self.done == self._shown_done  # a log needs no line twice
+        if now - self._shown >= (max(self._interval, STILL_SECONDS) if still else self._interval):
             self._show(now)
         self._file(now, "running")
 
@@ -143,7 +151,10 @@ class Progress:
         self._file(self._clock(), "stopped" if kind else "done")
         took = duration(self._clock() - self._start)
         end = f"stopped ({kind.__name__}) after" if kind else "done in"
-        self._print(f"{self._head()}  {end} {took}{self._value_text()}")
+        means = "  (running means)" if self._weighted and self._smoothing < 1 else ""
+        line = f"{self._head()}  {end} {took}{self._value_text()}{means}"
+        self._print(line)
+        log.debug("%s", line)
 
     def _head(self) -> str:
         if self.total is None:
@@ -187,7 +198,7 @@ class Progress:
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def _show(self, now: float) -> None:
-        self._shown = now
+        self._shown, self._shown_done = now, self.done
         if self._live is None:
             self._print(f"{self._head()}  {self._pace()}{self._value_text()}")
             return

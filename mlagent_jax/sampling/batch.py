@@ -1,9 +1,9 @@
 """The host half of continuous batching: which request is in which slot.
 
 Requests wait in a queue, and may join at any time. A slot that finishes is given to the next one while the others
-decode; a prompt that already stands in some slot is copied from there and not run again, so that n samples of one state
-cost one prefill, and of a prompt that begins as another one only the rest is run. Of a long prompt one part is run
-between two looks at the others, which decode meanwhile.
+decode. A prompt that already stands in the cache is not run again: n samples of one state cost one prefill and one row,
+and of a prompt that begins as another one only the rest is run. Of a long prompt one part is run between two looks at
+the others, which decode meanwhile.
 """
 
 from __future__ import annotations
@@ -22,36 +22,37 @@ from mlagent_jax.sampling import engine
 from mlagent_jax.sampling.config import NOT_A_NUMBER, Progress, Request, SamplerConfig
 from mlagent_jax.sampling.distribution import Distributions
 from mlagent_jax.sampling.first_runs import FirstRuns
+from mlagent_jax.sampling.rows import Prompt, Row, Rows
 from mlagent_jax.sampling.stops import StopFinder
 from mlagent_jax.sampling.weights import Preparation, Weights
 
 
 @dataclasses.dataclass(eq=False)
 class _Coming:
-    """A prompt on its way into a slot part by part, and who waits for it."""
+    """A prompt on its way into a row, part by part or as a copy, and who waits for it."""
 
-    slot: int
-    prompt: tuple[int, ...]
+    row: Row
+    prompt: Prompt
     done: int = 0
     """Tokens that stand there already, or will when they are copied."""
     source: _Coming | None = None
-    """From whose slot the first `done` tokens are copied as soon as they stand there."""
+    """From whose row the first `done` tokens are copied as soon as they stand there."""
     placed: dict[int, Request] = dataclasses.field(default_factory=dict)
-    """Requests with this prompt by their slots; they start together when all of it stands in `slot`."""
+    """Requests with this prompt by their slots; they start together when all of it stands in `row`."""
 
 
 class Batch:
-    """Slots over one cache, for as long as it lives; `submit` at any time, `step` while `busy`. Not thread-safe.
+    """Slots over caches of prompts and of what follows them; `submit` at any time, `step` while `busy`. One thread's.
 
     Args:
         graph: The model.
         config: The programs' shapes.
         params: The weights, in the tree of `models.create`, or prepared.
-        longest_prompt: In tokens; the cache holds its `room` and `config.max_new_tokens` more in each slot.
+        longest_prompt: In tokens; each row of prompts has its `room`, each slot `config.max_new_tokens`.
         spellings: Bytes of each token by id, where requests have stop strings.
         run: To share what is known of earlier batches' compilations.
-        elastic: Whether programs are of the slots in use, a power of four of them, and not of all. Each size is a
-            compilation when it is first needed.
+        elastic: Whether programs are of the slots in use, a power of four of them, and not of all, unless a mesh splits
+            them. Each size is a compilation when it is first needed.
     """
 
     def __init__(
@@ -65,19 +66,21 @@ class Batch:
         run: FirstRuns | None = None,
         elastic: bool = False,
     ) -> None:
-        self._sizes = _sizes(config.slots, shard_count("slots", graph.rules)) if elastic else (config.slots,)
+        shards, devices = (shard_count(axis, graph.rules) for axis in ("slots", "batch"))
+        # A prefill has as many rows on each device that takes rows: prompts for all of them.
+        config = dataclasses.replace(config, prefill_rows=-(-config.prefill_rows // devices) * devices)
+        self._sizes = _sizes(config.slots) if elastic and shards == 1 else (config.slots,)
         self._graph, self._config = graph, dataclasses.replace(config, slots=self._sizes[0])
         self._room = config.room(longest_prompt)
-        self._length = self._room + config.max_new_tokens
+        self._rows = Rows(self._config, shards)
         self._run, self._spellings = run or FirstRuns(), spellings
         self._finders: dict[int, StopFinder] = {}  # by slot
         self._params = Preparation(config.compute_dtype)(params).params
-        arguments = (graph, self._config, self._length, self._params)
+        arguments = (graph, self._config, self._room, self._params)
         self._state = self._run(("empty", *self._shape), engine.empty_slots, *arguments)
-        self._waiting: collections.deque[Request] = collections.deque()
+        self._waiting: collections.deque[tuple[Request, Prompt]] = collections.deque()
         self._running: dict[int, Request] = {}  # by slot
         self._taken: dict[int, int] = {}  # tokens that were handed out, by slot
-        self._resident: dict[int, tuple[int, ...]] = {}  # the prompt that stands in each slot, also of a finished one
         self._coming: list[_Coming] = []  # oldest first
 
     @property
@@ -86,9 +89,9 @@ class Batch:
         return bool(self._waiting or self._running or self._coming)
 
     @property
-    def _shape(self) -> tuple[int, int]:
-        """(slots, length): what every program's shapes follow from."""
-        return self._config.slots, self._length
+    def _shape(self) -> tuple[int, int, int]:
+        """(slots, samples, room): what every program's shapes follow from."""
+        return self._config.slots, self._config.samples, self._room
 
     @property
     def waiting(self) -> int:
@@ -114,20 +117,20 @@ class Batch:
         new = list(requests)
         for request in new:
             self.check(request)
-        self._waiting.extend(new)
+        self._waiting.extend((request, self._rows.prompt(request.prompt)) for request in new)
 
     def cancel(self, ids: set[int]) -> None:
         """Forget requests, wherever they are; unknown ones are ignored."""
-        self._waiting = collections.deque(request for request in self._waiting if request.id not in ids)
+        self._waiting = collections.deque(pair for pair in self._waiting if pair[0].id not in ids)
         for coming in self._coming:
             for slot in [slot for slot, request in coming.placed.items() if request.id in ids]:
                 del coming.placed[slot]
-                if slot != coming.slot:
-                    del self._resident[slot]  # its copy was to be made
+                self._rows.leave(slot)
         for coming in reversed(list(self._coming)):  # those that copy from others stand after them
             if not coming.placed and all(other.source is not coming for other in self._coming):
                 self._coming.remove(coming)
-                del self._resident[coming.slot]
+                coming.row.pinned = False
+                self._rows.forget(coming.row)
         self._end([slot for slot, request in self._running.items() if request.id in ids])
 
     def _end(self, slots: list[int]) -> None:
@@ -139,9 +142,14 @@ class Batch:
         self._leave(slots)
 
     def _leave(self, slots: Iterable[int]) -> None:
+        """Free slots, and clean the rows of prompts that they spoiled and nobody reads any more."""
+        left = set()
         for slot in slots:
             for held in (self._running, self._taken, self._finders):
-                held.pop(slot, None)
+                if slot in held:
+                    del held[slot]
+            left.add(self._rows.leave(slot))
+        self._clear([], [row for row in left if row.spoiled and not row.members])
 
     def step(self) -> list[Progress]:
         """Fill free slots, run a part of each long prompt, decode up to `steps_per_call` tokens a slot, and tell what
@@ -156,108 +164,97 @@ class Batch:
         self._state, look = self._run(
             ("decode", *self._shape),
             *(engine.decode, self._graph, self._config, self._params, self._state),
-            *(np.bool_(bool(self._waiting)), taken),
+            *(self._rows.groups(self._running), np.bool_(bool(self._waiting)), taken),
         )
         heard = list(self._read(look := jax.device_get(look)))
-        self._clear([slot for slot, progress in heard if progress.error])
+        self._spoil([slot for slot, progress in heard if progress.error])
         # The device goes on with what a stop string has ended.
         self._end([slot for slot, progress in heard if progress.finish_reason and look.active[slot]])
-        self._leave(slot for slot, progress in heard if progress.finish_reason)
+        self._leave([slot for slot, progress in heard if progress.finish_reason and not look.active[slot]])
         return [progress for _, progress in heard]
 
-    def _clear(self, spoiled: list[int]) -> None:
-        """Free slots whose contents are not numbers."""
-        if not spoiled:
+    def _spoil(self, slots: list[int]) -> None:
+        """Free slots whose contents are not numbers, and let nobody else read their prompts."""
+        for slot in slots:
+            row = self._rows.row(slot)
+            row.spoiled = True
+            self._rows.forget(row)
+        self._clear(slots, [])
+        self._leave(slots)
+
+    def _clear(self, slots: list[int], rows: list[Row]) -> None:
+        """Zero what slots and rows hold."""
+        if not slots and not rows:
             return
-        clearing = np.zeros((self._config.slots,), bool)
-        clearing[spoiled] = True
-        self._state = self._run(("clear", *self._shape), engine.clear_slots, self._state, clearing)
-        self._leave(spoiled)
-        for slot in spoiled:
-            self._resident.pop(slot, None)
+        of_slots, of_rows = np.zeros((self._config.slots,), bool), np.zeros((len(self._rows),), bool)
+        of_slots[slots] = True
+        for row in rows:
+            of_rows[row.index], row.spoiled = True, False
+        self._state = self._run(("clear", *self._shape), engine.clear_slots, self._state, of_slots, of_rows)
 
     def _resize(self) -> None:
         """Take the smallest size that has room for all that is wanted; a smaller one than now where nothing runs."""
-        used = self._used()
-        wanted = len(used) + len(self._waiting)
+        wanted = self._rows.used + len(self._waiting)
         slots = next((size for size in self._sizes if size >= wanted), self._sizes[-1])
-        if slots == self._config.slots or not self._waiting or (slots < self._config.slots and used):
+        if slots == self._config.slots or not self._waiting or (slots < self._config.slots and self._rows.used):
             return
+        config = dataclasses.replace(self._config, slots=slots)
         key = ("resize", *self._shape, slots)
-        self._state = self._run(key, engine.resize_slots, self._graph, slots, self._state)
-        self._config = dataclasses.replace(self._config, slots=slots)
-        self._resident = {slot: prompt for slot, prompt in self._resident.items() if slot < slots}
-
-    def _used(self) -> set[int]:
-        """Slots that are not free."""
-        return {*self._running, *(slot for coming in self._coming for slot in (coming.slot, *coming.placed))}
+        self._state = self._run(key, engine.resize_slots, self._graph, config, self._state)
+        self._config = config
+        self._rows.resize(config)
 
     def _fill(self) -> None:
+        """Give the next requests slots and rows, run what is short, and let what is long or a copy come."""
         self._resize()
-        taken = self._used()
-        free = [slot for slot in range(self._config.slots) if slot not in taken]
-        if not self._waiting or not free:
-            return
-        placed, new, copies = _place(self._waiting, free, self._resident)
-        begun = self._take_parts(new, {target for _, target in copies})
-        for coming in self._coming:
-            held_back = [slot for slot, request in placed.items() if request.prompt == coming.prompt]
-            coming.placed |= {slot: placed.pop(slot) for slot in held_back}
-        for bucket, rows in self._prefill_batches(new):
-            self._prefill(rows, bucket)
-        self._copy(begun)
-        self._start(placed, [pair for pair in copies if pair[1] in placed])
+        placed: dict[int, Request] = {}
+        new: list[Row] = []
+        while self._waiting and (taken := self._rows.take(self._waiting[0][1])) is not None:
+            slot, row, is_new = taken
+            placed[slot] = self._waiting.popleft()[0]
+            new += [row] if is_new else []
+        whole, copies = self._bring(new)
+        for bucket, rows in self._prefill_batches(whole):
+            self._prefill([(row, row.prompt.tokens) for row in rows], bucket)
+        self._copy(copies)
+        on_their_way = {coming.row: coming for coming in self._coming}
+        for slot in list(placed):
+            if (coming := on_their_way.get(self._rows.row(slot))) is not None:
+                coming.placed[slot] = placed.pop(slot)
+        self._start(placed)
 
-    def _take_parts(self, new: dict[int, tuple[int, ...]], empty: set[int]) -> list[tuple[int, int]]:
-        """Move the prompts that are to be run in parts from `new`, by slot, to those that are coming.
+    def _bring(self, new: list[Row]) -> tuple[list[Row], list[tuple[Row, Row]]]:
+        """(rows of prompts to run whole, copies (from, to) of what others begin with); all other prompts are coming."""
+        on_their_way = {coming.row: coming for coming in self._coming}
+        whole, copies = [], []
+        for row in new:
+            holder, shared = self._rows.longest_shared(row)
+            self._rows.show(row)
+            if not shared and not self._config.is_long(row.length):
+                whole.append(row)
+                continue
+            coming = _Coming(row, row.prompt, shared, on_their_way.get(holder))
+            row.pinned = True
+            on_their_way[row] = coming
+            self._coming.append(coming)
+            if shared and coming.source is None:
+                copies.append((holder, row))
+        return whole, copies
 
-        `empty` slots do not hold yet what is to stand in them. Returns copies (from, to) of what prompts begin with.
-        """
-        on_their_way = {coming.slot: coming for coming in self._coming}
-        empty = empty | {slot for coming in self._coming for slot in coming.placed if slot != coming.slot}
-        holders = {s: prompt for s, prompt in self._resident.items() if s not in empty and s not in new}
-        copies: list[tuple[int, int]] = []
-        for slot, prompt in list(new.items()):
-            holder, shared = self._longest_shared(prompt, holders)
-            if shared or self._config.is_long(len(prompt)):
-                del new[slot]
-                source = on_their_way.get(holder) if shared else None
-                on_their_way[slot] = _Coming(slot, prompt, shared, source)
-                self._coming.append(on_their_way[slot])
-                if shared and source is None:
-                    copies.append((holder, slot))
-            holders[slot] = prompt
-        return copies
-
-    def _longest_shared(self, prompt: tuple[int, ...], holders: dict[int, tuple[int, ...]]) -> tuple[int, int]:
-        """(slot, tokens) of the longest beginning of `prompt` that is worth copying; 0 tokens where there is none."""
-        least = self._config.shared_prefix
-        if not least or len(prompt) <= least:
-            return 0, 0
-        best = 0, 0
-        for slot, held in holders.items():
-            if held[:least] == prompt[:least]:
-                size = min(len(held), len(prompt) - 1)  # of the last token the state is needed
-                differing = np.not_equal(held[:size], prompt[:size])
-                shared = int(differing.argmax()) if differing.any() else size
-                best = max(best, (slot, shared), key=lambda pair: pair[1])
-        return best
-
-    def _copy(self, copies: list[tuple[int, int]]) -> None:
+    def _copy(self, copies: list[tuple[Row, Row]]) -> None:
         if copies:
-            table = np.zeros((self._config.slots, 2), np.int32)
-            table[: len(copies)] = copies
+            table = np.zeros((len(self._rows), 2), np.int32)
+            table[: len(copies)] = [(source.index, target.index) for source, target in copies]
             key = ("copy", *self._shape)
             self._state = self._run(key, engine.copy_prompts, self._state, table, np.int32(len(copies)))
 
-    def _start(self, placed: dict[int, Request], copies: list[tuple[int, int]]) -> None:
-        """Begin the requests, by slot, whose prompts stand there or are copied from where they do."""
+    def _start(self, placed: dict[int, Request]) -> None:
+        """Begin the requests, by slot, whose prompts stand in their rows."""
         if not placed:
             return
-        starts = self._starts(placed, copies)
         self._state = self._run(
             ("start", *self._shape),
-            *(engine.start_requests, self._graph, self._config, self._params, self._state, starts),
+            *(engine.start_requests, self._graph, self._config, self._params, self._state, self._starts(placed)),
         )
         self._running.update(placed)
         self._taken.update(dict.fromkeys(placed, 0))
@@ -268,61 +265,62 @@ class Batch:
         """Run the next part of each prompt that is coming, and start what waits for those that are complete."""
         by_bucket: dict[int, list[_Coming]] = collections.defaultdict(list)
         for coming in self._coming:
-            if coming.source is None:
+            if coming.source is None and coming.done < len(coming.prompt):
                 by_bucket[self._config.bucket(len(coming.prompt) - coming.done)].append(coming)
         for bucket, group in by_bucket.items():
             for first in range(0, len(group), self._config.prefill_rows):
                 rows = group[first : first + self._config.prefill_rows]
-                # A part ends within the slot, padding included: it may begin with some tokens that stand there already.
-                starts = [min(each.done, self._length - bucket) for each in rows]
+                # A part ends within the row, padding included: it may begin with some tokens that stand there already.
+                starts = [min(each.done, self._room - bucket) for each in rows]
                 for each, start in zip(rows, starts, strict=True):
                     each.done = min(start + bucket, len(each.prompt))
-                cut = [(each.slot, each.prompt[start : each.done]) for each, start in zip(rows, starts, strict=True)]
+                cut = [
+                    (each.row, each.prompt.tokens[start : each.done]) for each, start in zip(rows, starts, strict=True)
+                ]
                 self._prefill(cut, bucket, starts)
         sources = {
             each: each.source
             for each in self._coming
             if each.source is not None and each.source.source is None and each.source.done >= each.done
         }
-        self._copy([(source.slot, each.slot) for each, source in sources.items()])
+        self._copy([(source.row, each.row) for each, source in sources.items()])
         for each in sources:
             each.source = None
-        for coming in [coming for coming in self._coming if coming.done == len(coming.prompt)]:
+        for coming in [each for each in self._coming if each.source is None and each.done == len(each.prompt)]:
             self._coming.remove(coming)
-            self._start(coming.placed, [(coming.slot, slot) for slot in coming.placed if slot != coming.slot])
+            coming.row.pinned = False
+            self._start(coming.placed)
 
-    def _prefill_batches(
-        self, new: dict[int, tuple[int, ...]]
-    ) -> Iterator[tuple[int, list[tuple[int, tuple[int, ...]]]]]:
-        """(bucket, rows (slot, prompt) of it, at most `prefill_rows`)."""
-        by_bucket: dict[int, list[tuple[int, tuple[int, ...]]]] = collections.defaultdict(list)
-        for slot, prompt in new.items():
-            by_bucket[self._config.bucket(len(prompt))].append((slot, prompt))
+    def _prefill_batches(self, new: list[Row]) -> Iterator[tuple[int, list[Row]]]:
+        """(bucket, rows of it, at most `prefill_rows`)."""
+        by_bucket: dict[int, list[Row]] = collections.defaultdict(list)
+        for row in new:
+            by_bucket[self._config.bucket(row.length)].append(row)
         for bucket, rows in by_bucket.items():
             for start in range(0, len(rows), self._config.prefill_rows):
                 yield bucket, rows[start : start + self._config.prefill_rows]
 
-    def _prefill(self, rows: list[tuple[int, tuple[int, ...]]], bucket: int, starts: list[int] | None = None) -> None:
-        """Run rows (slot, tokens) of one bucket: whole prompts, or parts that start where `starts` says."""
+    def _prefill(self, prompts: list[tuple[Row, np.ndarray]], bucket: int, starts: list[int] | None = None) -> None:
+        """Run (row, tokens) of one bucket: whole prompts, or parts that start where `starts` says."""
         config = self._config
-        height = config.rows(len(rows))
+        height = config.rows(len(prompts))
         devices = shard_count("batch", self._graph.rules)
         height = -(-height // devices) * devices  # each device that takes rows takes as many
         tokens = np.full((height, bucket), config.pad_id, np.int32)
         lengths = np.ones((height,), np.int32)
-        slots = np.full((height,), config.slots, np.int32)
-        for row, (slot, prompt) in enumerate(rows):
-            tokens[row, : len(prompt)], lengths[row], slots[row] = prompt, len(prompt), slot
+        rows = np.full((height,), len(self._rows), np.int32)
+        for place, (row, prompt) in enumerate(prompts):
+            tokens[place, : len(prompt)], lengths[place], rows[place] = prompt, len(prompt), row.index
         common = (self._graph, self._params, self._state, tokens)
         shape = (*self._shape, height, bucket)
         if starts is None:
-            self._state = self._run(("prefill", *shape), engine.prefill_prompts, *common, lengths, slots)
+            self._state = self._run(("prefill", *shape), engine.prefill_prompts, *common, lengths, rows)
         else:
             places = np.zeros((height,), np.int32)
             places[: len(starts)] = starts
-            self._state = self._run(("prefill-part", *shape), engine.prefill_parts, *common, places, lengths, slots)
+            self._state = self._run(("prefill-part", *shape), engine.prefill_parts, *common, places, lengths, rows)
 
-    def _starts(self, placed: dict[int, Request], copies: list[tuple[int, int]]) -> engine.Starts:
+    def _starts(self, placed: dict[int, Request]) -> engine.Starts:
         slots = self._config.slots
 
         def column(value: Callable[[Request], Any], dtype: type) -> np.ndarray:
@@ -331,10 +329,12 @@ class Batch:
                 out[slot] = value(request)
             return out
 
-        table = np.zeros((slots, 2), np.int32)
-        table[: len(copies)] = np.reshape(copies, (-1, 2))
+        rows = np.zeros((slots,), np.int32)
+        for slot in placed:
+            rows[slot] = self._rows.row(slot).index
         return engine.Starts(
             starting=column(lambda request: True, np.bool_),
+            rows=rows,
             prompt_lengths=column(lambda request: len(request.prompt), np.int32),
             limits=column(lambda request: request.max_new_tokens, np.int32),
             seed_low=column(lambda request: request.seed & 0xFFFFFFFF, np.uint32),
@@ -346,8 +346,6 @@ class Batch:
                 top_p=column(lambda request: request.distribution.top_p, np.float32),
                 min_p=column(lambda request: request.distribution.min_p, np.float32),
             ),
-            copies=table,
-            copy_count=np.int32(len(copies)),
         )
 
     def _read(self, look: engine.Look) -> Iterator[tuple[int, Progress]]:
@@ -367,34 +365,7 @@ class Batch:
                 yield slot, Progress(request.id, [], log_probs[:0], None, NOT_A_NUMBER)
 
 
-def _sizes(slots: int, shards: int) -> tuple[int, ...]:
-    """Numbers of slots, ascending, that programs are made for: powers of four a shard, and all."""
-    smaller = (shards * 4**power for power in range(slots.bit_length()))
+def _sizes(slots: int) -> tuple[int, ...]:
+    """Numbers of slots, ascending, that programs are made for: powers of four, and all."""
+    smaller = (4**power for power in range(slots.bit_length()))
     return (*(size for size in smaller if size < slots), slots)
-
-
-def _place(
-    waiting: collections.deque[Request], free: list[int], resident: dict[int, tuple[int, ...]]
-) -> tuple[dict[int, Request], dict[int, tuple[int, ...]], list[tuple[int, int]]]:
-    """Give the next requests the free slots, one whose prompt already stands in a free slot that one.
-
-    Updates `waiting`, `free` and `resident`.
-
-    Returns:
-        (requests by slot, prompts to prefill by slot, copies of prompts (from, to), to be made after the prefill)
-    """
-    placed: dict[int, Request] = {}
-    new: dict[int, tuple[int, ...]] = {}
-    copies: list[tuple[int, int]] = []
-    while waiting and free:
-        request = waiting.popleft()
-        holders = [slot for slot, prompt in resident.items() if prompt == request.prompt]
-        slot = next((slot for slot in holders if slot in free), free[0])
-        free.remove(slot)
-        if not holders:
-            new[slot] = request.prompt
-        elif slot not in holders:
-            copies.append((holders[0], slot))
-        resident[slot] = request.prompt
-        placed[slot] = request
-    return placed, new, copies

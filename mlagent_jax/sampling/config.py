@@ -70,21 +70,24 @@ class SamplerConfig:
     """Any id of the vocabulary; fills prompts up to their bucket and is never seen."""
     slots: int = 32
     """Sequences decoded at once: memory and throughput grow with it."""
+    samples: int = 1
+    """Slots that can share the keys and values of one prompt; 1: each slot has room for a prompt of its own. More
+    samples of a prompt than that are made with copies of it."""
     buckets: tuple[int, ...] = BUCKETS
     """Lengths in tokens that prompts are padded to; one compilation of the prefill each, made when first needed. A
     longer prompt is prefilled in parts of the largest, the last one padded to any: as many compilations again."""
     prefill_rows: int = 4
     """Prompts of one bucket that are prefilled together, at most: a smaller group is padded to a power of two."""
     shared_prefix: int = 256
-    """A prompt that begins as one that stands in a slot, for so many tokens at least, is copied that far and run from
-    there on; 0: every prompt is run whole."""
+    """A prompt that begins as one that stands in the cache, for so many tokens at least, is copied that far and run
+    from there on; 0: every prompt is run whole."""
     steps_per_call: int = 16
     """Tokens decoded between two looks of the host; `refill` free slots that are waited for end a call early."""
     compute_dtype: str | None = None
     """Of activations and cache, float32 or bfloat16; None: that of the parameters."""
 
     def __post_init__(self) -> None:
-        for name in ("max_new_tokens", "slots", "prefill_rows", "steps_per_call"):
+        for name in ("max_new_tokens", "slots", "samples", "prefill_rows", "steps_per_call"):
             if getattr(self, name) < 1:
                 raise ValueError(f"sampler {name}={getattr(self, name)} must be at least 1")
         if self.shared_prefix < 0:
@@ -97,6 +100,13 @@ class SamplerConfig:
         """Free slots for which decoding stops while requests wait: a quarter of them, up to two prefills' worth. To
         fill them one at a time costs more than that they idle meanwhile."""
         return max(1, min(2 * self.prefill_rows, self.slots // 4))
+
+    def prompt_rows(self, shards: int) -> int:
+        """Prompts that the cache has rows for, where a mesh splits the slots into `shards`: those of the slots, and an
+        eighth more, which are filled while a straggler still needs its prompt."""
+        slots = self.slots // shards
+        needed = -(-slots // self.samples)
+        return shards * min(slots, needed + -(-needed // 8))
 
     def rows(self, prompts: int) -> int:
         """Rows of the program that prefills so many prompts of one bucket."""
@@ -111,13 +121,13 @@ class SamplerConfig:
         return length > self.buckets[-1]
 
     def room(self, length: int) -> int:
-        """Positions of the cache for a prompt of `length` tokens: its bucket; for a long one 2, 3, 4, 6, 8, 12, ... of
-        the largest, so that few different ones occur."""
+        """Positions of the cache for a prompt of `length` tokens: its bucket; for a long one 2, 3, 4, 5, 6, 7, 8, 10,
+        12, 14, 16, 20, ... of the largest, so that few different ones occur and little is left empty."""
         if not self.is_long(length):
             return self.bucket(length)
         count = -(-length // self.buckets[-1])
-        octave = 1 << (count.bit_length() - 1)
-        return self.buckets[-1] * next(size for size in (octave, octave * 3 // 2, octave * 2) if size >= count)
+        step = 1 << max(0, (count - 1).bit_length() - 3)
+        return self.buckets[-1] * -(-count // step) * step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,11 +158,12 @@ class Request:
             raise ValueError("the prompt is empty: it needs at least one token")
         if len(self.prompt) > longest_prompt:
             raise ValueError(
-                f"a prompt of {len(self.prompt)} tokens is longer than the {longest_prompt} that each slot has room "
-                "for: shorten it"
+                f"a prompt of {len(self.prompt)} tokens is longer than the {longest_prompt} that there is room for: "
+                "shorten it"
             )
-        if bad := [token for token in self.prompt if not 0 <= token < vocab_size]:
-            raise ValueError(f"token id {bad[0]} of the prompt is not in the vocabulary, 0 to {vocab_size - 1}")
+        if min(self.prompt) < 0 or max(self.prompt) >= vocab_size:
+            bad = next(token for token in self.prompt if not 0 <= token < vocab_size)
+            raise ValueError(f"token id {bad} of the prompt is not in the vocabulary, 0 to {vocab_size - 1}")
         if not 1 <= self.max_new_tokens <= most_new_tokens:
             raise ValueError(
                 f"max_new_tokens={self.max_new_tokens} must be between 1 and the sampler's {most_new_tokens}"

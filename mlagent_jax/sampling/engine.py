@@ -1,9 +1,9 @@
 """The device half of the sampler: the state of all slots, and the programs over it.
 
-`prefill_prompts` writes prompts into slots (`prefill_parts` a part of long ones), `start_requests` begins completions
-in slots (from the prompt that stands there, or that of a sibling, whose cache row is copied), `decode` advances all
-slots by some tokens. Each consumes (donates) the state and returns the next; the host half in `sampling.batch` decides
-which slot does what.
+`prefill_prompts` writes prompts into rows of the prompts' cache (`prefill_parts` a part of long ones),
+`start_requests` begins completions in slots, each of which shares the row of its prompt with the other samples of it,
+and `decode` advances all slots by some tokens. Each consumes (donates) the state and returns the next; the host half in
+`sampling.batch` and `sampling.rows` decides which slot does what.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from mlagent_jax import models
-from mlagent_jax.models import Cache, Graph, Params
+from mlagent_jax.models import Cache, Graph, Groups, Params
 from mlagent_jax.parallelism import constrain, shard_count
 from mlagent_jax.sampling.config import Distribution, SamplerConfig
 from mlagent_jax.sampling.distribution import Distributions, draw, request_keys
@@ -25,12 +25,14 @@ from mlagent_jax.sampling.distribution import Distributions, draw, request_keys
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class SlotState:
-    """All slots, on device. A slot that has finished keeps its prompt in the cache until another one is written."""
+    """All slots and prompts, on device. A row keeps its prompt until another one is written to it."""
 
+    prompts: Cache
+    """Prompts [rows, ...], each once for its samples."""
     cache: Cache
-    """Prompt and completion of each slot, but for its last token."""
+    """Completion of each slot, but for its last token."""
     prompt_hidden: jax.Array
-    """[slots, hidden]: last hidden state of the prompt, from which each of its samples draws its first token."""
+    """[rows, hidden]: last hidden state of the prompt, from which each of its samples draws its first token."""
     keys: jax.Array
     """Typed keys [slots], one a request."""
     distributions: Distributions
@@ -75,6 +77,8 @@ class Starts:
 
     starting: jax.Array
     """bool"""
+    rows: jax.Array
+    """int32, that of the prompt"""
     prompt_lengths: jax.Array
     """int32, in tokens"""
     limits: jax.Array
@@ -86,25 +90,23 @@ class Starts:
     samples: jax.Array
     """int32, the number of the sample among those of its prompt"""
     distributions: Distributions
-    copies: jax.Array
-    """int32 [slots, 2]: (from, to) slots whose prompts are copied first; the first `copy_count` rows count"""
-    copy_count: jax.Array
-    """int32 []"""
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2), keep_unused=True)
-def empty_slots(graph: Graph, config: SamplerConfig, length: int, params: Params) -> SlotState:
-    """All slots free, with room for `length` tokens each, of the dtype of the weights.
+def empty_slots(graph: Graph, config: SamplerConfig, room: int, params: Params) -> SlotState:
+    """All slots free, and rows with room for prompts of `room` tokens, of the dtype of the weights.
 
     The weights are an argument so that the state is committed to their devices, as it is after any other program: one
     that is not would have each program that it comes to first compiled twice.
     """
     slots, width = config.slots, config.max_new_tokens
+    rows = config.prompt_rows(shard_count("slots", graph.rules))
     dtype = params["embedder"]["embedding"].dtype
     zeros = jnp.zeros((slots,), jnp.int32)
     return SlotState(
-        cache=models.init_cache(graph, slots, length, dtype),
-        prompt_hidden=jnp.zeros((slots, graph.config.hidden_size), dtype),
+        prompts=models.init_cache(graph, rows, room, dtype),
+        cache=models.init_cache(graph, slots, width, dtype),
+        prompt_hidden=jnp.zeros((rows, graph.config.hidden_size), dtype),
         keys=request_keys(zeros, zeros, zeros),
         distributions=Distributions.same(Distribution(), slots),
         last_tokens=zeros,
@@ -120,12 +122,12 @@ def empty_slots(graph: Graph, config: SamplerConfig, length: int, params: Params
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
 def prefill_prompts(
-    graph: Graph, params: Params, state: SlotState, tokens: jax.Array, lengths: jax.Array, slots: jax.Array
+    graph: Graph, params: Params, state: SlotState, tokens: jax.Array, lengths: jax.Array, rows: jax.Array
 ) -> SlotState:
-    """Write prompts, int32 [rows, bucket] with int32 [rows] lengths, to slots; out of bounds: a row of padding."""
-    hidden, cache = models.prefill(graph, params, tokens, lengths, state.cache, slots)
-    prompt_hidden = state.prompt_hidden.at[slots].set(hidden, mode="drop")
-    return dataclasses.replace(state, cache=cache, prompt_hidden=prompt_hidden)
+    """Write prompts, int32 [batch, bucket] with int32 [batch] lengths, to rows; out of bounds: padding."""
+    hidden, prompts = models.prefill(graph, params, tokens, lengths, state.prompts, rows)
+    prompt_hidden = state.prompt_hidden.at[rows].set(hidden, mode="drop")
+    return dataclasses.replace(state, prompts=prompts, prompt_hidden=prompt_hidden)
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
@@ -136,35 +138,29 @@ def prefill_parts(
     tokens: jax.Array,
     starts: jax.Array,
     lengths: jax.Array,
-    slots: jax.Array,
+    rows: jax.Array,
 ) -> SlotState:
-    """Write the next parts of prompts, int32 [rows, bucket], from `starts` on; else as `prefill_prompts`."""
-    hidden, cache = models.prefill_part(graph, params, tokens, starts, lengths, state.cache, slots)
-    prompt_hidden = state.prompt_hidden.at[slots].set(hidden, mode="drop")
-    return dataclasses.replace(state, cache=cache, prompt_hidden=prompt_hidden)
+    """Write the next parts of prompts, int32 [batch, bucket], from `starts` on; else as `prefill_prompts`."""
+    hidden, prompts = models.prefill_part(graph, params, tokens, starts, lengths, state.prompts, rows)
+    prompt_hidden = state.prompt_hidden.at[rows].set(hidden, mode="drop")
+    return dataclasses.replace(state, prompts=prompts, prompt_hidden=prompt_hidden)
 
 
 @functools.partial(jax.jit, donate_argnums=0)
 def copy_prompts(state: SlotState, copies: jax.Array, count: jax.Array) -> SlotState:
-    """Copy the cache of slots to others: int32 [slots, 2] of (from, to), of which the first `count` rows are made."""
-    return dataclasses.replace(state, cache=_copied(state.cache, copies, count))
+    """Copy prompts to other rows: int32 [rows, 2] of (from, to), of which the first `count` are made in turn."""
 
-
-def _copied(rows: Any, copies: jax.Array, count: jax.Array) -> Any:
-    """Arrays of [slots, ...], rows of which are copied to others one after the other."""
-
-    def copy(index: jax.Array, rows: Any) -> Any:
+    def copy(index: jax.Array, held: Any) -> Any:
         source, target = copies[index]
-        return jax.tree.map(lambda held: held.at[target].set(held[source]), rows)
+        return jax.tree.map(lambda rows: rows.at[target].set(rows[source]), held)
 
-    return jax.lax.fori_loop(0, count, copy, rows)
+    prompts, hidden = jax.lax.fori_loop(0, count, copy, (state.prompts, state.prompt_hidden))
+    return dataclasses.replace(state, prompts=prompts, prompt_hidden=hidden)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=3)
 def start_requests(graph: Graph, config: SamplerConfig, params: Params, state: SlotState, starts: Starts) -> SlotState:
-    """Copy prompts to the slots of their further samples, and draw the first token of each new completion."""
-
-    cache, prompt_hidden = _copied((state.cache, state.prompt_hidden), starts.copies, starts.copy_count)
+    """Draw the first token of each new completion, of what its prompt left."""
     chosen = functools.partial(jnp.where, starts.starting)
     keys = jax.random.wrap_key_data(
         jnp.where(
@@ -176,8 +172,6 @@ def start_requests(graph: Graph, config: SamplerConfig, params: Params, state: S
     positions = chosen(starts.prompt_lengths, state.positions)
     state = dataclasses.replace(
         state,
-        cache=cache,
-        prompt_hidden=prompt_hidden,
         keys=keys,
         distributions=jax.tree.map(chosen, starts.distributions, state.distributions),
         positions=positions,
@@ -186,26 +180,33 @@ def start_requests(graph: Graph, config: SamplerConfig, params: Params, state: S
         stopped=chosen(False, state.stopped),
         active=state.active | starts.starting,
     )
-    logits = _logits(graph, params, prompt_hidden)
+    logits = _logits(graph, params, jnp.take(state.prompt_hidden, starts.rows, axis=0, mode="clip"))
     drawn = draw(config.distribution or state.distributions, logits, keys, positions)
     return _append(config, state, starts.starting, *drawn)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def resize_slots(graph: Graph, slots: int, state: SlotState) -> SlotState:
-    """The first `slots` of a state, or all of it and free ones after them."""
+def resize_slots(graph: Graph, config: SamplerConfig, state: SlotState) -> SlotState:
+    """The first slots and rows of a state, as many as `config` has, or all of it and free ones after them."""
 
-    def resized(rows: jax.Array) -> jax.Array:
-        if jnp.issubdtype(rows.dtype, jax.dtypes.prng_key):
-            return jax.random.wrap_key_data(resized(jax.random.key_data(rows)))
-        missing = max(0, slots - len(rows))
-        return jnp.pad(rows[:slots], ((0, missing), *((0, 0),) * (rows.ndim - 1)))
+    def resized(count: int, held: jax.Array) -> jax.Array:
+        if jnp.issubdtype(held.dtype, jax.dtypes.prng_key):
+            return jax.random.wrap_key_data(resized(count, jax.random.key_data(held)))
+        missing = max(0, count - len(held))
+        return jnp.pad(held[:count], ((0, missing), *((0, 0),) * (held.ndim - 1)))
 
-    empty = models.init_cache(graph, slots, state.cache.length, state.cache.values[0].dtype)
-    state = jax.tree.map(resized, state)
-    # With the sharding of a cache that is made anew.
-    cache = jax.tree.map(lambda made, held: made.at[:].set(held), empty, state.cache)
-    return dataclasses.replace(state, cache=cache)
+    def cached(count: int, held: Cache) -> Cache:
+        # With the sharding of a cache that is made anew.
+        empty = models.init_cache(graph, count, held.length, held.values[0].dtype)
+        return jax.tree.map(lambda made, held: made.at[:].set(resized(count, held)), empty, held)
+
+    rows = config.prompt_rows(1)
+    resident = {"prompts": cached(rows, state.prompts), "prompt_hidden": resized(rows, state.prompt_hidden)}
+    of_slots = {"cache": cached(config.slots, state.cache)}
+    others = jax.tree.map(
+        functools.partial(resized, config.slots), dataclasses.replace(state, **dict.fromkeys((*resident, *of_slots)))
+    )
+    return dataclasses.replace(others, **resident, **of_slots)
 
 
 @functools.partial(jax.jit, donate_argnums=0)
@@ -215,17 +216,21 @@ def end_requests(state: SlotState, ending: jax.Array) -> SlotState:
 
 
 @functools.partial(jax.jit, donate_argnums=0)
-def clear_slots(state: SlotState, clearing: jax.Array) -> SlotState:
-    """End the completions of the `clearing` slots, bool [slots], and zero what they hold.
+def clear_slots(state: SlotState, slots: jax.Array, rows: jax.Array) -> SlotState:
+    """End the completions of slots, bool [slots], and zero what they and what rows of prompts, bool [rows], hold.
 
     A masked position has weight 0 in attention, and 0 * NaN is NaN: a NaN in a cache would reach the next request.
     """
 
-    def zeroed(rows: jax.Array) -> jax.Array:
-        return jnp.where(clearing.reshape(-1, *(1,) * (rows.ndim - 1)), jnp.zeros((), rows.dtype), rows)
+    def zeroed(clearing: jax.Array, held: Any) -> Any:
+        def one(held: jax.Array) -> jax.Array:
+            return jnp.where(clearing.reshape(-1, *(1,) * (held.ndim - 1)), jnp.zeros((), held.dtype), held)
 
-    held = jax.tree.map(zeroed, (state.cache, state.prompt_hidden))
-    return dataclasses.replace(state, cache=held[0], prompt_hidden=held[1], active=state.active & ~clearing)
+        return jax.tree.map(one, held)
+
+    prompts, hidden = zeroed(rows, (state.prompts, state.prompt_hidden))
+    cache, active = zeroed(slots, state.cache), state.active & ~slots
+    return dataclasses.replace(state, prompts=prompts, prompt_hidden=hidden, cache=cache, active=active)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=3)
@@ -234,13 +239,14 @@ def decode(
     config: SamplerConfig,
     params: Params,
     state: SlotState,
+    groups: Groups,
     awaited: jax.Array,
     taken: jax.Array,
 ) -> tuple[SlotState, Look]:
     """Advance every active slot by up to `steps_per_call` tokens.
 
     Ends early when no slot is active and, where `awaited` (bool []: requests wait for slots), when `refill` of them
-    have become free.
+    have become free. `groups` are the prompts of the slots.
     The host has `taken`, int32 [slots], tokens of each completion already; the look has what follows them.
     """
     active_before = state.active
@@ -252,9 +258,11 @@ def decode(
 
     def advance(carry: tuple[jax.Array, SlotState]) -> tuple[jax.Array, SlotState]:
         step, state = carry
-        # A free slot writes beyond the cache, and keeps its prompt.
-        written = jnp.where(state.active, state.positions, state.cache.length)
-        hidden, cache = models.decode_step(graph, params, state.last_tokens, written, state.cache)
+        # A free slot writes beyond the cache, and asks for no positions of it.
+        written = jnp.where(state.active, state.counts - 1, state.cache.length)
+        tokens, positions = state.last_tokens, state.positions
+        both = state.cache, state.prompts, groups
+        hidden, cache = models.decode_step(graph, params, tokens, positions, written, *both)
         state = dataclasses.replace(state, cache=cache, positions=state.positions + state.active)
         logits = _logits(graph, params, hidden)
         drawn = draw(config.distribution or state.distributions, logits, state.keys, state.positions)

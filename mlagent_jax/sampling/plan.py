@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import bisect
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import psutil
 
 from mlagent_jax.models import ModelConfig, Params
+from mlagent_jax.sampling.config import SamplerConfig
 
 _LOGITS_COPIES = 4  # fp32 [slots, vocab] alive at once in a decoding step: logits, log-probs, noise, sorted
 _SHARE = 0.8  # of what is free: the rest is for prefill, the allocator and other programs
 MOST_SLOTS = 256  # beyond, a decoding step of a 7B is bound by arithmetic and no longer by reading the weights
 
 
-def slot_bytes(config: ModelConfig, length: int, dtype: str) -> int:
-    """Bytes of one slot whose sequence may have `length` tokens: its cache, and its rows of a decoding step."""
-    cache = 2 * config.num_layers * config.num_kv_heads * config.head_dim * length * jnp.dtype(dtype).itemsize
-    return cache + _LOGITS_COPIES * 4 * config.vocab_size
+def cache_bytes(config: ModelConfig, length: int, dtype: str) -> int:
+    """Bytes of the keys and values of so many tokens."""
+    return 2 * config.num_layers * config.num_kv_heads * config.head_dim * length * jnp.dtype(dtype).itemsize
+
+
+def slots_bytes(config: ModelConfig, settings: SamplerConfig, room: int, dtype: str, shards: int = 1) -> int:
+    """Bytes of all slots: prompts of up to `room` tokens, what follows them, and the rows of a decoding step."""
+    each = cache_bytes(config, settings.max_new_tokens, dtype) + _LOGITS_COPIES * 4 * config.vocab_size
+    return settings.slots * each + settings.prompt_rows(shards) * cache_bytes(config, room, dtype)
 
 
 def free_bytes(device: jax.Device) -> int:
@@ -29,8 +38,9 @@ def free_bytes(device: jax.Device) -> int:
 
 def plan_slots(
     config: ModelConfig,
+    settings: SamplerConfig,
     params: Params,
-    length: int,
+    room: int,
     dtype: str | None,
     *,
     copied: int = 0,
@@ -41,8 +51,9 @@ def plan_slots(
 
     Args:
         config: The model.
+        settings: What decides on the shapes, but for `slots`.
         params: Its weights, placed.
-        length: Tokens of a prompt and its completion, at most.
+        room: Tokens of the longest prompt, padded.
         dtype: Of activations and cache; None: that of the parameters.
         copied: Bytes of what is still to be copied of the weights, see `Preparation.copied_bytes`.
         heads: Over how many devices the key-value heads are split.
@@ -54,10 +65,21 @@ def plan_slots(
     leaves = jax.tree.leaves(params)
     dtype = dtype or leaves[0].dtype.name
     free = int(_SHARE * free_bytes(leaves[0].addressable_shards[0].device)) - copied // heads
-    each = slot_bytes(config, length, dtype) // heads
-    if free < each:
+    found = slots_that_fit(config, settings, room, dtype, free * heads)
+    if not found:
+        each = slots_bytes(config, dataclasses.replace(settings, slots=1), room, dtype) // heads
         raise ValueError(
-            f"no slot fits: {max(free, 0) / 1e9:.2f} GB are free beside the weights, and one of {length} tokens takes "
-            f"{each / 1e9:.2f} GB: ask for shorter prompts or completions, or split the model over more devices"
+            f"no slot fits: {max(free, 0) / 1e9:.2f} GB are free beside the weights, and one of "
+            f"{room + settings.max_new_tokens} tokens takes {each / 1e9:.2f} GB: ask for shorter prompts or "
+            "completions, or split the model over more devices"
         )
-    return min(MOST_SLOTS, free // each) * shards
+    return found * shards
+
+
+def slots_that_fit(config: ModelConfig, settings: SamplerConfig, room: int, dtype: str, free: int) -> int:
+    """The most slots, at most `MOST_SLOTS`, that take no more than `free` bytes; 0 where one takes more."""
+
+    def fits(slots: int) -> bool:
+        return slots_bytes(config, dataclasses.replace(settings, slots=slots), room, dtype) <= free
+
+    return bisect.bisect_left(range(1, MOST_SLOTS + 1), True, key=lambda slots: not fits(slots))

@@ -116,7 +116,7 @@ class Sampler:
                 f"{self.max_length} positions together: shorten the prompt or ask for fewer tokens"
             )
 
-    def plan_slots(self, longest_prompt: int, max_new_tokens: int) -> int:
+    def plan_slots(self, longest_prompt: int, max_new_tokens: int, samples: int = 1) -> int:
         """How many slots a `batch` for such lengths has: what was set, else what fits; nothing is allocated.
 
         Raises:
@@ -124,23 +124,29 @@ class Sampler:
         """
         if self._slots is not None:
             return self._slots
-        length = self._config.room(longest_prompt) + self._config.room(max_new_tokens)
+        settings, room = self._settings(max_new_tokens, 1, samples), self._config.room(longest_prompt)
         graph, dtype = self.model.graph, self._config.compute_dtype
         params = self.model.params
         return plan_slots(
-            *(graph.config, params, length, dtype),
+            *(graph.config, settings, params, room, dtype),
             copied=self._prepare.copied_bytes(params),
             heads=shard_count("kv_heads", graph.rules),
             shards=shard_count("slots", graph.rules),
         )
 
-    def batch(self, longest_prompt: int, max_new_tokens: int, slots: int, *, elastic: bool = False) -> Batch:
-        """Slots for prompts and completions of at most so many tokens, for as long as they are kept; `elastic` as in
-        `Batch`."""
-        config = dataclasses.replace(self._config, max_new_tokens=self._config.room(max_new_tokens), slots=slots)
+    def batch(
+        self, longest_prompt: int, max_new_tokens: int, slots: int, *, samples: int = 1, elastic: bool = False
+    ) -> Batch:
+        """Slots for prompts and completions of at most so many tokens, for as long as they are kept; `samples` as in
+        `SamplerConfig`, `elastic` as in `Batch`."""
+        config = self._settings(max_new_tokens, slots, samples)
         weights = self._prepare(self.model.params)
         settings = {"spellings": self._spellings, "run": self._run, "elastic": elastic}
         return Batch(self.model.graph, config, weights, longest_prompt, **settings)
+
+    def _settings(self, max_new_tokens: int, slots: int, samples: int) -> SamplerConfig:
+        longest = self._config.room(max_new_tokens)
+        return dataclasses.replace(self._config, max_new_tokens=longest, slots=slots, samples=samples)
 
     def text_stream(self, stop: Sequence[str] = ()) -> TextStream:
         """The text of one completion while it is made; stop tokens are to be left out by the caller (`spoken`)."""
@@ -238,7 +244,8 @@ class Sampler:
         lengths = max(len(request.prompt) for request in requests), requests[0].max_new_tokens
         # No more than can be used; rounded, for each number is a compilation.
         useful = 1 << (len(requests) - 1).bit_length()
-        batch = self.batch(*lengths, self._slots or min(useful, self.plan_slots(*lengths)))
+        slots = self._slots or min(useful, self.plan_slots(*lengths, n))
+        batch = self.batch(*lengths, slots, samples=min(n, slots))
         batch.submit(requests)
         texts = {request.id: self.text_stream(stop) for request in requests}
         while batch.busy:

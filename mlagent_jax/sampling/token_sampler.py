@@ -7,6 +7,7 @@ trainer's arrays are donated to its next update, take `weights` of them first.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from mlagent_jax.models import Graph, Params
+from mlagent_jax.parallelism import shard_count
 from mlagent_jax.sampling.batch import Batch
 from mlagent_jax.sampling.config import Completion, Progress, Request, SamplerConfig, SamplingError
 from mlagent_jax.sampling.first_runs import FirstRuns
@@ -67,6 +69,11 @@ class TokenSampler:
         """
         return self._prepare(params, donated=donated)
 
+    @property
+    def resharding(self) -> tuple[int, float]:
+        """(bytes, seconds) of all weights that were cast, cut or laid out anew so far."""
+        return self._prepare.moved_so_far
+
     def release(self) -> None:
         """Let the device memory go that is held for the next call with the same weights."""
         self._prepare.release()
@@ -116,7 +123,9 @@ class TokenSampler:
         requests = self._requests(prompts, seeds, n, max_new_tokens)
         if not requests:
             return
-        batch = Batch(self._graph, self._config, self._prepare(params), max(map(len, prompts)), run=self._run)
+        slots = self._config.slots // shard_count("slots", self._graph.rules)
+        config = dataclasses.replace(self._config, samples=min(n, max(1, slots)))
+        batch = Batch(self._graph, config, self._prepare(params), max(map(len, prompts)), run=self._run)
         batch.submit(requests)
         parts: dict[int, list[Progress]] = {}
         while batch.busy:

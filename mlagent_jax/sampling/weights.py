@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import threading
+import time
 import weakref
 from collections.abc import Mapping
 from typing import Any
@@ -65,6 +66,8 @@ class Preparation:
         self._layout: dict[_Path, NamedSharding] = {}
         self.moved_bytes = 0
         """Bytes of the weights that the last call cast, cut or laid out anew."""
+        self.moved_so_far = 0, 0.0
+        """Bytes, and seconds that they took, of all calls."""
         self._made: dict[int, _Made] = {}  # by the identity of the array that it was made of
         self._lock = threading.Lock()
 
@@ -106,6 +109,7 @@ class Preparation:
             for path, leaf in flat.items()
             if not self._has(leaf) and (id(leaf) in donated or not self._fits(path, leaf))
         }
+        seconds = 0.0
         if missing:
             stacked = {path: leaf for path, leaf in missing.items() if self._is_cut(path, leaf)}
             single = {path: leaf for path, leaf in missing.items() if not self._is_cut(path, leaf)}
@@ -113,10 +117,14 @@ class Preparation:
             if self._layout:
                 layers = [tuple([self._of_one_layer(path)] * len(leaf)) for path, leaf in stacked.items()]
                 placed = (layers, [self._target(path) for path in single])
+            began = time.perf_counter()
             made = _copies(self._dtype, placed)(list(stacked.values()), list(single.values()))
+            jax.block_until_ready(made)
+            seconds = time.perf_counter() - began
             for leaf, result in zip((*stacked.values(), *single.values()), (*made[0], *made[1]), strict=True):
                 self._made[id(leaf)] = _Made(weakref.ref(leaf), result)
         self.moved_bytes = sum(leaf.size * self._dtype_of(leaf).itemsize for leaf in missing.values())
+        self.moved_so_far = self.moved_so_far[0] + self.moved_bytes, self.moved_so_far[1] + seconds
         held = {path: self._made[id(leaf)].result if self._has(leaf) else leaf for path, leaf in flat.items()}
         return Weights(_unflat(held))
 

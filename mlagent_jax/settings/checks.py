@@ -4,20 +4,26 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from environments.actions import PROFILES
 from environments.protocol import OutcomeKind
 from environments.registry import RegistryError, use_plugins
 from environments.rewards import REWARDS
 from mlagent_jax.runtime.errors import ConfigError
 from mlagent_jax.settings.agent_names import parse_agent
 from mlagent_jax.settings.algorithm_checks import check_algorithms
+from mlagent_jax.settings.numbers import check_numbers
+from mlagent_jax.settings.policy import MATMUL_PRECISIONS
 
 if TYPE_CHECKING:
     from mlagent_jax.settings.hosts import EndpointConfig
     from mlagent_jax.settings.schema import Config
 
 STAGES = ("collect", "sft", "evaluate", "rl", "export")
-MOST_TEMPERATURE, MOST_TOP_K = 1e30, 2**31 - 1
-"""Equal to the limits in `sampling.config`, which is too slow to import here."""
+TYPICAL_WEIGHT = 0.02
+"""Standard deviation of the initial weights of the supported models, and about that of their trained ones."""
+SMALLEST_BFLOAT16_STEP = TYPICAL_WEIGHT * 2**-9
+"""Half the distance between neighbouring bfloat16 numbers at such a weight. An update of AdamW is about as large as the
+learning rate."""
 LINEAR_MAPS = ("query", "key", "value", "output", "gate", "up", "down", "head")
 
 
@@ -32,19 +38,21 @@ def check(config: Config) -> None:
         if value not in choices:
             raise ConfigError(f"config.{path} is {value!r}; choose one of {', '.join(choices)}")
 
-    def positive(path: str, value: float) -> None:
-        if value <= 0:
-            raise ConfigError(f"config.{path} is {value!r}; it must be above 0")
-
+    check_numbers(config)
+    for field in ("iterations", "steps"):
+        config.profile.numbers(field)
     for stage in config.stages:
         choose("stages", stage, STAGES)
     choose("policy.compute_dtype", config.policy.compute_dtype, ("float32", "bfloat16"))
     choose("policy.param_dtype", config.policy.param_dtype, ("float32", "bfloat16"))
     choose("policy.remat", config.policy.remat, ("none", "dots", "full"))
-    choose("prompt.profile", config.prompt.profile, ("compact", "full"))
+    choose("policy.attention", config.policy.attention, ("auto", "xla", "cudnn", "splash"))
+    choose("policy.matmul_precision", config.policy.matmul_precision, MATMUL_PRECISIONS)
+    _check_shape(config)
+    choose("prompt.profile", config.prompt.profile, tuple(PROFILES))
     if config.prompt.editor and config.prompt.profile != "full":
         raise ConfigError(
-            f"config.prompt.editor is {config.prompt.editor!r}; compact prompts list no actions, so set "
+            f"config.prompt.editor is {config.prompt.editor!r}; other prompts do not list its actions, so set "
             "config.prompt.profile to full, or the editor to none"
         )
     _check_endpoint(config.endpoint)
@@ -82,30 +90,7 @@ def check(config: Config) -> None:
     choose("export.dtype", config.export.dtype, ("float32", "bfloat16", "float16"))
     choose("export.layout", config.export.layout, ("merged", "peft"))
     choose("export.policy", config.export.policy, ("sft", "rl"))
-    for name in ("iterations", "states", "samples", "episode_steps", "epochs", "minibatches", "learning_rate"):
-        positive(f"rl.{name}", getattr(config.rl, name))
-    for name in ("epochs", "batch_size", "row_tokens", "learning_rate"):
-        positive(f"sft.{name}", getattr(config.sft, name))
-    for name in ("max_prompt_tokens", "max_action_tokens"):
-        positive(f"prompt.{name}", getattr(config.prompt, name))
-    for name in ("trajectories", "steps", "min_ideas"):
-        positive(f"collect.{name}", getattr(config.collect, name))
-    for name in ("samples", "trajectories", "best_of", "steps", "minutes"):
-        positive(f"evaluate.{name}", getattr(config.evaluate, name))
-    for name in ("states_held_in", "states_held_out", "episode_tasks_held_in", "episode_tasks_held_out"):
-        if getattr(config.evaluate, name) < 0:
-            raise ConfigError(f"config.evaluate.{name} is {getattr(config.evaluate, name)}; it is 0 or above")
-    positive("pool.refresh_size", config.pool.refresh_size)
     _check_sampling(config)
-    positive("sampling.slots", config.sampling.slots)
-    for path, share in (
-        ("collect.error_rate", config.collect.error_rate),
-        ("collect.look_rate", config.collect.look_rate),
-        ("sft.idea_rate", config.sft.idea_rate),
-        ("pool.refresh_fraction", config.pool.refresh_fraction),
-    ):
-        if not 0 <= share <= 1:
-            raise ConfigError(f"config.{path} is {share}; it is a share, from 0 to 1")
     _check_sft(config)
     if config.collect.max_ideas < config.collect.min_ideas:
         raise ConfigError(
@@ -121,7 +106,7 @@ def check(config: Config) -> None:
         ("sft", config.sft.batch_size, config.sft.micro_batch),
         ("rl", config.rl.states * config.rl.samples // config.rl.minibatches, config.rl.micro_batch),
     ):
-        if micro < 0 or (micro and rows % micro):
+        if micro and rows % micro:
             raise ConfigError(
                 f"config.{path}.micro_batch is {micro}; it must divide the {rows} rows of a step, or be 0"
             )
@@ -131,6 +116,23 @@ def check(config: Config) -> None:
     if config.sft.row_tokens < longest:
         raise ConfigError(
             f"config.sft.row_tokens is {config.sft.row_tokens}; a prompt and its action may take {longest}: raise it"
+        )
+
+
+def _check_shape(config: Config) -> None:
+    """Check the dimensions of a policy from scratch."""
+    policy = config.policy
+    if policy.checkpoint:
+        return
+    if policy.hidden_size % (2 * policy.num_heads):
+        raise ConfigError(
+            f"config.policy.hidden_size is {policy.hidden_size}; rotary embeddings take heads of an even width, so it "
+            f"is a multiple of twice config.policy.num_heads, {2 * policy.num_heads}"
+        )
+    if policy.num_heads % policy.num_kv_heads:
+        raise ConfigError(
+            f"config.policy.num_kv_heads is {policy.num_kv_heads}; it must divide config.policy.num_heads, "
+            f"{policy.num_heads}"
         )
 
 
@@ -158,16 +160,6 @@ def _check_batches(config: Config) -> None:
             f"config.rl.silent_groups is {rl.silent_groups!r} and config.rl.samples {rl.samples}: a group of one says "
             "nothing; set silent_groups to 'keep', or raise samples"
         )
-    numbers = ("straggler_seconds", "micro_tokens", "max_staleness", "resample_executions", "reference_every")
-    for name in (*numbers, "critic_warmup", "critic_pretraining", "value_clip"):
-        if getattr(rl, name) < 0:
-            raise ConfigError(f"config.rl.{name} is {getattr(rl, name)}; it is 0 or above")
-    for name in ("every", "patience"):
-        if getattr(validation, name) < 0:
-            raise ConfigError(f"config.validation.{name} is {getattr(validation, name)}; it is 0 or above")
-    for name in ("states", "samples"):
-        if getattr(validation, name) < 1:
-            raise ConfigError(f"config.validation.{name} is {getattr(validation, name)}; it must be above 0")
     if (validation.keep_best or validation.patience) and not validation.every:
         raise ConfigError(
             "config.validation.every is 0, and keep_best or patience needs validations: set it, for example to 5"
@@ -182,12 +174,6 @@ def _check_batches(config: Config) -> None:
 def _check_sft(config: Config) -> None:
     """Check the data and the stopping of sft."""
     sft, chosen = config.sft, config.filter
-    if not 0 <= sft.held_out_fraction < 1:
-        raise ConfigError(f"config.sft.held_out_fraction is {sft.held_out_fraction}; it is a share, from 0 to below 1")
-    if sft.evaluate_every < 0 or sft.patience < 0:
-        raise ConfigError(
-            f"config.sft.evaluate_every is {sft.evaluate_every} and patience {sft.patience}; they are 0 or above"
-        )
     if sft.patience and not sft.held_out_fraction:
         raise ConfigError(
             f"config.sft.patience is {sft.patience} and config.sft.held_out_fraction 0: nothing would be evaluated; "
@@ -197,8 +183,6 @@ def _check_sft(config: Config) -> None:
     if not chosen.outcomes or (unknown := sorted(set(chosen.outcomes) - set(kinds))):
         named = f"names {unknown[0]!r}" if chosen.outcomes else "is empty"
         raise ConfigError(f"config.filter.outcomes {named}; choose among {', '.join(kinds)}")
-    if chosen.max_characters < 0:
-        raise ConfigError(f"config.filter.max_characters is {chosen.max_characters}; it is 0 (any) or above")
 
 
 def _check_registered(config: Config) -> None:
@@ -217,14 +201,6 @@ def _check_registered(config: Config) -> None:
 def _check_sampling(config: Config) -> None:
     """Check the distribution of actions."""
     sampling = config.sampling
-    if not 0 <= sampling.temperature <= MOST_TEMPERATURE:
-        raise ConfigError(
-            f"config.sampling.temperature is {sampling.temperature}; it is from 0 (greedy) to {MOST_TEMPERATURE:g}"
-        )
-    if not 0 <= sampling.top_k <= MOST_TOP_K:
-        raise ConfigError(f"config.sampling.top_k is {sampling.top_k}; it is from 0 (all) to {MOST_TOP_K}")
-    if not 0 < sampling.top_p <= 1:
-        raise ConfigError(f"config.sampling.top_p is {sampling.top_p}; it is above 0 and at most 1 (all)")
     if "rl" in config.stages and not sampling.temperature:
         raise ConfigError(
             "config.sampling.temperature is 0 and the stages list rl, which learns from different actions of one "
@@ -245,13 +221,6 @@ def _check_endpoint(endpoint: EndpointConfig) -> None:
         raise ConfigError(
             f"config.endpoint.limit_field is {endpoint.limit_field!r}; choose max_tokens or max_completion_tokens"
         )
-    for name in ("max_tokens", "concurrency", "timeout_seconds", "attempts"):
-        if getattr(endpoint, name) <= 0:
-            raise ConfigError(f"config.endpoint.{name} is {getattr(endpoint, name)!r}; it must be above 0")
-    prices = ("backoff_seconds", "prompt_price", "completion_price", "temperature")
-    for name in (*prices, "requests_per_minute", "tokens_per_minute", "budget_tokens", "budget_cost"):
-        if getattr(endpoint, name) < 0:
-            raise ConfigError(f"config.endpoint.{name} is {getattr(endpoint, name)!r}; it is 0 or above")
     if endpoint.budget_cost and not (endpoint.prompt_price or endpoint.completion_price):
         raise ConfigError(
             f"config.endpoint.budget_cost is {endpoint.budget_cost} and the prices are 0: set "
@@ -272,11 +241,6 @@ def _check_expert(config: Config) -> None:
             raise ConfigError(f"config.{path} is 'endpoint', and config.endpoint names none: set its url and model")
     if config.ideas.embedder == "endpoint" and not config.ideas.embedding_model:
         raise ConfigError("config.ideas.embedding_model is empty; config.ideas.embedder 'endpoint' needs its name")
-    if config.ideas.keep < 0 or config.ideas.candidates <= 0:
-        raise ConfigError(
-            f"config.ideas.keep is {config.ideas.keep} and candidates {config.ideas.candidates}; they are numbers of "
-            "ideas: keep is 0 or above, candidates above 0"
-        )
     if config.ideas.source == "endpoint" and config.collect.expert == "scripted":
         raise ConfigError(
             "config.ideas.source is 'endpoint' and config.collect.expert 'scripted', which has code for the ideas of "
@@ -291,10 +255,6 @@ def _check_expert(config: Config) -> None:
 def _check_training(config: Config) -> None:
     """Check adapters and optimizer state."""
     lora, optimizer = config.lora, config.optimizer
-    if lora.rank < 0:
-        raise ConfigError(f"config.lora.rank is {lora.rank}; it is 0 (no adapters) or above")
-    if lora.rank and lora.alpha <= 0:
-        raise ConfigError(f"config.lora.alpha is {lora.alpha}; it must be above 0")
     if lora.rank and not lora.targets:
         raise ConfigError(f"config.lora.targets is empty; name some of {', '.join(LINEAR_MAPS)}")
     if unknown := sorted(set(lora.targets) - set(LINEAR_MAPS)):
@@ -304,6 +264,15 @@ def _check_training(config: Config) -> None:
             "config.optimizer.rounding is 'stochastic' and what is trained is float32; it takes "
             "config.policy.param_dtype='bfloat16' and config.lora.rank=0"
         )
+    if optimizer.rounding == "nearest" and config.policy.param_dtype == "bfloat16" and not lora.rank:
+        for stage, rate in (("sft", config.sft.learning_rate), ("rl", config.rl.learning_rate)):
+            if stage in config.stages and rate < SMALLEST_BFLOAT16_STEP:
+                raise ConfigError(
+                    f"config.{stage}.learning_rate is {rate:g} and config.policy.param_dtype 'bfloat16': next to "
+                    f"weights of {TYPICAL_WEIGHT}, updates below {SMALLEST_BFLOAT16_STEP:.1e} round to nothing. Set "
+                    "config.optimizer.rounding to 'stochastic', config.policy.param_dtype to 'float32', or "
+                    "config.lora.rank above 0"
+                )
     if config.sft.optimizer == "muon" and (optimizer.moments == "factored" or lora.rank):
         raise ConfigError(
             f"config.sft.optimizer is 'muon', which takes neither factored moments (config.optimizer.moments is "

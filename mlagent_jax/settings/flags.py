@@ -1,9 +1,13 @@
-"""Command lines with `--config=FILE --config.FIELD=VALUE`, with errors in one line."""
+"""Command lines with `--config=FILE --config.FIELD=VALUE`, with errors in one line.
+
+FILE is a config in Python, or the `config.json` of a workdir, to run again with a run's own settings.
+"""
 
 from __future__ import annotations
 
+import ast
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import get_origin
 
@@ -11,7 +15,8 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from mlagent_jax.runtime.errors import ConfigError
-from mlagent_jax.settings.schema import Config, check_field, freeze
+from mlagent_jax.settings import stored
+from mlagent_jax.settings.schema import FIELDS, Config, check_field, freeze
 
 
 def run_program(work: Callable[[], None]) -> None:
@@ -55,15 +60,20 @@ def read_config(arguments: Sequence[str]) -> Config:
 def _parse(values: flags.FlagValues, argv: list[str]) -> list[str]:
     check_arguments(argv[1:])
     try:
-        return values(argv)
+        return values([argv[0], *map(_plain, _joined(argv[1:]))])
     except flags.IllegalFlagValueError as error:
+        if "Error whilst parsing config file" in str(error):  # followed by a whole traceback
+            last = str(error).strip().splitlines()[-1].removeprefix(f"{ConfigError.__module__}.ConfigError: ")
+            raise ConfigError(last if last.startswith("--config") else f"--config: {last}") from error
         # absl: "flag --config.rl.states=many: invalid literal for int() with base 10: 'many'"
         text = str(error).removeprefix("flag ")
         types = "; docs/config_reference.md has every field with its type" if text.startswith("--config.") else ""
         raise ConfigError(f"{text}{types}") from error
+    except flags.UnrecognizedFlagError as error:
+        raise ConfigError(_hint(error.flagname) or str(error)) from error
     except flags.Error as error:
         raise ConfigError(str(error)) from error
-    except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+    except (AttributeError, KeyError, NameError, SyntaxError, TypeError, ValueError, OSError) as error:
         text = str(error.args[0]) if error.args else str(error)
         raise ConfigError(f"--config: {text}") from error
 
@@ -78,11 +88,59 @@ def check_arguments(arguments: list[str]) -> None:
     for argument in arguments:
         name, _, value = argument.lstrip("-").partition("=")
         path = Path(value.partition(":")[0])
-        if name == "config" and value and not path.is_file():
+        if name == "config" and value and not path.is_file() and not (path / "config.json").is_file():
             others = sorted(str(other) for other in path.parent.glob("*.py") if other.name != "__init__.py")
             raise ConfigError(f"--config is {value!r}; there is no such file: choose {', '.join(others) or 'another'}")
-        if name.startswith("config.") and get_origin(check_field(name.removeprefix("config."))) is tuple:
+        if _is_list(name):
             # ml_collections would concatenate the lists.
             if name in lists:
                 raise ConfigError(f"--{name} is given twice: give all its names at once, --{name}=a,b")
             lists.add(name)
+
+
+def _joined(arguments: list[str]) -> Iterator[str]:
+    """Yield arguments with `--config VALUE` as `--config=VALUE`, and lists of names likewise."""
+    rest = iter(arguments)
+    for argument in rest:
+        name = argument.lstrip("-")
+        alone = argument.startswith("-") and "=" not in argument and (name == "config" or _is_list(name))
+        value = next(rest, None) if alone else None
+        yield argument if value is None else f"{argument}={value}"
+
+
+def _is_list(name: str) -> bool:
+    """Return whether a flag sets a list of names. Raises ConfigError if it would set a field that is none."""
+    return name.startswith("config.") and get_origin(check_field(name.removeprefix("config."))) is tuple
+
+
+def _plain(argument: str) -> str:
+    """Return an argument as absl and ml_collections parse it: names of a list quoted, stored settings as a config."""
+    name, equals, value = argument.lstrip("-").partition("=")
+    if not argument.startswith("-") or not equals:
+        return argument
+    if name == "config":
+        path = Path(value)
+        path = path / "config.json" if path.is_dir() else path
+        return f"--config={stored.__file__}:{path}" if path.suffix == ".json" else argument
+    if not _is_list(name):
+        return argument
+    try:
+        names = ast.literal_eval(value)
+    except (SyntaxError, ValueError):
+        names = None
+    if not isinstance(names, (tuple, list)):
+        # A folder or a name with a hyphen is no literal: `churn,./my-task`.
+        names = [part.strip() for part in value.split(",") if part.strip()]
+    return f"--{name}={tuple(map(str, names))!r}"
+
+
+def _hint(flag: str) -> str | None:
+    """Return what was probably meant by an unknown flag: a setting without `config.` before it."""
+    name = flag.partition("=")[0]
+    told = f"--{name} is no flag; settings begin with --config"
+    try:
+        check_field(name)
+    except ConfigError as error:
+        is_setting = name.split(".")[0] in FIELDS or name.rpartition(".")[2] in FIELDS
+        return f"{told}: {error}" if is_setting else None
+    return f"{told}: --config.{name}=VALUE"

@@ -1,8 +1,11 @@
-"""Settings of the policy: its shape, mesh, adapters, optimizer, vocabulary and prompt."""
+"""Settings of the policy: its shape, mesh, adapters, vocabulary and prompt; its optimizer's are in `optim.config`."""
 
 from __future__ import annotations
 
 import dataclasses
+
+MATMUL_PRECISIONS = ("auto", "default", "high", "highest", "bfloat16", "tensorfloat32", "float32")
+"""Values of `policy.matmul_precision`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +28,10 @@ class PolicyConfig:
     """Dtype of activations: float32 or bfloat16."""
     param_dtype: str = "float32"
     """Dtype of the parameters that the optimizer updates."""
+    matmul_precision: str = "auto"
+    """Precision of matrix products: auto (full float32 where compute_dtype is float32, else what the device does by
+    itself), or a name of JAX: default, high, highest, bfloat16, tensorfloat32, float32. Without it TPUs and recent GPUs
+    round the inputs of float32 products."""
     remat: str = "none"
     """Activations that the backward pass recomputes: none, dots (all but the projections) or full (whole layers)."""
     attention: str = "auto"
@@ -64,21 +71,6 @@ class LoRAConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class OptimizerConfig:
-    """Optimizer state of each trained parameter, for sft and rl."""
-
-    moments: str = "float32"
-    """Format of the moments: float32; bfloat16 (first moment only, the second stays float32); or factored (Adafactor's
-    row and column statistics of the second moment, no first moment)."""
-    placement: str = "device"
-    """Location of the moments between updates: device, or host (pinned memory). Host placement frees device memory and
-    makes each update slower; the results are the same."""
-    rounding: str = "nearest"
-    """Rounding of updates to bfloat16 parameters: nearest, or stochastic, which keeps small updates. Use nearest for
-    float32 parameters (policy.param_dtype), which are master weights."""
-
-
-@dataclasses.dataclass(frozen=True)
 class PlanConfig:
     """Input of `tools/plan.py`; a run does not read it."""
 
@@ -101,13 +93,17 @@ class PromptConfig:
     """Rendering of states as prompts."""
 
     profile: str = "compact"
-    """Grammar of replies: compact (Action and Action Input), or full (MLAgentBench's six labels)."""
+    """Grammar of replies: compact (Action and Action Input), medium (a Thought before them, free edits), or full
+    (MLAgentBench's six labels)."""
     max_prompt_tokens: int = 320
     """Maximum tokens per prompt. Longer prompts drop their oldest steps first."""
     max_action_tokens: int = 96
     """Maximum tokens per action. A longer action is cut and counts as invalid."""
     history_steps: int = 3
     """Number of past steps shown."""
+    operators: bool = False
+    """Whether prompts name the kind of step to take (draft, improve, debug or combine) and list earlier attempts. Train
+    and search with the same value."""
     editor: str = ""
     """Name of the language model behind `Edit Script (AI)` and `Understand File` (profile full). Only workers with the
     same $MLAGENT_EDITOR_MODEL run such jobs. Empty: the two actions are not offered."""

@@ -11,17 +11,18 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from mlagent_jax.optim.config import OptimizerConfig
 from mlagent_jax.settings import typed_fields
 from mlagent_jax.settings.checks import STAGES, check
 from mlagent_jax.settings.hosts import (
     EndpointConfig,
+    ProfileConfig,
     TasksConfig,
     WorkersConfig,
 )
 from mlagent_jax.settings.policy import (
     LoRAConfig,
     MeshConfig,
-    OptimizerConfig,
     PlanConfig,
     PolicyConfig,
     PromptConfig,
@@ -74,16 +75,23 @@ class Config:
     evaluate: EvaluateConfig = dataclasses.field(default_factory=EvaluateConfig)
     export: ExportConfig = dataclasses.field(default_factory=ExportConfig)
     tracking: TrackingConfig = dataclasses.field(default_factory=TrackingConfig)
+    profile: ProfileConfig = dataclasses.field(default_factory=ProfileConfig)
 
 
 _PACE = ("url", "concurrency", "attempts", "backoff_seconds", "timeout_seconds", "key_variable")
 _LIMITS = ("requests_per_minute", "tokens_per_minute", "budget_tokens", "budget_cost")
 MAY_CHANGE = (
-    *("stages", "workers", "mesh", "plan", "sampling.slots", "optimizer.placement", "tracking", "plugins"),
+    *("stages", "workers", "mesh", "plan", "sampling.slots", "sampling.rules", "optimizer.placement"),
+    *("policy.remat", "policy.attention", "sft.micro_batch", "rl.micro_batch", "rl.micro_tokens"),
+    *("sft.checkpoint_seconds", "rl.checkpoint_every", "tracking", "profile", "plugins"),
     *(f"endpoint.{name}" for name in (*_PACE, *_LIMITS)),
 )
 """Settings that may change when a workdir is reopened: they decide where and how fast a run computes, not its results.
 """
+
+
+FIELDS = frozenset(path.rpartition(".")[2] for path in typed_fields.paths(Config, "config"))
+"""Names of all sections and fields, without what stands above them."""
 
 
 def default_config() -> ConfigDict:

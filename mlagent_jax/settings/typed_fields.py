@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
+from collections.abc import Iterator
 from typing import Any, ClassVar, get_origin, get_type_hints
 
 from mlagent_jax.runtime.errors import ConfigError
@@ -56,9 +57,27 @@ def _kind(cls: type, name: str, path: str) -> Any:
     if place := getattr(cls, "MOVED", {}).get(name):
         raise ConfigError(f"{path}.{name} is a parameter now: set {place}")
     if name not in types:
-        near = difflib.get_close_matches(name, types, n=1, cutoff=0.0)
-        raise ConfigError(f"{path}.{name} is no field; did you mean {path}.{near[0]}?")
+        raise ConfigError(f"{path}.{name} is no field; did you mean {_meant(cls, name, path)}?")
     return types[name]
+
+
+def _meant(cls: type, name: str, path: str) -> str:
+    """Return the full name of the field that was probably meant by the unknown `name` in a `cls` called `path`."""
+    leaves = {place: place.rpartition(".")[2] for place in paths(cls, path)}
+    near = difflib.get_close_matches(name, _types(cls), n=1, cutoff=0.6)
+    for leaf in (name, *(() if near else difflib.get_close_matches(name, set(leaves.values()), n=1, cutoff=0.8))):
+        if below := [place for place, last in leaves.items() if last == leaf]:
+            return " or ".join(below[:3])
+    near = near or difflib.get_close_matches(name, _types(cls), n=1, cutoff=0.0)
+    return f"{path}.{near[0]}"
+
+
+def paths(cls: type, path: str) -> Iterator[str]:
+    """Yield the full names of all fields of a `cls` called `path`."""
+    for name, kind in _types(cls).items():
+        yield f"{path}.{name}"
+        if dataclasses.is_dataclass(kind):
+            yield from paths(kind, f"{path}.{name}")
 
 
 def _typed(kind: Any, value: Any, path: str) -> Any:

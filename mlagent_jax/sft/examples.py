@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import logging
 import random
 from collections.abc import Iterator, Sequence
 
@@ -17,6 +18,8 @@ from mlagent_jax.runtime.errors import ConfigError
 from mlagent_jax.settings.stages import SFTConfig
 from mlagent_jax.sft.packing import Rows, Sample, bucket, fill, first_fit
 from mlagent_jax.trajectories.record import Record
+
+log = logging.getLogger(__name__)
 
 
 class ExpertSteps:
@@ -130,6 +133,11 @@ def _fitting(records: Sequence[Record], renderer: Renderer) -> list[Record]:
     fitting = [record for record in records if renderer.fits(_plain(record.state))]
     if not fitting:
         raise ConfigError("no expert step fits config.prompt.max_prompt_tokens: raise it")
+    if missing := len(records) - len(fitting):
+        log.warning(
+            "sft leaves out %d of %d expert steps: the last, %s",
+            *(missing, len(records), next(filter(None, (renderer.misfit(_plain(each.state)) for each in records)))),
+        )
     return fitting
 
 

@@ -29,11 +29,11 @@ from environments.tasks.task import TaskSpec
 from mlagent_jax.agents.episodes import Reply
 from mlagent_jax.agents.job_client import Collector
 from mlagent_jax.runs.run import Run
+from mlagent_jax.runtime.commands import EXPECTED_ERRORS, log_plainly
 from mlagent_jax.runtime.errors import ConfigError
 from mlagent_jax.runtime.interruption import Interruption, Stopped, leave
 from mlagent_jax.settings.flags import parse_flags
 from mlagent_jax.settings.schema import Config, freeze
-from mlagent_jax.train import EXPECTED_ERRORS, log_plainly
 from mlagent_jax.trajectories.record import Record
 
 SPEC = TaskSpec("sleep", "tabular", "train", "accuracy", "Sleep.", "tabular, 100 rows", "made up")
@@ -63,7 +63,7 @@ def make_policy(config: Config, folder: Path, states: Sequence[State]) -> None:
     from mlagent_jax.agents.prompts import COMPACT_WORDS
     from mlagent_jax.checkpoints import hugging_face
     from mlagent_jax.models.tokenizer import train_tokenizer
-    from mlagent_jax.runs.policies import shape_from_scratch
+    from mlagent_jax.runs.shapes import shape_from_scratch
 
     corpus = [*(state.script for state in states), "Task: tabular; accuracy up\nAction: Edit Script (Cell)\n"]
     partial = folder.with_name(f"{folder.name}.tokenizer")

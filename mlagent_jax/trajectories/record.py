@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Self
 
 from environments.protocol import Job, Outcome, State
@@ -45,3 +45,16 @@ class Record:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
         return cls(**{**data, "state": State.from_dict(data["state"]), "outcome": Outcome.from_dict(data["outcome"])})
+
+
+def expert_states(records: Iterable[Record], max_depth: int) -> list[State]:
+    """Return the distinct states of `records`, without their ideas, in order of appearance.
+
+    States deeper than `max_depth` steps are left out.
+    """
+    states: dict[str, State] = {}
+    for record in records:
+        if len(record.state.history) <= max_depth:
+            state = dataclasses.replace(record.state, ideas=())
+            states.setdefault(state.id, state)
+    return list(states.values())

@@ -15,7 +15,9 @@ import pyarrow as pa
 
 from mlagent_jax.trajectories.record import Record
 
-VERSION = "1.0.0"
+VERSION = "1.1.0"
+ADDED = ("repairs", "operator", "other", "memory", "noise")
+"""Fields that tables of earlier versions lack; they are read as unset."""
 
 _STEP = pa.struct([("action", pa.string()), ("observation", pa.string())])
 _STATE = pa.struct(
@@ -26,9 +28,14 @@ _STATE = pa.struct(
         ("script", pa.string()),
         ("metric", pa.float64()),
         ("ideas", pa.list_(pa.string())),
+        ("operator", pa.string()),
+        ("other", pa.string()),
+        ("memory", pa.list_(pa.string())),
     ]
 )
-_SCALE = pa.struct([("m_init", pa.float64()), ("m_best", pa.float64()), ("higher_is_better", pa.bool_())])
+_SCALE = pa.struct(
+    [("m_init", pa.float64()), ("m_best", pa.float64()), ("higher_is_better", pa.bool_()), ("noise", pa.float64())]
+)
 _OUTCOME = pa.struct(
     [
         ("kind", pa.string()),
@@ -50,6 +57,7 @@ _OUTCOME = pa.struct(
         ("submission", pa.string()),
         ("cached", pa.bool_()),
         ("sandbox", pa.string()),
+        ("repairs", pa.list_(pa.string())),
         ("version", pa.int64()),
     ]
 )
@@ -95,7 +103,13 @@ def from_row(row: Mapping[str, Any]) -> Record:
     outcome = dict(row["outcome"])
     if outcome["action_input"] is not None:
         outcome["action_input"] = json.loads(outcome["action_input"])
-    return Record.from_dict({**row, "outcome": outcome})
+    outcome["scale"] = _without_unset(outcome["scale"])
+    return Record.from_dict({**row, "state": _without_unset(row["state"]), "outcome": outcome})
+
+
+def _without_unset(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a struct's values without the later fields that its table lacks."""
+    return {name: value for name, value in values.items() if value is not None or name not in ADDED}
 
 
 def to_table(records: Iterable[Record]) -> pa.Table:
@@ -121,7 +135,9 @@ def _alike(actual: pa.DataType, wanted: pa.DataType) -> bool:
     """Return whether types are equal, ignoring offset width and field order of structs, which depend on the writer."""
     if pa.types.is_struct(wanted):
         return pa.types.is_struct(actual) and all(
-            actual.get_field_index(field.name) >= 0 and _alike(actual.field(field.name).type, field.type)
+            _alike(actual.field(field.name).type, field.type)
+            if actual.get_field_index(field.name) >= 0
+            else field.name in ADDED
             for field in wanted
         )
     if pa.types.is_list(wanted):

@@ -136,7 +136,7 @@ class Player:
         job = Job("abuse", 0, self.state, 0, action, profile=profile, limits=self.limits)
         outcome = self.environment.take(job)
         self.state = outcome.next_state(job)
-        assert str(self.environment._scratch) not in outcome.observation
+        assert str(self.environment._workspaces.scratch) not in outcome.observation
         return outcome
 
     def edit(self, code, cell=None, **options):

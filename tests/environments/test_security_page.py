@@ -14,7 +14,7 @@ FILES = {
     "parts": TESTS / "sandbox/test_parts.py",
     "steps": TESTS / "sandbox/test_abuse_steps.py",
     "files": TESTS / "sandbox/test_abuse_files.py",
-    "transfer": TESTS / "sandbox/inside/test_transfer.py",
+    "transfer": TESTS / "guest/test_transfer.py",
     "actions": TESTS / "actions/test_abuse_actions.py",
     "observation": TESTS / "actions/test_observation.py",
     "worker": TESTS / "worker/test_worker.py",

@@ -16,9 +16,9 @@ import needs
 import pytest
 from tiny_run import SETTINGS
 
+from environments.files.file_systems import cache_directory
 from environments.protocol import OutcomeKind
 from environments.sandbox.rootfs import ensure_rootfs
-from environments.sandbox.rootfs.assemble import cache_directory
 from mlagent_jax.trajectories.store import TrajectoryStore
 
 ROOT = Path(__file__).parents[2]

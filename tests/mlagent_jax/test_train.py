@@ -1,12 +1,21 @@
 """The entry refuses what cannot work, before any work is done, and says what to do."""
 
+import dataclasses
+import errno
 import os
+import signal
 import subprocess
 import sys
 
 import pytest
 
-from mlagent_jax.runtime.errors import ConfigError
+from environments.queue.base import QueueError
+from mlagent_jax.runs.check import check
+from mlagent_jax.runs.workdir import check_binding, write_config
+from mlagent_jax.runtime.endings import ending_of, is_expected
+from mlagent_jax.runtime.errors import ConfigError, DivergedError
+from mlagent_jax.runtime.files import sole_writer
+from mlagent_jax.runtime.interruption import Stopped
 from mlagent_jax.settings.flags import check_arguments, read_config
 
 
@@ -49,6 +58,96 @@ def test_a_mistake_on_the_command_line_is_named(arguments, message):
     with pytest.raises(ConfigError) as error:
         check_arguments(list(arguments))
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("--rl.value_clip=1", "--rl.value_clip is no flag; settings begin with --config: --config.rl.value_clip=VALUE"),
+        ("--rl.clip=1", "config.rl.clip is a parameter now: set config.rl.loss=ppo_clip:low=VALUE"),
+        ("--learning_rate=1", "did you mean config.sft.learning_rate or config.rl.learning_rate?"),
+        ("--wrkdir=x", "Unknown command line flag 'wrkdir'"),
+        ("--config=pyproject.toml", "--config: "),
+    ],
+)
+def test_a_setting_without_its_prefix_gets_a_hint(argument, message):
+    with pytest.raises(ConfigError) as error:
+        read_config(["--config=configs/smoke.py", argument])
+    assert message in str(error.value) and len(str(error.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("form", ["--config.tasks.train={}", "--config.tasks.train=('{}',)"])
+def test_names_in_lists_may_be_folders_and_have_hyphens(form):
+    names = "churn,./my-task,detecting-insults-in-social-commentary"
+    assert read_config(["--config=configs/smoke.py", form.format(names)]).tasks.train == tuple(names.split(","))
+
+
+def test_a_run_s_own_settings_are_a_config(tmp_path):
+    config = read_config(["--config=configs/smoke.py", "--config.seed=3"])
+    write_config(tmp_path, config)
+    assert read_config([f"--config={tmp_path}/config.json"]) == config
+    again = read_config([f"--config={tmp_path}", "--config.seed=4", "--config.stages=sft,rl"])
+    assert again == dataclasses.replace(config, seed=4, stages=("sft", "rl"))
+    (tmp_path / "config.json").write_text("[]")
+    with pytest.raises(ConfigError, match="holds no settings"):
+        read_config([f"--config={tmp_path}/config.json"])
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "status"),
+    [
+        (ConfigError("config.x is 1"), "settings", 2),
+        (DivergedError("iteration 3: kl 9"), "diverged", 3),
+        (QueueError("no worker"), "queue", 4),
+        (OSError(errno.ENOSPC, "No space left on device"), "disk", 5),
+        (ModuleNotFoundError("No module named 'jax'", name="jax"), "settings", 2),
+        (Stopped(signal.SIGTERM), "preempted", 75),
+        (TypeError("a defect"), "failed", 1),
+    ],
+)
+def test_every_end_has_a_reason_in_one_line_and_a_status(error, kind, status):
+    ending = ending_of(error)
+    assert (ending.kind, ending.status) == (kind, status) and len(ending.reason.splitlines()) == 1
+    assert is_expected(error) == (kind != "failed")
+
+
+def test_a_full_disk_is_told_whatever_library_meets_it():
+    try:
+        try:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        except OSError as error:
+            raise RuntimeError("cannot write the checkpoint") from error
+    except RuntimeError as wrapped:
+        assert ending_of(wrapped).kind == "disk" and "free space" in ending_of(wrapped).reason
+
+
+def test_a_check_looks_at_everything_and_writes_nothing(tmp_path):
+    workdir = tmp_path / "run"
+    lines = "\n".join(check(read_config(["--config=configs/smoke.py"]), str(workdir)))
+    assert "4 to train on, 3 held out" in lines and "sandbox: bubblewrap" in lines and f"{workdir}, new" in lines
+    wrong = read_config(["--config=configs/smoke.py", "--config.tasks.held_out=digits,nothing-of-this-name"])
+    with pytest.raises(ConfigError, match=r"config\.tasks\.held_out"):
+        list(check(wrong, str(workdir)))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="cannot be made"):
+        list(check(read_config(["--config=configs/smoke.py"]), str(tmp_path / "file" / "run")))
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_workdir_belongs_to_a_config_only_when_a_stage_made_something(tmp_path):
+    config = read_config(["--config=configs/smoke.py"])
+    write_config(tmp_path, config)
+    other = dataclasses.replace(config, seed=5)
+    check_binding(tmp_path, other)
+    (tmp_path / "trajectories").mkdir()
+    with pytest.raises(ConfigError, match="belongs to a run of another config"):
+        check_binding(tmp_path, other)
+
+
+def test_a_lock_is_gone_when_its_holder_is(tmp_path):
+    with sole_writer(tmp_path, "wait"), pytest.raises(ConfigError, match="another process writes"):
+        sole_writer(tmp_path, "wait").__enter__()
+    assert not list(tmp_path.iterdir())
 
 
 def test_of_other_settings_the_last_one_counts():

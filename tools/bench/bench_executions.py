@@ -32,9 +32,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from environments import tasks
 from environments.files.blobs import open_store
+from environments.guest.script import environment as script_environment
 from environments.protocol import Job
 from environments.sandbox import SANDBOXES, Sandbox, SandboxUnavailableError, open_sandbox
-from environments.sandbox.inside.script import environment as script_environment
 from environments.sandbox.rootfs import ensure_rootfs
 from environments.step import Environment
 from environments.tasks import FolderTask

@@ -1,20 +1,24 @@
-"""Tokens a second of the sampler on a ragged workload: continuous batching, the same engine as a static batch, and
-`generate` of transformers, on the same weights and machine.
+"""Tokens a second of the sampler: continuous batching, the same with a prompt of its own in each slot, the same engine
+as a static batch, and `generate` of transformers, on the same weights and machine.
 
     python tools/bench/bench_sampler.py --checkpoint=DIR [--workdir=RUN] [--prompts=32] [--n=4] [--slots=16]
+    python tools/bench/bench_sampler.py --prompt_tokens=1024,2048 --completion_tokens=64,256 --prompts=8
 
-Lengths come from the trajectories that RUN has recorded (prompts and actions, in the checkpoint's tokens), else from
+Without a checkpoint the policy is a random one of the quickstart's shape. Lengths come from the trajectories that RUN
+has recorded (prompts and actions, in the checkpoint's tokens), or are uniform between two numbers, else from
 log-normal distributions: prompts with median 180 and sigma 0.5, completions with median 40 and sigma 0.8. Prompts are
 random token ids; every completion is ended at its own length by its limit, so that all three make the same tokens.
 transformers cannot end a row early, as its batches are static: a batch goes on to its longest row. Needs PyTorch.
 
 For ours the time is split by what it was lost to: compilation (first runs, timed apart), prefill, host (between two
-programs), and padding (slots that decoded nothing, and padding of prompts to buckets).
+programs), and padding (slots that decoded nothing, and padding of prompts to buckets). `decode_apart_over_shared` is
+how much longer decoding alone takes with a prompt in each slot.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 import sys
@@ -27,6 +31,8 @@ import numpy as np
 from absl import app, flags
 
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Hugging Face folder, or a run's workdir, stage or step.")
+PROMPT_TOKENS = flags.DEFINE_list("prompt_tokens", None, "Least and most tokens of a prompt.")
+COMPLETION_TOKENS = flags.DEFINE_list("completion_tokens", None, "Least and most tokens of a completion.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Run whose recorded trajectories give the lengths.")
 PROMPTS = flags.DEFINE_integer("prompts", 32, "Distinct prompts.", lower_bound=1)
 N = flags.DEFINE_integer("n", 4, "Samples a prompt.", lower_bound=1)
@@ -76,10 +82,18 @@ def make_workload(lengths: tuple[np.ndarray, np.ndarray] | None, vocab_size: int
     """Draw prompts and limits."""
     rng = np.random.default_rng(SEED.value)
     shape = (PROMPTS.value, N.value)
+
+    def between(bounds: Sequence[str], shape: Any) -> np.ndarray:
+        return rng.integers(int(bounds[0]), int(bounds[1]) + 1, shape)
+
     if lengths is None:
         reads, makes = rng.lognormal(np.log(180), 0.5, shape[0]), rng.lognormal(np.log(40), 0.8, shape)
     else:
         reads, makes = rng.choice(lengths[0], shape[0]), rng.choice(lengths[1], shape)
+    if PROMPT_TOKENS.value:
+        reads = between(PROMPT_TOKENS.value, shape[0])
+    if COMPLETION_TOKENS.value:
+        makes = between(COMPLETION_TOKENS.value, shape)
     reads = np.clip(reads, 1, longest_prompt).astype(int)
     prompts = [tuple(rng.integers(0, vocab_size, size).tolist()) for size in reads]
     return Workload(prompts, np.clip(makes, 1, LONGEST.value).astype(int))
@@ -102,11 +116,13 @@ class Measured:
         return result
 
 
-def ours(model: Any, workload: Workload, static: bool, run: Any) -> float:
-    """Seconds of the workload; a static batch takes no new request before all have ended."""
+def ours(model: Any, workload: Workload, run: Any, *, static: bool = False, apart: bool = False) -> float:
+    """Seconds of the workload; a static batch takes no new request before all have ended, and `apart` each slot has its
+    own copy of its prompt."""
     from mlagent_jax.sampling import Batch, Request, SamplerConfig
 
-    config = SamplerConfig(max_new_tokens=LONGEST.value, slots=SLOTS.value)
+    samples = 1 if apart else min(N.value, SLOTS.value)
+    config = SamplerConfig(max_new_tokens=LONGEST.value, slots=SLOTS.value, samples=samples)
     requests = [
         Request(place * N.value + sample, prompt, int(limit), SEED.value, sample)
         for place, prompt in enumerate(workload.prompts)
@@ -158,14 +174,17 @@ def losses(model: Any, workload: Workload, whole: float) -> dict[str, float]:
     from mlagent_jax.sampling import SamplerConfig
 
     run, config = Measured(), SamplerConfig(max_new_tokens=LONGEST.value)
-    seconds = ours(model, workload, False, run)
+    seconds = ours(model, workload, run)
     inside = sum(run.seconds.values())
     read = sum(map(len, workload.prompts))
     whole_parts = [(len(prompt) - 1) // config.buckets[-1] * config.buckets[-1] for prompt in workload.prompts]
     padded = sum(
         done + config.bucket(len(prompt) - done) for done, prompt in zip(whole_parts, workload.prompts, strict=True)
     )
+    alone = Measured()
+    ours(model, workload, alone, apart=True)
     return {
+        "decode_apart_over_shared": alone.seconds["decode"] / run.seconds["decode"],
         "prefill_share": (run.seconds.get("prefill", 0.0) + run.seconds.get("prefill-part", 0.0)) / seconds,
         "start_share": run.seconds.get("start", 0.0) / seconds,
         "decode_share": run.seconds.get("decode", 0.0) / seconds,
@@ -195,15 +214,21 @@ def main(argv: Sequence[str]) -> None:
     from mlagent_jax.sampling.checkpoint import load
 
     try:
-        model, tokenizer = load(CHECKPOINT.value, dtype=DTYPE.value, stacked=True)
-        lengths = recorded_lengths(WORKDIR.value, tokenizer) if WORKDIR.value else None
+        if CHECKPOINT.value:
+            model, tokenizer = load(CHECKPOINT.value, dtype=DTYPE.value, stacked=True)
+            vocab_size = tokenizer.vocab_size
+            lengths = recorded_lengths(WORKDIR.value, tokenizer) if WORKDIR.value else None
+        else:
+            model, lengths = random_model(), None
+            vocab_size = model.graph.config.vocab_size
     except (OSError, ValueError) as error:
         sys.exit(f"error: {error}")
     config = model.graph.config
-    workload = make_workload(lengths, tokenizer.vocab_size, config.max_position_embeddings - LONGEST.value)
+    workload = make_workload(lengths, vocab_size, config.max_position_embeddings - LONGEST.value)
     first = FirstRuns()
-    for static in (False, True):
-        ours(model, workload, static, first)  # compiles
+    settings: dict[str, dict[str, bool]] = {"continuous": {}, "apart": {"apart": True}, "static": {"static": True}}
+    for setting in settings.values():
+        ours(model, workload, first, **setting)  # compiles
     result: dict[str, Any] = {
         "device": jax.devices()[0].device_kind,
         "cores": os.cpu_count(),
@@ -211,12 +236,11 @@ def main(argv: Sequence[str]) -> None:
         "dtype": jax.tree.leaves(model.params)[0].dtype.name,
         "tokens": workload.tokens,
         "prompt_tokens": sum(map(len, workload.prompts)) * N.value,
-        "lengths": "recorded" if WORKDIR.value else "log-normal",
+        "lengths": "recorded" if WORKDIR.value else "given" if PROMPT_TOKENS.value else "log-normal",
         "compile_seconds": first.seconds,
     }
     ways: dict[str, Callable[[], float]] = {
-        "continuous": lambda: ours(model, workload, False, first),
-        "static": lambda: ours(model, workload, True, first),
+        name: functools.partial(ours, model, workload, first, **setting) for name, setting in settings.items()
     }
     if REFERENCE.value:
         reference = _reference(model)
@@ -231,6 +255,17 @@ def main(argv: Sequence[str]) -> None:
     result |= losses(model, workload, best["continuous"])
     for name, value in result.items():
         print(f"{name:32}{value:14.3f}" if isinstance(value, float) else f"{name:32}{value!s:>14}")
+
+
+def random_model() -> Any:
+    """Of the quickstart's shape, with room for long prompts."""
+    import jax
+
+    from mlagent_jax import models
+    from mlagent_jax.sampling.checkpoint import Model
+
+    config = models.ModelConfig(2048, 192, 4, 4, 2, 48, 512, max_position_embeddings=4096)
+    return Model(*models.create(config, jax.random.key(0), dtype=DTYPE.value or "float32"))
 
 
 def _reference(model: Any) -> Any:
@@ -250,5 +285,4 @@ def _reference(model: Any) -> Any:
 
 
 if __name__ == "__main__":
-    flags.mark_flags_as_required(["checkpoint"])
     app.run(main)

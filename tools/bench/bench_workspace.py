@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from environments.files.blobs import open_store
 from environments.files.snapshots import Snapshots
 from environments.sandbox.data import DataStore
-from environments.step import default_scratch
+from environments.workspaces import default_scratch
 
 
 def timed(action: Callable[[], object]) -> tuple[float, float]:

@@ -15,11 +15,12 @@ from etils import epath
 from jax.sharding import AbstractMesh, Mesh, NamedSharding
 
 from mlagent_jax import models
+from mlagent_jax.checkpoints import hub
 from mlagent_jax.models import LoRA, lora
 from mlagent_jax.optim.optimizer import HOST_MEMORY, abstract_state, make_optimizer
 from mlagent_jax.parallelism import DEFAULT_RULES, Rules
 from mlagent_jax.rl import ppo
-from mlagent_jax.runs.policies import shape_from_scratch
+from mlagent_jax.runs.shapes import shape_from_scratch
 from mlagent_jax.runtime.errors import ConfigError
 from mlagent_jax.sampling.layout import for_sampling
 from mlagent_jax.settings.schema import Config
@@ -149,6 +150,11 @@ def read_model(config: Config) -> models.ModelConfig:
         return shape_from_scratch(config.policy, config.tokenizer.vocab_size)
     path = epath.Path(place)
     path = path / "config.json" if path.is_dir() else path
+    if not path.is_file() and config.plan.model and hub.is_hub_id(place):
+        try:
+            path = hub.fetch_config(place)
+        except FileNotFoundError as error:
+            raise ConfigError(f"config.plan.model: {error}") from error
     if not path.is_file():
         raise ConfigError(
             f"{place!r} is no folder with a config.json: name one that is like the policy with "

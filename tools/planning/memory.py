@@ -70,7 +70,7 @@ def phases(blueprint: Blueprint) -> list[Phase]:
     }
     sampling = {
         "sampling copy": programs.copied_bytes(blueprint),
-        "KV cache": bytes_a_device(programs.cache(blueprint)),
+        "KV cache": bytes_a_device(programs.caches(blueprint)),
         "activations": _prefill_activations(blueprint),
     }
     if config.rl.sample_ahead and config.rl.max_staleness:

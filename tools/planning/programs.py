@@ -22,6 +22,7 @@ from mlagent_jax.sampling import engine
 from mlagent_jax.sampling.config import Distribution, SamplerConfig
 from mlagent_jax.sampling.engine import SlotState
 from mlagent_jax.sampling.layout import placement
+from mlagent_jax.sampling.rows import Rows
 from mlagent_jax.sampling.weights import reads_stacked
 from mlagent_jax.settings.stages import RLConfig
 from mlagent_jax.sft.step import sft_step
@@ -161,8 +162,18 @@ def decode_program(blueprint: Blueprint) -> Program:
     """The engine's decode, for one token of every slot."""
     config, slots = sampler_config(blueprint), blueprint.config.sampling.slots
     awaited, taken = blueprint.array((), jnp.bool_), blueprint.array((slots,), jnp.int32)
-    arguments = (blueprint.sampling_graph, config, sampling_params(blueprint), slot_state(blueprint), awaited, taken)
-    words = f"{slots} slots of up to {cache_length(blueprint)} tokens"
+    parts, rules = sampling_parts(blueprint, "slots"), blueprint.sampling_graph.rules
+    state = slot_state(blueprint)
+    groups = jax.tree.map(
+        lambda held: blueprint.array(held.shape, jnp.int32, ("slots", None)[: held.ndim], rules),
+        Rows(config, parts).groups([]),
+    )
+    arguments = (blueprint.sampling_graph, config, sampling_params(blueprint), state, groups)
+    arguments += (awaited, taken)
+    words = (
+        f"{slots} slots of up to {config.max_new_tokens} tokens after {config.prompt_rows(parts)} prompts of up to "
+        f"{prompt_room(blueprint)}"
+    )
     return Program("decode_step", words, engine.decode, arguments, {}, slots, 1, _beside_sampling(blueprint))
 
 
@@ -173,11 +184,14 @@ def slot_state(blueprint: Blueprint) -> SlotState:
       ConfigError: the mesh does not divide the slots.
     """
     graph, config = blueprint.sampling_graph, sampler_config(blueprint)
-    params, length = sampling_params(blueprint), cache_length(blueprint)
-    state = jax.eval_shape(lambda params: engine.empty_slots(graph, config, length, params), params)
+    params, room = sampling_params(blueprint), prompt_room(blueprint)
+    state = jax.eval_shape(lambda params: engine.empty_slots(graph, config, room, params), params)
     whole = NamedSharding(blueprint.mesh, jax.P())
     state = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole), state)
-    return dataclasses.replace(state, cache=cache(blueprint))
+    prompts, cache = caches(blueprint)
+    rows = (prompts.values[0].shape[0], graph.config.hidden_size)
+    hidden = blueprint.array(rows, state.prompt_hidden.dtype)
+    return dataclasses.replace(state, prompts=prompts, cache=cache, prompt_hidden=hidden)
 
 
 def sampling_parts(blueprint: Blueprint, logical: str) -> int:
@@ -249,34 +263,35 @@ def sampling_params(blueprint: Blueprint) -> Tree:
     return {**whole, "layers": layers}
 
 
-def cache(blueprint: Blueprint) -> Cache:
-    """The sampler's.
+def caches(blueprint: Blueprint) -> tuple[Cache, Cache]:
+    """The sampler's, of prompts and of what follows them.
 
     Raises:
-      ConfigError: the mesh does not divide it.
+      ConfigError: the mesh does not divide them.
     """
-    model, config = blueprint.graph.config, blueprint.config
-    sizes = {
-        "slots": config.sampling.slots,
-        "kv_heads": model.num_kv_heads,
-        "head_dim": model.head_dim,
-        "time": cache_length(blueprint),
-    }
-    dtype = jnp.dtype(config.policy.compute_dtype)
+    config, settings = blueprint.config, sampler_config(blueprint)
+    rows = settings.prompt_rows(sampling_parts(blueprint, "slots"))
     try:
-        rules = blueprint.sampling_graph.rules
-        key, value = (
-            blueprint.array(tuple(sizes[axis] for axis in axes), dtype, axes, rules) for axes in (KEY_AXES, VALUE_AXES)
+        return _cache(blueprint, rows, prompt_room(blueprint)), _cache(
+            blueprint, settings.slots, settings.max_new_tokens
         )
     except ValueError as error:
         raise ConfigError(f"config.sampling.slots is {config.sampling.slots}: {error}") from error
+
+
+def _cache(blueprint: Blueprint, rows: int, length: int) -> Cache:
+    model = blueprint.graph.config
+    sizes = {"slots": rows, "kv_heads": model.num_kv_heads, "head_dim": model.head_dim, "time": length}
+    dtype, rules = jnp.dtype(blueprint.config.policy.compute_dtype), blueprint.sampling_graph.rules
+    key, value = (
+        blueprint.array(tuple(sizes[axis] for axis in axes), dtype, axes, rules) for axes in (KEY_AXES, VALUE_AXES)
+    )
     return Cache([key] * model.num_layers, [value] * model.num_layers)
 
 
-def cache_length(blueprint: Blueprint) -> int:
-    """Tokens of a slot: the room of the longest prompt, and the longest action."""
-    prompt = blueprint.config.prompt
-    return sampler_config(blueprint).room(prompt.max_prompt_tokens) + prompt.max_action_tokens
+def prompt_room(blueprint: Blueprint) -> int:
+    """Tokens of a row of prompts: the room of the longest."""
+    return sampler_config(blueprint).room(blueprint.config.prompt.max_prompt_tokens)
 
 
 def sampler_config(blueprint: Blueprint) -> SamplerConfig:
@@ -287,6 +302,7 @@ def sampler_config(blueprint: Blueprint) -> SamplerConfig:
         config.prompt.max_action_tokens,
         Distribution(sampling.temperature, sampling.top_k, sampling.top_p),
         slots=sampling.slots,
+        samples=min(config.rl.samples, max(1, sampling.slots // sampling_parts(blueprint, "slots"))),
         steps_per_call=1,  # what stands in a plan is of one token
         compute_dtype=config.policy.compute_dtype,
     )

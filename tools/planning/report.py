@@ -11,10 +11,11 @@ from mlagent_jax.parallelism import abstract_mesh
 from mlagent_jax.parallelism.slices import GIB, Slice
 from mlagent_jax.runtime.errors import ConfigError
 from mlagent_jax.settings.schema import Config
-from tools.planning import memory
+from tools.planning import memory, programs
 from tools.planning.blueprint import Blueprint, bytes_a_device, draw, read_model
 from tools.planning.compiled import Compiled, compile_program, devices_of, place
 from tools.planning.memory import Phase
+from tools.planning.speed import Speed, Work, predict
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +27,8 @@ class Plan:
     phases: tuple[Phase, ...]
     compiled: tuple[Compiled, ...]
     simulated: bool
+    speed: Speed | None
+    """At the slice's published rates; None where they are not known."""
     faults: tuple[str, ...]
     """What does not fit, with the remedy, and what a program must not do; empty: all is well."""
 
@@ -65,7 +68,26 @@ def make(config: Config, slice_: Slice, compile_: Sequence[str] = (), *, simulat
             if not record.fits and not simulate and _needed(record, config):
                 total = (record.peak_bytes + record.beside_bytes) / GIB
                 faults.append(f"{record.program} takes {total:.1f} GiB a device, {slice_.usable_gib:.1f} are usable")
-    return Plan(blueprint, slice_, tuple(found), tuple(records), simulate, tuple(faults))
+    speed = predict(model, slice_, work_of(blueprint)) if slice_.memory_bandwidth else None
+    return Plan(blueprint, slice_, tuple(found), tuple(records), simulate, speed, tuple(faults))
+
+
+def work_of(blueprint: Blueprint) -> Work:
+    """What an iteration of rl does."""
+    config = blueprint.config
+    rows = config.rl.states * config.rl.samples // config.rl.minibatches
+    micro = programs.rl_config(blueprint, rows).micro_batch or rows
+    return Work(
+        config.rl.states,
+        config.rl.samples,
+        config.prompt.max_prompt_tokens,
+        config.prompt.max_action_tokens,
+        config.rl.epochs,
+        config.rl.minibatches * -(-rows // micro),
+        programs.sampler_config(blueprint),
+        programs.sampling_parts(blueprint, "kv_heads"),
+        config.policy.remat == "full",
+    )
 
 
 def _needed(record: Compiled, config: Config) -> bool:
@@ -112,6 +134,9 @@ def _lines(plan: Plan) -> Iterator[str]:
             f"The host keeps {most / GIB:.2f} GiB of the optimizer for each device: {there:.1f}{of_all} GiB for the "
             f"{slice_.devices_a_host} of a host."
         )
+    if plan.speed is not None:
+        yield ""
+        yield from _speed_lines(plan, plan.speed)
     if plan.compiled:
         yield ""
         yield from _compiled_lines(plan)
@@ -125,6 +150,36 @@ def _lines(plan: Plan) -> Iterator[str]:
         shape = " x ".join(map(str, leaf.shape))
         layout = ", ".join("-" if part is None else str(part) for part in leaf.sharding.spec) or "-"
         yield f"| {name} | {shape} | {leaf.dtype} | {layout} | {bytes_a_device(leaf) / 2**20:.2f} |"
+
+
+def _speed_lines(plan: Plan, speed: Speed) -> Iterator[str]:
+    slice_ = plan.slice
+    yield "## Speed at the published rates"
+    yield ""
+    yield (
+        f"A device reads {slice_.memory_bandwidth / 1e9:.0f} GB/s, multiplies at {slice_.peak_flops / 1e12:.0f} "
+        f"TFLOP/s and sends {slice_.link_bandwidth / 1e9:.0f} GB/s. Seconds of an iteration of rl, prompts and actions "
+        "at their longest, where nothing else takes time. Roofline: reading or multiplying, whichever takes longer, "
+        "as a share of the seconds; sampling waits for its exchanges."
+    )
+    yield ""
+    yield "| part | reading | multiplying | exchanging | seconds | roofline |"
+    yield "|---|---:|---:|---:|---:|---:|"
+    for part in (*speed.parts, speed.token):
+        cells = " | ".join(f"{size:.3g}" for size in (part.reading, part.multiplying, part.exchanging, part.seconds))
+        name = "a token of all slots" if part is speed.token else part.name
+        yield f"| {name} | {cells} | {part.roofline / part.seconds:.0%} |"
+    yield ""
+    yield f"Decoding makes {speed.tokens_a_second:.0f} tokens/s, sampling takes {speed.sampling_seconds:.3g} s."
+    if plan.blueprint.config.rl.samples > 1:
+        settings, parts = programs.sampler_config(plan.blueprint), programs.sampling_parts(plan.blueprint, "slots")
+        room, own = programs.prompt_room(plan.blueprint), settings.max_new_tokens
+        shared = settings.prompt_rows(parts) * room + settings.slots * own
+        alone = settings.slots * (room + own)
+        yield (
+            f"The {settings.slots} slots share {settings.prompt_rows(parts)} prompts: {shared} positions of cache, "
+            f"where a prompt a slot would take {alone}, {alone / shared:.1f} times as many."
+        )
 
 
 def _compiled_lines(plan: Plan) -> Iterator[str]:

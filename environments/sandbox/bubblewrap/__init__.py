@@ -7,7 +7,7 @@ an unprivileged user in the bubblewrap sandbox, which holds only the read-only r
     run() -> pack the workspace -> zygote forks a supervisor -> script runs, this thread reads its output and
     enforces its limits -> supervisor packs the result -> unpack into the workspace -> Execution
 
-`environments.sandbox.inside` is the other side of every arrow. The hash seed of a script is the warm interpreter's
+`environments.guest` is the other side of every arrow. The hash seed of a script is the warm interpreter's
 (fixed, 0); PYTHONHASHSEED is set to the execution's seed for child processes of the script.
 """
 
@@ -29,13 +29,13 @@ from pathlib import Path
 from typing import Any
 
 from environments.cancellation import is_cancelled
+from environments.guest import system_calls, transfer
+from environments.guest.capture import Capture
 from environments.protocol import Limits
 from environments.sandbox.base import GUARANTEES, Execution, SandboxError, SandboxUnavailableError
 from environments.sandbox.bubblewrap.cgroups import Cgroup, open_cgroups
 from environments.sandbox.bubblewrap.warm import WarmSandbox
 from environments.sandbox.data import DataStore, StateFolder
-from environments.sandbox.inside import system_calls, transfer
-from environments.sandbox.inside.capture import Capture
 from environments.sandbox.probe import probe
 from environments.sandbox.rootfs import RootFsError, ensure_rootfs
 from environments.sandbox.users import claim_users

@@ -18,8 +18,9 @@ import threading
 from pathlib import Path
 from typing import Any
 
+from environments import guest
+from environments.guest.script import environment
 from environments.sandbox.base import SandboxError, SandboxUnavailableError
-from environments.sandbox.inside.script import environment
 from environments.sandbox.users import BLOCK, Users
 
 INSTALL = "install bubblewrap (Debian, Ubuntu: `apt-get install bubblewrap`; Fedora: `dnf install bubblewrap`)"
@@ -28,7 +29,7 @@ FORBIDDEN = (
     "(Debian), `sysctl -w kernel.apparmor_restrict_unprivileged_userns=0` (Ubuntu 24.04 and later), "
     "`sysctl -w user.max_user_namespaces=15000`; inside a container, run it with `--security-opt seccomp=unconfined`"
 )
-_INSIDE = Path(__file__).parents[1] / "inside"
+_GUEST = Path(guest.__file__).parent
 _MOUNTED = "/opt/mlagent"
 _PACKAGE = "mlagent_inside"
 _MAIN = f"import sys; sys.path.insert(0, {_MOUNTED!r}); from {_PACKAGE}.keeper import main; main()"
@@ -63,7 +64,7 @@ class WarmSandbox:
             stack.callback(theirs.close)
             for descriptor in (info_reader, go_reader, go_writer):
                 stack.callback(os.close, descriptor)
-            sources = {path.name: _memory_file(path.read_bytes()) for path in sorted(_INSIDE.glob("*.py"))}
+            sources = {path.name: _memory_file(path.read_bytes()) for path in sorted(_GUEST.glob("*.py"))}
             for descriptor in sources.values():
                 stack.callback(os.close, descriptor)
             try:
@@ -104,7 +105,7 @@ class WarmSandbox:
         return not poller.poll(0) and self._process.poll() is None
 
     def submit(self, request: dict[str, Any], descriptors: list[int]) -> None:
-        """Submit one execution: see `inside.supervisor.supervise`.
+        """Submit one execution: see `guest.supervisor.supervise`.
 
         Raises:
           SandboxError: the warm sandbox is gone.

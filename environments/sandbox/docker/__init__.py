@@ -1,7 +1,7 @@
 """The container sandbox: one hardened, single-use container per execution, through any engine with Docker's API.
 
     run() -> take a prepared container, or make one (`container`) -> request and workspace go to its standard input ->
-    `inside.capsule` runs the script -> result and workspace come from its standard output (`exchange`) -> Execution
+    `guest.capsule` runs the script -> result and workspace come from its standard output (`exchange`) -> Execution
 
 Making a container takes most of an execution's overhead. So while a script runs, the next container of the same shape
 is prepared (`ahead`), and the old one, dead by then, is removed in the background. No container runs two scripts.
@@ -26,14 +26,14 @@ import docker.errors
 import psutil
 import requests.exceptions
 
+from environments.guest import system_calls, transfer
 from environments.protocol import Limits
 from environments.sandbox.base import GUARANTEES, Execution, SandboxError, SandboxUnavailableError
 from environments.sandbox.data import DataStore, StateFolder
 from environments.sandbox.docker.ahead import Ahead
 from environments.sandbox.docker.container import Shape, Waiting, remove
-from environments.sandbox.exchange import Exchange
+from environments.sandbox.docker.exchange import Exchange
 from environments.sandbox.gpus import GpuPool, nvidia_gpus
-from environments.sandbox.inside import system_calls, transfer
 from environments.sandbox.probe import probe
 from environments.sandbox.rootfs import RootFsError, ensure_rootfs
 from environments.sandbox.rootfs.build import ensure_image

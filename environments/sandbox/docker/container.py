@@ -23,11 +23,12 @@ import docker.errors
 from docker.models.containers import Container
 from docker.types import DeviceRequest, Mount, Ulimit
 
+from environments import guest
+from environments.guest import tree
+from environments.guest.script import MAX_PENDING_SIGNALS, environment
 from environments.protocol import Limits
-from environments.sandbox.inside import tree
-from environments.sandbox.inside.script import MAX_PENDING_SIGNALS, environment
 
-_INSIDE = Path(__file__).parents[1] / "inside"
+_GUEST = Path(guest.__file__).parent
 _SHARE_OF_DISK = {"workspace": 2, "tmp": 4, "shm": 4}
 """Divisor of `disk_mb` for each place."""
 _ROOM_STEP = 1 << 20
@@ -181,7 +182,7 @@ def remove(container: Container) -> None:
 
 def _program() -> str:
     """Return Python text that builds the package `inside` from its sources and starts the capsule."""
-    sources = {path.stem: path.read_text(encoding="utf-8") for path in sorted(_INSIDE.glob("*.py"))}
+    sources = {path.stem: path.read_text(encoding="utf-8") for path in sorted(_GUEST.glob("*.py"))}
     return (
         "import sys, types\n"
         f"sources = {sources!r}\n"

@@ -27,6 +27,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from environments.files.file_systems import cache_directory
 from environments.sandbox.rootfs import closure
 
 LOCK_FILE = Path(__file__).with_name("requirements.lock")
@@ -109,18 +110,6 @@ def environment_digest() -> str:
     interpreter = (platform.python_implementation(), platform.python_version(), platform.machine())
     parts = (LOCK_FILE.read_text(encoding="utf-8"), *interpreter, str(VERSION))
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
-
-
-def cache_directory() -> Path:
-    """Return the folder of roots: `$MLAGENT_CACHE`, else /var/cache/mlagent-jax for root, else the user's XDG cache.
-
-    Root's home is closed to others, and a sandbox runs as an unprivileged user even if the worker is root.
-    """
-    if chosen := os.environ.get("MLAGENT_CACHE"):
-        return Path(chosen).absolute()
-    if os.geteuid() == 0:
-        return Path("/var/cache/mlagent-jax")
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").absolute() / "mlagent-jax"
 
 
 def say(message: str) -> None:

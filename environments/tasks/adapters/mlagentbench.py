@@ -85,7 +85,7 @@ class BenchmarkRecipe:
 
 
 class BenchmarkGrader:
-    """A benchmark's own eval.py (`environments.tasks.grading.graders.Grader`)."""
+    """A benchmark's own eval.py (`environments.tasks.graders.Grader`)."""
 
     rows = 1
     kinds: dict[str, str] = {}  # noqa: RUF012

@@ -28,7 +28,7 @@ import numpy as np
 import pandas as pd
 
 from environments.protocol import Limits
-from environments.tasks.generated.dataset import report_half
+from environments.tasks.grading.halves import report_half
 from environments.tasks.grading.isolated import CONTROL, IsolatedGrader
 from environments.tasks.task import M_BEST, GraderError, InvalidSubmissionError, TaskError, TaskSpec
 
@@ -117,7 +117,7 @@ class MleBenchRecipe:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class MleBenchGrader:
-    """A competition's answers and its MLE-bench grader (`environments.tasks.grading.graders.Grader`)."""
+    """A competition's answers and its MLE-bench grader (`environments.tasks.graders.Grader`)."""
 
     competition: str
     private: Path

@@ -29,8 +29,8 @@ from environments.protocol import Limits
 from environments.sandbox.base import Sandbox
 from environments.tasks.check.examination import Examination, examine
 from environments.tasks.folders.folder import FolderError
+from environments.tasks.grading.halves import HALVES
 from environments.tasks.grading.isolated import author_error
-from environments.tasks.grading.submissions import HALVES
 from environments.tasks.prepared import FolderTask
 from environments.tasks.running import run_script
 from environments.tasks.task import GraderError, InvalidSubmissionError, TaskError

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from environments.tasks.grading.halves import report_half
 from environments.tasks.grading.own import HALF
 
 
@@ -60,9 +61,7 @@ def number(train: pd.DataFrame, test: pd.DataFrame, id_column: str) -> None:
 def halves(groups: Sequence[object], seed: int) -> np.ndarray:
     """Return `reward` or `report` for each row, the same for all rows of a group. [rows]"""
     codes = pd.factorize(pd.Series(list(groups)))[0]
-    report = np.zeros(codes.max() + 1, bool)
-    report[np.random.default_rng([seed, 0x5EED]).permutation(len(report))[::2]] = True
-    return np.where(report[codes], "report", "reward")
+    return np.where(report_half(codes.max() + 1, seed)[codes], "report", "reward")
 
 
 def write(

@@ -17,6 +17,7 @@ from environments.tasks.generated import starter
 from environments.tasks.generated.scripts import Script
 from environments.tasks.generated.traits import describe
 from environments.tasks.grading import metrics
+from environments.tasks.grading.halves import report_half
 from environments.tasks.grading.submissions import Answers
 from environments.tasks.task import TaskSpec
 
@@ -58,13 +59,6 @@ def write(directory: Path, spec: TaskSpec, data: Dataset, script: Script, refere
     _write(env / "loading.py", starter.loading_text(spec.kind))
     _write_public(public, spec, data, answers)
     return spec
-
-
-def report_half(rows: int, seed: int) -> np.ndarray:
-    """Choose the report half of the hidden rows: every second one of a random order. [rows] bool"""
-    half = np.zeros(rows, dtype=bool)
-    half[np.random.default_rng([seed, 0x5EED]).permutation(rows)[::2]] = True
-    return half
 
 
 def _write_public(public: Path, spec: TaskSpec, data: Dataset, answers: Answers) -> None:

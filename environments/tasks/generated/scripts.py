@@ -9,6 +9,9 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections import defaultdict
+from pathlib import Path
+
+from environments.tasks.generated import starter
 
 _MODULES = {
     "decomposition": "PCA TruncatedSVD",
@@ -74,6 +77,20 @@ class Script:
     def text(self) -> str:
         """Return the script in percent format."""
         return "".join(f"# %% {name}\n{body}\n" for name, body in self.cells().items())
+
+
+def write_cells(env: Path, kind: str, model: str) -> None:
+    """Write the workspace of a task of your own with the cells of the embedded tasks: train.py, helper.py, loading.py.
+
+    Args:
+      env: The task's folder `env`; created if it is missing.
+      kind: Kind of its data: tabular, image, text, time_series or graph. docs/bring_your_own_task.md has their files.
+      model: Constructor of the starting script's model, for example `Ridge(alpha=10)`.
+    """
+    env.mkdir(parents=True, exist_ok=True)
+    texts = {"train": Script(model).text(), "helper": starter.helper_text(), "loading": starter.loading_text(kind)}
+    for name, text in texts.items():
+        (env / f"{name}.py").write_text(text, encoding="utf-8")
 
 
 CELLS = tuple(Script("").cells())

@@ -29,7 +29,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import environments
 from environments.tasks.task import GraderError, GraderLimitError, InvalidSubmissionError, TaskError
 
 CONTROL = "control.csv"
@@ -64,12 +63,13 @@ class IsolatedGrader:
 
         Args:
           private: the task's private/ folder.
-          load: function that reads the answers in `private` for `rows`, `kinds` and `labels`, without executing the
-            task's code.
+          load: function of a module that makes the grader of `private`. Its processes call it by its name. This process
+            calls it too, for `rows`, `kinds` and `labels`: it must not execute the task's code.
           seconds: time limit for loading the grader, and for each request.
           memory_bytes: maximum address space of each process.
         """
         self._private, self._load = private.resolve(), load
+        self._loader = f"{load.__module__}:{load.__qualname__}"
         self._limits = (seconds, memory_bytes)
         self._idle: list[_Process] = []
         self._busy: set[_Process] = set()
@@ -116,6 +116,12 @@ class IsolatedGrader:
           GraderError: the grader fails.
         """
         return self._ask("official", submission)
+
+    def resampled(self, submission: bytes, draws: int, seed: int) -> list[list[float | None]] | None:
+        """Return scores on resamples of the reward half (see `FolderTask.resampled`); None if the grader has none."""
+        if not hasattr(self.in_process, "resampled"):
+            return None
+        return self._ask(f"resampled:{draws}:{seed}", submission)
 
     def close(self) -> None:
         """End all processes; requests in flight fail with a GraderError."""
@@ -165,7 +171,9 @@ class IsolatedGrader:
                     raise GraderError("the grader was stopped", kind="stopped", host=True)
                 process = self._idle.pop() if self._idle else None
                 warm = process is not None
-                process = process or _Process(self._private, *self._limits)
+                process = process or _Process(
+                    self._private, f"{self._load.__module__}:{self._load.__qualname__}", *self._limits
+                )
                 self._busy.add(process)
             keep = False
             try:
@@ -195,7 +203,7 @@ class IsolatedGrader:
 class _Process:
     """One grader process. It handles one request at a time, from one thread."""
 
-    def __init__(self, private: Path, seconds: float, memory_bytes: int) -> None:
+    def __init__(self, private: Path, load: str, seconds: float, memory_bytes: int) -> None:
         self._seconds = seconds
         self._socket, theirs = socket.socketpair()
         # The process ends itself at a limit; this time-out covers processes that it leaves running.
@@ -203,7 +211,7 @@ class _Process:
         self._said = tempfile.TemporaryFile("a+b")  # noqa: SIM115 - lives as long as the process
 
         command = [sys.executable, "-I", "-u", "-c", _START, json.dumps(_import_path())]
-        arguments = [str(private), str(theirs.fileno()), str(seconds), str(memory_bytes)]
+        arguments = [str(private), str(theirs.fileno()), str(seconds), str(memory_bytes), load]
         threads = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
         with theirs:
             self._process = subprocess.Popen(  # noqa: S603 - our own program
@@ -268,7 +276,7 @@ def _import_path() -> list[str]:
 
     That may be a task's folder, whose files may be named like libraries.
     """
-    root, here = str(Path(environments.__file__).resolve().parents[1]), ""
+    root, here = str(Path(__file__).resolve().parents[3]), ""
     with contextlib.suppress(OSError):
         here = os.path.realpath(os.getcwd())
     kept = [path for path in sys.path if os.path.isabs(path) and (path == root or os.path.realpath(path) != here)]

@@ -20,6 +20,7 @@ import numpy as np
 import pandas as pd
 
 from environments.tasks.grading import tables
+from environments.tasks.grading.submissions import resampled
 from environments.tasks.task import InvalidSubmissionError, TaskError
 
 FORM = "form.json"
@@ -90,12 +91,23 @@ class OwnGrader:
           TaskError: grade.py returns no number.
           Exception: any other exception of grade.py.
         """
-        function, ids = self._function, self.cells[self.form.id_column]
-        table = tables.frame(
-            tables.read_submission(submission, self.form.id_column, self.form.columns, ids), self.form.columns
-        )
         chosen = self.report if half == "report" else ~self.report
-        score = function(*(part[chosen].reset_index(drop=True) for part in (table, self.answers)))
+        return self._score(self._table(submission), np.flatnonzero(chosen))
+
+    def resampled(self, submission: bytes, draws: int, seed: int) -> list[list[float | None]]:
+        """Return scores on resamples of the reward half; see `FolderTask.resampled`."""
+        table = self._table(submission)
+        return resampled(lambda rows: self._score(table, rows), ~self.report, draws, seed)
+
+    def _table(self, submission: bytes) -> pd.DataFrame:
+        """Return a submission as grade.py gets it."""
+        ids = self.cells[self.form.id_column]
+        cells = tables.read_submission(submission, self.form.id_column, self.form.columns, ids)
+        return tables.frame(cells, self.form.columns)
+
+    def _score(self, table: pd.DataFrame, rows: np.ndarray) -> float:
+        """Return grade.py's score of some rows of a submission."""
+        score = self._function(*(part.iloc[rows].reset_index(drop=True) for part in (table, self.answers)))
         try:
             score = float(score)
         except (TypeError, ValueError) as error:

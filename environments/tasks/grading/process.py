@@ -1,6 +1,7 @@
 """The program that runs a task's grader for `isolated`: one request at a time over a socket.
 
-    request   {"what": "reward" | "report" | "official", "bytes": n}, a line; then the n bytes of a submission
+    request   {"what": "reward" | "report" | "official" | "resampled:DRAWS:SEED", "bytes": n}, a line; then the n bytes
+              of a submission
     answer    {"value": ...} | {"refused": why} | {"raised": type, "where": ..., "details": ..., "host": bool}, a line
 
 It ends after `IDLE_SECONDS` without a request, when the other side closes the socket, and by SIGALRM when loading the
@@ -10,6 +11,7 @@ grader or one request exceeds its time limit. Output of graders goes to standard
 from __future__ import annotations
 
 import json
+import pkgutil
 import resource
 import signal
 import socket
@@ -24,8 +26,11 @@ _REFUSAL_LETTERS = 500
 _DETAIL_LETTERS = 8000
 
 
-def main(private: str, handle: str, seconds: str, memory_bytes: str) -> None:
-    """Serve the grader of `private` on the socket with the inherited descriptor `handle`."""
+def main(private: str, handle: str, seconds: str, memory_bytes: str, load: str) -> None:
+    """Serve the grader of `private` on the socket with the inherited descriptor `handle`.
+
+    `load` is the name, `module:function`, of the function that makes the grader of that folder.
+    """
     limit = float(seconds)
     resource.setrlimit(resource.RLIMIT_AS, (int(memory_bytes),) * 2)
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
@@ -36,9 +41,7 @@ def main(private: str, handle: str, seconds: str, memory_bytes: str) -> None:
     stream = connection.makefile("rwb")
     signal.setitimer(signal.ITIMER_REAL, limit)
     try:
-        from environments.tasks.grading.graders import load_in_process
-
-        grader, failure = load_in_process(Path(private)), None
+        grader, failure = pkgutil.resolve_name(load)(Path(private)), None
         grader.open()
     except BaseException as error:
         grader, failure = None, _failure(error, Path(private), host=True)
@@ -68,6 +71,9 @@ def _answer(grader: Any, what: str, submission: bytes, private: Path) -> dict[st
     from environments.tasks.task import InvalidSubmissionError
 
     try:
+        if what.startswith("resampled:"):
+            draws, seed = map(int, what.split(":")[1:])
+            return {"value": grader.resampled(submission, draws, seed)}
         return {"value": grader.official(submission) if what == "official" else grader.grade(submission, what)}
     except InvalidSubmissionError as error:
         return {"refused": str(error)[:_REFUSAL_LETTERS]}

@@ -7,6 +7,8 @@ the submission and the public format alone. Nothing in it follows from a label.
 from __future__ import annotations
 
 import dataclasses
+import math
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +16,6 @@ import numpy as np
 from environments.tasks.grading import metrics, tables
 from environments.tasks.grading.metrics import Form, Metric
 from environments.tasks.task import InvalidSubmissionError
-
-HALVES = ("reward", "report")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -59,6 +59,11 @@ class Answers:
         prediction = read_submission(submission, self.metric.form, self.columns, len(self.truth), self.classes)
         return self.metric(self.truth[chosen], prediction[chosen])
 
+    def resampled(self, submission: bytes, draws: int, seed: int) -> list[list[float | None]]:
+        """Return scores on resamples of the reward half; see `FolderTask.resampled`."""
+        prediction = read_submission(submission, self.metric.form, self.columns, len(self.truth), self.classes)
+        return resampled(lambda rows: self.metric(self.truth[rows], prediction[rows]), ~self.report, draws, seed)
+
     def close(self) -> None:
         """Do nothing: there are no processes."""
 
@@ -75,6 +80,35 @@ class Answers:
                 truth=archive["truth"],
                 report=archive["report"],
             )
+
+
+def resampled(
+    score: Callable[[np.ndarray], float], reward: np.ndarray, draws: int, seed: int
+) -> list[list[float | None]]:
+    """Return `score` of bootstrap samples of rows, and of the rows that are not in each sample, as pairs.
+
+    Args:
+      score: maps row numbers, some of them repeated, to a score.
+      reward: whether a row is in the reward half, `[rows]` bool.
+      draws: number of samples.
+      seed: seed of the samples.
+    """
+    rows, rng = np.flatnonzero(reward), np.random.default_rng(seed)
+    pairs = []
+    for _ in range(draws):
+        drawn = np.sort(rng.choice(rows, len(rows)))
+        pairs.append([_finite(score, part) for part in (drawn, np.setdiff1d(rows, drawn))])
+    return pairs
+
+
+def _finite(score: Callable[[np.ndarray], float], rows: np.ndarray) -> float | None:
+    """Return the score of `rows`, or None if it has none, as the area under a curve of one class."""
+    try:
+        with np.errstate(all="ignore"):
+            value = float(score(rows))
+    except (ValueError, ZeroDivisionError, IndexError):
+        return None
+    return value if math.isfinite(value) else None
 
 
 def read_submission(

@@ -1,9 +1,34 @@
 // Curves: small multiples by stage. Hovering reads all charts of a stage at the same position; dragging zooms them.
 
-const MARGIN = { top: 8, right: 10, bottom: 22, left: 46 };
+const MARGIN = { top: 8, right: 10, bottom: 22, left: 60 };
 const HEIGHT = 150;
 // Scalars that show whether training works come first, the rest alphabetically.
 const PRIORITY = ["reward", "loss", "valid", "gain", "kl", "entropy", "value_loss", "policy_loss", "grad", "clip", "learning_rate"];
+
+/** What a scalar is, in one sentence. */
+const MEANINGS = {
+  reward: "Mean reward of the actions of an iteration. Up is better.",
+  valid: "Share of replies that are an action. Near 1 after sft.",
+  loss: "Mean negative log-probability of the expert's tokens, nats. Down is better.",
+  kl: "Distance from the sft policy, nats a token. Slow growth is normal; config.rl.max_kl stops the run.",
+  entropy: "Spread of the policy's choices, nats a token. Falls as it becomes sure; near 0 it explores no more.",
+  value_loss: "Error of the critic's forecast of rewards. Down is better.",
+  policy_loss: "Objective of the update; its sign and size say little across iterations.",
+  grad_norm: "Length of the gradient before clipping. A jump announces divergence.",
+  clip_fraction: "Share of tokens whose change the loss cut off.",
+  explained_variance: "Share of the rewards' variance that the critic foresees; 1 is all, below 0 is worse than a constant.",
+  effective_samples: "Share of a batch's tokens that count after importance weights. 1: sampled by this very policy.",
+  learning_rate: "Step size of the optimizer.",
+  masked: "Actions of the iteration that the infrastructure failed at; they train nothing.",
+  silent_groups: "Share of groups with equal rewards, from which a relative advantage learns nothing.",
+  unchanged: "Share of actions that changed nothing that is scored.",
+  pool: "States from which rl draws.",
+  staleness: "Policy versions between sampling and training of an action.",
+  seconds_wait: "Time in which devices waited for executions. More workers lower it.",
+  seconds_sample: "Time of sampling actions.",
+  seconds_update: "Time of the update.",
+  seconds_execute: "Time of scripts, summed over workers.",
+};
 
 function priority(name) {
   const lower = name.toLowerCase();
@@ -44,7 +69,8 @@ function nearest(points, x) {
 function chart(group, { name, lines }) {
   const readout = el("span.readout");
   const plot = el("div.plot", { tabindex: 0, role: "img" });
-  const node = el("figure.chart", {}, el("figcaption", {}, el("span.name", { title: name }, words(name)), readout), plot);
+  const node = el("figure.chart", {}, el("figcaption", {}, el("span.name", { title: name }, words(name)), readout), plot,
+    MEANINGS[name] ? el("p.meaning", {}, MEANINGS[name]) : null);
   let scale = null;
   let cursor = null;
   let drawn = [];
@@ -190,7 +216,9 @@ function stageCharts(stage, curves, index) {
     hover: (x) => charts.forEach((each) => each.hover(x)),
     zoom: (range) => { curvesView.zoom[stage] = range; redraw(); },
   };
-  const names = [...new Set(curves.map((curve) => curve.name))].sort((a, b) => priority(a) - priority(b) || a.localeCompare(b));
+  const varies = (name) => curves.some((curve) => curve.name === name && curve.points.some((point) => point[2] !== curve.points[0][2]));
+  const names = [...new Set(curves.map((curve) => curve.name))]
+    .sort((a, b) => varies(b) - varies(a) || priority(a) - priority(b) || a.localeCompare(b));
   const charts = names.map((name) => chart(group, { name, lines: curves.filter((curve) => curve.name === name) }));
   function redraw() {
     const at = (point) => (curvesView.axis === "step" ? point[0] : point[1] / 60);

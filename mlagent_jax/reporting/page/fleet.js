@@ -37,7 +37,7 @@ function drawFleet(body, runs) {
         el(`span.health.${alive.includes(worker) ? (worker.health === "ok" ? "well" : "ill") : "gone"}`, {}, alive.includes(worker) ? worker.health : worker.health.startsWith("stopped") ? worker.health : "silent"),
         ago(worker.last_seen_seconds), worker.slots, worker.completed.toLocaleString("en"), worker.failed.toLocaleString("en")]))
       : el("p.note", {}, "No worker has asked for work yet."),
-    ...(outcomes.length ? [el("h3.space", {}, "Outcomes of all executions"), plainTable(".outcomes", [["Outcome"], [""], ["Count", true], ["Seconds each", true]],
+    ...(outcomes.length ? [el("h3.space", {}, "Outcomes of all jobs, those that ran no script or were answered from a cache included"), plainTable(".outcomes", [["Outcome"], [""], ["Count", true], ["Seconds each", true]],
       outcomes.sort(([, a], [, b]) => b.count - a.count).map(([kind, outcome]) => [badge(kind), meter(outcome.count / all, `.${OUTCOMES[kind] ? kind : "other"}`), outcome.count.toLocaleString("en"), compact(outcome.mean_seconds)]))] : []),
     fleet.dead_letters.length ? folded("dead", plural(fleet.dead_letters.length, "job") + " given up, newest first",
       plainTable(".letters", [["Job"], ["Attempts", true], ["When", true], ["Reason"]], fleet.dead_letters.map((letter) => [el("code", {}, letter.job.slice(0, 12)), letter.attempts, ago(letter.age_seconds), letter.reason]))) : "",

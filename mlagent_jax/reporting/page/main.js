@@ -26,10 +26,11 @@ function themed() {
 /** Sections with their data; a section with unchanged data is not redrawn. */
 const SECTIONS = {
   progress: [() => data.runs.map(({ name, progress }) => [name, progress]), (node) => drawProgress(node, data.runs, data.live)],
-  results: [() => [data.pooled, data.runs.map(({ name, summary }) => [name, summary])], (node) => drawResults(node, data, drawFigures)],
+  results: [() => [data.pooled, data.runs.map(({ name, summary, finding }) => [name, summary, finding])], (node) => drawResults(node, data, drawFigures)],
   curves: [() => data.runs.map(({ name, curves }) => [name, curves]), (node) => drawCurves(node, data.runs)],
   tasks: [() => [data.pooled, data.runs.map(({ name, summary }) => [name, summary])], (node) => drawTasks(node, data, drawFigures)],
   states: [() => data.runs.map(({ name, states }) => [name, states]), (node) => drawStates(node, data.runs)],
+  time: [() => data.runs.map(({ name, timelines }) => [name, timelines]), (node) => drawTimelines(node, data.runs)],
   fleet: [() => data.runs.map(({ name, fleet }) => [name, fleet]), (node) => drawFleet(node, data.runs)],
   run: [() => data.runs.map(({ name, run }) => [name, run]), (node) => drawRun(node, data.runs)],
 };

@@ -102,16 +102,18 @@ function drawResults(body, data, redraw) {
   const sizes = columns.map(({ scope }) => scope && scope.step_reward).filter(Boolean)[0];
   const counted = sizes && Object.entries(sizes).map(([split, { n, states }]) => `${plural(n, "action")} in ${plural(states, "state")} ${SPLITS[split]}`).join(", ");
   body.replaceChildren(
+    policy ? "" : el("p.finding", {}, data.runs[0].finding),
     policy ? el("div.controls", {}, policyChoice(known, policy, redraw)) : "",
     el("div.wide", {}, el("table.results", {},
       el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "Measure"), el("th.plot-cell", { scope: "col" }, ""), columns.map(columnHeader),
         difference ? el("th.number", { scope: "col" }, difference[1]) : null)),
       el("tbody", {}, rows))),
     el("p.note", {},
-      "Means with 95% intervals. ",
+      "Means with 95% intervals. Valid actions: share of replies that are an action of the vocabulary. ",
       counted ? `Step reward: ${counted}, clustered by state; differences are paired by state. ` : "",
       "Gain: improvement over the starting script, relative to it, on labels used for nothing else; clustered by task.",
       policy ? " Pooled: all runs together, which means something where they differ in their seed alone." : "",
+      columns.flatMap(({ name, scope }) => ((scope && scope.unplayed) || []).map((line) => el("strong", {}, ` ${name}: ${line}. `))),
       failed ? ` Left out because the infrastructure failed: ${failed} of the actions and episodes.` : ""));
 }
 

@@ -4,13 +4,15 @@ const runView = { run: 0, config: false };
 
 function drawFacts(node, runs) {
   if (runs.length > 1) return node.replaceChildren(...runs.map((run, index) => el("span", {}, el(`span.key.${runTone(index)}`), run.name)));
-  const { run } = runs[0];
+  const { run, waited } = runs[0];
   const seconds = Object.values(run.seconds || {}).reduce((sum, value) => sum + value, 0);
   const facts = [
     seconds ? duration(seconds) : null,
-    run.executions != null ? plural(run.executions, "execution") : null,
+    run.executions != null ? `${plural(run.executions, "script")} executed` : null,
+    waited != null ? `devices waited for executions ${(100 * waited).toFixed(0)}% of rl` : null,
     run.peak_memory_gb != null ? `${run.peak_memory_gb.toFixed(1)} GB peak` : null,
     run.sandbox ? `sandbox ${run.sandbox}` : null,
+    run.ended && run.ended.kind !== "finished" ? `ended: ${run.ended.reason}` : null,
     run.seed != null ? `seed ${run.seed}` : null,
   ].filter(Boolean);
   node.replaceChildren(...facts.map((fact) => el("span", {}, fact)));

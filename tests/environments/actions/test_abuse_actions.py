@@ -33,6 +33,7 @@ PATH_ARGUMENTS = [
     ("Inspect Script Lines", {"script_name": "PATH", "start_line_number": 1, "end_line_number": 9}, None),
     ("Edit Script (Cell)", {"script_name": "PATH", "cell": "model"}, "owned = 1"),
     ("Edit Script (Lines)", {"script_name": "PATH", "start_line_number": 1, "end_line_number": 1}, "owned = 1"),
+    ("Edit Script (Whole)", {"script_name": "PATH"}, "owned = 1"),
     ("Edit Script (Patch)", {"script_name": "PATH"}, "<<<<<<< SEARCH\nx\n=======\nowned\n>>>>>>> REPLACE"),
 ]
 EVERY_PATH_ARGUMENT = pytest.mark.parametrize(
@@ -201,7 +202,7 @@ def player(tmp_path):
 
 
 def test_many_files_written_by_actions_end_in_an_invalid_action(player, monkeypatch):
-    monkeypatch.setattr("environments.step.Snapshots", functools.partial(Snapshots, max_files=3))
+    monkeypatch.setattr("environments.workspaces.Snapshots", functools.partial(Snapshots, max_files=3))
     before = player.state.snapshot
     for number in range(3):
         outcome = player.play("Write File", file_name=f"new{number}", content="x")
@@ -302,6 +303,6 @@ def test_any_sequence_of_actions_ends_in_outcomes_of_the_policy(tmp_path_factory
             job = Job(run="abuse", policy_version=0, state=player.state, sample=0, action=text)
             outcome = player.environment.take(job)
             assert outcome.kind is not OutcomeKind.INFRASTRUCTURE_ERROR, outcome.reason
-            assert str(player.environment._scratch) not in outcome.observation
+            assert str(player.environment._workspaces.scratch) not in outcome.observation
             player.state = outcome.next_state(job)
             json.dumps(player.state.to_dict(), ensure_ascii=False).encode()

@@ -11,8 +11,8 @@ import pytest
 from environments.files.blobs import StoreError, open_store
 from environments.files.hostile import HostileFileError, place, read_regular, remove, remove_folder
 from environments.files.snapshots import Snapshots
+from environments.guest import transfer, tree
 from environments.protocol import canonical_json
-from environments.sandbox.inside import transfer, tree
 
 
 @pytest.fixture

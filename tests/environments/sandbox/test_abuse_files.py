@@ -8,8 +8,8 @@ import dataclasses
 import fakes
 import pytest
 
+from environments.guest import tree
 from environments.protocol import OutcomeKind
-from environments.sandbox.inside import tree
 
 LIMITS = dataclasses.replace(fakes.Limits(), cpu_seconds=20.0, wall_seconds=60.0, memory_mb=512, disk_mb=16)
 SCORED, SCRIPT_ERROR, INVALID = OutcomeKind.SCORED, OutcomeKind.SCRIPT_ERROR, OutcomeKind.INVALID_ACTION

@@ -16,12 +16,12 @@ import needs
 import psutil
 import pytest
 
+from environments.files.file_systems import cache_directory
+from environments.guest.capture import Capture
 from environments.protocol import Limits
 from environments.sandbox import SandboxError, SandboxUnavailableError, bubblewrap, open_sandbox, users
 from environments.sandbox.bubblewrap import BubblewrapSandbox, warm
 from environments.sandbox.data import DataStore
-from environments.sandbox.inside.capture import Capture
-from environments.sandbox.rootfs.assemble import cache_directory
 
 
 @pytest.mark.parametrize("size", [1, 3, 7, 1000])

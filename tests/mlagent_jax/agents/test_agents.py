@@ -98,14 +98,14 @@ def wave(count):
     return [Trajectory("train", i, STATE, f"0/train/rings/{i}") for i in range(count)]
 
 
-def ask(url, folder, trajectories, must_answer=True, **settings):
+def ask(url, folder, trajectories, must_answer=True, depth=0, **settings):
     """The agent's answers, to a prompt that the tiny checkpoint has room for."""
     config = EndpointConfig(
         url=url, model="policy", max_tokens=12, concurrency=4, **{"timeout_seconds": 60.0, "attempts": 2, **settings}
     )
     with EndpointClient(config, folder, {}) as client:
         agent = EndpointAgent(client, lambda state: "Action:", lambda t, depth: seed_of(t.seed, depth), must_answer)
-        return agent.act(trajectories, 0)
+        return agent.act(trajectories, depth)
 
 
 def test_our_own_server_is_an_agent_and_faults_before_it_change_nothing(served, unreliable, tmp_path):
@@ -125,7 +125,9 @@ def test_a_trajectory_without_an_answer_ends_and_no_answer_at_all_is_an_error(se
     assert (first is None, second is None, third) == (False, False, None)
     with pytest.raises(EndpointError, match="attempt 1 of 1"):
         ask(closed, tmp_path, trajectories[2:], attempts=1)
-    assert ask(closed, tmp_path, trajectories[2:], must_answer=False, attempts=1) == [None]
+    assert ask(closed, tmp_path, trajectories[2:], must_answer=False, depth=1, attempts=1) == [None]
+    with pytest.raises(EndpointError, match="attempt 1 of 1"):  # it is down from the start: no evaluation of nothing
+        ask(closed, tmp_path, trajectories[2:], must_answer=False, attempts=1)
 
 
 def test_our_own_policy_is_an_agent_whose_actions_are_the_same_again(loaded):

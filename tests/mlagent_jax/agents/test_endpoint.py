@@ -190,6 +190,25 @@ def test_many_are_asked_at_once_and_an_answer_that_cannot_be_had_is_an_error_in_
     assert [answer.text for answer in others] == ["answer 1", "answer 2"]
 
 
+def test_an_endpoint_that_is_down_is_told_at_its_first_attempt(config, tmp_path, caplog):
+    with client(dataclasses.replace(config, url="http://127.0.0.1:9/v1"), tmp_path) as one:
+        answers = one.chat_many([ASK] * 4, range(4))
+    assert all(isinstance(answer, EndpointError) for answer in answers)
+    assert len(caplog.messages) == 1, "once, not for every request"
+    assert "does not answer" in caplog.messages[0] and "attempt 2 of 3" in caplog.messages[0]
+
+
+def test_a_signal_waits_for_no_request_under_way(server, config, tmp_path):
+    server.script = ["hang", "hang"]
+
+    def stop(_):
+        raise KeyboardInterrupt
+
+    with client(dataclasses.replace(config, concurrency=3), tmp_path) as one, pytest.raises(KeyboardInterrupt):
+        one.chat_many([ASK] * 3, range(3), stop)  # called with the one answer that there is
+    assert not server.release.is_set() and len(server.requests) <= 3
+
+
 def test_embeddings_come_in_the_order_of_their_texts(server, config, tmp_path):
     texts = ["x" * length for length in range(1, 71)]
     with client(config, tmp_path) as one:

@@ -20,7 +20,11 @@ class Scripted(Agent):
         self.waves = []
 
     def fits(self, state):
-        return "long" not in [step.action for step in state.history]
+        return not self.misfit(state)
+
+    def misfit(self, state):
+        long = state.script == "long" or "long" in [step.action for step in state.history]
+        return "too long" if long else ""
 
     def act(self, trajectories, depth):
         self.waves.append((depth, [t.index for t in trajectories]))
@@ -57,7 +61,8 @@ def test_each_trajectory_goes_to_its_own_end_in_waves_of_all_that_go_on():
     assert [[step.action.text for step in t.steps] for t in trajectories] == [
         *(["good", "better"], ["final"], [], ["good", "broken"], ["slow"], ["long"], ["cut", "good"])
     ]
-    assert [t.lost for t in trajectories] == [False, False, True, *[False] * 4]
+    assert [t.index for t in trajectories if t.lost] == [2]
+    assert [(t.index, t.cut) for t in trajectories if t.cut] == [(5, "too long")], "what ends early is told"
     assert [len(t.state.history) for t in trajectories] == [2, 1, 0, 1, 1, 1, 2], "a step that broke is none"
     assert [t.steps[1].job.state.history[0].action for t in (trajectories[0], trajectories[3])] == ["good", "good"]
     assert all(t.seconds >= sum(step.outcome.seconds for step in t.steps) for t in trajectories)
@@ -72,6 +77,13 @@ def test_nothing_is_executed_where_nobody_answers():
     lost = Trajectory("train", 0, START, "-")
     assert list(play([lost], Scripted(), lambda t, action: None, execute, 2)) == []
     assert lost.lost and not lost.steps
+
+
+def test_a_state_that_does_not_fit_is_never_asked_and_is_no_episode_without_gain():
+    agent = Scripted()
+    long = Trajectory("train", 0, dataclasses.replace(START, script="long"), "good")
+    assert list(play([long], agent, lambda t, action: None, lambda jobs: [], 2)) == [] and agent.waves == []
+    assert (long.lost, long.cut, long.ended) == ("too long", "", True)
 
 
 def test_of_equal_submissions_the_first_is_the_best_whatever_way_the_metric_counts():

@@ -5,10 +5,10 @@ import dataclasses
 import pytest
 
 from environments import tasks
-from environments.actions import ASSISTED_ACTIONS
+from environments.actions import ASSISTED_ACTIONS, PROFILES, AgentFiles, parse
 from environments.actions.grammar import COMPACT_WORDS
 from environments.actions.observation import sanitise
-from environments.protocol import State, Step
+from environments.protocol import OPERATORS, State, Step
 from environments.tasks.generated.scripts import Script
 from mlagent_jax.agents.prompts import PromptTooLongError, Renderer, prompt_text, step_label
 from mlagent_jax.agents.scripted import cell_edit
@@ -53,6 +53,18 @@ def test_a_full_prompt_holds_the_problem_the_actions_the_format_and_whole_steps(
     assert STEPS[0].action not in text
 
 
+def test_a_medium_prompt_holds_the_problem_the_script_past_steps_with_their_thoughts_and_a_form(tmp_path):
+    tried = Step(f"Thought: A forest may help.\n{STEPS[0].action}", "validation accuracy 0.9")
+    state = dataclasses.replace(STATE, history=(tried,))
+    text = prompt_text(PromptConfig(profile="medium"), SPEC, state)
+    assert f"```python\n{SCRIPT.rstrip()}\n```" in text and SPEC.description.strip() in text
+    assert "- A forest may help. (model) -> validation accuracy 0.9\n" in text
+    assert "- Edit Script (Whole)" in text and "- List Files" not in text
+    form = text[text.rindex("Thought: why") :].replace("lines of the script, copied exactly", "steps = []")
+    (tmp_path / "train.py").write_text(SCRIPT)
+    assert parse(form, "medium").apply(AgentFiles(tmp_path)).changed
+
+
 def test_the_second_models_actions_are_offered_where_one_is_named():
     plain, assisted = (prompt_text(PromptConfig(profile="full", editor=editor), SPEC, STATE) for editor in ("", "m"))
     for name in ASSISTED_ACTIONS:
@@ -86,7 +98,7 @@ def test_the_hidden_metric_is_not_in_a_prompt():
     assert "0.1234" not in prompt_text(PromptConfig(), SPEC, secret)
 
 
-@pytest.mark.parametrize("profile", ["compact", "full"])
+@pytest.mark.parametrize("profile", list(PROFILES))
 def test_the_oldest_steps_are_cut_first(profile):
     whole = len(renderer(max_prompt_tokens=10_000, profile=profile).encode(STATE))
     text = Characters().decode(renderer(max_prompt_tokens=whole - 1, profile=profile).encode(STATE))
@@ -95,7 +107,7 @@ def test_the_oldest_steps_are_cut_first(profile):
     assert "accuracy 0.4" in text
 
 
-@pytest.mark.parametrize("profile", ["compact", "full"])
+@pytest.mark.parametrize("profile", list(PROFILES))
 def test_the_task_and_the_last_result_are_never_cut(profile):
     short = len(prompt_text(PromptConfig(history_steps=1, profile=profile), SPEC, STATE))
     assert renderer(max_prompt_tokens=short, profile=profile).fits(STATE)
@@ -122,3 +134,38 @@ def test_actions_end_with_the_end_of_text_token_and_come_back_without_it():
 )
 def test_a_step_is_named_in_a_word_or_two(action, label):
     assert step_label(Step(action, "")) == label
+
+
+KIND = dataclasses.replace(
+    STATE, operator="combine", other="# %% model\nmodel = 9", memory=("the most useful", "the second", "the oldest")
+)
+
+
+@pytest.mark.parametrize("profile", ["compact", "medium", "full"])
+def test_a_kind_of_step_a_second_script_and_the_memory_are_shown_to_policies_trained_with_them_alone(profile):
+    plain, asked = (
+        prompt_text(PromptConfig(profile=profile, operators=operators), SPEC, KIND) for operators in (False, True)
+    )
+    assert plain == prompt_text(PromptConfig(profile=profile), SPEC, STATE)
+    for part in (KIND.other, "- the second\n", SCRIPT.strip(), "ombin"):
+        assert part in asked
+
+
+def test_each_kind_has_its_own_instruction():
+    texts = {
+        prompt_text(PromptConfig(profile="full", operators=True), SPEC, dataclasses.replace(STATE, operator=kind))
+        for kind in OPERATORS
+    }
+    assert len(texts) == len(OPERATORS)
+
+
+def test_the_memory_fills_what_the_steps_leave_and_loses_its_last_lines_first():
+    with_all = len(renderer(operators=True, max_prompt_tokens=10**6).encode(KIND))
+    for limit, kept, left in ((with_all, "the oldest", ""), (with_all - 1, "the second", "the oldest")):
+        text = "".join(map(chr, renderer(operators=True, max_prompt_tokens=limit).encode(KIND)))
+        assert f"- {kept}\n" in text
+        assert not left or left not in text
+        assert "validation accuracy 0.2" in text
+    without = len(renderer(operators=True, max_prompt_tokens=10**6).encode(dataclasses.replace(KIND, memory=())))
+    text = "".join(map(chr, renderer(operators=True, max_prompt_tokens=without).encode(KIND)))
+    assert "the most useful" not in text

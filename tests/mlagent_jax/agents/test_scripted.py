@@ -1,14 +1,23 @@
 """The scripted expert: varied, reproducible, recovering, and in the grammar of both profiles."""
 
 import collections
+import dataclasses
+import random
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from environments import tasks
-from environments.actions import parse
-from environments.protocol import OutcomeKind, State
+from environments.actions import PROFILES, ActionError, AgentFiles, parse
+from environments.actions.edits import apply_patch, read_cells, replace_cell
+from environments.protocol import Job, Outcome, OutcomeKind, Scale, State, Step
 from environments.tasks.generated.ideas import ideas_for
 from environments.tasks.generated.scripts import Script
+from mlagent_jax.agents import free_edits
+from mlagent_jax.agents.episodes import Reply, Trajectory
+from mlagent_jax.agents.episodes import Step as AgentStep
+from mlagent_jax.agents.factory import ScriptedAgent
 from mlagent_jax.agents.scripted import ScriptedExpert
 from mlagent_jax.settings.stages import CollectConfig
 
@@ -21,11 +30,12 @@ def expert(seed, profile="compact", **rates):
     return ScriptedExpert(SPEC, SCRIPT, CollectConfig(**rates), profile, seed)
 
 
-@pytest.mark.parametrize("profile", ["compact", "full"])
+@pytest.mark.parametrize("profile", list(PROFILES))
 def test_every_move_is_in_the_grammar(profile):
     for seed in range(60):
-        move = expert(str(seed), profile).propose(STATE, None, None)
-        assert parse(move.text, profile).name in ("Edit Script (Cell)", "Execute Script", "List Files")
+        action = parse(expert(str(seed), profile).propose(STATE, None, None).text, profile)
+        offered = PROFILES[profile].listed or ("Edit Script (Cell)", "Execute Script", "List Files")
+        assert action.name in offered and not action.repairs
 
 
 def test_the_same_seed_makes_the_same_moves():
@@ -78,3 +88,109 @@ def test_left_alone_it_has_a_few_favourites_and_no_ideas_in_its_prompt():
     assert (
         counted.most_common(1)[0][0] != collections.Counter(first(seed, "k") for seed in range(60)).most_common(1)[0][0]
     )
+
+
+def test_free_edits_say_one_change_in_several_forms_that_all_apply(tmp_path):
+    idea = next(idea for idea in ideas_for(SPEC, SCRIPT) if idea.cell == "model" and "Forest" in idea.code)
+    new, forms = replace_cell(SCRIPT, idea.cell, idea.code), collections.Counter()
+    for seed in range(40):
+        action = free_edits.edit("train.py", SCRIPT, idea.cell, idea.code, random.Random(seed))
+        (tmp_path / "train.py").write_text(SCRIPT)
+        effect = parse(action.render(), "medium").apply(AgentFiles(tmp_path))
+        assert (tmp_path / "train.py").read_text() == new and not effect.repairs
+        forms[action.name, action.block] += 1
+        if (wrong := free_edits.misquoted(action, random.Random(seed))) is not None:
+            (tmp_path / "train.py").write_text(SCRIPT)
+            with pytest.raises(ActionError):
+                wrong.apply(AgentFiles(tmp_path))
+    assert {name for name, _ in forms} == set(free_edits.FORMS)
+    assert len(forms) > 3  # a patch quotes more or less around the change
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.sampled_from("ab "), max_size=8), st.lists(st.sampled_from("ab "), max_size=8), st.integers(0, 2))
+def test_a_patch_of_any_two_scripts_applies_or_there_is_none(before, after, context):
+    old, new = "\n".join(["start", *before, "end"]), "\n".join(["start", *after, "end"])
+    patch = free_edits.as_patch(old, new, context)
+    assert (apply_patch(old, patch) == (new, False)) if old != new else not patch
+
+
+def test_the_free_expert_words_its_thoughts_variously_and_mends_what_it_broke():
+    moves = [expert(str(seed), "medium", look_rate=0.0).propose(STATE, None, None) for seed in range(80)]
+    frames = {move.text.split("\n")[0].replace(move.intended.text, "IDEA") for move in moves}
+    assert len(frames) > 8
+    for seed in range(40):
+        one = expert(str(seed), "medium", look_rate=0.0, error_rate=1.0)
+        broken = one.propose(STATE, None, None)
+        assert broken.broken
+        after = dataclasses.replace(STATE, history=(Step(broken.text, "EnvError: no line is `x`."),))
+        repair = one.propose(after, broken, OutcomeKind.INVALID_ACTION)
+        assert not repair.broken and repair.intended == broken.intended
+
+
+def test_the_free_expert_undoes_an_edit_that_made_the_printed_score_worse():
+    one = expert("3", "medium", look_rate=0.0, error_rate=0.0)
+    last = one.propose(STATE, None, None)
+
+    def answers(*scores):
+        history = tuple(Step("Action: x", f"validation accuracy {score} train 1") for score in scores)
+        state = dataclasses.replace(STATE, history=history)
+        return [
+            expert(str(seed), "medium", look_rate=0.0).propose(state, last, OutcomeKind.SCORED).text
+            for seed in range(20)
+        ]
+
+    worse = [text for text in answers("0.8", "0.75") if "Action: Undo Edit Script" in text]
+    assert 5 < len(worse) < 16 and all(("0.8" in text and "0.75" in text) or "worse" in text for text in worse)
+    assert not any("Action: Undo" in text for text in answers("0.8", "0.85") + answers("0.8"))
+
+
+def kind(operator, **fields):
+    return dataclasses.replace(STATE, operator=operator, **fields)
+
+
+def test_a_step_of_a_kind_follows_from_the_state_alone_and_changes_the_script():
+    for seed in range(20):
+        for operator in ("draft", "improve"):
+            move = expert(str(seed), error_rate=0.0, look_rate=1.0).propose(kind(operator), None, None)
+            action = parse(move.text, "compact")
+            assert action.name == "Edit Script (Cell)"
+            assert read_cells(SCRIPT)[action.arguments["cell"]] != move.intended.code
+
+
+def test_a_repair_finds_the_idea_that_the_failed_edit_meant():
+    found = 0
+    for seed in range(30):
+        broken = expert(str(seed), error_rate=1.0).propose(kind("improve"), None, None)
+        script = replace_cell(SCRIPT, broken.intended.cell, broken.text.split("```python\n")[1].removesuffix("\n```"))
+        failed = kind("debug", script=script, history=(Step(broken.text, "NameError"),))
+        repair = expert(f"other {seed}").propose(failed, None, None)
+        assert repair.intended.cell == broken.intended.cell
+        assert not repair.broken
+        found += repair.intended.code == broken.intended.code
+    assert found >= 25
+
+
+def test_a_combination_takes_a_cell_of_the_second_script():
+    other = replace_cell(SCRIPT, "model", "model = 7")
+    move = expert("1").propose(kind("combine", other=other), None, None)
+    assert "model = 7" in move.text
+    same = expert("1", error_rate=0.0).propose(kind("combine", other=SCRIPT), None, None)
+    assert parse(same.text, "compact").name == "Edit Script (Cell)"
+
+
+def test_an_expert_that_was_stopped_repairs_an_error_of_before():
+    """Its steps were read back from a file, without what it meant."""
+    made = []
+    agent = ScriptedAgent(lambda t: expert(t.seed, look_rate=0.0, error_rate=1.0))
+    trajectory = Trajectory("train", 0, STATE, seed="5")
+    for _ in range(2):
+        (action,) = agent.act([trajectory], 0)
+        made.append(action)
+        job = Job("r", 0, trajectory.state, 0, action.text)
+        outcome = Outcome(OutcomeKind.SCRIPT_ERROR, "no", "s", SCRIPT, 0.5, None, Scale(0.5, 0.9, True), 0.0)
+        trajectory.take(AgentStep(action, job, outcome, 0.0))
+    again = Trajectory("train", 0, STATE, seed="5")
+    again.take(trajectory.steps[0]._replace(action=Reply(made[0].text)))
+    assert ScriptedAgent(lambda t: expert(t.seed, look_rate=0.0, error_rate=1.0)).act([again], 0) == [made[1]]
+    assert made[0].broken and not made[1].broken

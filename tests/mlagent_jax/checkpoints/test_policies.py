@@ -8,13 +8,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from environments import tasks
+from environments.protocol import State
 from mlagent_jax import models
+from mlagent_jax.agents.critic import Critic
 from mlagent_jax.agents.prompts import Renderer
 from mlagent_jax.checkpoints import hugging_face, policies
 from mlagent_jax.checkpoints.orbax import Checkpointer, CheckpointError
 from mlagent_jax.models import lora
 from mlagent_jax.models.tokenizer import Tokenizer
 from mlagent_jax.sampling import Sampler, load
+from mlagent_jax.sampling.weights import apart
 from mlagent_jax.settings.policy import PromptConfig
 
 SETTINGS = models.LoRA(rank=2, alpha=4.0, targets=("query", "down"))
@@ -79,6 +83,29 @@ def test_adapters_load_merged_from_every_place(adapted, base):
 def test_an_adapted_run_samples(adapted):
     generated = Sampler(*load(adapted[0]), slots=2).generate(["def f(x):"], max_new_tokens=4)
     assert generated[0][0].token_ids
+
+
+def test_a_value_head_is_loaded_with_its_policy_and_judges_the_end_of_a_prompt(base, speaker, tmp_path):
+    rng = np.random.default_rng(0)
+    head = {"kernel": jnp.asarray(rng.normal(size=base.config.hidden_size), jnp.float32), "bias": jnp.float32(0.25)}
+    write_run(tmp_path / "it", speaker, whole=((base.params,), (base.params,)))
+    assert policies.load_value_head(tmp_path / "it") is None
+    assert policies.load_value_head(speaker) is None
+    with Checkpointer(tmp_path / "it" / "checkpoints" / "rl") as steps:
+        steps.save(5, {"policy": base.params, "critic": head, "optimizer": jnp.ones(2)}, {})
+    loaded = policies.load_value_head(tmp_path / "it")
+    assert equal(loaded, head)
+    spec = tasks.get("micro-rings-0").spec
+    state = State("micro-rings-0@1", (), "s", "# %% model\nmodel = 1\n", 0.5)
+    renderer = Renderer(base.tokenizer, PromptConfig(max_prompt_tokens=2048), {state.task: spec})
+    prompt = renderer.encode(state)
+    hidden = models.hidden_states(base.graph, base.params, jnp.asarray([prompt]))[0, -1]
+    expected = float(sum(h * k for h, k in zip(hidden.tolist(), head["kernel"].tolist(), strict=True)) + 0.25)
+    whole = policies.load(tmp_path / "it")
+    (value,) = Critic(whole.graph, apart(whole.params), loaded, renderer).values([state])
+    assert value == pytest.approx(expected, abs=1e-3)
+    short = Renderer(base.tokenizer, PromptConfig(max_prompt_tokens=4), {state.task: spec})
+    assert Critic(whole.graph, base.params, loaded, short).values([state]) == [None]
 
 
 def test_adapters_of_an_unknown_kind_are_said_to_be_so(adapted, tmp_path):

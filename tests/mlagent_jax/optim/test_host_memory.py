@@ -12,9 +12,9 @@ import optax
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
+from mlagent_jax.optim.config import OptimizerConfig
 from mlagent_jax.optim.optimizer import apply, init_state, make_optimizer, with_learning_rate
 from mlagent_jax.parallelism import make_mesh
-from mlagent_jax.settings.policy import OptimizerConfig
 
 KERNEL = jnp.linspace(-1.0, 1.0, 2 * 128 * 256).reshape(2, 128, 256)
 PARAMS = {"layers": {"up": {"kernel": KERNEL}}, "scale": jnp.ones(9)}

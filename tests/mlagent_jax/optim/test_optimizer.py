@@ -7,6 +7,7 @@ import optax
 import pytest
 from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
+from mlagent_jax.optim.config import OptimizerConfig
 from mlagent_jax.optim.optimizer import (
     abstract_state,
     init_state,
@@ -15,7 +16,6 @@ from mlagent_jax.optim.optimizer import (
     with_learning_rate,
 )
 from mlagent_jax.rl import ppo
-from mlagent_jax.settings.policy import OptimizerConfig
 from mlagent_jax.settings.stages import RLConfig
 
 PARAMS = {"layers": {"mlp": {"up": {"kernel": jnp.ones((2, 128, 256))}}}, "final_norm": {"scale": jnp.ones((128,))}}

@@ -11,8 +11,11 @@ import numpy as np
 import pytest
 
 from environments.protocol import OutcomeKind
+from mlagent_jax.evaluation.unplayed import Unplayed, write_unplayed
 from mlagent_jax.reporting import published, statistics
 from mlagent_jax.reporting.benchmark import as_csv, write_benchmark
+from mlagent_jax.reporting.summary import write_summary
+from mlagent_jax.reporting.table import policy_table
 from mlagent_jax.runtime import jsonl
 
 from .conftest import make_outcome
@@ -66,6 +69,21 @@ def test_all_four_forms_mark_what_is_published(data):
     for name in ("md", "html"):
         text = (workdir / "report" / f"benchmark.{name}").read_text()
         assert "ML-Agent (published)" in text and "0.4415 / 0.4078" in text and "0.3500" in text
+
+
+def test_what_could_not_be_played_is_counted_and_is_no_interval(tmp_path):
+    write(tmp_path, gpt=[episode(0.4)], rl=[])
+    missing = [Unplayed("episodes", "held_out", 1, "takes 405 tokens", TASK)] * 2
+    write_unplayed(tmp_path / "evaluation" / "rl.jsonl", missing)
+    told = "2 held-out episodes not played: takes 405 tokens"
+    table = write_benchmark(tmp_path)
+    assert table["agents"]["rl"]["unplayed"] == [told] and "gain_avg" not in table["agents"]["rl"]
+    for name in ("md", "html"):
+        text = (tmp_path / "report" / f"benchmark.{name}").read_text()
+        assert f"rl: {told}" in text and "+0.0%" not in text
+    summary = write_summary(tmp_path)
+    assert summary["policies"]["rl"]["unplayed"] == [told] and "relative_gain" not in summary["policies"]["rl"]
+    assert f"rl: {told}" in policy_table(summary) and "+0.0%" not in policy_table(summary)
 
 
 def test_medals_of_a_benchmark_with_a_leaderboard_are_counted(tmp_path):

@@ -10,10 +10,13 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from environments.protocol import OutcomeKind
 from mlagent_jax import report
-from mlagent_jax.reporting import html, page_data
+from mlagent_jax.reporting import html, page_data, tour
+from mlagent_jax.reporting.findings import learned, waited
+from mlagent_jax.reporting.model_card import write_model_card
 from mlagent_jax.reporting.page_data import Limits
 from mlagent_jax.runtime import jsonl
 
@@ -232,6 +235,77 @@ def command(*arguments):
     root = Path(__file__).parents[3]
     program = [sys.executable, "-m", "mlagent_jax.report", *map(str, arguments)]
     return subprocess.run(program, cwd=root, capture_output=True, text=True)
+
+
+def test_runs_of_other_settings_are_pooled_with_a_warning_into_a_file_of_its_own(finished_run, tmp_path):
+    one, two = finished_run("one"), finished_run("two", seed=1)
+    facts = json.loads((two / "run.json").read_text())
+    facts["config"]["rl"]["clip"] = 0.3
+    facts["config"]["workers"] = {"slots": 9}
+    (two / "run.json").write_text(json.dumps(facts))
+    printed = report.report([str(one), str(two)], output=str(tmp_path / "pages" / "mine.html"))
+    assert "WARNING" in printed and "rl.clip 0.2 and 0.3" in printed and "slots" not in printed
+    assert (tmp_path / "pages" / "mine.html").exists()
+    assert not list(one.glob("report/comparison*")) and not (tmp_path / "comparison.html").exists()
+
+
+def test_one_sentence_says_what_was_learned_and_how_sure_that_is():
+    def summary(change, interval):
+        policies = {name: {"step_reward": {"held_out": {"mean": mean}}} for name, mean in (("sft", 0.4), ("rl", 0.45))}
+        difference = {"held_out": {"mean": change, "ci95": interval}}
+        return {"policies": policies, "comparisons": {"rl_minus_sft": {"step_reward": difference}}}
+
+    told = learned(summary(0.05, [0.01, 0.09]))
+    assert told == (
+        "rl is better than sft by +0.050 (95% interval +0.010, +0.090): mean step reward 0.400 to 0.450 on tasks never "
+        "trained on."
+    )
+    assert learned(summary(0.05, [-0.01, 0.09])).startswith("rl is not told apart from sft: +0.050")
+    assert learned(summary(-0.05, [-0.09, -0.01])).startswith("rl is worse than sft by -0.050")
+    assert "needs two policies" in learned({"policies": {"sft": {}}, "comparisons": {}})
+
+
+def test_the_card_of_an_export_has_base_tasks_settings_results_and_licence(finished_run, tmp_path):
+    workdir = finished_run()
+    base = tmp_path / "base"
+    base.mkdir()
+    (base / "README.md").write_text("---\nlicense: llama3.1\n---\n")
+    config = {"seed": 3, "policy": {"checkpoint": str(base)}, "tasks": {"train": ["wine"], "micro_train": 4}}
+    (workdir / "config.json").write_text(json.dumps(config))
+    card = write_model_card(workdir, workdir / "export", "rl").read_text()
+    assert card.startswith("---\nlibrary_name: transformers") and "\nlicense: llama3.1\n" in card
+    for part in (
+        str(base),
+        "wine, and 4 generated ones",
+        "| `seed` | 3 |",
+        "rl is not told apart from sft",
+        "## Licence",
+    ):
+        assert part in card
+    (workdir / "config.json").write_text("{}")
+    assert "license: apache-2.0" in write_model_card(workdir, workdir / "export", "sft").read_text()
+
+
+def test_a_first_run_shows_what_was_learned_two_trajectories_and_what_to_try(finished_run, capsys):
+    workdir = finished_run()
+    tour.show(workdir, Console(width=200, force_terminal=False))
+    shown = capsys.readouterr().out
+    assert "mean step reward" in shown and "a middle trajectory of sft, and of rl" in shown
+    assert "+model = RandomForestClassifier" in shown and "a gain of" in shown
+    assert f"{workdir}/report/index.html" in shown
+    assert f"python -m mlagent_jax.solve --checkpoint={workdir}" in shown
+    for name in ("sft", "rl", "base"):
+        (workdir / "evaluation" / f"{name}.jsonl").unlink()
+    tour.show(workdir, Console(width=200, force_terminal=False))
+    assert "needs two policies" in capsys.readouterr().out
+
+
+def test_the_share_of_time_that_devices_waited_is_of_rl_alone():
+    log = [
+        {"stage": "sft", "seconds_wait": 9.0},
+        {"stage": "rl", "seconds_sample": 2.0, "seconds_wait": 4.0, "seconds_update": 4.0},
+    ]
+    assert waited(log) == 0.4 and waited(log[:1]) is None
 
 
 @pytest.mark.slow

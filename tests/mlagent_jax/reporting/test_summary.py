@@ -171,7 +171,23 @@ def test_what_records_hold_reaches_no_terminal_as_codes(finished_run, monkeypatc
     workdir = finished_run(policies=("sft",))
     path = workdir / "evaluation" / "sft.jsonl"
     jsonl.replace(path, [{**record, "task": record["task"] + "\x1b]0;OWNED\x07"} for record in read(path)])
-    for flag in ("_SERVE", "_JSON"):
-        monkeypatch.setattr(report, flag, types.SimpleNamespace(value=False))
+    for flag in ("_SERVE", "_JSON", "_OUTPUT"):
+        monkeypatch.setattr(report, flag, types.SimpleNamespace(value=None))
     report.main(["report", str(workdir)])
     assert "OWNED" in (shown := capsys.readouterr().out) and "\x1b" not in shown
+
+
+def test_an_interval_of_few_states_stays_within_what_a_reward_can_be(tmp_path, outcome):
+    (tmp_path / "evaluation").mkdir()
+    best, worst = outcome(OutcomeKind.SCORED, metric=5.0), outcome(OutcomeKind.INVALID_ACTION)
+    steps = [
+        {"kind": "step", "policy": "rl", "split": "held_in", "task": "wine", "state": str(i), "outcome": each.to_dict()}
+        for i, each in enumerate((best, worst))
+    ]
+    jsonl.replace(tmp_path / "evaluation" / "rl.jsonl", steps)
+    open_ends = summary.summarize(tmp_path)["policies"]["rl"]["step_reward"]["held_in"]["ci95"]
+    assert open_ends[0] < 0 and open_ends[1] > 1
+    (tmp_path / "run.json").write_text(json.dumps({"config": {"evaluate": {"reward": "improvement:least=0.02"}}}))
+    figures = summary.summarize(tmp_path)["policies"]["rl"]
+    for scope in (figures, figures["tasks"]["wine"]):
+        assert scope["step_reward"]["held_in"]["ci95"] == [0, 1]

@@ -1,5 +1,6 @@
 """What ends the loop of rl, and what is kept of it then; what it tells of a batch."""
 
+import dataclasses
 import json
 import types
 
@@ -11,7 +12,7 @@ from mlagent_jax.agents.actor import SampledAction
 from mlagent_jax.rl.checks import check_divergence, check_ratio, check_sampler, warn_of_mismatch
 from mlagent_jax.rl.in_flight import Taken
 from mlagent_jax.rl.replay import read_batch, write_batch
-from mlagent_jax.rl.scalars import task_scalars
+from mlagent_jax.rl.scalars import operator_scalars, task_scalars
 from mlagent_jax.runtime.errors import DivergedError
 from mlagent_jax.settings.policy import PolicyConfig
 from mlagent_jax.settings.schema import Config
@@ -67,6 +68,26 @@ def test_sampler_and_trainer_agree_on_actions_of_the_same_version_and_ratios_beg
 def test_rewards_are_told_by_task_without_what_could_not_be_executed():
     rows = [taken("a", 0.5), taken("a", 1.0), taken("a", None), taken("b", 0.0), taken("c", None)]
     assert task_scalars(rows) == {"task_a": 0.75, "task_b": 0.0}
+
+
+def test_rewards_are_told_by_kind_of_step_where_steps_have_kinds():
+    rows = [taken("a", reward) for reward in (0.5, 1.0, None, 0.0)]
+    assert operator_scalars(rows) == {}
+    kinds = ("debug", "debug", "debug", "draft")
+    rows = [
+        dataclasses.replace(
+            row, action=dataclasses.replace(row.action, state=dataclasses.replace(row.action.state, operator=kind))
+        )
+        for row, kind in zip(rows, kinds, strict=True)
+    ]
+    invalid = dataclasses.replace(rows[0].outcome, kind=OutcomeKind.INVALID_ACTION)
+    rows[0] = dataclasses.replace(rows[0], outcome=invalid)
+    assert operator_scalars(rows) == {
+        "operator_debug": 0.75,
+        "operator_debug_valid": 0.5,
+        "operator_draft": 0.0,
+        "operator_draft_valid": 1.0,
+    }
 
 
 def test_a_sampler_far_from_the_trainer_is_warned_of_with_the_remedy(caplog):

@@ -32,7 +32,7 @@ def make_config(speaker, staleness=1, validation=(), **fields):
     config = default_config()
     config.stages = ("rl",)
     config.policy.checkpoint = str(speaker)
-    config.prompt.max_prompt_tokens = 192
+    config.prompt.max_prompt_tokens = 184
     config.prompt.max_action_tokens = 8
     config.sampling.slots = 4
     config.rl.iterations, config.rl.states, config.rl.samples = 3, 2, 2
@@ -116,6 +116,7 @@ def test_without_staleness_there_is_nothing_ahead(synchronous):
     _, _, metrics, *_ = synchronous
     assert [values["staleness"] for values in metrics] == [0.0] * 3
     assert all(values["seconds_sample_ahead"] == 0 for values in metrics)
+    assert all(values["seconds_reshard"] > 0 and values["reshard_bytes"] > 0 for values in metrics)
 
 
 def test_an_error_beside_the_update_ends_the_run(speaker, tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """Drawing states: balanced over tasks, reproducible, and persistent."""
 
 import collections
+import dataclasses
 
 import numpy as np
 import pytest
@@ -28,6 +29,14 @@ def test_depths_are_drawn_equally_however_many_states_they_have():
     firsts = [pool.sample(np.random.default_rng(seed), 1)[0] for seed in range(200)]
     counts = collections.Counter(len(s.history) for s in firsts)
     assert all(30 <= counts[depth] <= 70 for depth in range(4))
+
+
+def test_kinds_of_steps_are_drawn_equally_however_many_states_they_have():
+    kinds = ["improve"] * 60 + ["debug"] * 3 + ["combine"]
+    states = [dataclasses.replace(state("t", i, 1), operator=kind) for i, kind in enumerate(kinds)]
+    firsts = [StatePool(states, PoolConfig()).sample(np.random.default_rng(seed), 1)[0] for seed in range(150)]
+    counts = collections.Counter(s.operator for s in firsts)
+    assert all(30 <= counts[kind] <= 70 for kind in ("improve", "debug", "combine"))
 
 
 def test_a_tasks_states_are_not_repeated_while_there_are_others():
@@ -76,6 +85,16 @@ def test_learnability_prefers_states_whose_rewards_vary():
     pool.learn({s.id: [0.0, 1.0] if s.snapshot == "t7" else [0.5, 0.5] for s in [state("t", i) for i in range(10)]})
     firsts = [pool.sample(np.random.default_rng(seed), 1)[0].snapshot for seed in range(50)]
     assert firsts.count("t7") > 25
+
+
+def test_learnability_chooses_among_many_tasks_and_a_new_task_counts_as_its_kind():
+    states = [state(f"task{place}", place) for place in range(500)]
+    kinds = {one.task: "text" if place % 2 else "tabular" for place, one in enumerate(states)}
+    pool = StatePool(states, PoolConfig(sampling="learnability"), kinds)
+    pool.learn({one.id: [0.5, 0.5] if place % 2 else [0.0, 1.0] for place, one in enumerate(states[:40])})
+    new = [kinds[one.task] for seed in range(20) for one in pool.sample(np.random.default_rng(seed), 16)]
+    assert len(new) == 320 and new.count("tabular") > 260
+    assert len({one.task for one in pool.sample(np.random.default_rng(0), 400)}) == 400
 
 
 def test_a_restored_pool_draws_as_the_original():

@@ -33,9 +33,29 @@ def test_a_log_gets_a_plain_line_every_few_seconds_with_rate_eta_and_running_val
     lines = file.getvalue().splitlines()
     assert lines[0] == "[rl] 0/16 (0%)  ? step/s  ETA ?"
     assert lines[1] == "[rl] 3/16 (19%)  2 s/step  ETA 26s  reward 0.25  kl 0.5"
-    assert lines[2] == "[rl] 4/16 (25%)  done in 8s  reward 0.25  kl 0.5"
+    assert lines[2] == "[rl] 4/16 (25%)  done in 8s  reward 0.25  kl 0.5  (running means)"
     assert len(lines) == 3
     assert "\x1b" not in file.getvalue()
+
+
+def test_a_log_has_no_line_twice_while_nothing_is_completed():
+    console, file = log_console()
+    clock = Clock()
+    with Progress("rl", 16, console=console, interval_seconds=5.0, clock=clock) as progress:
+        for _ in range(14):
+            clock.now += 5.0
+            progress.update(0)
+    lines = file.getvalue().splitlines()
+    assert len(lines) == 3, "the first, one after a minute that says it is alive, the last"
+
+
+def test_an_evaluations_last_line_is_the_mean_of_the_report():
+    console, file = log_console()
+    rewards = [1.0, 0.0, 0.0, 0.0, 0.6]
+    with Progress("evaluate rl", 5, console=console, clock=Clock(), smoothing=1.0) as progress:
+        for reward in rewards:
+            progress.update(reward=reward)
+    assert file.getvalue().splitlines()[-1].endswith(f"reward {sum(rewards) / 5:.4g}")
 
 
 def test_steps_of_an_earlier_process_count_as_progress_but_not_towards_the_rate():

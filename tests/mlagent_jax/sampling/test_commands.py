@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from environments.interfaces.command_line import _read_actions
+from environments.interfaces.replies import read_actions
 from mlagent_jax.sampling import Sampler, load
 from mlagent_jax.sampling.lines import read_conversations, read_prompts
 
@@ -101,7 +101,7 @@ def test_a_line_ends_at_a_newline_alone(tmp_path, letter):
     if ord(letter) < 32:  # JSON has it escaped
         text = text.replace(letter, json.dumps(letter)[1:-1])
     path.write_bytes(b"\xef\xbb\xbf" + text.encode())
-    assert read_prompts(path) == _read_actions(str(path)) == [f"a{letter}b", "c"]
+    assert read_prompts(path) == read_actions(str(path)) == [f"a{letter}b", "c"]
 
 
 def test_lines_of_conversations(tmp_path):

@@ -27,9 +27,9 @@ def run(batch, requests, late=()):
 
 
 def test_sizes_are_few_and_end_with_all():
-    assert _sizes(256, 1) == (1, 4, 16, 64, 256)
-    assert _sizes(6, 2) == (2, 6)
-    assert _sizes(1, 1) == (1,)
+    assert _sizes(256) == (1, 4, 16, 64, 256)
+    assert _sizes(6) == (1, 4, 6)
+    assert _sizes(1) == (1,)
 
 
 def test_slots_follow_the_requests_and_change_none_of_them(sampler):

@@ -52,6 +52,7 @@ from mlagent_jax import models
 from mlagent_jax.parallelism import make_mesh
 from mlagent_jax.sampling import SamplerConfig, engine
 from mlagent_jax.sampling.layout import for_sampling
+from mlagent_jax.sampling.rows import Rows
 from mlagent_jax.sampling.weights import Preparation
 from tools.planning import hlo
 
@@ -63,13 +64,16 @@ with jax.set_mesh(mesh):
     prepare = Preparation(graph=graph)
     weights = prepare(params).params
     assert prepare.moved_bytes == sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+    moved = prepare.moved_so_far
+    assert moved[0] == prepare.moved_bytes and moved[1] > 0
     prepare(params)
-    assert prepare.moved_bytes == 0, "one resharding a policy version"
+    assert prepare.moved_bytes == 0 and prepare.moved_so_far == moved, "one resharding a policy version"
     largest = max(shard.data.nbytes for leaf in jax.tree.leaves(weights) for shard in leaf.addressable_shards[:1])
-    settings = SamplerConfig(max_new_tokens=8, slots=8)
+    settings = SamplerConfig(max_new_tokens=8, slots=8, samples=2)
     state = engine.empty_slots(graph, settings, 64, weights)
     taken = jax.numpy.zeros((8,), "int32")
-    compiled = engine.decode.lower(graph, settings, weights, state, jax.numpy.bool_(False), taken).compile()
+    groups = Rows(settings, 4).groups([])
+    compiled = engine.decode.lower(graph, settings, weights, state, groups, jax.numpy.bool_(False), taken).compile()
     moved = hlo.collectives(hlo.instructions(compiled.as_text()))
     total = sum(collective.bytes for collective in moved)
     weight = 256 * 1024 * 4

@@ -14,7 +14,6 @@ from mlagent_jax.checkpoints import hugging_face
 from mlagent_jax.models import cache as cache_module
 from mlagent_jax.runtime.compilations import EVENT
 from mlagent_jax.sampling import Batch, Distribution, Request, SamplerConfig, TokenSampler
-from mlagent_jax.sampling.batch import _place
 from mlagent_jax.sampling.engine import SlotState
 
 NAMES = (
@@ -242,7 +241,9 @@ def test_each_program_writes_to_the_cache_that_it_is_given(model):
     ran = set()
 
     def run(key, program, *args):
-        given = [leaf for arg in args if isinstance(arg, SlotState) for leaf in jax.tree.leaves(arg.cache)]
+        given = [
+            leaf for arg in args if isinstance(arg, SlotState) for leaf in jax.tree.leaves((arg.cache, arg.prompts))
+        ]
         result = program(*args)
         assert all(leaf.is_deleted() for leaf in given), "donated: no second one is allocated"
         ran.add(key[0])
@@ -296,16 +297,32 @@ def test_weights_are_those_of_the_call(model):
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(params)), "the trainer's arrays are not donated"
 
 
-def test_each_prompt_is_prefilled_once_and_copied_from_a_slot_that_holds_it():
-    first, second = (1, 2), (3,)
-    waiting = collections.deque(Request(i, first if i < 3 else second, 5, 0, i) for i in range(6))
-    resident = {}
-    placed, new, copies = _place(waiting, [0, 1], resident)
-    assert (list(placed), new, copies) == ([0, 1], {0: first}, [(0, 1)])
-    placed, new, copies = _place(waiting, [1], resident)
-    assert (placed[1].id, new, copies) == (2, {}, []), "its prompt is still there"
-    placed, new, copies = _place(waiting, [0, 1], resident)
-    assert ([placed[slot].id for slot in (0, 1)], new, copies) == ([3, 4], {0: second}, [(0, 1)])
+@pytest.mark.parametrize("shared_prefix", [0, 4])
+def test_samples_that_share_a_row_are_those_of_slots_with_rows_of_their_own(model, shared_prefix):
+    """Rows are fewer than prompts, prompts longer than a bucket or alike among them, and completions end apart."""
+    graph, params = model
+    asked = [*prompts(5, seed=3), (7 * np.arange(75) % 96 + 1).tolist()]
+    asked.append([*asked[-1][:50], 3, 4, 5])
+    requests = [
+        Request(5 * i + j, tuple(asked[i]), 3 + (i + 2 * j) % 8, i, j) for i in range(7) for j in range(3 + i % 2)
+    ]
+
+    def outcome(samples):
+        config = dataclasses.replace(WIDE, slots=8, samples=samples, shared_prefix=shared_prefix, steps_per_call=2)
+        batch, tokens, log_probs, rows = Batch(graph, config, params, 80), {}, {}, set()
+        batch.submit(requests)
+        while batch.busy:
+            for progress in batch.step():
+                tokens.setdefault(progress.id, []).extend(progress.token_ids)
+                log_probs.setdefault(progress.id, []).extend(progress.log_probs)
+            rows.add(batch._state.prompts.values[0].shape[0])
+        return tokens, log_probs, rows
+
+    alone, shared = outcome(1), outcome(3)
+    assert (alone[2], shared[2]) == ({8}, {4})
+    assert shared[0] == alone[0] and set(alone[0]) == {request.id for request in requests}
+    for key, expected in alone[1].items():
+        np.testing.assert_allclose(shared[1][key], expected, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -338,7 +355,7 @@ def test_rooms_of_long_prompts_are_few_and_large_enough():
     config = SamplerConfig(max_new_tokens=4)
     rooms = {length: config.room(length) for length in range(1, 16_385, 7)}
     assert all(length <= room < 2 * max(length, 64) for length, room in rooms.items())
-    assert len(set(rooms.values())) == len(config.buckets) + 5
+    assert len(set(rooms.values())) == len(config.buckets) + 7
 
 
 @pytest.mark.parametrize("field", [{"slots": 0}, {"buckets": (8, 4)}], ids=str)

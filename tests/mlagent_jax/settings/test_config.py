@@ -110,6 +110,14 @@ def test_several_names_may_come_as_one_flag_value():
     assert freeze(config).tasks.train == ("wine", "iris")
 
 
+def test_a_field_given_without_its_section_names_the_section():
+    config = default_config()
+    with config.unlocked():
+        config.learning_rate = 1e-4
+    with pytest.raises(ConfigError, match=r"did you mean config\.sft\.learning_rate or config\.rl\.learning_rate\?"):
+        freeze(config)
+
+
 def test_only_settings_that_decide_what_is_learned_count_as_differences():
     config = default_config()
     stored = config.to_dict()

@@ -2,14 +2,15 @@
 
 import dataclasses
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from environments.protocol import OutcomeKind
+from environments.protocol import OutcomeKind, State, digest
 from mlagent_jax.runtime.errors import ConfigError
 from mlagent_jax.runtime.jsonl import RecordError
 from mlagent_jax.trajectories.card import write_card
-from mlagent_jax.trajectories.schema import SchemaError
+from mlagent_jax.trajectories.schema import ADDED, SchemaError, to_row
 from mlagent_jax.trajectories.store import StoreTail, TrajectoryStore, Writer
 
 from .steps import make_record, make_records
@@ -121,3 +122,26 @@ def test_the_card_counts_by_split_task_action_and_outcome(tmp_path, records):
     lines = [line for line in card.splitlines() if line.startswith("| wine")]
     counts = {kind: sum(r.outcome.kind is kind for r in [*records, error]) for kind in OutcomeKind}
     assert lines == [f"| wine | {' | '.join(str(counts[k]) for k in sorted(counts) if counts[k])} | 13 |"]
+
+
+def test_kinds_of_steps_come_back_and_a_table_written_before_there_were_any_is_read(tmp_path, records):
+    state = dataclasses.replace(records[0].state, operator="combine", other="x = 1", memory=("tried",))
+    scale = dataclasses.replace(records[0].outcome.scale, noise=0.25)
+    outcome = dataclasses.replace(records[0].outcome, scale=scale)
+    kind = dataclasses.replace(records[0], state=state, outcome=outcome)
+    assert list(written(tmp_path / "new", [kind], shard_bytes=1)) == [kind]
+    rows = [to_row(record.to_dict()) for record in records]
+    for row in rows:
+        row["outcome"] = {**row["outcome"], "scale": {k: v for k, v in row["outcome"]["scale"].items() if k != "noise"}}
+        row["state"] = {name: value for name, value in row["state"].items() if name not in ADDED}
+    (tmp_path / "old").mkdir()
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "old" / "00000.parquet")
+    assert list(TrajectoryStore.open(tmp_path / "old")) == records
+
+
+def test_a_state_recorded_before_there_were_kinds_keeps_its_id(records):
+    state = records[5].state
+    before = {name: value for name, value in dataclasses.asdict(state).items() if name not in ADDED}
+    assert state.id == digest(before)
+    assert State.from_dict(before) == state
+    assert dataclasses.replace(state, operator="draft").id != state.id

@@ -49,8 +49,22 @@ def test_bytes_of_parameters_optimizer_and_cache_are_those_of_the_arrays():
     found = parts(plan)
     assert found["rl update"]["parameters"] == found["rl update"]["reference policy"] == 4 * count
     assert 0 <= found["sft step"]["optimizer"] - 8 * count < 64  # and a few scalars
-    tokens = config.sampling.slots * (384 + config.prompt.max_action_tokens)
+    groups = -(-config.sampling.slots // config.rl.samples)
+    tokens = config.sampling.slots * config.prompt.max_action_tokens + 384 * (groups + -(-groups // 8))
     assert found["rl sampling"]["KV cache"] == tokens * 2 * shape.num_layers * kv * 4
+
+
+def test_speed_follows_from_bytes_operations_and_the_published_rates():
+    """Of one device, by hand; 9 prompts of 14,000 tokens for 32 slots, each half way through 1,000."""
+    plan = report.make(config_of("rl_7b_h200_1"), slices.find("h200-1"))
+    weights = 28 * (2 * 3584 * 128 * (28 + 4) + 3 * 3584 * 18_944) + 152_064 * 3584
+    position = 2 * 2 * 28 * 4 * 128
+    token = plan.speed.token
+    assert token.reading == pytest.approx((2 * weights + position * (9 * 14_000 + 32 * 500)) / 4.8e12)
+    attention = 4 * 28 * 28 * 128 * (14_000 + 500)
+    assert token.multiplying == pytest.approx(32 * (2 * weights + attention) / 989e12)
+    assert token.exchanging == 0 and plan.speed.tokens_a_second == pytest.approx(32 / token.reading)
+    assert plan.speed.parts[1].seconds == pytest.approx(8 * 1000 * token.seconds), "256 actions, 32 at once"
 
 
 def test_adapters_need_no_reference_and_little_optimizer():
@@ -85,6 +99,26 @@ def test_an_unknown_slice_or_model_is_named():
         slices.find("v9")
     with pytest.raises(ConfigError, match=r"--config\.plan\.model=FILE"):
         read_model(small(policy__checkpoint="nowhere/to-be-found"))
+
+
+def test_devices_are_any_count_of_a_kind_or_given_by_hand():
+    four = slices.find("4xH100")
+    assert (four.devices, four.platform, four.usable_gib) == (4, "gpu", slices.find("h100-8").usable_gib)
+    assert slices.find("2xv6e").usable_gib == slices.find("v6e-8").usable_gib
+    assert slices.by_hand("2", 48, 155) == Slice("2 x 48 GiB", "gpu", 2, 2, 0.92 * 48, 155e12)
+    for wrong in ("0", "4xH100", "two"):
+        with pytest.raises(ConfigError, match="give a count of devices"):
+            slices.by_hand(wrong, 48, 155)
+    with pytest.raises(ConfigError, match=r"rtx4090, .*--memory_gib"):
+        slices.find("2xtesla")
+
+
+def test_an_8b_fits_four_gpus_of_one_host():
+    config = importlib.import_module("configs.rl_one_host").get_config()
+    config.plan.model = "configs/models/llama-3.1-8b.json"
+    plan = report.make(freeze(config), slices.find("4xH100"))
+    assert plan.faults == ()
+    assert sum(leaf.size for leaf in jax.tree.leaves(plan.blueprint.base)) == 8_030_261_248
 
 
 def config_of(name):

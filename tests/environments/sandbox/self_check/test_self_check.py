@@ -5,9 +5,9 @@ import types
 
 import pytest
 
+from environments.guest import system_calls
 from environments.interfaces.command_line import main
 from environments.sandbox import SANDBOXES, self_check
-from environments.sandbox.inside import system_calls
 from environments.sandbox.self_check import CHECKS, Bench, CheckError, run_checks
 from environments.sandbox.self_check.bench import Check
 

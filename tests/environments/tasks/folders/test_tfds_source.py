@@ -11,9 +11,8 @@ import numpy as np
 import pytest
 
 from environments import tasks
-from environments.tasks import TaskError
+from environments.tasks import TaskError, graders
 from environments.tasks.folders import tfds_source
-from environments.tasks.grading import graders
 
 tfds = pytest.importorskip("tensorflow_datasets")
 image = needs.package("PIL.Image")

@@ -13,7 +13,7 @@ import numpy as np
 import psutil
 import pytest
 
-from environments.tasks.grading.graders import load_in_process
+from environments.tasks.graders import load_in_process
 from environments.tasks.grading.isolated import CONTROL, IsolatedGrader
 from environments.tasks.grading.own import OwnGrader, SubmissionForm
 from environments.tasks.task import GraderError, GraderLimitError, InvalidSubmissionError

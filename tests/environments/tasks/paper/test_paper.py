@@ -18,10 +18,9 @@ from sklearn import metrics as sk
 from environments import tasks
 from environments.interfaces.command_line import main
 from environments.sandbox.base import Ending
-from environments.tasks import InvalidSubmissionError, TaskError, paper
+from environments.tasks import InvalidSubmissionError, TaskError, graders, paper
 from environments.tasks.check.examination import examine
 from environments.tasks.folders import archives, splits
-from environments.tasks.grading import graders
 from environments.tasks.running import run_script
 
 needs.package("PIL.Image")

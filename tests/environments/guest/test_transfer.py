@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from environments.sandbox.inside import transfer, tree
+from environments.guest import transfer, tree
 
 ROOM = 1 << 20
 

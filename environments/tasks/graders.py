@@ -33,6 +33,9 @@ class Grader(Protocol):
           GraderError: the grader fails, and the submission is not the cause.
         """
 
+    def resampled(self, submission: bytes, draws: int, seed: int) -> list[list[float | None]] | None:
+        """Return scores on resamples of the reward half; see `FolderTask.resampled`."""
+
     def close(self) -> None:
         """End the grader's processes, if any; requests in flight fail with a GraderError."""
 

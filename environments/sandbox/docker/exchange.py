@@ -22,11 +22,11 @@ import docker
 import docker.errors
 
 from environments.cancellation import is_cancelled
+from environments.guest import transfer
+from environments.guest.capsule import STARTED
 from environments.protocol import Limits
 from environments.sandbox.base import Ending, Execution, SandboxError
 from environments.sandbox.docker.container import Waiting
-from environments.sandbox.inside import transfer
-from environments.sandbox.inside.capsule import STARTED
 from environments.sandbox.verdict import judge
 
 _GRACE_SECONDS = 10.0

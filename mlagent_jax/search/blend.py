@@ -1,0 +1,81 @@
+"""Blends the submissions of several scripts: the mean of numbers, the majority of everything else.
+
+Run as a program, it runs every script of `members/` as it ran when it was scored, and writes their blend. It needs no
+more than Python and what the scripts import (`pip install -r ../requirements.txt`, then `python blend.py`).
+"""
+
+import csv
+import io
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import tempfile
+
+
+def blend(tables: list[str], weights: list[int], means: list[str]) -> str:
+    """Return the blend of CSV tables with equal columns and ids.
+
+    Args:
+      tables: Texts of the tables, with the id in the first column.
+      weights: How often each table counts.
+      means: Columns that are averaged. Of the other columns the value with most weight is taken, the first of equal
+        ones.
+
+    Raises:
+      ValueError: The tables differ in columns or ids.
+    """
+    read = [list(csv.reader(io.StringIO(table))) for table in tables]
+    header = read[0][0]
+    rows = [{row[0]: row for row in table[1:]} for table in read]
+    if any(table[0] != header or other.keys() != rows[0].keys() for table, other in zip(read, rows, strict=True)):
+        raise ValueError("the tables differ in columns or ids")
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(header)
+    for key in rows[0]:
+        columns = zip(*(table[key] for table in rows), strict=True)
+        writer.writerow(_cell(values, weights, name in means) for name, values in zip(header, columns, strict=True))
+    return out.getvalue()
+
+
+def _cell(values: tuple[str, ...], weights: list[int], is_mean: bool) -> str:
+    if is_mean:
+        return repr(sum(float(value) * weight for value, weight in zip(values, weights, strict=True)) / sum(weights))
+    votes: dict[str, int] = {}
+    for value, weight in zip(values, weights, strict=True):
+        votes[value] = votes.get(value, 0) + weight
+    return max(votes, key=votes.__getitem__)
+
+
+def run(member: pathlib.Path, data: pathlib.Path, plan: dict) -> str:
+    """Return what the script of one member submits."""
+    program = (
+        "import random, runpy, sys\nrandom.seed({seed})\n"
+        "try:\n    import numpy\n    numpy.random.seed({seed} % 2**32)\n"
+        "except ImportError:\n    pass\nsys.argv = [{entry!r}]\nrunpy.run_path({entry!r}, run_name='__main__')\n"
+    ).format(seed=plan["seed"], entry=plan["entry"])
+    with tempfile.TemporaryDirectory() as folder:
+        work = pathlib.Path(folder, "work")
+        shutil.copytree(member, work)
+        (work / "data").symlink_to(data)
+        subprocess.run(  # noqa: S603 - our own interpreter
+            [sys.executable, "-c", program], cwd=work, env={**os.environ, **plan["environment"]}, check=True
+        )
+        return (work / plan["submission"]).read_text()
+
+
+def main() -> None:
+    """Run all members and write the blend of their submissions."""
+    here = pathlib.Path(__file__).resolve().parent
+    plan = json.loads((here / "members.json").read_text())
+    names, weights = list(plan["members"]), list(plan["members"].values())
+    tables = [run(here / "members" / name, here.parent / "data", plan) for name in names]
+    (here / pathlib.Path(plan["submission"]).name).write_text(blend(tables, weights, plan["means"]))
+    print(f"blended {len(names)} scripts")
+
+
+if __name__ == "__main__":
+    main()
