@@ -16,7 +16,7 @@ import jax
 from jax.sharding import Mesh
 
 
-class Beside:
+class BackgroundSampler:
     """Runs a call beside the caller; leaving its context tells the call to stop, and waits for that.
 
     Args:
@@ -25,7 +25,7 @@ class Beside:
 
     def __init__(self, mesh: Mesh) -> None:
         self._mesh = mesh
-        self._threads = ThreadPoolExecutor(1, thread_name_prefix="beside")
+        self._threads = ThreadPoolExecutor(1, thread_name_prefix="background-sampler")
         self._call: Future[float] | None = None
         self._stopping = threading.Event()
 

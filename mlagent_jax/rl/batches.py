@@ -27,8 +27,8 @@ from mlagent_jax.agents.actor import Actor, SampledAction
 from mlagent_jax.agents.episodes import Trajectory, play
 from mlagent_jax.agents.factory import PolicyAgent
 from mlagent_jax.agents.job_client import is_masked
-from mlagent_jax.rl.background import Beside
-from mlagent_jax.rl.in_flight import Group, Taken, UnderWay, rows_of
+from mlagent_jax.rl.background import BackgroundSampler
+from mlagent_jax.rl.in_flight import Group, InFlight, TrainingRow, rows_of
 from mlagent_jax.rl.scalars import silent_groups
 from mlagent_jax.rl.state_pool import StatePool
 from mlagent_jax.runs.policies import Policy, Training, make_actor
@@ -46,7 +46,7 @@ class Batches:
       trained: that policy in training.
 
     Attributes:
-      turn: held while a program is handed to devices to which a thread of this class hands programs too.
+      dispatch_lock: Held while a program is handed to devices to which a thread of this class hands programs too.
       actor: the policy as what samples, for others too while nothing is sampled ahead.
       replaced: rows of this iteration's batch that said nothing, and in whose place others stand.
     """
@@ -55,15 +55,17 @@ class Batches:
         self._run, self._config, self._trained = run, run.config.rl, trained
         # Several processes have to hand the same programs to the devices in the same order: there it is one thread.
         self._overlaps = self._config.sample_ahead and self._config.max_staleness > 0 and processes.count() == 1
-        self._beside = Beside(run.devices.mesh)
+        self._background = BackgroundSampler(run.devices.mesh)
         # Programs over several devices wait for each other in the order in which they were handed to each.
         several = self._overlaps and run.devices.mesh.size > 1
-        self.turn: contextlib.AbstractContextManager[Any] = threading.Lock() if several else contextlib.nullcontext()
-        self.actor: Actor = make_actor(run, dataclasses.replace(policy, graph=trained.graph), self.turn)
+        self.dispatch_lock: contextlib.AbstractContextManager[Any] = (
+            threading.Lock() if several else contextlib.nullcontext()
+        )
+        self.actor: Actor = make_actor(run, dataclasses.replace(policy, graph=trained.graph), self.dispatch_lock)
         self._pool = self._make_pool()
-        self.replaced: list[Taken] = []
-        self._under_way = UnderWay(
-            run.collector, self._config.states, self._config.max_staleness, self._config.straggler_seconds
+        self.replaced: list[TrainingRow] = []
+        self._in_flight = InFlight(
+            run.job_client, self._config.states, self._config.max_staleness, self._config.straggler_seconds
         )
 
     def _make_pool(self) -> StatePool:
@@ -77,11 +79,11 @@ class Batches:
         return StatePool([state for state in states if self.actor.renderer.fits(state)], config)
 
     def __enter__(self) -> Self:
-        self._beside.__enter__()
+        self._background.__enter__()
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._beside.__exit__(*error)
+        self._background.__exit__(*error)
 
     @property
     def states(self) -> int:
@@ -90,7 +92,7 @@ class Batches:
 
     # -- one iteration --
 
-    def take(self, version: int, params: Any, show: Callable[[Outcome], None]) -> tuple[list[Taken], float]:
+    def take(self, version: int, params: Any, show: Callable[[Outcome], None]) -> tuple[list[TrainingRow], float]:
         """The next batch, for the policy of `version`, and the seconds of this call in which its caller sampled.
 
         Args:
@@ -115,11 +117,11 @@ class Batches:
         if not self._overlaps:
             self.actor.release()
 
-    def trained(self, taken: Sequence[Taken]) -> None:
+    def trained(self, taken: Sequence[TrainingRow]) -> None:
         """The batch was trained on: it is no longer under way, and the pool learns of its states and of those that it
         reached."""
         seen = [*taken, *self.replaced]
-        self._under_way.trained(seen)
+        self._in_flight.trained(seen)
         rewards: dict[str, list[float]] = {}
         reached: list[State] = []
         for row in seen:
@@ -135,18 +137,20 @@ class Batches:
 
     def join(self) -> float:
         """After the update: wait for what is sampled beside it; its seconds."""
-        seconds = self._beside.join()
+        seconds = self._background.join()
         self.actor.release()
         return seconds
 
     # -- single actions --
 
-    def _take_steps(self, version: int, params: Any, show: Callable[[Outcome], None]) -> tuple[list[Taken], float]:
+    def _take_steps(
+        self, version: int, params: Any, show: Callable[[Outcome], None]
+    ) -> tuple[list[TrainingRow], float]:
         """The next batch of single actions; the ones after it are sampled and handed out as far as staleness allows,
         beside the waiting and the update where they may overlap."""
-        out = len(self._under_way) // self._config.states
+        out = len(self._in_flight) // self._config.states
         first = version + out  # the index of the next batch to sample
-        last = min(first + self._under_way.room, self._config.iterations)
+        last = min(first + self._in_flight.room, self._config.iterations)
         due = [(index, self._pool.sample(self._rng(index), self._config.states)) for index in range(first, last)]
         lacking = len(due) if not self._overlaps else max(0, 1 - out)
         now, later = due[:lacking], due[lacking:]
@@ -163,16 +167,16 @@ class Batches:
                 self._sample(weights, version, index, states, is_stopping)
 
         if later:
-            self._beside.start(sample_later)
-        taken = self._under_way.take(version, show)
+            self._background.start(sample_later)
+        taken = self._in_flight.take(version, show)
         if self._config.silent_groups == "resample":
             taken, more = self._resample(version, policy, taken, show)
             seconds += more
         return taken, seconds
 
     def _resample(
-        self, version: int, policy: Any, taken: list[Taken], show: Callable[[Outcome], None]
-    ) -> tuple[list[Taken], float]:
+        self, version: int, policy: Any, taken: list[TrainingRow], show: Callable[[Outcome], None]
+    ) -> tuple[list[TrainingRow], float]:
         """Puts groups from other states in the place of those that say nothing, within the budget of executions.
 
         DAPO's dynamic sampling (Yu et al. 2025, arXiv 2503.14476, section 3.2), which samples until the batch is full.
@@ -193,10 +197,10 @@ class Batches:
             ]
             index, budget = index + count, budget - count
             before = time.monotonic()
-            outcomes = iter(self._run.collector.gather([job for group in groups for job in group.jobs], show))
+            outcomes = iter(self._run.job_client.gather([job for group in groups for job in group.jobs], show))
             waited += time.monotonic() - before
             fresh = [
-                Taken(action, job, (outcome := next(outcomes)), outcome.reward, group.index, group.version)
+                TrainingRow(action, job, (outcome := next(outcomes)), outcome.reward, group.index, group.version)
                 for group in groups
                 for action, job in zip(group.actions, group.jobs, strict=True)
             ]
@@ -220,13 +224,13 @@ class Batches:
         first = index * self._config.states
         groups = (self._group(first + place, version, tuple(actions)) for place, actions in found)
         if processes.count() > 1:  # which hand out together
-            self._under_way.add(sorted(groups, key=lambda group: group.index))
+            self._in_flight.add(sorted(groups, key=lambda group: group.index))
             return
         for group in groups:
             if is_stopping():
                 return
-            self._under_way.add([group], more=True)
-        self._under_way.add([])  # it is whole
+            self._in_flight.add([group], more=True)
+        self._in_flight.add([])  # it is whole
 
     def _group(self, index: int, version: int, actions: tuple[SampledAction, ...]) -> Group:
         # A state may be drawn twice: the group's index keeps its jobs apart.
@@ -236,7 +240,9 @@ class Batches:
 
     # -- whole episodes --
 
-    def _play_episodes(self, version: int, params: Any, show: Callable[[Outcome], None]) -> tuple[list[Taken], float]:
+    def _play_episodes(
+        self, version: int, params: Any, show: Callable[[Outcome], None]
+    ) -> tuple[list[TrainingRow], float]:
         """The next batch of whole episodes: every action of one is trained on what the episode reached."""
         starts = self._pool.sample(self._rng(version), self._config.states)
         episodes = [
@@ -248,7 +254,7 @@ class Batches:
             episodes,
             agent,
             lambda t, action: self._job(action, version, next(samples)),
-            lambda jobs: self._run.collector.gather(jobs, show),
+            lambda jobs: self._run.job_client.gather(jobs, show),
             self._config.episode_steps,
         ):
             seconds += sum(step.seconds for _, step in wave)
@@ -264,12 +270,12 @@ class Batches:
 
     def to_dict(self) -> dict[str, Any]:
         """What a resume needs, beside the parameters."""
-        return {"pool": self._pool.to_dict(), "under_way": self._under_way.to_list()}
+        return {"pool": self._pool.to_dict(), "under_way": self._in_flight.to_list()}
 
     def restore(self, data: dict[str, Any], version: int) -> None:
         """Go on from `to_dict`, with the policy of `version`."""
         self._pool.restore(data["pool"])
-        self._under_way.add(
+        self._in_flight.add(
             [self._group(group["index"], group["version"], Group.actions_of(group)) for group in data["under_way"]]
         )
         # What is queued still of versions that would be too old by now, nobody waits for.

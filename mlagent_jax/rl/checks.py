@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from mlagent_jax.models import precision
-from mlagent_jax.rl.in_flight import Taken
+from mlagent_jax.rl.in_flight import TrainingRow
 from mlagent_jax.rl.ppo import Batch
 from mlagent_jax.rl.replay import write_batch
 from mlagent_jax.runs.run import Run
@@ -23,7 +23,7 @@ MIN_EFFECTIVE_SAMPLES = 0.5
 log = logging.getLogger(__name__)
 
 
-def check_divergence(run: Run, iteration: int, values: Mapping[str, float], taken: Sequence[Taken]) -> None:
+def check_divergence(run: Run, iteration: int, values: Mapping[str, float], taken: Sequence[TrainingRow]) -> None:
     """Stop on NaN or an exploding KL, with the batch saved for a look.
 
     Args:
@@ -46,7 +46,7 @@ def check_divergence(run: Run, iteration: int, values: Mapping[str, float], take
     )
 
 
-def check_sampler(run: Run, version: int, batch: Batch, log_probs: np.ndarray, taken: Sequence[Taken]) -> None:
+def check_sampler(run: Run, version: int, batch: Batch, log_probs: np.ndarray, taken: Sequence[TrainingRow]) -> None:
     """Sampler and trainer must agree on the same weights: a difference would be a silent off-policy bias.
 
     Args:

@@ -1,7 +1,7 @@
 """Actions between the sampler and the update: handed out in groups, taken back in batches.
 
 A group is the actions that one policy version sampled from one state: what compares actions of a state needs it whole.
-`UnderWay` holds the groups that are out, gives the next batch when it is there, and leaves stragglers for a later one,
+`InFlight` holds the groups that are out, gives the next batch when it is there, and leaves stragglers for a later one,
 within the bound of policy versions.
 """
 
@@ -17,7 +17,7 @@ from environments.protocol import Job, Outcome, State
 from environments.rewards import compute
 from mlagent_jax.agents.actor import SampledAction
 from mlagent_jax.agents.episodes import Trajectory, best_submission
-from mlagent_jax.agents.job_client import POLL_SECONDS, Collector, is_masked
+from mlagent_jax.agents.job_client import POLL_SECONDS, JobClient, is_masked
 from mlagent_jax.runtime import processes
 
 
@@ -49,7 +49,7 @@ class Group:
 
 
 @dataclasses.dataclass(frozen=True)
-class Taken:
+class TrainingRow:
     """One action with what became of it: a row of a batch."""
 
     action: SampledAction
@@ -61,13 +61,13 @@ class Taken:
     version: int
 
 
-def rows_of(episodes: Sequence[Trajectory], reward: str, version: int) -> list[Taken]:
+def rows_of(episodes: Sequence[Trajectory], reward: str, version: int) -> list[TrainingRow]:
     """Every action of whole episodes of the policy of `version`, trained on what its episode reached.
 
     Those of episodes that start alike are a group.
     """
     return [
-        Taken(step.action, step.job, step.outcome, worth, episode.index, version)
+        TrainingRow(step.action, step.job, step.outcome, worth, episode.index, version)
         for episode in episodes
         for worth in [episode_reward(reward, [step.outcome for step in episode.steps])]
         for step in episode.steps
@@ -88,7 +88,7 @@ def episode_reward(reward: str, outcomes: Sequence[Outcome]) -> float | None:
     return compute(reward, dataclasses.replace(best, metric_before=best.scale.m_init))
 
 
-class UnderWay:
+class InFlight:
     """Groups that were handed out and not trained on yet, oldest first. One thread may `add` while another takes.
 
     It bounds what is out, in policy versions: the trainer samples only while there is `room`, and waits for a group at
@@ -97,15 +97,15 @@ class UnderWay:
     bound. Of several processes all take the same batch, chosen by the first one's clock.
 
     Args:
-      collector: where outcomes come from.
+      job_client: where outcomes come from.
       batch: groups trained on at once.
       max_staleness: policy versions between sampling and training, at most.
       patience_seconds: how long a batch waits for its oldest groups where younger ones are there to take their place;
         0: as long as it takes. A group at the bound of staleness is always waited for.
     """
 
-    def __init__(self, collector: Collector, batch: int, max_staleness: int, patience_seconds: float = 0.0) -> None:
-        self._collector = collector
+    def __init__(self, job_client: JobClient, batch: int, max_staleness: int, patience_seconds: float = 0.0) -> None:
+        self._job_client = job_client
         self._batch, self._max_staleness, self._patience = batch, max_staleness, patience_seconds
         self._ahead = max(0, max_staleness - 1) if patience_seconds else max_staleness  # batches
         self._groups: list[Group] = []
@@ -124,12 +124,12 @@ class UnderWay:
     def add(self, groups: Sequence[Group], more: bool = False) -> None:
         """Hand out the jobs of `groups`; with `more` others of the same batch will follow."""
         if groups:
-            self._collector.submit([job for group in groups for job in group.jobs])
+            self._job_client.submit([job for group in groups for job in group.jobs])
         with self._lock:
             self._groups = sorted((*self._groups, *groups), key=lambda group: group.index)
             self._unfinished = {*self._unfinished, *(group.index for group in groups)} if more else set()
 
-    def take(self, version: int, show: Callable[[Outcome], None] | None = None) -> list[Taken]:
+    def take(self, version: int, show: Callable[[Outcome], None] | None = None) -> list[TrainingRow]:
         """The next batch, for the policy of `version`; waits for it, calling `show` with each outcome that comes.
 
         It stays under way until `trained` is told.
@@ -141,12 +141,12 @@ class UnderWay:
         self._wait(version, show)
         chosen = [group for group in self._groups if self._is_done(group)][: self._batch]
         return [
-            Taken(action, job, (outcome := self._found[job.id]), outcome.reward, group.index, group.version)
+            TrainingRow(action, job, (outcome := self._found[job.id]), outcome.reward, group.index, group.version)
             for group in chosen
             for action, job in zip(group.actions, group.jobs, strict=True)
         ]
 
-    def trained(self, taken: Sequence[Taken]) -> None:
+    def trained(self, taken: Sequence[TrainingRow]) -> None:
         """The batch was trained on: its groups are no longer under way."""
         done = {row.group for row in taken}
         with self._lock:
@@ -165,7 +165,7 @@ class UnderWay:
         while True:
             groups = self._groups
             waiting = [job for group in groups for job in group.jobs if job.id not in self._found]
-            for arrived, now in self._collector.arrivals(waiting, poll):
+            for arrived, now in self._job_client.arrivals(waiting, poll):
                 self._found |= arrived
                 for outcome in arrived.values():
                     if show is not None:

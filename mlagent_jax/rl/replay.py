@@ -15,7 +15,7 @@ from etils import epath
 
 from environments.protocol import Job, Outcome, State
 from mlagent_jax.agents.actor import SampledAction
-from mlagent_jax.rl.in_flight import Taken
+from mlagent_jax.rl.in_flight import TrainingRow
 from mlagent_jax.runtime import jsonl
 from mlagent_jax.runtime.errors import ConfigError
 
@@ -25,7 +25,7 @@ def batch_path(folder: epath.Path, iteration: int) -> epath.Path:
     return folder / f"{iteration + 1:05d}.jsonl"
 
 
-def write_batch(path: epath.Path, taken: Sequence[Taken]) -> None:
+def write_batch(path: epath.Path, taken: Sequence[TrainingRow]) -> None:
     """Write a batch, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     rest = ("reward", "group", "version")
@@ -40,7 +40,7 @@ def write_batch(path: epath.Path, taken: Sequence[Taken]) -> None:
     )
 
 
-def read_batch(path: epath.Path) -> list[Taken]:
+def read_batch(path: epath.Path) -> list[TrainingRow]:
     """Read what `write_batch` wrote.
 
     Raises:
@@ -55,12 +55,12 @@ def read_batch(path: epath.Path) -> list[Taken]:
         raise ConfigError(f"config.rl.replay is {str(path)!r}: that is no batch of rl ({error!r})") from error
 
 
-def _row(data: dict[str, Any]) -> Taken:
+def _row(data: dict[str, Any]) -> TrainingRow:
     fields = {field.name for field in dataclasses.fields(SampledAction)}
     action = {
         name: tuple(value) if isinstance(value, list) else value for name, value in data.items() if name in fields
     }
-    return Taken(
+    return TrainingRow(
         SampledAction(**action | {"state": State.from_dict(data["state"])}),
         Job.from_dict(data["job"]),
         Outcome.from_dict(data["outcome"]),
@@ -80,9 +80,9 @@ class ReplayedBatches:
       ConfigError: the file cannot be read.
     """
 
-    turn: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
+    dispatch_lock: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
     states = 0
-    replaced: Sequence[Taken] = ()
+    replaced: Sequence[TrainingRow] = ()
 
     def __init__(self, path: epath.Path) -> None:
         self._path, self._is_folder = path, path.is_dir()
@@ -94,7 +94,7 @@ class ReplayedBatches:
     def __exit__(self, *error: object) -> None:
         pass
 
-    def take(self, version: int, params: Any, show: Callable[[Outcome], None]) -> tuple[list[Taken], float]:
+    def take(self, version: int, params: Any, show: Callable[[Outcome], None]) -> tuple[list[TrainingRow], float]:
         """The batch, sampled in 0 seconds."""
         del params
         taken = read_batch(batch_path(self._path, version)) if self._is_folder else list(self._taken)
@@ -105,7 +105,7 @@ class ReplayedBatches:
     def make_room(self) -> None:
         """There is nothing to let go."""
 
-    def trained(self, taken: Sequence[Taken]) -> None:
+    def trained(self, taken: Sequence[TrainingRow]) -> None:
         """Nobody else is to learn of it."""
 
     def join(self) -> float:

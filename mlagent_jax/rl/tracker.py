@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mlagent_jax.rl.in_flight import Taken
+from mlagent_jax.rl.in_flight import TrainingRow
 
 
 class ValueTracker:
@@ -33,13 +33,13 @@ class ValueTracker:
         self._states: dict[str, tuple[float, float, float]] = {}
         """By id: value, count, and how far the policy had moved."""
 
-    def baselines(self, taken: Sequence[Taken]) -> list[float]:
+    def baselines(self, taken: Sequence[TrainingRow]) -> list[float]:
         """Returns the value of each row's state before these rows."""
         total = sum(count for _, count, _ in self._states.values())
         mean = sum(value * count for value, count, _ in self._states.values()) / total if total else 0.0
         return [self._states.get(row.action.state.id, (mean, 0.0, 0.0))[0] for row in taken]
 
-    def learn(self, taken: Sequence[Taken], moved: float) -> None:
+    def learn(self, taken: Sequence[TrainingRow], moved: float) -> None:
         """Learns the rewards of rows that were trained on; the update moved the policy by so many nats a token."""
         rewards: dict[str, list[float]] = {}
         for row in taken:

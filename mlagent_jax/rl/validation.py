@@ -58,7 +58,7 @@ class Validation:
             )
             for place, action in enumerate(actions, 1)
         ]
-        scalars = outcome_scalars(self._run.collector.gather(jobs))
+        scalars = outcome_scalars(self._run.job_client.gather(jobs))
         self.history.append(scalars[self._config.metric])
         told = {f"validation_{name}": scalars[name] for name in ("reward", "valid")}
         return told | {"seconds_validation": time.monotonic() - started}
