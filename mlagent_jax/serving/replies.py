@@ -1,4 +1,4 @@
-"""Answers in OpenAI's shapes, complete or in chunks. The two kinds of requests differ in the format of a choice only."""
+"""Answers in OpenAI's shapes, complete or in chunks. The two kinds of requests have different choices, and no more."""
 
 from __future__ import annotations
 
