@@ -313,6 +313,8 @@ class Outcome(_Record):
     """Content hash of the submission in the store. The final report grades it on the report half."""
     cached: bool = False
     sandbox: str = ""
+    repairs: tuple[str, ...] = ()
+    """Deviations of the reply from the format that were unambiguous, and were repaired before the action ran."""
     version: int = VERSION
 
     @property
@@ -342,4 +344,5 @@ class Outcome(_Record):
         data["kind"] = OutcomeKind(data["kind"])
         data["scale"] = Scale.from_dict(data["scale"])
         data["progress"] = tuple(data.get("progress", ()))
+        data["repairs"] = tuple(data.get("repairs") or ())
         return data

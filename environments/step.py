@@ -185,7 +185,7 @@ class Environment:
             action_name=action.name,
             action_input=dict(action.arguments),
             progress=("parsed",),
-            reason=f"repaired: {', '.join(action.repairs)}" if action.repairs else "",
+            repairs=action.repairs,
         )
         with self._workspaces.open(task, job.state.snapshot) as root:
             files = AgentFiles(root, task.public, task.spec.read_only, shadows=shadows(task))
@@ -207,6 +207,7 @@ class Environment:
                 script=script,
                 progress=("parsed", "applied"),
                 final=effect.final,
+                repairs=(*action.repairs, *effect.repairs),
                 diff=observation.cut(effect.diff, MAX_KEPT_TEXT),
             )
             if runs:
@@ -240,7 +241,7 @@ class Environment:
             progress=(*applied.progress, "started", *(name for name, reached in stages if reached)),
             seconds=measurement.execution.wall_seconds,
             cpu_seconds=measurement.execution.cpu_seconds,
-            reason=measurement.reason or measurement.problem or _exit_reason(measurement.execution) or applied.reason,
+            reason=measurement.reason or measurement.problem or _exit_reason(measurement.execution),
             submission=measurement.submission,
             cached=cached,
         )

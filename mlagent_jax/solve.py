@@ -46,7 +46,10 @@ SEED = flags.DEFINE_integer("seed", 0, "Of the task's data and of what is sample
 TENSOR = flags.DEFINE_integer("tensor", 1, "Devices to split each layer over.", lower_bound=1)
 TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "0 takes the most probable token.", lower_bound=0.0)
 PROFILE = flags.DEFINE_enum(
-    "profile", None, ["compact", "full"], "Of prompts; default: the run's, of a chat model full, else compact."
+    "profile",
+    None,
+    ["compact", "medium", "full"],
+    "Of prompts; default: the run's, of a chat model full, else compact.",
 )
 CACHE_DIR = flags.DEFINE_string("cache_dir", None, "Prepared tasks and snapshots; default: ~/.cache/mlagent-jax.")
 
@@ -163,7 +166,7 @@ def prompt_config(checkpoint: str, profile: str | None, chat: bool) -> PromptCon
     if (profile or ("full" if chat else "compact")) == "full":
         return PromptConfig(profile="full", max_prompt_tokens=8192, max_action_tokens=2048)
     # A script of a person's own is longer than those that the defaults are made for.
-    return PromptConfig(max_prompt_tokens=2048, max_action_tokens=256)
+    return PromptConfig(profile=profile or "compact", max_prompt_tokens=2048, max_action_tokens=256)
 
 
 def _agent(

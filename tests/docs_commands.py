@@ -206,6 +206,8 @@ COMMANDS: dict[str, Run | Like | Elsewhere | Needs] = {
     "launch/workers.sh": Needs("systemd: tests/launch/test_workers.py has the unit checked where it is"),
     "launch/image.sh": Needs("a base image and minutes: tests/launch/test_compose.py runs it with stand-ins"),
     "docker push": Needs("a registry"),
+    "python tools/edit_quality.py": Elsewhere("tests/tools/test_edit_quality.py::test_shares_are_of_what_they_say"),
+    "./launch/pretrained.sh": Needs("four hours: tests/launch/test_pretrained.py runs its config made small"),
     "./launch/quickstart.sh": Needs("a quarter of an hour: runs/s0, above, is the same with less of everything"),
     "./tests/run.sh": Needs("itself: it runs this test"),
     ". .venv/bin/activate": INSTALLS,

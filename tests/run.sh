@@ -60,6 +60,9 @@ else
     say "PostgreSQL is not installed: tests marked postgres are skipped"
 fi
 
+# Tests with real weights: fetched where things may be installed, else used where they are.
+if may_install; then fetch_smollm2 >/dev/null || say "SmolLM2 was not fetched: tests with real weights fail"; fi
+
 ruff check .
 # As what is installed is: every program of the tests would compile ours anew where PYTHONDONTWRITEBYTECODE is set. Not
 # what sandboxes get copies of.

@@ -94,7 +94,7 @@ def test_a_command_is_taken(words, tmp_path, monkeypatch):
         case [("./launch/quickstart.sh" | "./tests/run.sh") as program]:
             subprocess.run(["bash", "-n", program], check=True)
             assert os.access(program, os.X_OK)
-        case [program, *arguments] if program.startswith("launch/"):
+        case [program, *arguments] if program.startswith(("launch/", "./launch/")):
             done = subprocess.run(
                 [program, *arguments, "--dry_run"],
                 capture_output=True,

@@ -2,25 +2,16 @@
 
     reply --parse--> Action --apply--> Effect --(sandbox)--> observation
 
-`vocabulary` holds the actions as data, `assisted` those that need a second model. `grammar` holds the parser and the
-prompt text made from them, `edits` the edits as pure functions of a script's text, `files` the agent's access to
-files, `observation` the text shown to the agent.
+`vocabulary` holds the actions as data, `assisted` those that need a second model. `profiles` holds the prompt text made
+from them, `grammar` the parser, `edits` the edits as pure functions of a script's text, `files` the agent's access
+to files, `observation` the text shown to the agent.
 """
 
 from environments.actions.assisted import ASSISTED_ACTIONS
 from environments.actions.errors import ActionError
 from environments.actions.files import AgentFiles
-from environments.actions.grammar import (
-    LABELS,
-    PROFILES,
-    STOP,
-    Action,
-    Profile,
-    describe_actions,
-    describe_format,
-    parse,
-    profile,
-)
+from environments.actions.grammar import STOP, Action, fenced, parse
+from environments.actions.profiles import LABELS, PROFILES, Profile, describe_actions, describe_format, profile
 from environments.actions.vocabulary import ACTIONS, ActionSpec, Argument, Effect
 
 __all__ = [
@@ -38,6 +29,7 @@ __all__ = [
     "Profile",
     "describe_actions",
     "describe_format",
+    "fenced",
     "parse",
     "profile",
 ]

@@ -15,6 +15,8 @@ MAX_HEADER = 300
 """Maximum length of a cell header. Skipping longer lines bounds the time of the search."""
 MAX_DIFF_LINES = 400
 """Maximum changed lines on either side for an aligned diff; the alignment's worst case is cubic in them."""
+MAX_COMPARED = 120
+"""Maximum length of a line that is compared with others to find the one that was meant."""
 _MARK = "\ufeff"
 _HEADER = re.compile(rf"{_MARK}?# ?%%(?P<title>.*)")
 _TITLE_END = re.compile(r"\s*(\[\w+\].*|\b[\w-]+\s*=.*)$")
@@ -82,17 +84,50 @@ def replace_lines(text: str, start: int, end: int, block: str) -> str:
     return "\n".join([*lines[: start - 1], *new, *lines[end:]])
 
 
-def apply_patch(text: str, patch: str) -> str:
-    """Apply SEARCH / REPLACE blocks in order. Each SEARCH must match whole lines at exactly one place."""
-    framed = f"\n{text}\n"  # With a line end on both sides of every line, a plain search matches whole lines only.
+def apply_patch(text: str, patch: str) -> tuple[str, bool]:
+    """Apply SEARCH / REPLACE blocks in order. Each SEARCH must match whole lines at exactly one place.
+
+    Where a SEARCH matches nowhere, spaces at the ends of lines and blank lines at its ends are ignored: a prompt does
+    not show them.
+
+    Returns:
+      The new text, and whether something was ignored.
+    """
+    lines, is_repaired = text.split("\n"), False
     for number, (search, replace) in enumerate(_search_replace_blocks(patch), start=1):
-        wanted = "".join(f"\n{line}" for line in search) + "\n"
-        place = framed.find(wanted)
-        if place < 0 or framed.find(wanted, place + 1) >= 0:
-            found = "is not in the file" if place < 0 else "is in the file more than once"
-            raise ActionError(f"the SEARCH text of block {number} {found}; it must match whole lines at one place.")
-        framed = "".join([framed[:place], *(f"\n{line}" for line in replace), framed[place + len(wanted) - 1 :]])
-    return framed[1:-1]
+        places = _places(lines, search)
+        if not places:
+            search = _stripped([line.rstrip() for line in search])
+            places = _places([line.rstrip() for line in lines], search)
+            is_repaired = True
+        if len(places) != 1:
+            problem = "is in the file more than once: add lines around it" if places else _unfound(lines, search)
+            raise ActionError(f"the SEARCH text of block {number} {problem}; it must match whole lines at one place.")
+        lines[places[0] : places[0] + len(search)] = replace
+    return "\n".join(lines), is_repaired
+
+
+def _places(lines: list[str], wanted: list[str]) -> list[int]:
+    """Return the indices at which the lines `wanted` begin in `lines`, at most two of them."""
+    if not wanted:
+        return []
+    # With a line end on both sides of every line, a plain search matches whole lines only.
+    framed, searched = "".join(f"\n{line}" for line in lines) + "\n", "".join(f"\n{line}" for line in wanted) + "\n"
+    first = framed.find(searched)
+    second = framed.find(searched, first + 1) if first >= 0 else -1
+    return [framed.count("\n", 0, place) for place in (first, second) if place >= 0]
+
+
+def _unfound(lines: list[str], search: list[str]) -> str:
+    """Say why a SEARCH text is not in the file: the first line that is not, and the line that is most like it."""
+    known = {line.strip() for line in lines}
+    missing = next((line.strip() for line in search if line.strip() not in known), None)
+    if missing is None:
+        return "is not in the file, though its lines are: mind their order and indentation"
+    short = [line for line in dict.fromkeys(map(str.strip, lines)) if 0 < len(line) <= MAX_COMPARED][:MAX_DIFF_LINES]
+    near = difflib.get_close_matches(missing[:MAX_COMPARED], short, n=1)
+    meant = f", but there is `{near[0]}`" if near else ""
+    return f"is not in the file: no line is `{missing[:MAX_COMPARED]}`{meant}"
 
 
 def _search_replace_blocks(patch: str) -> list[tuple[list[str], list[str]]]:

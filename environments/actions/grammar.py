@@ -1,5 +1,4 @@
-"""The parser of replies, and the prompt text that describes the format. Both are made from `ACTIONS`, or from a larger
-set if there is a second language model.
+"""The parser of replies, made from `ACTIONS`, or from a larger set if there is a second language model.
 
 A reply has labels, each at the start of a line; `Action` and `Action Input` (a JSON object) come last. The last
 occurrence of a label wins. After an action the stop string `Observation:` ends the reply. An action that takes a block
@@ -11,11 +10,9 @@ is followed by one, fenced with backticks:
     model = SVC(C=10)
     ```
 
-The two profiles differ in the labels that a reply must carry and in the length of observations.
-
 The parser repairs a few unambiguous deviations of language models, and `Action.repairs` names each: thoughts in
 `<think>`, which are never parsed, labels in bold or another case, an action's name in another case, a fence around the
-reply or the JSON, a comma after the last entry. Everything else is refused with the reason.
+reply or the JSON, a comma after the last entry. Everything else is refused with the reason, which says what is right.
 """
 
 from __future__ import annotations
@@ -30,6 +27,7 @@ from typing import Any
 from environments.actions.assisted import ASSISTED_ACTIONS
 from environments.actions.errors import ActionError
 from environments.actions.files import AgentFiles
+from environments.actions.profiles import LABELS, Profile, example_input, profile, usage_message
 from environments.actions.vocabulary import ACTIONS, ActionSpec, Argument, Effect, Kind
 
 MAX_REPLY = 100_000
@@ -37,21 +35,6 @@ MAX_REPLY = 100_000
 STOP = "Observation:"
 """Stop string: the environment writes the text after it."""
 
-_LABEL_HELP = {
-    "Reflection": "What does the observation mean? If there is an error, what caused the error and how to debug?",
-    "Research Plan and Status": "The full high level research plan, with current status and confirmed results of each "
-    "step briefly annotated. It must only include progress that has been made by previous steps. If there is any "
-    "update, enclose the new update text in double asterisks **like this**. If there is no update, just copy the "
-    "previous step Research Plan and Status. The high level plan from the previous step should be fully retained, "
-    "unless it is intentionally revised.",
-    "Fact Check": "List all objective statements in the updates to Research Plan and Status one by one and point out "
-    "whether it is guessed versus directly confirmed by the previous observation directly above. Performance numbers "
-    "can only be confirmed by running the code and observing the output.",
-    "Thought": "What you are currently doing, what actions to perform and why",
-    "Action": "the action to take, should be one of the names of the tools",
-    "Action Input": "the input to the action as a valid JSON string",
-}
-LABELS = tuple(_LABEL_HELP)
 COMPACT_WORDS = ("Task: ", "Ideas: ", "Script:\n", "Results:\n", "Next:\n")
 """Section headings of a compact prompt: single tokens in a vocabulary made for it. Elsewhere they are quoted."""
 _NAMES = "|".join((*LABELS, STOP[:-1]))
@@ -62,39 +45,6 @@ _FENCE = re.compile(r"(`{3,})[^`]*")
 _THOUGHT = re.compile(r"(?m)^[ \t]*(?:(<think>)|Action Input:)")
 _THOUGHT_END = "</think>"
 _LONE_THOUGHT_END = re.compile(rf"(?m)^[ \t]*{_THOUGHT_END}|{_THOUGHT_END}[ \t]*$")
-
-
-@dataclasses.dataclass(frozen=True)
-class Profile:
-    """A variant of the grammar."""
-
-    name: str
-    labels: tuple[str, ...]
-    """Labels that a reply must carry."""
-    brief: bool
-    """Whether an observation is only the last lines of the output; otherwise it has all output and the action's answer.
-    """
-    observation_characters: int
-    """Maximum length of an observation; head and tail are kept (brief: the tail)."""
-
-
-PROFILES = {
-    "full": Profile("full", LABELS, brief=False, observation_characters=5000),
-    "compact": Profile("compact", LABELS[-2:], brief=True, observation_characters=200),
-}
-
-
-def profile(name: str | Profile) -> Profile:
-    """Return the profile called `name`; a profile is returned unchanged.
-
-    Raises:
-      ValueError: no such profile.
-    """
-    if isinstance(name, Profile):
-        return name
-    if name not in PROFILES:
-        raise ValueError(f"profile is {name!r}; choose one of {', '.join(PROFILES)}")
-    return PROFILES[name]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,9 +76,14 @@ class Action:
         """Return the compact reply that parses to this action."""
         lines = [f"Action: {self.name}", f"Action Input: {json.dumps(dict(self.arguments), ensure_ascii=False)}"]
         if self.block is not None:
-            fence = "`" * max(3, 1 + max((len(run) for run in re.findall(r"`+", self.block)), default=0))
-            lines += [f"{fence}python", self.block, fence]
+            lines.append(fenced(self.block))
         return "\n".join(lines)
+
+
+def fenced(text: str) -> str:
+    """Return `text` as a block in a fence that no line of it closes."""
+    fence = "`" * max(3, 1 + max((len(run) for run in re.findall(r"`+", text)), default=0))
+    return f"{fence}python\n{text}\n{fence}"
 
 
 def parse(reply: str, form: str | Profile, actions: Mapping[str, ActionSpec] = ACTIONS) -> Action:
@@ -151,13 +106,18 @@ def parse(reply: str, form: str | Profile, actions: Mapping[str, ActionSpec] = A
             raise ActionError("the reply is not valid Unicode text.") from error
     repairs: list[str] = []
     reply = _without_thoughts(reply.replace("\r\n", "\n"), repairs)
-    labels = profile(form).labels
+    form = profile(form)
+    labels = [label for label in form.labels if label not in form.optional]
     read = _sections(reply, _LABEL_LINE)
     if missing := [label for label in labels if label not in read.sections]:
         loose = _sections(reply, _LOOSE_LABEL_LINE)
         if any(label not in loose.sections for label in labels):
             text = "Your response was in incorrect format. Please provide a valid response with all entries: "
-            raise ActionError(f"the reply has no line {missing[0]}:", text + ", ".join(labels))
+            raise ActionError(
+                f"the reply has no line {missing[0]}: it ends with a line `Action: NAME` and a line `Action Input: "
+                "{JSON}`.",
+                text + ", ".join(labels),
+            )
         read = loose
         repairs.append("labels in another form")
     spec = _spec(read.sections["Action"].strip(), actions, repairs)
@@ -173,7 +133,10 @@ def parse(reply: str, form: str | Profile, actions: Mapping[str, ActionSpec] = A
     if spec.block is None and blocks:
         raise ActionError(f"{spec.name} takes no fenced block.")
     if spec.block is not None and len(blocks) != 1:
-        raise ActionError(f"{spec.name} is followed by one fenced block ({spec.block}), found {len(blocks)}.")
+        raise ActionError(
+            f"{spec.name} is followed by one fenced block ({spec.block}), found {len(blocks)}: a line ```python, the "
+            "text, a line ```."
+        )
     return Action(spec.name, arguments, blocks[0] if blocks else None, tuple(repairs))
 
 
@@ -209,7 +172,8 @@ def _spec(name: str, actions: Mapping[str, ActionSpec], repairs: list[str]) -> A
         return actions[meant]
     shown = name if len(name) <= 100 else name[:100] + "..."
     near = difflib.get_close_matches(shown.lower(), caseless, n=1)
-    hint = f". Did you mean {caseless[near[0]]}?" if near else ""
+    listed = ", ".join(known.name for known in actions.values() if known.shown)
+    hint = f". Did you mean {caseless[near[0]]}?" if near else f". The actions are: {listed}."
     raise ActionError(
         f"Invalid action: {shown}{hint}",
         f"Invalid action: {shown}. Action did not execute. Please use one of the following actions:\n"
@@ -297,13 +261,14 @@ def _arguments(raw: str, spec: ActionSpec, repairs: list[str]) -> dict[str, Any]
         values = json.loads(raw, strict=False, object_pairs_hook=_object, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
         raise ActionError(
-            f"the Action Input is not valid JSON: {error}", f"ActionInputParsingError: {error}\n{_usage_message(spec)}"
+            f"the Action Input is not valid JSON: {error}. {example_input(spec)}",
+            f"ActionInputParsingError: {error}\n{usage_message(spec)}",
         ) from error
     expected = [argument.name for argument in spec.arguments]
     if not isinstance(values, dict) or set(values) != set(expected):
         raise ActionError(
-            f"the Action Input of {spec.name} has exactly the entries {', '.join(expected)}.",
-            f"EnvError: {_usage_message(spec)}",
+            f"the Action Input of {spec.name} has exactly the entries {', '.join(expected)}. {example_input(spec)}",
+            f"EnvError: {usage_message(spec)}",
         )
     return {argument.name: _value(argument, values[argument.name]) for argument in spec.arguments}
 
@@ -333,49 +298,3 @@ def _value(argument: Argument, value: Any) -> Any:
     except UnicodeEncodeError as error:
         raise ActionError(f"{argument.name} is not valid Unicode text.") from error
     return value
-
-
-def _usage_message(spec: ActionSpec) -> str:
-    """Return MLAgentBench's answer to a wrong Action Input."""
-    usage = ",\n            ".join(f"{argument.name}: [{argument.help}]" for argument in spec.arguments)
-    return (
-        f"The action input for {spec.name} needs to be a valid json with proper entries. You may have missed the comma "
-        f"between entries. Please use the correct format and try again:\n{{\n            {usage}\n}}"
-    )
-
-
-def describe_actions(form: str | Profile, actions: Mapping[str, ActionSpec] = ACTIONS) -> str:
-    """Describe the offered actions, in the style of the profile's prompt."""
-    shown = [spec for spec in actions.values() if spec.shown]
-    return "".join(map(_describe_briefly if profile(form).brief else _describe, shown))
-
-
-def describe_format(form: str | Profile) -> str:
-    """Describe the labels of a reply, as MLAgentBench's prompt does."""
-    return "\n".join(f"{label}: {_LABEL_HELP[label]}" for label in profile(form).labels)
-
-
-def _describe(spec: ActionSpec) -> str:
-    """Format one action as MLAgentBench's `construct_tool_prompt` does."""
-    indent = " " * 8
-    usage = f",\n{indent}    ".join(f'"{argument.name}": [{argument.help}]' for argument in spec.arguments)
-    lines = [
-        f"- {spec.name}:",
-        f"{indent}{spec.help}",
-        f"{indent}Usage:",
-        f"{indent}```",
-        f"{indent}Action: {spec.name}",
-        f"{indent}Action Input: {{",
-        f"{indent}    {usage}",
-        f"{indent}}}",
-    ]
-    if spec.block is not None:
-        lines.append(f"{indent}[a line ```python, then {spec.block}, then a line ```]")
-    lines += [f"{indent}Observation: [{spec.returns}]", f"{indent}```"]
-    return "\n".join(lines) + "\n\n"
-
-
-def _describe_briefly(spec: ActionSpec) -> str:
-    names = ", ".join(f'"{argument.name}"' for argument in spec.arguments)
-    block = "" if spec.block is None else f" + ```python block: {spec.block}"
-    return f"- {spec.name} {{{names}}}{block}\n"

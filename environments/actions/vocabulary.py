@@ -1,7 +1,7 @@
 """The actions as data: name, help, arguments, handler. Parser, prompt text and documentation are made from them.
 
 Names, arguments, help and answers are those of MLAgentBench (`low_level_actions.py`, `high_level_actions.py`). The
-three edits that carry their new text in a fenced block are ours, and need no second model. The actions that need one
+edits that carry their new text in a fenced block are ours, and need no second model. The actions that need one
 are in `assisted`, and are offered only if it is configured. A handler gets the files and the checked arguments,
 changes the files, and returns an `Effect`, which says what happens next.
 """
@@ -54,6 +54,8 @@ class Effect:
     """Script to run (a path inside the workspace), without any edit to score."""
     diff: str = ""
     final: bool = False
+    repairs: tuple[str, ...] = ()
+    """Deviations of the block that were repaired."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,7 +129,21 @@ def edit_lines(files: AgentFiles, script_name: str, start_line_number: int, end_
 
 
 def edit_patch(files: AgentFiles, script_name: str, block: str) -> Effect:
-    return _edit(files, script_name, lambda text: edits.apply_patch(text, block))
+    repaired: list[bool] = []
+
+    def change(text: str) -> str:
+        new, is_repaired = edits.apply_patch(text, block)
+        repaired.append(is_repaired)
+        return new
+
+    effect = _edit(files, script_name, change)
+    return dataclasses.replace(effect, repairs=("spaces in SEARCH",)) if any(repaired) else effect
+
+
+def edit_whole(files: AgentFiles, script_name: str, block: str) -> Effect:
+    if not block.strip():
+        raise ActionError("the block is empty; it holds the whole new script.")
+    return _edit(files, script_name, lambda text: block.rstrip("\n") + "\n" * text.endswith("\n"))
 
 
 def undo_edit_script(files: AgentFiles, script_name: str) -> Effect:
@@ -327,6 +343,14 @@ ACTIONS: dict[str, ActionSpec] = {
             _EDITED,
             edit_patch,
             block="blocks of <<<<<<< SEARCH, the lines to find, =======, the lines to put there, >>>>>>> REPLACE",
+        ),
+        ActionSpec(
+            "Edit Script (Whole)",
+            "Use this to rewrite a whole python script, and to run the result.",
+            (_SCRIPT,),
+            _EDITED,
+            edit_whole,
+            block="the whole new script",
         ),
     )
 }

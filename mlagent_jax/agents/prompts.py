@@ -1,7 +1,9 @@
 """Renderer of states as prompt tokens, for SFT, sampling, evaluation and serving.
 
-Two profiles. `compact` fits a small policy: the task's traits, the current script, one line per past step. `full` is
-MLAgentBench's: the research problem, the actions, and the last steps as action and observation.
+Three profiles. `compact` fits a small policy: the task's traits, the current script, one line per past step. `medium`
+is for a pretrained model with a short context: the problem, the script, the last results with their thoughts, the
+format; about 450 tokens for an embedded task. `full` is MLAgentBench's: the research problem, the actions, and the last
+steps as action and observation.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ import dataclasses
 import re
 from collections.abc import Mapping
 
-from environments.actions import ACTIONS, ASSISTED_ACTIONS, ActionSpec, describe_actions, describe_format
+from environments.actions import ACTIONS, ASSISTED_ACTIONS, ActionSpec, describe_actions, describe_format, fenced
 from environments.actions.grammar import COMPACT_WORDS
 from environments.protocol import State, Step
 from environments.tasks.task import TaskSpec
@@ -19,6 +21,21 @@ from mlagent_jax.settings.policy import PromptConfig
 
 _TASK, _IDEAS, _SCRIPT, _RESULTS, _NEXT = COMPACT_WORDS
 _CELL = re.compile(r'"cell": "(\w+)"')
+_THOUGHT = re.compile(r"^Thought: *(.+?) *$", re.MULTILINE)
+_MAX_THOUGHT = 120
+"""Maximum characters of a past step's thought in a medium prompt."""
+_MEDIUM_FORMAT = """Improve the script by one action. Reply in this form:
+Thought: why you take this step
+Action: Edit Script (Patch)
+Action Input: {"script_name": "ENTRY"}
+```python
+<<<<<<< SEARCH
+lines of the script, copied exactly
+=======
+the lines to put there
+>>>>>>> REPLACE
+```
+"""
 _ACTION = re.compile(r"^Action: *(.+?) *$", re.MULTILINE)
 
 
@@ -90,6 +107,8 @@ def prompt_text(config: PromptConfig, spec: TaskSpec, state: State) -> str:
     steps = state.history[max(0, len(state.history) - config.history_steps) :]
     if config.profile == "compact":
         return _compact(spec, state, steps)
+    if config.profile == "medium":
+        return _medium(spec, state, steps)
     return _full(spec, state, steps, ACTIONS | ASSISTED_ACTIONS if config.editor else ACTIONS)
 
 
@@ -107,6 +126,29 @@ def _compact(spec: TaskSpec, state: State, steps: tuple[Step, ...]) -> str:
         sections.append(_RESULTS + "".join(f"{step_label(step)}: {step.observation.strip()}\n" for step in steps))
     sections.append(_NEXT)
     return "".join(sections)
+
+
+def _medium(spec: TaskSpec, state: State, steps: tuple[Step, ...]) -> str:
+    better = "higher" if spec.higher_is_better else "lower"
+    sections = [
+        f"{_TASK}{spec.description.strip()}\n",
+        f"The data: {spec.traits}. The metric: {spec.metric}, {better} is better. After each edit {spec.entry} is run "
+        f"and the {spec.submission} that it writes is scored.\n\n",
+        f"{_SCRIPT}{fenced(state.script.rstrip())}\n\n",
+    ]
+    if state.ideas:
+        sections.append(f"{_IDEAS}{'; '.join(state.ideas)}\n\n")
+    if steps:
+        sections.append(_RESULTS + "".join(f"- {_told(step)}\n" for step in steps) + "\n")
+    sections.append(f"Actions:\n{describe_actions('medium')}\n{_MEDIUM_FORMAT.replace('ENTRY', spec.entry)}")
+    return "".join(sections)
+
+
+def _told(step: Step) -> str:
+    """Return a past step in a line: its thought, its label, and what was observed."""
+    thoughts = _THOUGHT.findall(step.action)
+    thought = f"{thoughts[-1][:_MAX_THOUGHT]} " if thoughts else ""
+    return f"{thought}({step_label(step)}) -> {step.observation.strip()}"
 
 
 def step_label(step: Step) -> str:

@@ -2,8 +2,9 @@
 
 A trajectory starts from one to three random ideas of the library, and the expert tries them in turn. Some steps only
 inspect; some contain a deliberate error (a missing import, an argument that does not exist), which the next step
-repairs. Every step is a function of the seed and the state only, so that an interrupted collection takes the same steps
-again and finds their outcomes in the queue.
+repairs. In the profile `medium` edits are free (`free_edits`): one change has several forms, some errors are edits that
+do not apply, and an edit after which the printed score is worse may be undone. Every step is a function of the seed and
+the state only, so that an interrupted collection takes the same steps again and finds their outcomes in the queue.
 """
 
 from __future__ import annotations
@@ -11,12 +12,22 @@ from __future__ import annotations
 import dataclasses
 import json
 import random
+from typing import Any
 
+from environments.actions import Action
 from environments.protocol import OutcomeKind, State, digest
 from environments.tasks.generated.ideas import Idea, ideas_for
 from environments.tasks.task import TaskSpec
+from mlagent_jax.agents import free_edits
 from mlagent_jax.agents.episodes import Reply
 from mlagent_jax.settings.stages import CollectConfig
+
+UNDO_RATE = 0.2
+"""Fraction of broken scripts that are undone instead of repaired, in the profile `medium`."""
+UNDO_WORSE_RATE = 0.5
+"""Fraction of edits with a worse printed score that are undone, in the profile `medium`."""
+MISQUOTE_RATE = 0.4
+"""Fraction of deliberate errors that are edits which do not apply, in the profile `medium`."""
 
 
 def cell_edit(script: str, cell: str, code: str) -> str:
@@ -47,7 +58,7 @@ class ScriptedExpert:
       spec: The task.
       script: Its starting script.
       config: Rates and numbers.
-      profile: `compact` or `full`; a full reply has the four labels of thought before its action.
+      profile: `compact`, `medium` or `full`; a full reply has the four labels of thought before its action.
       seed: Seed of this trajectory.
       library: Ideas to draw from; default: all built-in ones for the task.
       habit: Seed of a preference order, for prompts without ideas: one order of the library for every task and
@@ -81,6 +92,8 @@ class ScriptedExpert:
 
     def propose(self, state: State, last: ExpertAction | None, last_kind: OutcomeKind | None) -> ExpertAction:
         """Return the next action from `state`, given the `last` one and how it ended."""
+        if self._profile == "medium":
+            return self._propose_freely(state, last, last_kind)
         depth = len(state.history)
         rng = random.Random(f"{self._seed}/{depth}")  # noqa: S311 - reproducible, not secret
         if last is not None and last.broken and last.intended and last_kind is not OutcomeKind.INFRASTRUCTURE_ERROR:
@@ -94,6 +107,35 @@ class ScriptedExpert:
             edited = dataclasses.replace(idea, code=_with_error(idea.code, rng))
             return dataclasses.replace(self._edit(state, edited, f"I try: {idea.text}."), broken=True, intended=idea)
         return self._edit(state, idea, f"I try: {idea.text}.")
+
+    def _propose_freely(self, state: State, last: ExpertAction | None, last_kind: OutcomeKind | None) -> ExpertAction:
+        """Return the next action as a person would write it, with a thought before it."""
+        depth, entry = len(state.history), self._spec.entry
+        rng = random.Random(f"{self._seed}/{depth}")  # noqa: S311 - reproducible, not secret
+
+        def said(kind: str, action: Action, **more: Any) -> ExpertAction:
+            thought = free_edits.thought(kind, state, rng, more.get("intended"))
+            return ExpertAction(f"Thought: {thought}\n{action.render()}", **more)
+
+        undo = Action("Undo Edit Script", {"script_name": entry})
+        if last is not None and last.broken and last.intended and last_kind is not OutcomeKind.INFRASTRUCTURE_ERROR:
+            if last_kind is OutcomeKind.SCRIPT_ERROR and rng.random() < UNDO_RATE:
+                return said("undo", undo)
+            mended = free_edits.edit(entry, state.script, last.intended.cell, last.intended.code, rng)
+            return said("quote" if last_kind is OutcomeKind.INVALID_ACTION else "mend", mended, intended=last.intended)
+        was_scored = last is not None and last.intended and last_kind is OutcomeKind.SCORED
+        if was_scored and free_edits.is_worse(state, self._spec.higher_is_better) and rng.random() < UNDO_WORSE_RATE:
+            return said("worse", undo)
+        if rng.random() < self._config.look_rate or not self._plan:
+            return said("look", Action("Execute Script", {"script_name": entry}))
+        idea = self._plan[depth % len(self._plan)]
+        right = free_edits.edit(entry, state.script, idea.cell, idea.code, rng)
+        if rng.random() < self._config.error_rate:
+            wrong = free_edits.misquoted(right, rng) if rng.random() < MISQUOTE_RATE else None
+            code = _with_error(idea.code, rng)
+            wrong = wrong or free_edits.edit(entry, state.script, idea.cell, code, rng)
+            return said("try", wrong, broken=True, intended=idea)
+        return said("try", right, intended=idea)
 
     def _edit(self, state: State, idea: Idea, thought: str) -> ExpertAction:
         return ExpertAction(

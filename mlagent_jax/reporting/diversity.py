@@ -26,12 +26,17 @@ MEASURES = {"distinct_edits": "distinct edits a state, share", "kind_entropy": "
 _CALLED = re.compile(r"\b([A-Z]\w*)\(")
 
 
+def called(text: str) -> set[str]:
+    """Return the names of the classes that a text calls."""
+    return set(_CALLED.findall(text))
+
+
 def edit_kind(outcome: Mapping[str, Any]) -> tuple[str, ...]:
     """Return (changed cell or file, classes called by the new lines in alphabetical order)."""
     arguments = outcome.get("action_input") or {}
     place = arguments.get("cell") or arguments.get("script_name") or outcome.get("action_name") or ""
     added = (line for line in outcome["diff"].splitlines() if line.startswith("+") and not line.startswith("+++"))
-    return (str(place), *sorted({name for line in added for name in _CALLED.findall(line)}))
+    return (str(place), *sorted(called("\n".join(added))))
 
 
 def entropy(counts: Iterable[int]) -> float:

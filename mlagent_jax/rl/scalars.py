@@ -52,6 +52,7 @@ def outcome_scalars(outcomes: Sequence[Outcome]) -> dict[str, float]:
         | {
             "reward": sum(o.reward for o in counted) / size,
             "unchanged": sum(o.kind in ENDED_WELL and not changes_the_score(o) for o in counted) / size,
+            "repaired": sum(bool(o.repairs) for o in counted) / size,
             "valid": 1.0 - shares[f"share_{OutcomeKind.INVALID_ACTION}"],
             "masked": len(outcomes) - len(counted),
         }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from environments.actions import PROFILES
 from environments.protocol import OutcomeKind
 from environments.registry import RegistryError, use_plugins
 from environments.rewards import REWARDS
@@ -46,10 +47,10 @@ def check(config: Config) -> None:
     choose("policy.attention", config.policy.attention, ("auto", "xla", "cudnn", "splash"))
     choose("policy.matmul_precision", config.policy.matmul_precision, MATMUL_PRECISIONS)
     _check_shape(config)
-    choose("prompt.profile", config.prompt.profile, ("compact", "full"))
+    choose("prompt.profile", config.prompt.profile, tuple(PROFILES))
     if config.prompt.editor and config.prompt.profile != "full":
         raise ConfigError(
-            f"config.prompt.editor is {config.prompt.editor!r}; compact prompts list no actions, so set "
+            f"config.prompt.editor is {config.prompt.editor!r}; other prompts do not list its actions, so set "
             "config.prompt.profile to full, or the editor to none"
         )
     _check_endpoint(config.endpoint)

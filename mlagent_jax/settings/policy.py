@@ -93,7 +93,8 @@ class PromptConfig:
     """Rendering of states as prompts."""
 
     profile: str = "compact"
-    """Grammar of replies: compact (Action and Action Input), or full (MLAgentBench's six labels)."""
+    """Grammar of replies: compact (Action and Action Input), medium (a Thought before them, free edits), or full
+    (MLAgentBench's six labels)."""
     max_prompt_tokens: int = 320
     """Maximum tokens per prompt. Longer prompts drop their oldest steps first."""
     max_action_tokens: int = 96

@@ -15,7 +15,9 @@ import pyarrow as pa
 
 from mlagent_jax.trajectories.record import Record
 
-VERSION = "1.0.0"
+VERSION = "1.1.0"
+ADDED = ("repairs",)
+"""Fields that tables of version 1.0 lack."""
 
 _STEP = pa.struct([("action", pa.string()), ("observation", pa.string())])
 _STATE = pa.struct(
@@ -50,6 +52,7 @@ _OUTCOME = pa.struct(
         ("submission", pa.string()),
         ("cached", pa.bool_()),
         ("sandbox", pa.string()),
+        ("repairs", pa.list_(pa.string())),
         ("version", pa.int64()),
     ]
 )
@@ -121,7 +124,9 @@ def _alike(actual: pa.DataType, wanted: pa.DataType) -> bool:
     """Return whether types are equal, ignoring offset width and field order of structs, which depend on the writer."""
     if pa.types.is_struct(wanted):
         return pa.types.is_struct(actual) and all(
-            actual.get_field_index(field.name) >= 0 and _alike(actual.field(field.name).type, field.type)
+            _alike(actual.field(field.name).type, field.type)
+            if actual.get_field_index(field.name) >= 0
+            else field.name in ADDED
             for field in wanted
         )
     if pa.types.is_list(wanted):

@@ -417,7 +417,13 @@ def test_what_was_repaired_in_a_reply_is_told_to_a_person(environment):
     plain = take(environment, edit("guess = 3.0"))
     thought = f"<think>\n{reply('Final Answer', final_answer='done')}</think>\n{edit('guess = 3.0')}"
     repaired = take(environment, thought.replace("Action:", "**Action:**"))
-    assert (plain.reason, repaired.reason) == ("", "repaired: thoughts, labels in another form")
+    assert (plain.repairs, repaired.repairs) == ((), ("thoughts", "labels in another form"))
     assert repaired.metric_after == plain.metric_after
     looked = take(environment, reply("list files", dir_path="."))
-    assert (looked.kind, looked.reason) == (OutcomeKind.NO_EDIT, "repaired: name in another form")
+    assert (looked.kind, looked.repairs) == (OutcomeKind.NO_EDIT, ("name in another form",))
+    patch = "<<<<<<< SEARCH\nguess = 1.0  \n=======\nguess = 3.0\n>>>>>>> REPLACE"
+    spaced = take(environment, reply("edit script (patch)", patch, script_name="train.py"))
+    assert spaced.repairs == ("name in another form", "spaces in SEARCH")
+    failed = take(environment, thought.replace("guess = 3.0", "raise ValueError"))
+    assert (failed.kind, failed.repairs) == (OutcomeKind.SCRIPT_ERROR, ("thoughts",))
+    assert Outcome.from_dict(spaced.to_dict()) == spaced

@@ -1,6 +1,8 @@
-"""Tokens a second and model FLOP utilisation of the SFT step of a config, beside transformers and PyTorch.
+"""Tokens a second and model FLOP utilisation of the SFT step of a config, beside transformers and PyTorch (and PEFT,
+where the config has adapters).
 
     python tools/bench/bench_train_step.py --config=configs/quickstart.py --config.policy.compute_dtype=float32
+    python tools/bench/bench_train_step.py --config=configs/smollm2.py --config.policy.compute_dtype=float32
     python tools/bench/bench_train_step.py --config=configs/rl_7b_h200_1.py --config.sft.batch_size=4 --against=none
 
 On a CPU, set GLIBC_TUNABLES=glibc.malloc.hugetlb=1 as launch/quickstart.sh does, and compare within one run.
@@ -37,6 +39,8 @@ PEAK = flags.DEFINE_float("peak_tflops", 0.0, "What a device can do, in 1e12 ope
 AGAINST = flags.DEFINE_enum("against", "pytorch", ["pytorch", "none"], "What to compare with.")
 _WARM_UP = 2
 _LEARNING_RATE = 1e-4
+_MODULES = {"query": "q_proj", "key": "k_proj", "value": "v_proj", "output": "o_proj", "head": "lm_head"}
+"""Linear maps by their names in transformers; the others end in `_proj` alone."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,9 +117,16 @@ def in_pytorch(work: Work) -> Callable[[], float]:
     kind = described.pop("model_type")
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **described), attn_implementation="sdpa")
     model = model.to(device=device, dtype=getattr(torch, work.config.policy.param_dtype)).train()
+    if work.config.lora.rank:
+        import peft
+
+        lora = work.config.lora
+        targets = [_MODULES.get(name, f"{name}_proj") for name in lora.targets]
+        model = peft.get_peft_model(model, peft.LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=targets))
     if work.config.policy.remat != "none":
         model.gradient_checkpointing_enable()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=_LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0.0)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=_LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0.0)
     tokens = torch.tensor(work.tokens, dtype=torch.long, device=device)
     wide = work.config.policy.compute_dtype == "float32"
     rows = work.config.sft.micro_batch or len(tokens)
@@ -131,7 +142,7 @@ def in_pytorch(work: Work) -> Callable[[], float]:
             )
             (loss / work.count).backward()
             total += loss.item() / work.count
-        torch.nn.utils.clip_grad_norm_(model.parameters(), work.config.sft.max_grad_norm)
+        torch.nn.utils.clip_grad_norm_(trained, work.config.sft.max_grad_norm)
         optimizer.step()
         return total
 
@@ -201,9 +212,8 @@ def measure() -> None:
     _print("jax", seconds, cpu, work.count, operations / (seconds * peak * jax.device_count()), facts)
     if AGAINST.value == "pytorch":
         seconds, cpu = median_seconds(in_pytorch(work), STEPS.value)
-        _print(
-            "transformers + pytorch", seconds, cpu, work.count, operations / (seconds * peak), facts | {"devices": 1}
-        )
+        what = "transformers + pytorch" + " + peft" * bool(config.lora.rank)
+        _print(what, seconds, cpu, work.count, operations / (seconds * peak), facts | {"devices": 1})
 
 
 def _print(what: str, seconds: float, cpu: float, tokens: int, utilisation: float, facts: dict[str, Any]) -> None:

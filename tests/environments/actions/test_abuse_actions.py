@@ -33,6 +33,7 @@ PATH_ARGUMENTS = [
     ("Inspect Script Lines", {"script_name": "PATH", "start_line_number": 1, "end_line_number": 9}, None),
     ("Edit Script (Cell)", {"script_name": "PATH", "cell": "model"}, "owned = 1"),
     ("Edit Script (Lines)", {"script_name": "PATH", "start_line_number": 1, "end_line_number": 1}, "owned = 1"),
+    ("Edit Script (Whole)", {"script_name": "PATH"}, "owned = 1"),
     ("Edit Script (Patch)", {"script_name": "PATH"}, "<<<<<<< SEARCH\nx\n=======\nowned\n>>>>>>> REPLACE"),
 ]
 EVERY_PATH_ARGUMENT = pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from environments.actions import (
     parse,
 )
 
-COMPACT, FULL = PROFILES["compact"], PROFILES["full"]
+COMPACT, MEDIUM, FULL = (PROFILES[name] for name in ("compact", "medium", "full"))
 SCRIPT = """\
 import helper
 
@@ -88,6 +88,12 @@ def test_the_full_profile_wants_all_six_labels_and_compact_lets_them_pass():
             parse(reply.replace(f"{label}: x\n", ""), FULL)
 
 
+def test_the_medium_profile_asks_for_a_thought_and_takes_a_reply_without_one():
+    assert describe_format(MEDIUM).startswith("Thought: ")
+    assert parse(f"Thought: x\n{CELL}", MEDIUM) == parse(CELL, MEDIUM) == parse(CELL, COMPACT)
+    assert set(MEDIUM.listed) <= set(ACTIONS)
+
+
 def test_what_follows_the_stop_string_is_not_the_agents():
     reply = (
         'Action: List Files\nAction Input: {"dir_path": "."}\nObservation: fine\nAction: Final Answer\nAction Input: {}'
@@ -140,7 +146,9 @@ def test_json_in_a_fence_is_the_input():
         ('Action: List Files\nAction Input: {"dir_path": 3}', "must be a string"),
         ('Action: List Files\nAction Input: {"dir_path": "\\ud800"}', "not valid Unicode"),
         ('Action: List Files\nAction Input: {"dir_path": "."}\n```\nx\n```', "takes no fenced block"),
-        (CELL.split("```")[0], "followed by one fenced block"),
+        (CELL.split("```")[0], "followed by one fenced block .* found 0: a line ```python, the text, a line ```"),
+        ("Action: Fly\nAction Input: {}", "The actions are: List Files, Copy File,"),
+        ("Action: Execute Script\nAction Input: train.py", 'It looks like {"script_name": "..."}'),
         (CELL + "```python\nmore = 1\n```\n", "followed by one fenced block"),
         ("\ud800" + CELL, "not valid Unicode"),
         ("x" * 100_001, "at most 100000 characters"),
@@ -266,11 +274,12 @@ def test_any_text_is_an_action_or_an_action_error(reply):
 
 
 def test_prompt_text_lists_what_is_shown_and_nothing_else():
-    for form in (COMPACT, FULL):
+    for form in (COMPACT, MEDIUM, FULL):
         text = describe_actions(form)
         for spec in ACTIONS.values():
-            assert (f"- {spec.name}" in text) is spec.shown
-            if spec.shown:
+            is_listed = spec.name in MEDIUM.listed if form is MEDIUM else spec.shown
+            assert (f"- {spec.name}" in text) is is_listed
+            if is_listed:
                 assert all(f'"{argument.name}"' in text for argument in spec.arguments)
         assert [line.split(":")[0] for line in describe_format(form).split("\n")] == list(form.labels)
     assert len(describe_actions(COMPACT)) < 1000
@@ -285,6 +294,15 @@ def test_list_and_inspect_show_workspace_and_data(files):
     assert apply(files, "Read File", file_name="data/train.csv").message == "a,b\n1,2\n"
     shown = apply(files, "Inspect Script Lines", script_name="train.py", start_line_number=3, end_line_number=4)
     assert shown.message == "Here are the lines (the file ends at line 11):\n\n# %% data\ntrain = helper.load()"
+
+
+def test_a_whole_script_is_rewritten_and_keeps_its_last_line_end(files):
+    done = apply(files, "Edit Script (Whole)", "x = 1\n", script_name="train.py")
+    assert done.measured and files.read("train.py") == "x = 1\n"
+    assert not apply(files, "Edit Script (Whole)", "x = 1", script_name="train.py").changed
+    with pytest.raises(ActionError, match="is empty"):
+        apply(files, "Edit Script (Whole)", " \n", script_name="train.py")
+    assert apply(files, "Undo Edit Script", script_name="train.py").measured and files.read("train.py") == SCRIPT
 
 
 def test_inspect_shows_at_most_101_lines(files):

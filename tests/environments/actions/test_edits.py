@@ -22,6 +22,12 @@ SCRIPT = "import a\n\n# %% data\nx = 1\n\n# %% model\nm = 1\nm += 1\n\n# %% subm
 PATCH = "<<<<<<< SEARCH\nm = 1\n=======\nm = 7\n>>>>>>> REPLACE"
 
 
+def patched(text, patch):
+    new, is_repaired = apply_patch(text, patch)
+    assert not is_repaired
+    return new
+
+
 @pytest.mark.parametrize(
     ("line", "name"),
     [
@@ -140,19 +146,40 @@ def test_a_range_outside_of_the_file_is_refused(start, end):
 
 
 def test_a_patch_replaces_whole_lines_at_one_place():
-    assert apply_patch(SCRIPT, PATCH) == SCRIPT.replace("m = 1\n", "m = 7\n")
-    assert apply_patch(
-        SCRIPT, f"{PATCH}\n\n" + PATCH.replace("= 7", "= 8").replace("m = 1", "m = 7")
-    ) == SCRIPT.replace("m = 1\n", "m = 8\n")
+    assert patched(SCRIPT, PATCH) == SCRIPT.replace("m = 1\n", "m = 7\n")
+    assert patched(SCRIPT, f"{PATCH}\n\n" + PATCH.replace("= 7", "= 8").replace("m = 1", "m = 7")) == SCRIPT.replace(
+        "m = 1\n", "m = 8\n"
+    )
     deletion = "<<<<<<< SEARCH\nm = 1\nm += 1\n=======\n>>>>>>> REPLACE"
-    assert apply_patch(SCRIPT, deletion) == SCRIPT.replace("m = 1\nm += 1\n", "")
-    assert apply_patch("m = 1", PATCH) == "m = 7"
+    assert patched(SCRIPT, deletion) == SCRIPT.replace("m = 1\nm += 1\n", "")
+    assert patched("m = 1", PATCH) == "m = 7"
+
+
+@pytest.mark.parametrize(
+    ("text", "patch"),
+    [
+        (SCRIPT, PATCH.replace("m = 1", "m = 1  ")),
+        (SCRIPT, PATCH.replace("m = 1", "\nm = 1\n")),
+        (SCRIPT.replace("m = 1", "m = 1 \t"), PATCH),
+    ],
+)
+def test_spaces_that_no_prompt_shows_are_no_reason_to_refuse_a_patch(text, patch):
+    new, is_repaired = apply_patch(text, patch)
+    assert is_repaired and [line.rstrip() for line in new.split("\n")] == SCRIPT.replace("m = 1", "m = 7").split("\n")
+    with pytest.raises(ActionError, match="more than once"):
+        apply_patch(text + "m = 1  \n" + "m = 1\t\n", patch.replace("m = 1", "m = 1 \t ", 1))
+
+
+def test_a_search_that_matches_exactly_wins_over_one_that_matches_without_spaces():
+    assert apply_patch("m = 1\nm = 1  \n", PATCH) == ("m = 7\nm = 1  \n", False)
 
 
 @pytest.mark.parametrize(
     ("text", "patch", "message"),
     [
         ("xm = 1\n", PATCH, "is not in the file"),
+        ("m = 12\n", PATCH, "no line is `m = 1`, but there is `m = 12`"),
+        ("  m = 1\n", PATCH, "its lines are: mind their order and indentation"),
         ("m = 1\nm = 1\n", PATCH, "more than once"),
         (SCRIPT, "m = 7", "made of blocks"),
         (SCRIPT, "", "has no block"),

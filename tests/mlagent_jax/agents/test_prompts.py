@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from environments import tasks
-from environments.actions import ASSISTED_ACTIONS
+from environments.actions import ASSISTED_ACTIONS, PROFILES, AgentFiles, parse
 from environments.actions.grammar import COMPACT_WORDS
 from environments.actions.observation import sanitise
 from environments.protocol import State, Step
@@ -53,6 +53,18 @@ def test_a_full_prompt_holds_the_problem_the_actions_the_format_and_whole_steps(
     assert STEPS[0].action not in text
 
 
+def test_a_medium_prompt_holds_the_problem_the_script_past_steps_with_their_thoughts_and_a_form(tmp_path):
+    tried = Step(f"Thought: A forest may help.\n{STEPS[0].action}", "validation accuracy 0.9")
+    state = dataclasses.replace(STATE, history=(tried,))
+    text = prompt_text(PromptConfig(profile="medium"), SPEC, state)
+    assert f"```python\n{SCRIPT.rstrip()}\n```" in text and SPEC.description.strip() in text
+    assert "- A forest may help. (model) -> validation accuracy 0.9\n" in text
+    assert "- Edit Script (Whole)" in text and "- List Files" not in text
+    form = text[text.rindex("Thought: why") :].replace("lines of the script, copied exactly", "steps = []")
+    (tmp_path / "train.py").write_text(SCRIPT)
+    assert parse(form, "medium").apply(AgentFiles(tmp_path)).changed
+
+
 def test_the_second_models_actions_are_offered_where_one_is_named():
     plain, assisted = (prompt_text(PromptConfig(profile="full", editor=editor), SPEC, STATE) for editor in ("", "m"))
     for name in ASSISTED_ACTIONS:
@@ -86,7 +98,7 @@ def test_the_hidden_metric_is_not_in_a_prompt():
     assert "0.1234" not in prompt_text(PromptConfig(), SPEC, secret)
 
 
-@pytest.mark.parametrize("profile", ["compact", "full"])
+@pytest.mark.parametrize("profile", list(PROFILES))
 def test_the_oldest_steps_are_cut_first(profile):
     whole = len(renderer(max_prompt_tokens=10_000, profile=profile).encode(STATE))
     text = Characters().decode(renderer(max_prompt_tokens=whole - 1, profile=profile).encode(STATE))
@@ -95,7 +107,7 @@ def test_the_oldest_steps_are_cut_first(profile):
     assert "accuracy 0.4" in text
 
 
-@pytest.mark.parametrize("profile", ["compact", "full"])
+@pytest.mark.parametrize("profile", list(PROFILES))
 def test_the_task_and_the_last_result_are_never_cut(profile):
     short = len(prompt_text(PromptConfig(history_steps=1, profile=profile), SPEC, STATE))
     assert renderer(max_prompt_tokens=short, profile=profile).fits(STATE)

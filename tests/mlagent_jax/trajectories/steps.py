@@ -22,6 +22,7 @@ def make_record(trajectory=0, step=0, split="train", kind=OutcomeKind.SCORED, ru
         action_name="Edit Script (Cell)" if scored else None,
         action_input={"cell": "model", "lines": [1, 2]} if scored else None,
         progress=("parsed", "applied"),
+        repairs=("thoughts",) if scored else (),
         submission="f" * 64 if scored else None,
     )
     values = {"stage": "collect", "task": "wine", "prompt": "p\u2028", "action": f"action {step}"} | fields

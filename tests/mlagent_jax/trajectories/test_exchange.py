@@ -7,11 +7,13 @@ import sys
 
 import needs
 import numpy as np
+import pyarrow as pa
 import pytest
+from pyarrow import parquet as pq
 
 from environments.files.blobs import open_store
 from environments.files.snapshots import Snapshots
-from mlagent_jax.trajectories import exchange
+from mlagent_jax.trajectories import exchange, schema
 from mlagent_jax.trajectories.card import write_card
 from mlagent_jax.trajectories.schema import SchemaError
 from mlagent_jax.trajectories.store import TrajectoryStore, Writer
@@ -38,6 +40,16 @@ def test_parquet_and_sharegpt_come_back_equal(tmp_path, records):
     assert sorted(map(repr, exchange.read(tmp_path / "p"))) == sorted(map(repr, records))
     assert exchange.export_sharegpt(records, tmp_path / "g") == len(records)
     assert list(exchange.read(tmp_path / "g")) == records
+
+
+def test_tables_from_before_repairs_were_recorded_are_read(tmp_path, records):
+    outcome = pa.struct([field for field in schema.SCHEMA.field("outcome").type if field.name not in schema.ADDED])
+    rows = [schema.to_row(record.to_dict()) for record in records]
+    old = pa.schema([field.with_type(outcome) if field.name == "outcome" else field for field in schema.SCHEMA])
+    (tmp_path / "old").mkdir()
+    pq.write_table(pa.Table.from_pylist(rows, schema=old), tmp_path / "old" / "00000.parquet")
+    plain = [dataclasses.replace(record, outcome=dataclasses.replace(record.outcome, repairs=())) for record in records]
+    assert list(exchange.read(tmp_path / "old")) == plain == list(TrajectoryStore.open(tmp_path / "old"))
 
 
 def test_hugging_face_loads_the_parquet_folder_by_split_and_what_it_writes_is_read(tmp_path, records, monkeypatch):
