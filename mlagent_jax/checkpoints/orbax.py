@@ -36,7 +36,7 @@ class CheckpointError(ValueError):
     """A checkpoint cannot be saved or restored as requested; the message names the step or the array."""
 
 
-class _Noted:
+class _RecordingPolicy:
     """An Orbax policy that preserves all steps, and records those that the wrapped policy would delete."""
 
     def __init__(self, policy: Any) -> None:
@@ -96,7 +96,7 @@ class Checkpointer:
             policies.append(EveryNSteps(interval_steps=keep_every))
         policy = policies[0] if len(policies) == 1 else AnyPreservationPolicy(policies)
         # A bucket cannot rename, and an interrupted removal leaves parts of a step: see `_remove`.
-        self._removals = _Noted(policy) if str(directory).startswith("gs://") else None
+        self._removals = _RecordingPolicy(policy) if str(directory).startswith("gs://") else None
         options = ocp.CheckpointManagerOptions(
             preservation_policy=self._removals or policy,
             best_fn=_metric if keep_best else None,  # Without it Orbax stores no metrics; the policy decides.

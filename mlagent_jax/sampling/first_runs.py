@@ -1,4 +1,4 @@
-"""The first run of each program, which compiles it: timed, counted and logged."""
+"""First runs of programs, which compile them: timed, counted and logged."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from absl import logging
 
 
 class FirstRuns:
-    """Runs programs, and logs each one's first run with a shape, which compiles it. Shared by the batches of a sampler.
+    """Runs programs, and logs each program's first run with a shape, which compiles it. Shared by a sampler's batches.
 
     Args:
         dispatch_lock: Lock held while a program is handed to the devices; for callers with programs of their own there.
 
     Attributes:
-        seconds: what those first runs took in all.
+        seconds: Total seconds of these first runs.
     """
 
     def __init__(self, dispatch_lock: contextlib.AbstractContextManager[Any] | None = None) -> None:
@@ -28,11 +28,11 @@ class FirstRuns:
 
     @property
     def count(self) -> int:
-        """Programs that were compiled, or found compiled, so far."""
+        """Return the number of programs that were compiled, or loaded from the cache, so far."""
         return len(self._seen)
 
     def __call__(self, key: tuple[object, ...], program: Callable[..., Any], *args: Any) -> Any:
-        """`program(*args)`; `key` names the program and whatever its shapes follow from."""
+        """Return `program(*args)`; `key` has the program's name and everything that its shapes depend on."""
         if key in self._seen:
             with self._dispatch_lock:
                 return program(*args)
