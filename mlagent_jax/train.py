@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -60,6 +61,13 @@ def run_stages(config_dict: object, workdir: str, interruption: Interruption, di
     if not processes.is_first():
         log.setLevel(logging.WARNING)  # the first one speaks for all
     run = Run.open(config, workdir, interruption)
+
+    def end() -> None:
+        """Close the run and write its report; in the grace period of SIGTERM only close."""
+        run.close()
+        if run.is_first and interruption.signum != signal.SIGTERM:
+            write_report(workdir)
+
     try:
         for index, name in enumerate(config.stages):
             run.stop_if_requested()
@@ -67,10 +75,16 @@ def run_stages(config_dict: object, workdir: str, interruption: Interruption, di
                 # An export that is asked for alone is written anew: it may name another policy by now.
                 if needed or config.stages == ("export",):
                     stages[name](run)
-    finally:
-        run.close()
-        if run.is_first:
-            write_report(workdir)
+    except BaseException:
+        try:
+            end()
+        except Exception as error:  # the one that ended the run says more
+            log.warning(
+                "the report is missing (%s: %s): write it with `python -m mlagent_jax.report %s`",
+                *(type(error).__name__, error, workdir),
+            )
+        raise
+    end()
     log.info(
         "done in %.0f s; the report is %s", time.monotonic() - started, os.path.join(workdir, "report", "index.html")
     )

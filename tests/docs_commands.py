@@ -136,6 +136,9 @@ COMMANDS: dict[str, Run | Like | Elsewhere | Needs] = {
     "python tools/bench/bench_sft.py": Run(f"{SMALL_POLICY} --rows=1 --steps=1 --sides=packed"),
     "python tools/bench/bench_sampler.py": Run("--prompts=2 --n=1 --slots=2 --repeats=1 --longest=4 --noreference"),
     # Those that other tests run.
+    "python tools/qualify.py": Elsewhere(
+        "tests/tools/test_qualify.py::test_every_part_is_measured_with_its_bound_and_a_verdict"
+    ),
     "python -m mlagent_jax.train --config=configs/collect.py --workdir=runs/collect": THE_7B,
     "python -m mlagent_jax.train --config=configs/sft.py": THE_7B,
     "python -m mlagent_jax.train --config=configs/rl.py": THE_7B,

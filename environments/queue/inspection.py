@@ -13,12 +13,15 @@ from environments.queue import schema
 from environments.queue.base import Capabilities
 from environments.queue.schema import CANCELLED, DEAD, DONE, LEASED, QUEUED, jobs, workers
 
+_STEPS, _EXECUTIONS = 3, 2000
+"""Newest training steps whose executions are told, and the most of them."""
 _LISTED = 50
 """Maximum number of leases and dead letters shown, oldest leases and newest dead letters first."""
 
 
 def status(connection: Connection, now: ColumnElement[float]) -> dict[str, Any]:
-    """Return all data of `python -m environments.queue status`, as JSON; times are ages in seconds."""
+    """Return all data of `python -m environments.queue status`, as JSON; times are ages in seconds, but those of
+    executions, which are seconds since the epoch by the database's clock."""
     totals = connection.execute(
         select(
             func.coalesce(func.sum(jobs.c.late_results), 0).label("late"),
@@ -33,10 +36,26 @@ def status(connection: Connection, now: ColumnElement[float]) -> dict[str, Any]:
         "late_results": int(totals.late),
         "executions_per_minute": {"last_minute": totals.minute, "last_10_minutes": totals.ten_minutes / 10},
         "outcomes": _outcomes(connection),
+        "executions": _executions(connection),
         "leases": _leases(connection, now),
         "dead_letters": _dead_letters(connection, now),
         "workers": [_worker(row) for row in _workers(connection, now)],
     }
+
+
+def _executions(connection: Connection) -> dict[str, list[dict[str, Any]]]:
+    """Return worker and times of the results that the newest training steps of each run used."""
+    newest = select(jobs.c.run, func.max(jobs.c.consumed_step).label("step")).where(schema.consumed)
+    found: dict[str, list[dict[str, Any]]] = {}
+    for run, step in connection.execute(newest.group_by(jobs.c.run)).all():
+        columns = (jobs.c.worker, jobs.c.consumed_step, jobs.c.leased_at, jobs.c.finished_at)
+        used = (jobs.c.run == run, schema.consumed, jobs.c.consumed_step > step - _STEPS, jobs.c.worker.is_not(None))
+        rows = connection.execute(select(*columns).where(*used).order_by(jobs.c.leased_at.desc()).limit(_EXECUTIONS))
+        found[run] = [
+            {"worker": row.worker, "step": row.consumed_step, "started": row.leased_at, "finished": row.finished_at}
+            for row in rows
+        ]
+    return found
 
 
 def silence(connection: Connection, now: ColumnElement[float], run: str, silence_seconds: float) -> str:

@@ -18,7 +18,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from mlagent_jax.checkpoints import safetensors as tensor_files
@@ -29,6 +28,7 @@ from mlagent_jax.models.config import ModelConfig
 from mlagent_jax.models.decoder import Graph, Params, abstract
 from mlagent_jax.models.tokenizer import Tokenizer
 from mlagent_jax.parallelism import Rules
+from mlagent_jax.runtime import processes
 from mlagent_jax.runtime.files import read_json
 
 log = logging.getLogger(__name__)
@@ -231,6 +231,7 @@ def save(
     Raises:
       FileExistsError: `directory` exists and is not an export.
       ValueError: AutoTokenizer would load another tokenizer, or a parameter has no place in such a checkpoint.
+      PeerError: the first process failed; in the first process, its own error is raised.
     """
     stored = np.dtype(dtype or _leaf(params, ("embedder", "embedding")).dtype)
     config = dataclasses.replace(config, dtype=stored.name)
@@ -242,17 +243,19 @@ def save(
         entry = by_name[name]
         array = _leaf(params, entry.path)
         array = array if entry.layer is None else _get_layer(array, entry.layer)
-        if not array.is_fully_addressable:
-            array = multihost_utils.process_allgather(array, tiled=True)
-        return entry.theirs(np.asarray(array)).astype(stored, copy=False)
+        return entry.theirs(processes.fetch(array)).astype(stored, copy=False)
 
-    if jax.process_index() != 0:
-        for name in by_name:  # Take part in the gathers, in the order of the files.
-            read(name)
-    else:
+    unread = iter(by_name)  # All processes take part in the gathers, in the order of the files.
+
+    def take(name: str) -> np.ndarray:
+        next(unread)
+        return read(name)
+
+    def write() -> None:
         with whole_folder(directory) as folder:
             for file, names in files.items():
-                tensor_files.write(folder / file, {name: (stored, by_name[name].file_shape) for name in names}, read)
+                shapes = {name: (stored, by_name[name].file_shape) for name in names}
+                tensor_files.write(folder / file, shapes, take)
             if len(files) > 1:
                 placed = {name: file for file, names in files.items() for name in names}
                 total = sum(math.prod(entry.file_shape) for entry in entries) * stored.itemsize
@@ -260,8 +263,8 @@ def save(
             describe(folder, config, tokenizer, origin)
             if tokenizer is not None:
                 tokenizer.check_loads_alike(folder)
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices("hugging_face.save")
+
+    processes.lead(write, lambda: [read(name) for name in unread])
 
 
 @jax.jit

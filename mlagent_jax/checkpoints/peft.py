@@ -10,6 +10,7 @@ import json
 import os
 from typing import Any
 
+import jax
 import numpy as np
 
 from mlagent_jax.checkpoints import hub
@@ -19,12 +20,15 @@ from mlagent_jax.checkpoints.layout import LAYER_TENSORS, TOP_TENSORS
 from mlagent_jax.models.config import LoRA, ModelConfig
 from mlagent_jax.models.decoder import Params
 from mlagent_jax.models.layers import ADAPTER
+from mlagent_jax.runtime import processes
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
 
 def save(directory: str | os.PathLike[str], config: ModelConfig, adapters: Params, lora: LoRA, base: str) -> None:
     """Write the folder; it appears under its name when it is complete.
+
+    Every process of a multi-host run must call this; the first one writes.
 
     Args:
       directory: folder to write, local or remote.
@@ -35,13 +39,18 @@ def save(directory: str | os.PathLike[str], config: ModelConfig, adapters: Param
 
     Raises:
       FileExistsError: `directory` exists and is not an export.
+      PeerError: the first process failed; there, its own error is raised.
     """
-    tensors = dict(_tensors(config, adapters))
+    tensors = dict(_tensors(config, jax.tree.map(processes.fetch, adapters)))
     modules = sorted({name.split(".")[-3] for name in tensors})
-    with whole_folder(directory, CONFIG) as folder:
-        shapes = {name: (array.dtype, array.shape) for name, array in tensors.items()}
-        tensor_files.write(folder / WEIGHTS, shapes, tensors.__getitem__)
-        (folder / CONFIG).write_text(json.dumps(_description(lora, modules, base), indent=2) + "\n")
+
+    def write() -> None:
+        with whole_folder(directory, CONFIG) as folder:
+            shapes = {name: (array.dtype, array.shape) for name, array in tensors.items()}
+            tensor_files.write(folder / WEIGHTS, shapes, tensors.__getitem__)
+            (folder / CONFIG).write_text(json.dumps(_description(lora, modules, base), indent=2) + "\n")
+
+    processes.agree(write)
 
 
 def _description(lora: LoRA, modules: list[str], base: str) -> dict[str, Any]:

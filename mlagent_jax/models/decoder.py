@@ -220,7 +220,8 @@ def run_layers(
     The extras that `attend` returns are stacked on a leading layer axis.
     """
     dtype = compute_dtype or params["embedder"]["embedding"].dtype
-    x = graph.bind("embedder", params["embedder"])(tokens, dtype, graph.rules)
+    with jax.named_scope("embedding"):
+        x = graph.bind("embedder", params["embedder"])(tokens, dtype, graph.rules)
     cos_sin = rope.table(graph.config, positions)
 
     def step(x: jax.Array, layer: Params) -> tuple[jax.Array, Extra]:
@@ -236,7 +237,8 @@ def run_layers(
             x, extra = step(x, layer)
             collected.append(extra)
         extras = jax.tree.map(lambda *leaves: jnp.stack(leaves), *collected)
-    return graph.bind("final_norm", params["final_norm"])(x), extras
+    with jax.named_scope("final_norm"):
+        return graph.bind("final_norm", params["final_norm"])(x), extras
 
 
 def _rematerialised(step: Any, remat: Remat) -> Any:
@@ -303,6 +305,7 @@ def token_log_probs(
         if name in head:
             head[name] = constrain(head[name], axes, graph.rules, "output projection")
 
+    @jax.named_scope("vocabulary")
     def one(head: Params, hidden: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
         scaled = graph.bind(part, head).project(hidden) / temperature
         scaled = constrain(scaled, ("vocab_batch", "time", "vocab"), graph.rules, "logits")

@@ -138,13 +138,16 @@ class Attention(nnx.Module):
         self, x: jax.Array, cos_sin: tuple[jax.Array, jax.Array], attend: Attend[Extra], rules: Rules
     ) -> tuple[jax.Array, Extra]:
         """[batch, time, hidden] -> (the same shape, the extra result of `attend`)"""
-        query = constrain(self.query(x), ("batch", "time", "heads", "head_dim"), rules, "query")
-        key = constrain(self.key(x), ("batch", "time", "kv_heads", "head_dim"), rules, "key")
-        value = constrain(self.value(x), ("batch", "time", "kv_heads", "head_dim"), rules, "value")
+        with jax.named_scope("projections"):
+            query = constrain(self.query(x), ("batch", "time", "heads", "head_dim"), rules, "query")
+            key = constrain(self.key(x), ("batch", "time", "kv_heads", "head_dim"), rules, "key")
+            value = constrain(self.value(x), ("batch", "time", "kv_heads", "head_dim"), rules, "value")
         if self.query_norm is not None and self.key_norm is not None:
             query, key = self.query_norm(query), self.key_norm(key)
-        out, extra = attend(rope.rotate(query, cos_sin), rope.rotate(key, cos_sin), value)
-        return self.output(out), extra
+        with jax.named_scope("attend"):
+            out, extra = attend(rope.rotate(query, cos_sin), rope.rotate(key, cos_sin), value)
+        with jax.named_scope("output"):
+            return self.output(out), extra
 
 
 class GatedMLP(nnx.Module):
@@ -179,9 +182,12 @@ class DecoderLayer(nnx.Module):
         self, x: jax.Array, cos_sin: tuple[jax.Array, jax.Array], attend: Attend[Extra], rules: Rules
     ) -> tuple[jax.Array, Extra]:
         """[batch, time, hidden] -> (the same shape, the extra result of `attend`)"""
-        attended, extra = self.attention(self.attention_norm(x), cos_sin, attend, rules)
-        x = x + constrain(attended, ("batch", "time", "hidden"), rules, "attention output")
-        return x + constrain(self.mlp(self.mlp_norm(x), rules), ("batch", "time", "hidden"), rules, "mlp output"), extra
+        with jax.named_scope("attention"):
+            attended, extra = self.attention(self.attention_norm(x), cos_sin, attend, rules)
+            x = x + constrain(attended, ("batch", "time", "hidden"), rules, "attention output")
+        with jax.named_scope("mlp"):
+            mapped = self.mlp(self.mlp_norm(x), rules)
+            return x + constrain(mapped, ("batch", "time", "hidden"), rules, "mlp output"), extra
 
 
 class Embedder(nnx.Module):

@@ -66,3 +66,22 @@ def find(name: str) -> Slice:
     if name not in SLICES:
         raise ConfigError(f"slice {name!r} is unknown; choose one of {', '.join(SLICES)}")
     return SLICES[name]
+
+
+_PEAKS = {
+    "v5 lite": 197e12,
+    "v5e": 197e12,
+    "v5": 459e12,
+    "v6": 918e12,
+    "v4": 275e12,
+    "H200": 989e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "L4": 121e12,
+}
+"""FLOP/s by a part of the device's name, dense bfloat16, as the vendors state; the first that fits counts."""
+
+
+def peak_flops(device_kind: str) -> float:
+    """Return the FLOP/s of a device, dense bfloat16, by JAX's name of its kind; 0 for an unknown one, as a CPU."""
+    return next((peak for name, peak in _PEAKS.items() if name in device_kind), 0.0)

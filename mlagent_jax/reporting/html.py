@@ -29,6 +29,7 @@ _SCRIPTS = (
     "charts.js",
     "results.js",
     "states.js",
+    "timeline.js",
     "fleet.js",
     "trajectories.js",
     "run.js",

@@ -23,6 +23,7 @@ from mlagent_jax.reporting.fleet import fleet
 from mlagent_jax.reporting.sample import Sample
 from mlagent_jax.reporting.states import StateTable
 from mlagent_jax.reporting.statistics import relative_gain
+from mlagent_jax.reporting.timeline import timelines
 from mlagent_jax.runtime import jsonl, metrics, progress
 from mlagent_jax.trajectories.store import StoreTail
 
@@ -84,6 +85,7 @@ class RunReader:
         config = self._config(info)
         curve_files = [root / metrics.FILE]
         sources = self._read_sources(config)
+        queue = without_passwords(fleet(root, config, info.get("name")))
         return {
             "name": root.name or str(root),
             "workdir": str(root),
@@ -92,7 +94,8 @@ class RunReader:
             "summary": {"policies": summary["policies"], "comparisons": summary["comparisons"]},
             "curves": self._once("curves", curve_files, lambda: curves(metrics.read(root), self._limits.points)),
             "states": self._states.to_dict(config.get("pool", {}).get("max_depth")),
-            "fleet": without_passwords(fleet(root, config, info.get("name"))),
+            "fleet": queue and {field: value for field, value in queue.items() if field != "executions"},
+            "timelines": timelines(root, queue),
             "trajectories": [item for source in sources for item in source.items],
             "totals": {source.name: source.total for source in sources if source.total},
         }

@@ -156,19 +156,23 @@ class Batches:
         now, later = due[:lacking], due[lacking:]
         policy = self._trained.whole(params["policy"])
         # The update has the trained arrays donated to it: what is sampled beside it has its own.
-        weights = self.actor.weights(policy, params) if later else policy
+        with self._run.timeline.span("weights"):
+            weights = self.actor.weights(policy, params) if later else policy
         started = time.monotonic()
         for index, states in now:
-            self._sample(weights, version, index, states)
+            with self._run.timeline.span("sampling"):
+                self._sample(weights, version, index, states)
         seconds = time.monotonic() - started
 
         def sample_later(is_stopping: Callable[[], bool]) -> None:
             for index, states in later:
-                self._sample(weights, version, index, states, is_stopping)
+                with self._run.timeline.span("sampling ahead"):
+                    self._sample(weights, version, index, states, is_stopping)
 
         if later:
             self._background.start(sample_later)
-        taken = self._in_flight.take(version, show)
+        with self._run.timeline.span("waiting"):
+            taken = self._in_flight.take(version, show)
         if self._config.silent_groups == "resample":
             taken, more = self._resample(version, policy, taken, show)
             seconds += more
@@ -250,14 +254,15 @@ class Batches:
         ]
         policy, samples, seconds = self._trained.whole(params["policy"]), itertools.count(), 0.0
         agent = PolicyAgent(self.actor, policy, lambda t, depth, place: f"rl/{version}/{depth}/{place}")
-        for wave in play(
-            episodes,
-            agent,
-            lambda t, action: self._job(action, version, next(samples)),
-            lambda jobs: self._run.job_client.gather(jobs, show),
-            self._config.episode_steps,
-        ):
-            seconds += sum(step.seconds for _, step in wave)
+        with self._run.timeline.span("episodes"):
+            for wave in play(
+                episodes,
+                agent,
+                lambda t, action: self._job(action, version, next(samples)),
+                lambda jobs: self._run.job_client.gather(jobs, show),
+                self._config.episode_steps,
+            ):
+                seconds += sum(step.seconds for _, step in wave)
         return rows_of(episodes, self._config.reward, version), seconds
 
     def _rng(self, index: int) -> np.random.Generator:

@@ -299,7 +299,8 @@ def ppo_step(
     count = jnp.maximum(metrics["policy_loss"].count, 1.0)
     grads = jax.tree.map(lambda grad: grad / count, grads)
     metrics["grad_norm"] = Mean(optax.tree.norm(grads["policy"]), jnp.ones(()))
-    new_params, new_state = apply(optimizer, grads, opt_state, params)
+    with jax.named_scope("optimizer"):
+        new_params, new_state = apply(optimizer, grads, opt_state, params)
     if critic_only:
         new_params = new_params | {"policy": params["policy"]}
         inner = new_state.inner_states | {"policy": opt_state.inner_states["policy"]}

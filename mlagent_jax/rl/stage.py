@@ -30,6 +30,7 @@ from mlagent_jax.rl.scalars import group_scalars, outcome_scalars, task_scalars
 from mlagent_jax.rl.validation import Validation
 from mlagent_jax.runs.policies import Policy, checkpointer, describe, renderer, trained_policy, training
 from mlagent_jax.runs.run import Run
+from mlagent_jax.runs.speed import Speed
 from mlagent_jax.runtime import jsonl, processes
 from mlagent_jax.runtime.interruption import Stopped
 from mlagent_jax.trajectories.record import Record
@@ -60,6 +61,7 @@ class _Trainer:
         self.learner = Learner(run, policy, trained, self.batches.dispatch_lock)
         self.whole, self.renderer = trained.whole, renderer(run, policy)
         self.pad_id = policy.tokenizer.pad_id
+        self.speed = Speed(policy.config, trained.base is not None)
         self.iteration = 0
 
     def train(self) -> None:
@@ -73,6 +75,7 @@ class _Trainer:
                 while self.iteration < total and not (self.validation and self.validation.has_converged):
                     try:
                         self.run.stop_if_requested()
+                        self.run.timeline.begin("rl", self.iteration + 1)
                         started = time.monotonic()
                         taken, seconds_sample = self.batches.take(
                             self.iteration, self.learner.params, lambda _: progress.update(0)
@@ -93,7 +96,9 @@ class _Trainer:
                         due = self.iteration % self.config.checkpoint_every == 0 or self.iteration == total
                         stopping = self.run.is_stopping()
                         if due or stopping or metric is not None:
-                            self._save(saved, metric)
+                            with self.run.timeline.span("checkpoint"):
+                                self._save(saved, metric)
+                        self.run.timeline.end("rl", self.iteration)
                         progress.update(1, **{k: values[k] for k in ("reward", "kl", "entropy", "valid")})
                         if stopping:
                             self.run.interruption.check()
@@ -102,15 +107,18 @@ class _Trainer:
         """Evaluates the policy where that is due, and adds to the iteration's scalars; its metric."""
         if self.validation is None or not self.validation.is_due(self.iteration):
             return None
-        values |= self.validation.measure(self.whole(self.learner.params["policy"]), self.iteration)
+        with self.run.timeline.span("validation"):
+            measured = self.validation.measure(self.whole(self.learner.params["policy"]), self.iteration)
+        values |= measured
         return self.validation.history[-1]
 
     def _train_on(self, taken: Sequence[TrainingRow], seconds_sample: float, seconds_taking: float) -> dict[str, float]:
         """One iteration's update on `taken`, which took so long to get, sampling included; returns scalars."""
         started = time.monotonic()
-        batch = self.learner.batch(self.pad_id, taken)
-        self.batches.make_room()
-        metrics = self.learner.update(batch, taken, self.iteration)
+        with self.run.timeline.span("update"):
+            batch = self.learner.batch(self.pad_id, taken)
+            self.batches.make_room()
+            metrics = self.learner.update(batch, taken, self.iteration)
         if not self.config.replay:
             self.run.job_client.consume(self.iteration, [row.job for row in taken])
         self.batches.trained(taken)
@@ -121,6 +129,7 @@ class _Trainer:
         outcomes = [row.outcome for row in taken]
         values = (
             metrics
+            | self.speed.rl(_lengths(taken), self.config.epochs, seconds_update)
             | outcome_scalars(outcomes)
             | task_scalars(taken)
             | group_scalars([*taken, *self.batches.replaced])
@@ -182,3 +191,12 @@ class _Trainer:
         if self.validation:
             self.validation.history = list(extra.get("validations", ()))
         self.batches.restore(extra, step)
+
+
+def _lengths(taken: Sequence[TrainingRow]) -> list[tuple[int, list[int]]]:
+    """(tokens of the prompt, tokens of each action) of each prompt of a group; the steps of an episode have several."""
+    prompts: dict[tuple[int, tuple[int, ...]], tuple[int, list[int]]] = {}
+    for row in taken:
+        prompt = tuple(row.action.prompt)
+        prompts.setdefault((row.group, prompt), (len(prompt), []))[1].append(len(row.action.tokens))
+    return list(prompts.values())

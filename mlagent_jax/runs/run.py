@@ -41,6 +41,8 @@ from mlagent_jax.runtime.interruption import Interruption
 from mlagent_jax.runtime.metrics import MetricsLog, NoMetrics
 from mlagent_jax.runtime.progress import FILE as PROGRESS_FILE
 from mlagent_jax.runtime.progress import Progress
+from mlagent_jax.runtime.timeline import FILE as TIMELINE_FILE
+from mlagent_jax.runtime.timeline import Timeline
 from mlagent_jax.settings.schema import Config
 from mlagent_jax.trajectories.record import Record
 from mlagent_jax.trajectories.store import TrajectoryStore
@@ -58,7 +60,7 @@ class Run:
       tasks: Prepared tasks by name, in the order of the config: training first.
       devices: Mesh, sharding rules, and placement of rows.
       is_first: Whether this process writes the workdir; only the first of several does.
-      metrics, job_client, store, interruption: See their modules.
+      metrics, timeline, job_client, store, interruption: See their modules.
       executes: Whether actions are executed. If False (`studies.sleeping`), rewards are simulated and the workdir is
         marked as such.
     """
@@ -81,6 +83,13 @@ class Run:
         self._closing.enter_context(precision.in_effect(config.policy))
         self._closing.callback(self._memory.stop)
         self._closing.callback(self.metrics.close)
+        profile = config.profile
+        self.timeline = Timeline(
+            workdir / TIMELINE_FILE if self.is_first else None,
+            self.host_folder / "profile",
+            {"sft": profile.numbers("steps"), "rl": profile.numbers("iterations")},
+        )
+        self._closing.callback(self.timeline.close)
         if self.is_first and config.tracking.trackers:
             folder = os.fspath(self.host_folder / "trackers")
             settings, known = dataclasses.asdict(config), self.metrics.read()

@@ -3,7 +3,8 @@
     config.json  run.json          settings; completed stages, seconds by stage, executions, peak memory
     tasks/  store/  queue.db       for the CPU hosts, unless the config names other places
     trajectories/  tokenizer/  checkpoints/  evaluation/  export/
-    metrics.jsonl  report/  logs/
+    metrics.jsonl  timeline.jsonl  report/  logs/
+    xla/  profile/                 compiled programs; traces that `config.profile` asks for
 
 With several processes the workdir is on shared storage: the first process writes everything but checkpoints, and all
 processes read.

@@ -166,9 +166,11 @@ class _Board:
 
 
 class _ObjectWriter:
-    """Event file in an object store, rewritten at every flush, because such a store cannot append."""
+    """Event file in an object store, rewritten at every flush, because such a store cannot append. From a MiB on it
+    goes on in a next file, which TensorBoard reads after it."""
 
     def __init__(self, path: str) -> None:
+        self._first, self._number = path, 0
         self._path = epath.Path(path)
         self._data = b""
 
@@ -177,9 +179,13 @@ class _ObjectWriter:
 
     def flush(self) -> None:
         self._path.write_bytes(self._data)
+        if len(self._data) >= jsonl.PART_BYTES:
+            self._number += 1
+            self._path, self._data = epath.Path(f"{self._first}.{self._number:05d}"), b""
 
     def close(self) -> None:
-        self.flush()
+        if self._data:
+            self.flush()
 
 
 class _ObjectStore:

@@ -181,6 +181,28 @@ def agree(work: Callable[[], Any]) -> Any:
     return gather(work if is_first() else lambda: None)[0]
 
 
+def lead(work: Callable[[], Any], rest: Callable[[], Any]) -> None:
+    """Run `work` in the first process, then `rest` in all, also if `work` failed: what is left of collectives that
+    `work` shares with the others, which wait in them.
+
+    Raises:
+      PeerError: `work` failed. In the first process, its own error is raised.
+    """
+    failure: Exception | None = None
+    if is_first():
+        try:
+            work()
+        except Exception as error:
+            failure = error
+    rest()
+
+    def tell() -> None:
+        if failure is not None:
+            raise failure
+
+    agree(tell)
+
+
 def meet() -> None:
     """Wait for all processes: files that the first one wrote before are then visible to the others."""
     exchange(b"")

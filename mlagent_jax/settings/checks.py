@@ -39,6 +39,8 @@ def check(config: Config) -> None:
             raise ConfigError(f"config.{path} is {value!r}; choose one of {', '.join(choices)}")
 
     check_numbers(config)
+    for field in ("iterations", "steps"):
+        config.profile.numbers(field)
     for stage in config.stages:
         choose("stages", stage, STAGES)
     choose("policy.compute_dtype", config.policy.compute_dtype, ("float32", "bfloat16"))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
+from mlagent_jax.runtime.errors import ConfigError
+
 
 @dataclasses.dataclass(frozen=True)
 class TasksConfig:
@@ -40,6 +42,28 @@ class WorkersConfig:
     none of its jobs."""
     silence_seconds: float = 600.0
     """Maximum time without any result, in seconds; then the run fails."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ProfileConfig:
+    """Traces of single steps, host and devices, in `profile/` of the workdir (docs/qualify.md)."""
+
+    iterations: tuple[str, ...] = ()
+    """Iterations of rl to trace, from 1, for example 3,4."""
+    steps: tuple[str, ...] = ()
+    """Steps of sft to trace, from 1."""
+
+    def numbers(self, field: str) -> frozenset[int]:
+        """Return the steps that a field lists.
+
+        Raises:
+          ConfigError: One is no number from 1.
+        """
+        named = getattr(self, field)
+        for each in named:
+            if not each.isdecimal() or not int(each):
+                raise ConfigError(f"config.profile.{field} names {each!r}; list numbers from 1, for example 3,4")
+        return frozenset(map(int, named))
 
 
 @dataclasses.dataclass(frozen=True)

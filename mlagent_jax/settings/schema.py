@@ -16,6 +16,7 @@ from mlagent_jax.settings import typed_fields
 from mlagent_jax.settings.checks import STAGES, check
 from mlagent_jax.settings.hosts import (
     EndpointConfig,
+    ProfileConfig,
     TasksConfig,
     WorkersConfig,
 )
@@ -74,6 +75,7 @@ class Config:
     evaluate: EvaluateConfig = dataclasses.field(default_factory=EvaluateConfig)
     export: ExportConfig = dataclasses.field(default_factory=ExportConfig)
     tracking: TrackingConfig = dataclasses.field(default_factory=TrackingConfig)
+    profile: ProfileConfig = dataclasses.field(default_factory=ProfileConfig)
 
 
 _PACE = ("url", "concurrency", "attempts", "backoff_seconds", "timeout_seconds", "key_variable")
@@ -81,7 +83,7 @@ _LIMITS = ("requests_per_minute", "tokens_per_minute", "budget_tokens", "budget_
 MAY_CHANGE = (
     *("stages", "workers", "mesh", "plan", "sampling.slots", "sampling.rules", "optimizer.placement"),
     *("policy.remat", "policy.attention", "sft.micro_batch", "rl.micro_batch", "rl.micro_tokens"),
-    *("sft.checkpoint_seconds", "rl.checkpoint_every", "tracking", "plugins"),
+    *("sft.checkpoint_seconds", "rl.checkpoint_every", "tracking", "profile", "plugins"),
     *(f"endpoint.{name}" for name in (*_PACE, *_LIMITS)),
 )
 """Settings that may change when a workdir is reopened: they decide where and how fast a run computes, not its results.

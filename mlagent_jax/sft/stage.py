@@ -23,6 +23,7 @@ from mlagent_jax.runs.policies import (
     training,
 )
 from mlagent_jax.runs.run import Run
+from mlagent_jax.runs.speed import Speed
 from mlagent_jax.runtime import processes
 from mlagent_jax.runtime.errors import ConfigError
 from mlagent_jax.sft.examples import ExpertSteps, HeldOutSteps, split_trajectories
@@ -57,6 +58,7 @@ def sft(run: Run) -> None:
         keeps=run.config.optimizer,
     )
     trained = training(run, policy)
+    speed = Speed(policy.config, trained.base is not None)
     state = init_state(optimizer, trained.params, run.config.optimizer.placement)
     arrays = {"policy": trained.params, "optimizer": state}
     describe(run, "sft", policy)
@@ -73,6 +75,7 @@ def sft(run: Run) -> None:
             for step in range(done, total):
                 if _has_converged(evaluations, config.patience):
                     break
+                run.timeline.begin("sft", step + 1)
                 with run.interruption.held():
                     rate = schedule(config.schedule, config.learning_rate, step / total, config.warmup_fraction)
                     arrays["policy"], arrays["optimizer"], metrics = sft_step(
@@ -87,6 +90,8 @@ def sft(run: Run) -> None:
                         base=trained.base,
                     )
                     values = {name: float(value) for name, value in metrics.items()}
+                    values |= speed.sft(values["tokens"], values.pop("pairs"), values["action_tokens"])
+                    run.timeline.end("sft", step + 1)
                     due = evaluated and ((step + 1) % every == 0 or step + 1 == total)
                     if due:
                         values["held_out_loss"] = _held_out_loss(run, trained, arrays["policy"], evaluated)

@@ -42,20 +42,24 @@ def sft_step(
     loss 0 and gradient 0.
 
     Returns new parameters, new state and metrics: `loss` (nats per action token), `grad_norm`, `tokens` (without
-    padding) and `action_tokens`.
+    padding), `pairs` of them that attention compares, and `action_tokens`.
     """
 
     def loss(params: Params, rows: Mapping[str, jax.Array]) -> tuple[jax.Array, dict[str, jax.Array]]:
         whole = params if base is None else lora.join(base, params)
         total, count = _negative_log_likelihood(graph, whole, rows, remat, compute_dtype)
-        sums = {"loss": total, "action_tokens": count, "tokens": jnp.sum(rows["segment_ids"] > 0)}
+        filled = rows["segment_ids"] > 0
+        # A float: pairs of long rows are more than an int32 holds.
+        pairs = jnp.sum(jnp.where(filled, rows["positions"] + 1.0, 0.0))
+        sums = {"loss": total, "action_tokens": count, "tokens": jnp.sum(filled), "pairs": pairs}
         return total, jax.lax.stop_gradient(sums)
 
     grads, metrics = summed_gradients(loss, params, rows, micro_rows)
     count = jnp.maximum(metrics["action_tokens"], 1)
     grads = jax.tree.map(lambda grad: grad / count, grads)
     metrics |= {"loss": metrics["loss"] / count, "grad_norm": optax.tree.norm(grads)}
-    params, opt_state = apply(optimizer, grads, opt_state, params)
+    with jax.named_scope("optimizer"):
+        params, opt_state = apply(optimizer, grads, opt_state, params)
     return params, opt_state, metrics
 
 

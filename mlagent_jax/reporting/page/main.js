@@ -30,6 +30,7 @@ const SECTIONS = {
   curves: [() => data.runs.map(({ name, curves }) => [name, curves]), (node) => drawCurves(node, data.runs)],
   tasks: [() => [data.pooled, data.runs.map(({ name, summary }) => [name, summary])], (node) => drawTasks(node, data, drawFigures)],
   states: [() => data.runs.map(({ name, states }) => [name, states]), (node) => drawStates(node, data.runs)],
+  time: [() => data.runs.map(({ name, timelines }) => [name, timelines]), (node) => drawTimelines(node, data.runs)],
   fleet: [() => data.runs.map(({ name, fleet }) => [name, fleet]), (node) => drawFleet(node, data.runs)],
   run: [() => data.runs.map(({ name, run }) => [name, run]), (node) => drawRun(node, data.runs)],
 };

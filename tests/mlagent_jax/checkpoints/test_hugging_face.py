@@ -18,6 +18,7 @@ from mlagent_jax import models
 from mlagent_jax.checkpoints import hugging_face
 from mlagent_jax.checkpoints.safetensors import TensorFileError
 from mlagent_jax.models.tokenizer import Tokenizer, train_tokenizer
+from mlagent_jax.runtime import processes
 
 MATRIX = {  # model_type, tied embeddings, further fields
     "qwen2": ("qwen2", False, {}),
@@ -102,6 +103,32 @@ def test_weights_of_our_own_agree_with_transformers_after_export(tmp_path):
     tokens = np.random.default_rng(0).integers(0, VOCAB, (2, 9))
     np.testing.assert_allclose(our_logits(graph, params, tokens), their_logits(exported, tokens), atol=1e-4)
     assert hugging_face.read_config(tmp_path / "export") == config
+
+
+@pytest.mark.parametrize("fails_after", [0, 3])
+def test_an_export_that_fails_still_takes_its_part_in_every_gather(tmp_path, monkeypatch, fails_after):
+    """The other processes wait in the gathers of all tensors, and are then told of the failure."""
+    config = models.ModelConfig(*(VOCAB, 32, 2, 4, 2, 8, 48), attention_bias=True, dtype="float32")
+    _, params = make_params(config)
+    fetched, fetch = [], processes.fetch
+    monkeypatch.setattr(processes, "fetch", lambda array: fetched.append(1) or fetch(array))
+    hugging_face.save(tmp_path / "whole", config, params)
+    count = len(fetched)
+    fetched.clear()
+    if fails_after:
+
+        def full(path, tensors, read):
+            for name in list(tensors)[:fails_after]:
+                read(name)
+            raise OSError("no space left")
+
+        monkeypatch.setattr(hugging_face.tensor_files, "write", full)
+    else:
+        (tmp_path / "export").mkdir()
+        (tmp_path / "export" / "own.txt").write_text("not an export")
+    with pytest.raises(OSError, match="no space left" if fails_after else "export"):
+        hugging_face.save(tmp_path / "export", config, params)
+    assert len(fetched) == count
 
 
 @pytest.mark.slow

@@ -254,6 +254,8 @@ def live_run(tmp_path: Path) -> Path:
     (workdir / "run.json").write_text(json.dumps({"name": "live-1", "done": ["collect"], "seconds": {"collect": 2.0}}))
     told = {"stage": "rl", "state": "running", "done": 3, "total": 8, "unit": "step", "rate": 0.5, "eta_seconds": 10.0}
     (workdir / "progress.json").write_text(json.dumps({**told, "values": {"reward": 0.5}, "written": 1.0}))
+    spans = [["sampling", 100.0, 101.5], ["waiting", 101.5, 104.0], ["update", 104.0, 105.0]]
+    write_lines(workdir / "timeline.jsonl", [{"stage": "rl", "step": step, "spans": spans} for step in (1, 2)])
     queue = open_queue(f"sqlite:///{workdir / 'queue.db'}")
     queue.enqueue([Job("live-1", 0, State.from_dict({**state, "ideas": []}), 0, "act")])
     queue.close()

@@ -191,6 +191,13 @@ def test_states_and_workers_are_shown_and_lead_to_trajectories(show, live_run):
     assert "[object" not in page.run("document.body.textContent.replace(/\\{.*/s, '')")
     assert page.run("document.querySelector('.chips .going').textContent") == "RL"
     assert "3 of 8" in page.run("document.querySelector('.told').textContent")
+    lanes = page.run(
+        "[...document.querySelectorAll('#time .lane-name, #time .lane-time')].map((node) => node.textContent)"
+    )
+    assert lanes == ["Sampling", "1.5 s", "Waiting", "2.5 s", "Update", "1 s"]
+    assert page.run("document.querySelector('#time .bound').textContent").startswith("Waiting for executions takes 50%")
+    page.run("document.querySelector('#time .segmented button').click()")
+    assert page.run("document.querySelector('#time .note').textContent") == "Iteration 1: 5 s from left to right."
     task = page.run("{ const link = document.querySelector('#states .matrix th a'); link.click(); link.textContent }")
     assert set(page.run("[...document.querySelectorAll('.row-task')].map((node) => node.textContent)")) == {task}
     assert page.errors == []

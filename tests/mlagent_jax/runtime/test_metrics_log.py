@@ -105,6 +105,43 @@ def test_rewind_forgets_the_steps_after_the_checkpoint_of_that_stage_only(workdi
     assert [event.step for event in starts] == [2]
 
 
+def test_appending_to_an_object_store_rewrites_no_more_than_a_part(tmp_path, monkeypatch, workdir):
+    monkeypatch.setattr(jsonl, "PART_BYTES", 300)
+    path, tail, seen = workdir / "steps.jsonl", jsonl.Tail(workdir / "steps.jsonl"), []
+    records = [{"step": step, "text": "x" * 80} for step in range(20)]
+    for record in records:
+        with jsonl.Appender(path) as file:  # also across restarts
+            file.append(record)
+        restarted, new = tail.new()
+        seen += new
+        assert (not restarted and len(path.read_bytes()) < 600) or "://" not in str(path)
+    assert jsonl.read(path) == seen == records
+    if "://" in str(path):
+        whole = path.read_bytes()
+        (path.parent / "steps.jsonl.00099").write_bytes(b"never named by the open part")
+        assert jsonl.read(path) == records
+        # A crash after a part was closed, before the open one names it.
+        (path.parent / f"steps.jsonl.{len(list(path.parent.iterdir())) - 1:05d}").write_bytes(whole)
+        assert jsonl.read(path) == records
+    jsonl.replace(path, records[:3])
+    restarted, new = tail.new()
+    assert restarted and list(new) == jsonl.read(path) == records[:3]
+    with jsonl.Appender(path) as file:
+        file.append(*records[3:])
+    assert jsonl.read(path) == records
+
+
+def test_event_files_in_an_object_store_go_on_in_a_next_one(monkeypatch, workdir):
+    monkeypatch.setattr(jsonl, "PART_BYTES", 300)
+    with MetricsLog(workdir) as log:
+        for step in range(20):
+            log.write("rl", step, {"reward": 0.25})
+    folder = workdir / "tensorboard" / "rl"
+    steps = [event.step for event in events(folder) for _ in event.summary.value]
+    assert steps == list(range(20))
+    assert (len(list(folder.iterdir())) > 2) == ("://" in str(workdir))
+
+
 def test_a_process_that_is_killed_loses_no_record(tmp_path):
     program = (
         "import os, signal, sys\n"
