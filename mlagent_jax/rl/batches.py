@@ -1,12 +1,12 @@
-"""Where the batches of rl come from: states of the pool, the policy's actions in them, and what became of those.
+"""Batches of rl: states from the pool, the policy's actions in them, and their outcomes.
 
-With `max_staleness` above 0, batches are sampled ahead while others execute, at most so many policy versions old; 0
-is the synchronous algorithm. With `sample_ahead` that goes on beside the update, from a copy of the weights of the
-version before it: the same batches, and so the same run, with nothing standing still for them. With `rollout` =
-episode, whole episodes take the place of single actions: the baseline that step-wise RL is compared with.
+With `max_staleness` above 0, batches are sampled ahead while others execute, up to that many policy versions; 0 is the
+synchronous algorithm. With `sample_ahead`, sampling also continues during the update, from a copy of the previous
+version's weights: the batches, and so the run, are the same, and nothing waits for sampling. With `rollout` = episode,
+whole episodes replace single actions: the baseline for step-wise RL.
 
-What is drawn is a function of the seed and the batch's index: an interrupted iteration draws the same actions and finds
-their results in the queue.
+Draws depend only on the seed and the batch's index. An interrupted iteration draws the same actions, and finds their
+results in the queue.
 """
 
 from __future__ import annotations
@@ -38,25 +38,25 @@ from mlagent_jax.trajectories.record import expert_states
 
 
 class Batches:
-    """The pool, the actor, and the actions that are under way; leaving its context ends what is sampled beside.
+    """State pool, actor, and groups in flight; leaving the context ends background sampling.
 
     Args:
-      run: open.
-      policy: of the SFT stage.
-      trained: that policy in training.
+      run: an open run.
+      policy: policy of the SFT stage.
+      trained: the same policy in training.
 
     Attributes:
-      dispatch_lock: Held while a program is handed to devices to which a thread of this class hands programs too.
-      actor: the policy as what samples, for others too while nothing is sampled ahead.
-      replaced: rows of this iteration's batch that said nothing, and in whose place others stand.
+      dispatch_lock: lock held while a program is handed to devices that the background thread uses too.
+      actor: sampler of actions; other code may use it while nothing is sampled ahead.
+      replaced: rows of silent groups that other groups replaced in this iteration's batch.
     """
 
     def __init__(self, run: Run, policy: Policy, trained: Training) -> None:
         self._run, self._config, self._trained = run, run.config.rl, trained
-        # Several processes have to hand the same programs to the devices in the same order: there it is one thread.
+        # Several processes must dispatch the same programs in the same order, so they use one thread.
         self._overlaps = self._config.sample_ahead and self._config.max_staleness > 0 and processes.count() == 1
         self._background = BackgroundSampler(run.devices.mesh)
-        # Programs over several devices wait for each other in the order in which they were handed to each.
+        # Programs over several devices wait for each other, in the order in which each device received them.
         several = self._overlaps and run.devices.mesh.size > 1
         self.dispatch_lock: contextlib.AbstractContextManager[Any] = (
             threading.Lock() if several else contextlib.nullcontext()
@@ -69,7 +69,7 @@ class Batches:
         )
 
     def _make_pool(self) -> StatePool:
-        """The expert's states; for whole episodes those alone in which a task starts."""
+        """Return a pool of the expert's states; for whole episodes, only of the states in which a task starts."""
         config = self._run.config.pool
         if self._config.rollout == "episode":
             config = dataclasses.replace(config, max_depth=0, refresh_fraction=0.0)
@@ -87,20 +87,20 @@ class Batches:
 
     @property
     def states(self) -> int:
-        """States in the pool."""
+        """Return the number of states in the pool."""
         return len(self._pool)
 
     # -- one iteration --
 
     def take(self, version: int, params: Any, show: Callable[[Outcome], None]) -> tuple[list[TrainingRow], float]:
-        """The next batch, for the policy of `version`, and the seconds of this call in which its caller sampled.
+        """Return the next batch for the policy of `version`, and the seconds of this call spent sampling.
 
         Args:
-          params: the policy's of that version and the critic's, all that the update will have donated.
-          show: called with each outcome that comes.
+          params: parameters of policy and critic, all of which the update donates.
+          show: function that is called with each outcome.
 
         Raises:
-          QueueError: none of its actions could be executed.
+          QueueError: no action of the batch could be executed.
         """
         take = self._play_episodes if self._config.rollout == "episode" else self._take_steps
         taken, seconds = take(version, params, show)
@@ -113,12 +113,12 @@ class Batches:
         return taken, seconds
 
     def make_room(self) -> None:
-        """Before the update: let the device memory for sampling go, unless sampling goes on beside it."""
+        """Release the sampler's device memory before the update, unless sampling continues during it."""
         if not self._overlaps:
             self.actor.release()
 
     def trained(self, taken: Sequence[TrainingRow]) -> None:
-        """The batch was trained on: it is no longer under way, and the pool learns of its states and of those that it
+        """Mark the batch as trained on: it is no longer in flight, and the pool gets its rewards and the states that it
         reached."""
         seen = [*taken, *self.replaced]
         self._in_flight.trained(seen)
@@ -136,7 +136,7 @@ class Batches:
             self._pool.reach(reached)
 
     def join(self) -> float:
-        """After the update: wait for what is sampled beside it; its seconds."""
+        """Wait for background sampling after the update; return its seconds."""
         seconds = self._background.join()
         self.actor.release()
         return seconds
@@ -146,8 +146,8 @@ class Batches:
     def _take_steps(
         self, version: int, params: Any, show: Callable[[Outcome], None]
     ) -> tuple[list[TrainingRow], float]:
-        """The next batch of single actions; the ones after it are sampled and handed out as far as staleness allows,
-        beside the waiting and the update where they may overlap."""
+        """Return the next batch of single actions. Later batches are sampled and handed out as far as staleness allows,
+        concurrently with waiting and the update if they may overlap."""
         out = len(self._in_flight) // self._config.states
         first = version + out  # the index of the next batch to sample
         last = min(first + self._in_flight.room, self._config.iterations)
@@ -155,7 +155,7 @@ class Batches:
         lacking = len(due) if not self._overlaps else max(0, 1 - out)
         now, later = due[:lacking], due[lacking:]
         policy = self._trained.whole(params["policy"])
-        # The update has the trained arrays donated to it: what is sampled beside it has its own.
+        # The update donates the trained arrays, so background sampling has a copy.
         with self._run.timeline.span("weights"):
             weights = self.actor.weights(policy, params) if later else policy
         started = time.monotonic()
@@ -181,15 +181,15 @@ class Batches:
     def _resample(
         self, version: int, policy: Any, taken: list[TrainingRow], show: Callable[[Outcome], None]
     ) -> tuple[list[TrainingRow], float]:
-        """Puts groups from other states in the place of those that say nothing, within the budget of executions.
+        """Replace silent groups by groups from other states, within the budget of executions.
 
         DAPO's dynamic sampling (Yu et al. 2025, arXiv 2503.14476, section 3.2), which samples until the batch is full.
-        Where the budget ends first, silent groups stay. Returns the batch, and the seconds that its sampling took.
+        If the budget ends first, silent groups stay. Returns the batch, and the seconds of sampling.
         """
         started, waited = time.monotonic(), 0.0
         samples, budget = self._config.samples, self._config.resample_executions // self._config.samples
         self.replaced = []
-        # Groups have an index of their own, behind those of all batches.
+        # Indices of replacing groups follow those of all batches.
         index, rounds = self._config.iterations * self._config.states + version * budget, itertools.count()
         while (silent := sorted(silent_groups(taken))) and budget:
             count, round_ = min(len(silent), budget), next(rounds)
@@ -223,18 +223,18 @@ class Batches:
         states: Sequence[State],
         is_stopping: Callable[[], bool] = lambda: False,
     ) -> None:
-        """Sample the batch of this index, and hand out each group as soon as it is there."""
+        """Sample the batch of this index, and hand out each group as soon as it is complete."""
         found = self.actor.act_by_state(weights, states, self._config.samples, f"rl/{index}")
         first = index * self._config.states
         groups = (self._group(first + place, version, tuple(actions)) for place, actions in found)
-        if processes.count() > 1:  # which hand out together
+        if processes.count() > 1:  # They hand out together.
             self._in_flight.add(sorted(groups, key=lambda group: group.index))
             return
         for group in groups:
             if is_stopping():
                 return
             self._in_flight.add([group], more=True)
-        self._in_flight.add([])  # it is whole
+        self._in_flight.add([])  # The batch is complete.
 
     def _group(self, index: int, version: int, actions: tuple[SampledAction, ...]) -> Group:
         # A state may be drawn twice: the group's index keeps its jobs apart.
@@ -247,7 +247,7 @@ class Batches:
     def _play_episodes(
         self, version: int, params: Any, show: Callable[[Outcome], None]
     ) -> tuple[list[TrainingRow], float]:
-        """The next batch of whole episodes: every action of one is trained on what the episode reached."""
+        """Return the next batch of whole episodes: every action is trained on the result of its episode."""
         starts = self._pool.sample(self._rng(version), self._config.states)
         episodes = [
             Trajectory("train", i, state) for i, state in enumerate(starts) for _ in range(self._config.samples)
@@ -274,15 +274,15 @@ class Batches:
     # -- checkpoints --
 
     def to_dict(self) -> dict[str, Any]:
-        """What a resume needs, beside the parameters."""
+        """Return the state that a resume needs, in addition to the parameters."""
         return {"pool": self._pool.to_dict(), "under_way": self._in_flight.to_list()}
 
     def restore(self, data: dict[str, Any], version: int) -> None:
-        """Go on from `to_dict`, with the policy of `version`."""
+        """Restore the state of `to_dict`, with the policy of `version`."""
         self._pool.restore(data["pool"])
         self._in_flight.add(
             [self._group(group["index"], group["version"], Group.actions_of(group)) for group in data["under_way"]]
         )
-        # What is queued still of versions that would be too old by now, nobody waits for.
+        # Cancel queued jobs of versions that are too old: nothing waits for them.
         oldest = version - self._config.max_staleness
         processes.agree(lambda: self._run.queue.cancel(self._run.name, older_than_version=oldest))
