@@ -26,6 +26,7 @@ SMALL = (
     "--config.policy.intermediate_size=96",
     "--config.policy.compute_dtype=float32",
     "--config.prompt.max_action_tokens=40",
+    "--config.rl.minibatches=1",  # whose rows eight devices divide
     "--config.workers.sandbox=bubblewrap",
 )
 
