@@ -1,7 +1,7 @@
-"""`python -m mlagent_jax.pool WORKDIR`: what the state pool of a run holds now, of its newest checkpoint.
+"""`python -m mlagent_jax.pool WORKDIR`: print the state pool of a run, from its newest checkpoint.
 
-Prints a table by task and depth, and a list of states; `--state` shows one of them whole, its history and its code.
-Works while the run goes on, and before its rl begins.
+Prints a table by task and depth, and a list of states; `--state` shows one state with its history and its code. Works
+during the run, and before rl starts.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from absl import app, flags, logging
 
 from mlagent_jax.reporting.pool import pool_text, read_pool, state_text
 
-_STATE = flags.DEFINE_string("state", None, "Show the state whose id begins so.")
-_COUNT = flags.DEFINE_integer("count", 20, "States listed one by one; 0: all.", lower_bound=0)
-_JSON = flags.DEFINE_boolean("json", False, "Print all of it, or the one state, as JSON instead.")
+_STATE = flags.DEFINE_string("state", None, "Prefix of the id of a state to show.")
+_COUNT = flags.DEFINE_integer("count", 20, "Number of states to list; 0: all.", lower_bound=0)
+_JSON = flags.DEFINE_boolean("json", False, "Whether to print the pool, or the state, as JSON.")
 
 
 def main(argv: Sequence[str]) -> None:
-    logging.set_verbosity(logging.ERROR)  # of the libraries: Orbax tells each of its steps
-    jax.config.update("jax_platforms", "cpu")  # the accelerators are the run's
+    logging.set_verbosity(logging.ERROR)  # The libraries' only; Orbax logs each of its steps.
+    jax.config.update("jax_platforms", "cpu")  # The run uses the accelerators.
     if len(argv) != 2:
         raise app.UsageError("name the workdir of one run")
     try:

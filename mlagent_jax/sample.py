@@ -2,9 +2,9 @@
 
     python -m mlagent_jax.sample --checkpoint DIR --prompts FILE.jsonl --max_new_tokens 64 --temperature 0.7 --json
 
-DIR is a Hugging Face folder, or of a run of ours its workdir, a stage (WORKDIR/checkpoints/rl) or a step. Each line of
-FILE is `{"prompt": TEXT}`, or `{"prompt": [ID, ...]}`. With `--json` a line comes out for every sample, in the order of
-the prompts: `token_ids`, `text`, `logprobs`, `finish_reason`, and `index` (of the prompt) and `sample`.
+DIR is a Hugging Face folder, or a run's workdir, stage (WORKDIR/checkpoints/rl) or step. Each line of FILE is
+`{"prompt": TEXT}` or `{"prompt": [ID, ...]}`. With `--json` the output has a line for every sample, in the order of the
+prompts: `token_ids`, `text`, `logprobs`, `finish_reason`, `index` (of the prompt) and `sample`.
 """
 
 from __future__ import annotations
@@ -24,28 +24,38 @@ from mlagent_jax.sampling.sampler import Prompt, Sampler
 
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Hugging Face folder, or a run's workdir, stage or step.")
 PROMPTS = flags.DEFINE_string("prompts", None, 'File of JSON lines, {"prompt": TEXT} each.')
-MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 256, "Limit of each completion.")
-TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "0 takes the most probable token.")
-TOP_K = flags.DEFINE_integer("top_k", 0, "Draw from the k most probable tokens; 0: all.")
-TOP_P = flags.DEFINE_float("top_p", 1.0, "Draw from the most probable tokens that reach this probability; 1: all.")
-MIN_P = flags.DEFINE_float("min_p", 0.0, "Draw from tokens this times as probable as the likeliest; 0: all.")
-N = flags.DEFINE_integer("n", 1, "Samples a prompt.")
-STOP = flags.DEFINE_multi_string("stop", [], "A string that ends a completion and is not part of it; may be repeated.")
-SEED = flags.DEFINE_integer("seed", 0, "Of every prompt: equal prompts get equal samples.")
+MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 256, "Maximum tokens per completion.")
+TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "Sampling temperature; 0: the most probable token.")
+TOP_K = flags.DEFINE_integer("top_k", 0, "Number of most probable tokens to sample from; 0: all.")
+TOP_P = flags.DEFINE_float("top_p", 1.0, "Total probability of the most probable tokens to sample from; 1: all tokens.")
+MIN_P = flags.DEFINE_float(
+    "min_p", 0.0, "Minimum probability of a token, relative to the most probable one; 0: all tokens."
+)
+N = flags.DEFINE_integer("n", 1, "Number of samples per prompt.")
+STOP = flags.DEFINE_multi_string("stop", [], "String that ends a completion and is not part of it; may be repeated.")
+SEED = flags.DEFINE_integer("seed", 0, "Seed of every prompt: equal prompts get equal samples.")
 CHAT = flags.DEFINE_boolean(
-    "chat", False, 'Lines are conversations, {"messages": [...]}, or what a user says: the chat template is applied.'
+    "chat",
+    False,
+    'Whether to apply the chat template: lines are conversations, {"messages": [...]}, or a user message.',
 )
 PARSE_SPECIAL = flags.DEFINE_boolean(
-    "parse_special", False, "Names of special tokens in prompts are those tokens, and the tokenizer's own are added."
+    "parse_special",
+    False,
+    "Whether names of special tokens in prompts become those tokens, and the tokenizer's own are added.",
 )
-JSON = flags.DEFINE_boolean("json", False, "Print JSON lines.")
-SLOTS = flags.DEFINE_integer("slots", None, "Sequences decoded at once; default: as many as fit.", lower_bound=1)
-DTYPE = flags.DEFINE_enum("dtype", None, ["float32", "bfloat16"], "Of weights and arithmetic; default: as stored.")
-TENSOR = flags.DEFINE_integer("tensor", 1, "Devices to split each layer over.", lower_bound=1)
+JSON = flags.DEFINE_boolean("json", False, "Whether to print JSON lines.")
+SLOTS = flags.DEFINE_integer(
+    "slots", None, "Number of sequences decoded concurrently; default: as many as fit.", lower_bound=1
+)
+DTYPE = flags.DEFINE_enum(
+    "dtype", None, ["float32", "bfloat16"], "Dtype of weights and arithmetic; default: as stored."
+)
+TENSOR = flags.DEFINE_integer("tensor", 1, "Number of devices to shard each layer over.", lower_bound=1)
 
 
 def _prompts(sampler: Sampler, read: Sequence[Prompt | Conversation]) -> Sequence[Prompt]:
-    """What was read, tokenised where flags say how."""
+    """Return the prompts, tokenised if the flags say how."""
     if CHAT.value:
         return [sampler.tokenizer.apply_chat_template(each) for each in read]
     if PARSE_SPECIAL.value:
@@ -54,7 +64,7 @@ def _prompts(sampler: Sampler, read: Sequence[Prompt | Conversation]) -> Sequenc
 
 
 def main(argv: Sequence[str]) -> None:
-    logging.set_verbosity(logging.ERROR)  # of the libraries: Orbax tells each of its steps
+    logging.set_verbosity(logging.ERROR)  # The libraries' only; Orbax logs each of its steps.
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}: every setting is a flag")
     try:

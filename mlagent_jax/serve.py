@@ -2,8 +2,8 @@
 
     python -m mlagent_jax.serve --checkpoint DIR --port 8000
 
-DIR is what `mlagent_jax.sample` takes. Clients that send no API key reach only the loopback interface: for any other
-`--host` the environment variable MLAGENT_API_KEY must hold the key that they send. Needs the extra `serve`.
+DIR is as for `mlagent_jax.sample`. Without an API key the server listens on the loopback interface only. For any other
+`--host` set the environment variable MLAGENT_API_KEY to the key that clients send. Needs the extra `serve`.
 """
 
 from __future__ import annotations
@@ -23,17 +23,23 @@ from mlagent_jax.serving.access import KEY_VARIABLE, check_host
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Hugging Face folder, or a run's workdir, stage or step.")
 HOST = flags.DEFINE_string("host", "127.0.0.1", "Address to listen on.")
 PORT = flags.DEFINE_integer("port", 8000, "Port to listen on.", lower_bound=1, upper_bound=65535)
-NAME = flags.DEFINE_string("name", "policy", "The model's name for clients.")
-SLOTS = flags.DEFINE_integer("slots", None, "Sequences decoded at once; default: as many as fit.", lower_bound=1)
-WAITING = flags.DEFINE_integer("waiting", 256, "Samples that may wait for a slot.", lower_bound=0)
-PROMPT_TOKENS = flags.DEFINE_integer("max_prompt_tokens", 2048, "Of the longest prompt.", lower_bound=1)
-NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 1024, "Of the longest completion.", lower_bound=1)
-SECONDS = flags.DEFINE_float("request_seconds", 600.0, "Of a request, waiting included.", lower_bound=1.0)
-PARSE_SPECIAL = flags.DEFINE_boolean(
-    "parse_special", True, "Names of special tokens in the prompts of /v1/completions are those tokens."
+NAME = flags.DEFINE_string("name", "policy", "Name of the model for clients.")
+SLOTS = flags.DEFINE_integer(
+    "slots", None, "Number of sequences decoded concurrently; default: as many as fit.", lower_bound=1
 )
-DTYPE = flags.DEFINE_enum("dtype", None, ["float32", "bfloat16"], "Of weights and arithmetic; default: as stored.")
-TENSOR = flags.DEFINE_integer("tensor", 1, "Devices to split each layer over.", lower_bound=1)
+WAITING = flags.DEFINE_integer("waiting", 256, "Maximum samples that wait for a slot.", lower_bound=0)
+PROMPT_TOKENS = flags.DEFINE_integer("max_prompt_tokens", 2048, "Maximum tokens per prompt.", lower_bound=1)
+NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 1024, "Maximum tokens per completion.", lower_bound=1)
+SECONDS = flags.DEFINE_float(
+    "request_seconds", 600.0, "Maximum seconds per request, waiting included.", lower_bound=1.0
+)
+PARSE_SPECIAL = flags.DEFINE_boolean(
+    "parse_special", True, "Whether names of special tokens in the prompts of /v1/completions become those tokens."
+)
+DTYPE = flags.DEFINE_enum(
+    "dtype", None, ["float32", "bfloat16"], "Dtype of weights and arithmetic; default: as stored."
+)
+TENSOR = flags.DEFINE_integer("tensor", 1, "Number of devices to shard each layer over.", lower_bound=1)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -49,7 +55,7 @@ def main(argv: Sequence[str]) -> None:
         sys.exit(f"error: {error.name} is not installed: pip install -c constraints.txt -e '.[serve]'")
     api_key = os.environ.get(KEY_VARIABLE) or None
     told = logging.get_verbosity()
-    logging.set_verbosity(logging.ERROR)  # of the libraries: Orbax tells each of its steps
+    logging.set_verbosity(logging.ERROR)  # The libraries' only; Orbax logs each of its steps.
     try:
         check_host(HOST.value, api_key)
         mesh = make_mesh({"tensor": TENSOR.value}, jax.devices()[: TENSOR.value])

@@ -1,10 +1,9 @@
 """`python -m mlagent_jax.study configs/studies/NAME.py [...] --workdir=runs/studies --seeds=0,1,2`: run studies.
 
-All runs of a study, one after the other, each by `mlagent_jax.train` (in a study of time alone by
-`mlagent_jax.studies.sleeping`); then a table and a figure in
-WORKDIR/NAME/index.html, of what there is so far after every run. Several studies named together, or one after the other
-with the same workdir, share the SFT policy of a seed and the default arm. Stopped and started again with the same
-command, it goes on where it was. What follows `--config.` is changed in every run: `--config.rl.iterations=8`.
+Runs all runs of a study, one after the other, with `mlagent_jax.train` (a study of time alone: with
+`mlagent_jax.studies.sleeping`). After every run it writes a table and a figure of the results so far to
+WORKDIR/NAME/index.html. Several studies with the same workdir share the SFT policy of a seed and the default arm. The
+same command resumes a stopped study. `--config.FIELD=VALUE` changes a field in every run: `--config.rl.iterations=8`.
 """
 
 from __future__ import annotations
@@ -24,13 +23,13 @@ from mlagent_jax.studies.plan import PlannedRun, Study, load_study, runs
 from mlagent_jax.studies.report import write_study
 
 SETTINGS = "settings.py"
-"""The config that all runs of the studies in a folder begin with."""
+"""File with the base config of all studies in a folder."""
 
 
 def run_studies(
     paths: Sequence[Path], root: Path, seeds: Sequence[int], common: dict[str, str], only_report: bool = False
 ) -> int:
-    """Run what is not done yet, report after every run; returns an exit status.
+    """Run what is not done yet and report after every run; return an exit status.
 
     Raises:
       ConfigError: a study cannot be read, or does not fit the others.
@@ -60,21 +59,21 @@ def run_studies(
 
 
 def _environment(root: Path) -> dict[str, str]:
-    """What its runs are given, where it is not set already. They compile the same programs: each is kept for those
-    after it. Huge pages are what launch/quickstart.sh gives its run."""
+    """Return the environment of the runs. All compile the same programs, so they share a compilation cache. Huge pages
+    are as in launch/quickstart.sh. Variables that are set already win."""
     ours = {"JAX_COMPILATION_CACHE_DIR": str(root.absolute() / "xla"), "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
     return ours | os.environ
 
 
 def execute(command: Sequence[str], environment: Mapping[str, str]) -> int:
-    """Run a program to its end; its exit status. Signals are its own to obey: it saves what it has first."""
+    """Run a program to its end and return its exit status. The program handles signals itself: it saves first."""
     process = subprocess.Popen(command, env=environment)  # noqa: S603 - our own program
     before = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
     try:
         while True:
             try:
                 return process.wait()
-            except KeyboardInterrupt:  # from a terminal, which told the program too
+            except KeyboardInterrupt:  # A terminal sends it to the program too.
                 continue
     finally:
         signal.signal(signal.SIGTERM, before)

@@ -1,4 +1,4 @@
-"""`python -m mlagent_jax.algorithms`: all algorithms that a config may name, with their parameters."""
+"""`python -m mlagent_jax.algorithms`: print all algorithms that a config may name, with their parameters."""
 
 from mlagent_jax.algorithms.corrections import CORRECTIONS
 from mlagent_jax.algorithms.estimators import ESTIMATORS

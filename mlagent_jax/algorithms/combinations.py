@@ -1,14 +1,14 @@
-"""Which choices of RL go together: each combination is derived, and proved by enumeration in a test, or refused here.
+"""Combinations of RL choices: each is derived, and verified by enumeration in a test, or refused here.
 
-The objective is (1 - w) E[r] + w E[max of k] - beta KL(pi || pi_ref), the last term where the KL is in the reward. A
+The objective is (1 - w) E[r] + w E[max of k] - beta KL(pi || pi_ref); the last term only if the KL is in the reward. A
 combination counts as derived in one of two senses:
 
     exact      the expected gradient is a positive multiple of the objective's
-    in batch   the same but for a bias that falls as 1 / states: the mean and the deviation of a batch hold the action's
-               own reward. Normalisation `batch` alone is of this kind, as in PPO and REINFORCE++.
+    in batch   the same, except for a bias that falls as 1 / states, because the mean and the deviation of a batch
+               include the action's own reward. Only normalisation `batch` is of this kind, as in PPO and REINFORCE++.
 
-GRPO's division by a group's deviation weighs states by how much their rewards vary. For rewards of two values the
-expected gradient of a state is a positive multiple of the objective's; in general it is GRPO's own objective.
+GRPO's division by a group's deviation weights states by the variation of their rewards. If rewards have two values, the
+expected gradient of a state is a positive multiple of the objective's. In general GRPO has an objective of its own.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ NORMALISED: Mapping[str, Sequence[str]] = {
     "reinforce_plus_plus_baseline": ("batch", "none"),
     "single_stream": ("batch", "none"),
 }
-"""Normalisations that go with each estimator, its own first; `FALLBACK` for one that a user added."""
+"""Allowed normalisations of each estimator, its own first; `FALLBACK` for an estimator that a user added."""
 COMPARES = ("grpo", "rloo", "opo", "reinforce_plus_plus_baseline")
 """Estimators that compare the actions of one state."""
 INCLUDES_OWN = ("grpo", "reinforce_plus_plus_baseline")
-"""Estimators whose baseline has the action's own reward in it, which shrinks the gradient by (n - 1) / n."""
+"""Estimators whose baseline includes the action's own reward, which shrinks the gradient by (n - 1) / n."""
 
 
 def own_normalisation(estimator: str) -> str:
-    """The normalisation that the estimator of this name was published with."""
+    """Return the normalisation with which the estimator was published."""
     return NORMALISED.get(estimator, FALLBACK)[0]
 
 
@@ -49,7 +49,7 @@ def refusal(
     samples: int,
     critic: str,
 ) -> str | None:
-    """Says why choices do not go together, with the remedy, in the words of the config's fields; None where they do."""
+    """Return why the choices do not work together, with the remedy in terms of config fields; None if they do."""
     if normalisation not in (allowed := NORMALISED.get(estimator, FALLBACK)):
         return (
             f"normalisation is {normalisation!r} and estimator {estimator!r}, for which that is not derived: choose "

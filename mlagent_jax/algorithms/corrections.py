@@ -1,9 +1,9 @@
-"""Off-policy corrections by name: weights for tokens that another policy sampled than the one that is trained.
+"""Off-policy corrections by name: weights of tokens whose behaviour policy differs from the policy in training.
 
-Sampler and trainer compute the log-probs of a token by different programs, and a stale batch was sampled by older
-parameters. With mu the behaviour policy and pi_old the proximal one, a token's ratio is w_t = pi_old(a|s) / mu(a|s). A
-correction maps these ratios to factors of the objective; several, joined by `+`, multiply. A factor of 0 rejects a
-token, which still counts in the mean that the loss is.
+Sampler and trainer compute log-probs with different programs, and older parameters sampled a stale batch. With mu the
+behaviour policy and pi_old the proximal one, a token's ratio is w_t = pi_old(a|s) / mu(a|s). A correction maps these
+ratios to factors of the objective; several corrections, joined by `+`, multiply. A factor of 0 rejects a token, which
+still counts in the denominator of the loss.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ CORRECTIONS: Registry[Correction] = Registry("off-policy correction", "mlagent_j
 def correction_weights(
     corrections: str, old_log_probs: jax.Array, behaviour_log_probs: jax.Array, mask: jax.Array
 ) -> tuple[jax.Array, Metrics]:
-    """Multiplies the factors of all `corrections`.
+    """Multiply the factors of all `corrections`.
 
     Args:
       corrections: choices of `CORRECTIONS` joined by `+`, as in `truncate_tokens:limit=2+mask_outliers`; static.
@@ -35,12 +35,12 @@ def correction_weights(
       mask: [batch, time], true on action tokens.
 
     Returns:
-      (weights [batch, time] without gradient, metrics a token): `behaviour_gap` (mean of |log w|), `behaviour_kl` (k3
+      (weights [batch, time] without gradient, metrics per token): `behaviour_gap` (mean of |log w|), `behaviour_kl` (k3
       estimate of KL(mu || pi_old)), `importance_weight`, `importance_weight_squared`, `truncated_fraction` (weights
       below w), `rejected_fraction` (weights of 0).
 
     Raises:
-      RegistryError: no such correction or parameter.
+      RegistryError: there is no such correction or parameter.
     """
     mask = mask.astype(bool)
     gap = masked_difference(jax.lax.stop_gradient(old_log_probs), jax.lax.stop_gradient(behaviour_log_probs), mask)
@@ -60,9 +60,9 @@ def correction_weights(
 
 
 def effective_sample_share(metrics: Mapping[str, Mean]) -> float:
-    """Effective sample size over sample size, (sum w)^2 / (n * sum w^2) from accumulated metrics; on the host.
+    """Return the effective sample size over the sample size, (sum w)^2 / (n * sum w^2); on the host.
 
-    1 where all weights are equal; 1/n where one token has all the weight; 0 where all are rejected.
+    1: all weights are equal; 1/n: one token has all the weight; 0: all tokens are rejected.
     """
     mean, square = (float(metrics[name].value) for name in ("importance_weight", "importance_weight_squared"))
     return mean * mean / square if square > 0 else 0.0
@@ -74,7 +74,7 @@ def _sequence_sum(log_ratios: jax.Array) -> jax.Array:
 
 @CORRECTIONS.register
 def none(log_ratios: jax.Array, mask: jax.Array) -> jax.Array:
-    """1: the samples count as the proximal policy's own."""
+    """1: samples count as if the proximal policy had drawn them."""
     del mask
     return jnp.ones_like(log_ratios)
 
@@ -84,7 +84,7 @@ def truncate_tokens(
     log_ratios: jax.Array,
     mask: jax.Array,
     *,
-    limit: Annotated[float, "Largest weight.", Range(0, open_low=True)] = 5.0,
+    limit: Annotated[float, "Maximum weight.", Range(0, open_low=True)] = 5.0,
 ) -> jax.Array:
     """min(w_t, limit): truncated importance sampling by token.
 
@@ -100,9 +100,9 @@ def truncate_sequences(
     log_ratios: jax.Array,
     mask: jax.Array,
     *,
-    limit: Annotated[float, "Largest weight.", Range(0, open_low=True)] = 2.0,
+    limit: Annotated[float, "Maximum weight.", Range(0, open_low=True)] = 2.0,
 ) -> jax.Array:
-    """min(prod_t w_t, limit): truncated importance sampling by action, unbiased but for the truncation.
+    """min(prod_t w_t, limit): truncated importance sampling by action, unbiased except for the truncation.
 
     Source: Liu et al. 2025, "When Speed Kills Stability: Demystifying RL Collapse from the Training-Inference
     Mismatch".
@@ -116,8 +116,8 @@ def mask_tokens(
     log_ratios: jax.Array,
     mask: jax.Array,
     *,
-    low: Annotated[float, "Smallest ratio that counts.", Range(0)] = 0.5,
-    high: Annotated[float, "Largest ratio that counts.", Range(0, open_low=True)] = 5.0,
+    low: Annotated[float, "Minimum ratio that counts.", Range(0)] = 0.5,
+    high: Annotated[float, "Maximum ratio that counts.", Range(0, open_low=True)] = 5.0,
 ) -> jax.Array:
     """w_t within [low, high], else 0: IcePop (Ling Team 2025, "Every Step Evolves", arXiv 2510.18855)."""
     del mask
@@ -130,8 +130,8 @@ def mask_geometric(
     log_ratios: jax.Array,
     mask: jax.Array,
     *,
-    low: Annotated[float, "Smallest geometric mean that counts.", Range(0)] = 0.99,
-    high: Annotated[float, "Largest geometric mean that counts.", Range(0, open_low=True)] = 1.01,
+    low: Annotated[float, "Minimum geometric mean that counts.", Range(0)] = 0.99,
+    high: Annotated[float, "Maximum geometric mean that counts.", Range(0, open_low=True)] = 1.01,
 ) -> jax.Array:
     """1 for actions whose geometric mean of w_t is within [low, high], else 0 for all of their tokens.
 
@@ -148,11 +148,11 @@ def mask_outliers(
     mask: jax.Array,
     *,
     low: Annotated[float, "Ratio below which a token is an outlier.", Range(0)] = 1e-4,
-    high: Annotated[float, "Ratio above which it is one; 0: none is.", Range(0)] = 0.0,
+    high: Annotated[float, "Ratio above which a token is an outlier; 0: no upper bound.", Range(0)] = 0.0,
 ) -> jax.Array:
     """1 for actions without an outlier, else 0 for all of their tokens.
 
-    One token that the trainer finds impossible makes the whole action one that its policy would not take. Source: as
+    If the trainer finds one token impossible, its policy would not take the whole action. Source: as
     `truncate_sequences` (the veto of its section on rejection).
     """
     ratio = bounded_exp(log_ratios)

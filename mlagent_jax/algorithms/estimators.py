@@ -1,8 +1,8 @@
-"""Advantage estimators by name: from the rewards of a batch to an advantage for every token.
+"""Advantage estimators by name: each maps the rewards of a batch to an advantage for every token.
 
 A function of `ESTIMATORS` maps `Rewards` to (advantages, returns), both [batch, time] float32 and 0 outside the mask.
-The returns are what the critic learns; None where the estimator has no critic, which is then not trained. `normalise`
-scales advantages afterwards, under a setting of its own. `combinations` says which estimators go with what.
+The critic learns the returns; None: the estimator uses no critic, and none is trained. `normalise` scales advantages
+afterwards, under a separate setting. `combinations` defines which choices work together.
 
 Under `jax.jit` over sharded arrays the sums are over the global batch.
 """
@@ -19,35 +19,35 @@ import jax.numpy as jnp
 from environments.registry import Range, Registry
 
 WHITEN_EPSILON = 1e-8
-"""Added to a variance before its root."""
+"""Constant added to a variance before its root."""
 GRPO_EPSILON = 1e-4
-"""Added to a group's standard deviation, so that nearly equal rewards stay small."""
+"""Constant added to a group's standard deviation, so that advantages of nearly equal rewards stay small."""
 NORMALISATIONS = ("none", "group", "batch")
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Rewards:
-    """What an estimator may read of a batch. A row is one action; its reward falls on its last token."""
+    """Inputs of an estimator. A row is one action; its reward falls on its last token."""
 
     rewards: jax.Array
-    """[batch], of the mean reward in the objective, KL penalties taken off."""
+    """[batch] rewards of the objective's mean term, less the KL penalties."""
     added: jax.Array
-    """[batch], of the best of k in the objective (`max_at_k`): its baseline is in it, and it takes no other."""
+    """[batch] rewards of the objective's best-of-k term (`max_at_k`); they include their baseline and take no other."""
     token_rewards: jax.Array
-    """[batch, time], both together: rewards on the last token of each row, KL penalties where they arise."""
+    """[batch, time] sum of both: rewards on the last token of each row, KL penalties on their own tokens."""
     values: jax.Array
-    """[batch, time], of the critic, before each token is chosen."""
+    """[batch, time] values of the critic before each token is chosen."""
     mask: jax.Array
     """[batch, time], true on action tokens."""
     groups: jax.Array
-    """[batch] integer ids, any, in any order; equal ids are actions sampled from one state."""
+    """[batch] integer ids in any order; actions sampled from one state have equal ids."""
     baselines: jax.Array
-    """[batch], the mean reward of each row's state that was tracked before this batch (`rl.tracker`)."""
+    """[batch] mean reward of each row's state, tracked before this batch (`rl.tracker`)."""
 
     @property
     def rows(self) -> jax.Array:
-        """[batch], true where a row counts (an infrastructure failure does not)."""
+        """Return [batch], true if a row counts (an infrastructure failure does not)."""
         return jnp.any(self.mask, axis=1)
 
 
@@ -56,15 +56,15 @@ ESTIMATORS: Registry[Estimator] = Registry("advantage estimator", "mlagent_jax.e
 
 
 def place_on_last(rewards: jax.Array, mask: jax.Array) -> jax.Array:
-    """Puts one reward a sequence on its last action token.
+    """Put the reward of each sequence on its last action token.
 
     Args:
       rewards: [batch].
       mask: [batch, time], true on action tokens.
 
     Returns:
-      [batch, time] float32: the reward where a row's last action token is, 0 elsewhere; a row without action tokens
-      is all 0, whatever its reward.
+      [batch, time] float32: the reward on a row's last action token, 0 elsewhere. A row without action tokens is 0
+      everywhere, whatever its reward.
     """
     mask = mask.astype(bool)
     later = jnp.cumsum(mask[:, ::-1], axis=1)[:, ::-1]  # action tokens from here to the end of the row
@@ -74,7 +74,7 @@ def place_on_last(rewards: jax.Array, mask: jax.Array) -> jax.Array:
 def gae_advantages(
     rewards: jax.Array, values: jax.Array, mask: jax.Array, gamma: float, lam: float | jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Estimates advantages over the action tokens of each row (Schulman et al. 2016, arXiv 1506.02438, eq. 16).
+    """Estimate advantages over the action tokens of each row (Schulman et al. 2016, arXiv 1506.02438, eq. 16).
 
     With t running over a row's action tokens in order, T the last of them, V the value before token t is chosen and
     r the reward of token t:
@@ -83,16 +83,16 @@ def gae_advantages(
         A_t     = delta_t + gamma * lam * A_{t+1}    A_{T+1} = 0
         R_t     = A_t + V_t
 
-    gamma and lambda act per token. An action's last token is terminal: nothing is bootstrapped after it, also where
-    the action was cut at the token limit. Tokens outside the mask are no time steps: they are skipped wherever they
-    stand, so padding on either side and observations between two actions change nothing.
+    gamma and lambda apply per token. An action's last token is terminal: there is no bootstrap after it, even if the
+    action was cut at the token limit. Tokens outside the mask are not time steps: they are skipped, so padding on
+    either side and observations between two actions have no effect.
 
     Args:
       rewards: [batch, time].
       values: [batch, time].
       mask: [batch, time], true on action tokens.
-      gamma: discount a token, in [0, 1].
-      lam: lambda, in [0, 1]; one for all rows, or [batch].
+      gamma: discount per token, in [0, 1].
+      lam: lambda, in [0, 1]; a scalar, or [batch].
 
     Returns:
       (advantages, returns), [batch, time] float32, 0 outside the mask.
@@ -118,16 +118,16 @@ def gae_advantages(
 def gae(
     batch: Rewards,
     *,
-    gamma: Annotated[float, "Discount a token of the action.", Range(0, 1)] = 1.0,
-    lam: Annotated[float, "Lambda of the policy's advantages, a token of the action.", Range(0, 1)] = 1.0,
+    gamma: Annotated[float, "Discount per token of the action.", Range(0, 1)] = 1.0,
+    lam: Annotated[float, "Lambda of the policy's advantages, per token of the action.", Range(0, 1)] = 1.0,
     critic_lam: Annotated[float, "Lambda of the critic's returns.", Range(0, 1)] = 1.0,
     length_alpha: Annotated[float, "Length-adaptive lambda for the policy, in place of `lam`; 0: off.", Range(0)] = 0.0,
 ) -> tuple[jax.Array, jax.Array]:
     """Generalised advantage estimation with the critic as baseline; see `gae_advantages`.
 
-    With `length_alpha` the policy's lambda is 1 - 1 / (length_alpha * l) for an action of l tokens, at least 0: the sum
-    of the weights of the temporal differences stays in proportion to l. Sources: Yue et al. 2025, arXiv 2504.05118
-    (VAPO: a lambda each for policy and critic, length-adaptive lambda with alpha = 0.05).
+    With `length_alpha` the policy's lambda is 1 - 1 / (length_alpha * l) for an action of l tokens, at least 0. The sum
+    of the weights of the temporal differences then stays proportional to l. Source: Yue et al. 2025, arXiv 2504.05118
+    (VAPO: separate lambdas for policy and critic, length-adaptive lambda with alpha = 0.05).
     """
     rewards, values, mask = batch.token_rewards, batch.values, batch.mask
     by_row: float | jax.Array = lam
@@ -141,22 +141,22 @@ def gae(
 
 
 def _spread(batch: Rewards, by_row: jax.Array) -> tuple[jax.Array, None]:
-    """Gives every token of a row the row's advantage, and no critic a return."""
+    """Give every token of a row the row's advantage; there are no returns."""
     return jnp.where(batch.mask, (by_row + jnp.where(batch.rows, batch.added, 0.0))[:, None], 0.0), None
 
 
 def _same_group(batch: Rewards) -> jax.Array:
-    """[batch, batch], true where both rows count and are of one group.
+    """Return [batch, batch], true if both rows count and are of one group.
 
-    The comparison of every pair costs batch^2 bits and needs neither sorted ids nor their number in advance.
+    Comparing all pairs costs batch^2 bits, and needs neither sorted ids nor their number in advance.
     """
     return (batch.groups[:, None] == batch.groups[None, :]) & batch.rows[None, :] & batch.rows[:, None]
 
 
 def _is_tied(values: jax.Array, among: jax.Array) -> jax.Array:
-    """[batch], true where all `values` [batch] that `among` [batch, batch] lists for a row are equal.
+    """Return [batch], true if all `values` [batch] that `among` [batch, batch] selects for a row are equal.
 
-    A difference from their mean would be rounding noise there, which a division by its own spread scales to 1.
+    Their difference from the mean would be rounding noise, which a division by its own deviation scales to 1.
     """
     highest = jnp.max(jnp.where(among, values[None, :], -jnp.inf), axis=1)
     lowest = jnp.min(jnp.where(among, values[None, :], jnp.inf), axis=1)
@@ -164,7 +164,7 @@ def _is_tied(values: jax.Array, among: jax.Array) -> jax.Array:
 
 
 def _centred_on_group(batch: Rewards) -> tuple[jax.Array, jax.Array]:
-    """(r_i - mean of i's group, size of i's group); exactly 0 where a group's rewards are equal."""
+    """Return (r_i - mean of i's group, size of i's group); the first is exactly 0 if a group's rewards are equal."""
     same = _same_group(batch)
     rewards = jnp.where(batch.rows, batch.rewards.astype(jnp.float32), 0.0)
     size = jnp.sum(same, axis=1, dtype=jnp.float32)
@@ -174,12 +174,12 @@ def _centred_on_group(batch: Rewards) -> tuple[jax.Array, jax.Array]:
 
 @ESTIMATORS.register
 def grpo(batch: Rewards) -> tuple[jax.Array, None]:
-    """The reward less the group's mean (Shao et al. 2024, arXiv 2402.03300, section 4.1.2, outcome supervision).
+    """Reward minus the group's mean (Shao et al. 2024, arXiv 2402.03300, section 4.1.2, outcome supervision).
 
         A_i = r_i - mean(r_G)            divided by std(r_G) + 1e-4 under the normalisation `group`, as in the paper
 
-    Under `none` this is Dr. GRPO's (Liu et al. 2025, arXiv 2503.20783). A group of one gives 0: there is nothing to
-    compare with.
+    Under `none` this is Dr. GRPO's (Liu et al. 2025, arXiv 2503.20783). A group of one gives 0, since it has no
+    comparison.
     """
     return _spread(batch, _centred_on_group(batch)[0])
 
@@ -198,11 +198,11 @@ def rloo(batch: Rewards) -> tuple[jax.Array, None]:
 
 @ESTIMATORS.register
 def opo(batch: Rewards) -> tuple[jax.Array, None]:
-    """OPO: the baseline of least variance where gradients of tokens are orthogonal (Hao et al. 2025, arXiv 2505.23585).
+    """OPO: the minimum-variance baseline if gradients of tokens are orthogonal (Hao et al. 2025, arXiv 2505.23585).
 
         A_i = r_i - sum_j l_j * r_j / sum_j l_j          l: length in tokens; j over G without i
 
-    The paper's sum has i in it, which biases the gradient by about 1/n; here it is left out. A group of one gives 0.
+    The paper's sum includes i, which biases the gradient by about 1/n; here it is excluded. A group of one gives 0.
     """
     same = _same_group(batch)
     others = same & ~jnp.eye(len(batch.rewards), dtype=bool)
@@ -218,9 +218,9 @@ def opo(batch: Rewards) -> tuple[jax.Array, None]:
 def reinforce_plus_plus(batch: Rewards) -> tuple[jax.Array, None]:
     """REINFORCE++: no group and no critic (Hu et al. 2025, arXiv 2501.03262).
 
-        A_it = sum_{u >= t} r_iu         the reward, less the KL penalties from t on where the KL is in the reward
+        A_it = sum_{u >= t} r_iu         the reward, minus the KL penalties from t on if the KL is in the reward
 
-    To be normalised over the batch, as in the paper.
+    Normalise over the batch, as in the paper.
     """
     zeros = jnp.zeros_like(batch.token_rewards)
     return gae_advantages(batch.token_rewards, zeros, batch.mask, 1.0, 1.0)[0], None
@@ -228,7 +228,7 @@ def reinforce_plus_plus(batch: Rewards) -> tuple[jax.Array, None]:
 
 @ESTIMATORS.register
 def reinforce_plus_plus_baseline(batch: Rewards) -> tuple[jax.Array, None]:
-    """REINFORCE++-baseline: the group's mean taken off, then normalised over the batch (as `reinforce_plus_plus`).
+    """REINFORCE++-baseline: minus the group's mean, then normalised over the batch (as `reinforce_plus_plus`).
 
     A_i = r_i - mean(r_G)
     """
@@ -240,31 +240,33 @@ def single_stream(
     batch: Rewards,
     *,
     half_life: Annotated[
-        float, "KL of the policy's moves, in nats a token, that halves a memory.", Range(0, open_low=True)
+        float,
+        "KL of the policy's updates, in nats per token, that halves the weight of the past.",
+        Range(0, open_low=True),
     ] = 0.06,
-    low: Annotated[float, "Smallest share of a memory that an update leaves.", Range(0, 1)] = 0.875,
-    high: Annotated[float, "Largest share of a memory that an update leaves.", Range(0, 1)] = 0.96,
+    low: Annotated[float, "Minimum weight of the past after an update.", Range(0, 1)] = 0.875,
+    high: Annotated[float, "Maximum weight of the past after an update.", Range(0, 1)] = 0.96,
 ) -> tuple[jax.Array, None]:
-    """SPO: a tracked mean reward of each state as baseline, for as few as one action a state.
+    """SPO: a tracked mean reward of each state as baseline, for as few as one action per state.
 
-        A_i = r_i - v(s_i)      v: of the batches before (`rl.tracker`, which reads the parameters)
+        A_i = r_i - v(s_i)      v: from previous batches (`rl.tracker`, which reads the parameters)
 
-    The baseline knows nothing of this batch, so that it does not bias the gradient. To be normalised over the batch, as
-    in the paper: Xu and Ding 2025, arXiv 2509.13232.
+    The baseline does not depend on this batch, so it does not bias the gradient. Normalise over the batch, as in the
+    paper: Xu and Ding 2025, arXiv 2509.13232.
     """
     del half_life, low, high
     return _spread(batch, jnp.where(batch.rows, batch.rewards - batch.baselines, 0.0))
 
 
 def normalise(advantages: jax.Array, batch: Rewards, kind: str) -> jax.Array:
-    """Scales advantages [batch, time] under a named normalisation.
+    """Scale advantages [batch, time] under a named normalisation.
 
         none:   A
-        group:  A_i / (std(r_G) + 1e-4)          std is the sample's (divided by n - 1); a group of one stays as it is
+        group:  A_i / (std(r_G) + 1e-4)          std is the sample's (divided by n - 1); a group of one is unchanged
         batch:  (A - mean(A)) / std(A)           over all tokens of the batch: `whiten`
 
     Raises:
-      ValueError: no such normalisation.
+      ValueError: there is no such normalisation.
     """
     if kind == "none":
         return advantages
@@ -279,12 +281,12 @@ def normalise(advantages: jax.Array, batch: Rewards, kind: str) -> jax.Array:
 
 
 def whiten(advantages: jax.Array, mask: jax.Array, *, epsilon: float = WHITEN_EPSILON) -> jax.Array:
-    """Scales to mean 0 and variance 1 over all masked entries of the batch, whatever its shape.
+    """Scale to mean 0 and variance 1 over all masked entries of the batch, whatever its shape.
 
         A' = (A - mean(A)) / sqrt(var(A) + epsilon)      var is the population's (divided by n)
 
-    To be given the global batch: over a micro-batch it would compare each action with its few neighbours alone. A
-    single entry, or entries that are all equal, become exactly 0.
+    Pass the global batch: a micro-batch would compare each action only with its few neighbours. A single entry, or
+    entries that are all equal, become exactly 0.
 
     Returns:
       An array of the same shape, float32, 0 outside the mask.

@@ -1,4 +1,4 @@
-"""The KL to the reference policy: its estimates a token, its term in the loss, and the controllers of its weight."""
+"""KL to the reference policy: estimates per token, the term in the loss, and the controllers of its coefficient."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mlagent_jax.algorithms.means import MAX_LOG_RATIO, bounded_exp
 KL_KINDS = ("k1", "k2", "k3", "unbiased")
 
 KLController = Callable[[float, float], float]
-"""(coefficient now, KL of the batch in nats a token) -> coefficient of the next batch."""
+"""(current coefficient, KL of the batch in nats per token) -> coefficient of the next batch."""
 
 KL_CONTROLLERS: Registry[KLController] = Registry("KL controller", "mlagent_jax.kl_controllers")
 
@@ -23,23 +23,23 @@ KL_CONTROLLERS: Registry[KLController] = Registry("KL controller", "mlagent_jax.
 def kl(
     log_probs: jax.Array, ref_log_probs: jax.Array, kind: str, behaviour_log_probs: jax.Array | None = None
 ) -> jax.Array:
-    """Estimates KL(pi_theta || pi_ref) a token, from the chosen tokens alone.
+    """Estimate KL(pi_theta || pi_ref) per token, from the chosen tokens alone.
 
         d = log pi_theta(a|s) - log pi_ref(a|s)
         k1 = d                          unbiased, high variance, may be negative
         k2 = 1/2 d^2                    biased, low variance
         k3 = exp(-d) - 1 + d            unbiased, low variance, never negative
-        unbiased = rho * k3             rho = pi_theta / mu, of the policy that sampled
+        unbiased = rho * k3             rho = pi_theta / mu, with mu the behaviour policy
 
-    The gradient is another matter. With samples of pi_theta, in the loss:
+    The gradients behave differently. In the loss, with samples of pi_theta, they are:
 
-        k1: expectation 0; k1 belongs in the reward, where it is exact
-        k2: that of KL(pi_theta || pi_ref)
-        k3: that of KL(pi_ref || pi_theta)
-        unbiased: that of KL(pi_theta || pi_ref), also with samples of mu
+        k1: 0 in expectation; k1 belongs in the reward, where it is exact
+        k2: the gradient of KL(pi_theta || pi_ref)
+        k3: the gradient of KL(pi_ref || pi_theta)
+        unbiased: the gradient of KL(pi_theta || pi_ref), also with samples of mu
 
-    Beyond |d| = 20, k3 goes on along its tangent: exp(-d) overflows float32 there, and a clip of it would leave the
-    gradient of d alone, which points away from the reference.
+    Beyond |d| = 20, k3 continues along its tangent. exp(-d) overflows float32 there, and a clip would leave only the
+    gradient of d, which points away from the reference.
 
     Sources: Schulman 2020, "Approximating KL divergence" (joschu.net/blog/kl-approx.html); Tang and Munos 2025, arXiv
     2506.09477 (gradients); DeepSeek-V3.2 2025, arXiv 2512.02556, section 3.1 (`unbiased`).
@@ -48,13 +48,13 @@ def kl(
       log_probs: [...] under pi_theta.
       ref_log_probs: [...] under the reference.
       kind: one of `KL_KINDS`.
-      behaviour_log_probs: [...] under mu, for `unbiased`; None: pi_theta itself sampled.
+      behaviour_log_probs: [...] under mu, for `unbiased`; None: mu is pi_theta.
 
     Returns:
       [...] float32.
 
     Raises:
-      ValueError: no such kind.
+      ValueError: there is no such kind.
     """
     log_probs = log_probs.astype(jnp.float32)
     difference = log_probs - ref_log_probs.astype(jnp.float32)
@@ -80,7 +80,7 @@ def token_kl(
     kind: str,
     behaviour_log_probs: jax.Array | None = None,
 ) -> jax.Array:
-    """Computes `kl` [batch, time] under a mask; the gradient is that of `log_probs` alone."""
+    """Compute `kl` [batch, time] under a mask, with a gradient for `log_probs` alone."""
     mask = mask.astype(bool)
     ref_log_probs = jnp.where(mask, jax.lax.stop_gradient(ref_log_probs), 0.0)
     if behaviour_log_probs is not None:
@@ -90,7 +90,7 @@ def token_kl(
 
 @KL_CONTROLLERS.register
 def fixed(coefficient: float, observed: float) -> float:
-    """The same coefficient throughout."""
+    """Keep the coefficient constant."""
     del observed
     return coefficient
 
@@ -100,7 +100,7 @@ def adaptive(
     coefficient: float,
     observed: float,
     *,
-    target: Annotated[float, "KL aimed at, in nats a token.", Range(0, open_low=True)],
+    target: Annotated[float, "Target KL in nats per token.", Range(0, open_low=True)],
     gain: Annotated[float, "K_beta of the paper.", Range(0, open_low=True)] = 0.1,
     max_error: Annotated[float, "Bound on the relative error.", Range(0, open_low=True)] = 0.2,
 ) -> float:
@@ -109,11 +109,11 @@ def adaptive(
         e    = clip((KL - target) / target, -max_error, max_error)
         beta = beta * (1 + gain * e)
 
-    Too far from the reference and beta grows, too near and it shrinks, by at most gain * max_error a batch. A
-    coefficient of 0 stays 0.
+    beta grows if the policy is too far from the reference and shrinks if it is too near, by at most gain * max_error
+    per batch. A coefficient of 0 stays 0.
 
     Raises:
-      ValueError: `observed` is not finite; a coefficient made from it would poison every later step.
+      ValueError: `observed` is not finite, which would make every later coefficient NaN.
     """
     if not math.isfinite(observed):
         raise ValueError(f"observed KL is {observed}: stop the run and look at the batch")

@@ -1,4 +1,4 @@
-"""max@k: the reward of an action for what it adds to the best of several from its state."""
+"""max@k: the reward of an action for its contribution to the best of several actions from its state."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ import jax.numpy as jnp
 
 
 def best_of(rewards: jax.Array, groups: jax.Array, mask: jax.Array, k: int) -> jax.Array:
-    """Computes what each action adds to the best of `k` actions from its state.
+    """Compute what each action adds to the best of `k` actions from its state.
 
         r'_i = mean over the subsets S of i's group with i in S and |S| = k of  max(S) - max(S without i)
 
     Maximising r' maximises E[max of k], not E[r]: the unbiased estimate of its gradient with the leave-one-out baseline
     (max@k of Walder and Karkhanis 2025, "Pass@K Policy Optimization", section 4). An agent that tries several steps
-    and keeps its best needs one good step among them, not the same good step every time: an action that only repeats
-    what its neighbours reach adds nothing. k = 1 leaves the rewards as they are.
+    and keeps the best needs one good step among them, not the same good step every time: an action that only repeats
+    its neighbours' result adds nothing. k = 1 returns the rewards unchanged.
 
     In closed form: with the others of i's group sorted, x_1 <= ... <= x_m, the largest of k - 1 of them is x_j in
-    C(j - 1, k - 2) of C(m, k - 1) subsets, and i adds max(r_i - x_j, 0) to it. Where masks leave fewer than k in the
-    group, k is its size; one that is alone adds its whole reward.
+    C(j - 1, k - 2) of C(m, k - 1) subsets, and i adds max(r_i - x_j, 0) to it. If masks leave fewer than k actions in
+    the group, k is its size; a single action adds its whole reward.
 
     Args:
-      rewards: [batch], one a sequence.
-      groups: [batch] integer ids; equal ids are actions sampled from one state.
-      mask: [batch], true where the sequence counts.
+      rewards: [batch], one per sequence.
+      groups: [batch] integer ids; actions sampled from one state have equal ids.
+      mask: [batch], true if the sequence counts.
       k: static, at least 1.
 
     Returns:
@@ -40,13 +40,13 @@ def best_of(rewards: jax.Array, groups: jax.Array, mask: jax.Array, k: int) -> j
         return rewards
     index = jnp.arange(len(rewards))
     others = (groups[:, None] == groups[None, :]) & mask[:, None] & mask[None, :] & (index[:, None] != index[None, :])
-    # below[i, j]: i comes before j in the order of its group; ties by place, so that it is an order.
+    # below[i, j]: i precedes j in the order of its group; ties are broken by index.
     below = (rewards[:, None] < rewards[None, :]) | (
         (rewards[:, None] == rewards[None, :]) & (index[:, None] < index[None, :])
     )
-    place = jnp.sum(others & below, axis=0)[None, :] - below  # [i, j]: how many of i's others come before j
+    place = jnp.sum(others & below, axis=0)[None, :] - below  # [i, j]: number of i's others that precede j
     count = jnp.sum(others, axis=1)
-    taken = jnp.minimum(k - 1, count)  # how many others a subset holds
+    taken = jnp.minimum(k - 1, count)  # number of others in a subset
     share = _binomial(place, taken[:, None] - 1, k - 1) / _binomial(count, taken, k - 1)[:, None]
     added = jnp.maximum(rewards[:, None] - rewards[None, :], 0.0)
     together = jnp.sum(jnp.where(others, share * added, 0.0), axis=1)

@@ -1,9 +1,9 @@
 """Policy losses by name: each maps log-probs, advantages and a mask to the objective of every token.
 
 A function of `POLICY_LOSSES` has the signature of `PolicyLoss`. It returns the objective J [batch, time], which is
-maximised, and metrics. `policy_loss` weighs J by the off-policy correction and takes its mean under the aggregation.
+maximised, and metrics. `policy_loss` weights J by the off-policy correction and takes its mean under the aggregation.
 
-Symbols: pi_theta is the policy that is trained; pi_old the proximal policy, the parameters at the start of this batch's
+Symbols: pi_theta is the policy in training; pi_old the proximal policy, the parameters at the start of this batch's
 updates; A the advantage; rho = pi_theta / pi_old the ratio of a token's probabilities; sg[] stops the gradient.
 """
 
@@ -21,7 +21,7 @@ from mlagent_jax.algorithms.means import MAX_LOG_RATIO, Mean, Metrics, aggregate
 PolicyLoss = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], tuple[jax.Array, Metrics]]
 """(log_probs, old_log_probs, advantages, mask), all [batch, time] -> (objective [batch, time], metrics).
 
-The arguments are 0 outside the mask; the gradient is that of `log_probs` alone. Parameters are keyword-only."""
+The arguments are 0 outside the mask; only `log_probs` has a gradient. Parameters are keyword-only."""
 
 POLICY_LOSSES: Registry[PolicyLoss] = Registry("policy loss", "mlagent_jax.policy_losses")
 
@@ -36,7 +36,7 @@ def policy_loss(
     weights: jax.Array | None = None,
     aggregation: str = "token",
 ) -> tuple[Mean, Metrics]:
-    """Computes L = -mean(w * J).
+    """Compute L = -mean(w * J).
 
     Args:
       loss: a choice of `POLICY_LOSSES`.
@@ -48,8 +48,8 @@ def policy_loss(
       aggregation: see `means.aggregate`.
 
     Returns:
-      (loss, metrics a token): those of the loss function, and for all: `ratio`, `log_ratio_abs` (0 on a batch's first
-      step, when both policies are the same), `kl_old` (k3 estimate of KL(pi_old || pi_theta)).
+      (loss, metrics per token): those of the loss function, and for all losses `ratio`, `log_ratio_abs` (0 on a batch's
+      first step, when both policies are the same) and `kl_old` (k3 estimate of KL(pi_old || pi_theta)).
     """
     mask = mask.astype(bool)
     log_probs = jnp.where(mask, log_probs, 0.0)
@@ -75,9 +75,11 @@ def ppo_clip(
     advantages: jax.Array,
     mask: jax.Array,
     *,
-    low: Annotated[float, "How far below 1 the ratio counts.", Range(0, 1, open_low=True)] = 0.2,
-    high: Annotated[float, "How far above 1 the ratio counts (clip-higher); 0: as far as `low`.", Range(0)] = 0.0,
-    dual: Annotated[float, "Bound on the ratio where the advantage is negative, above 1; 0: none.", Range(0)] = 0.0,
+    low: Annotated[float, "Distance below 1 up to which the ratio counts.", Range(0, 1, open_low=True)] = 0.2,
+    high: Annotated[
+        float, "Distance above 1 up to which the ratio counts (clip-higher); 0: equal to `low`.", Range(0)
+    ] = 0.0,
+    dual: Annotated[float, "Bound on the ratio for negative advantages, above 1; 0: none.", Range(0)] = 0.0,
 ) -> tuple[jax.Array, Metrics]:
     """PPO's clipped objective.
 
@@ -88,7 +90,7 @@ def ppo_clip(
     et al. 2020, arXiv 1912.09729 (dual clip). With an off-policy correction this is the decoupled objective of Hilton
     et al. 2022, arXiv 2110.00641.
 
-    Metrics: `clip_fraction`, tokens whose gradient the clip takes; with dual `dual_clip_fraction`.
+    Metrics: `clip_fraction`, share of tokens whose gradient the clip removes; with dual `dual_clip_fraction`.
     """
     ratio = bounded_exp(masked_difference(log_probs, old_log_probs, mask))
     free = ratio * advantages
@@ -109,18 +111,18 @@ def gspo(
     advantages: jax.Array,
     mask: jax.Array,
     *,
-    low: Annotated[float, "How far below 1 an action's ratio counts.", Range(0, 1, open_low=True)] = 3e-4,
-    high: Annotated[float, "How far above 1 an action's ratio counts.", Range(0, open_low=True)] = 4e-4,
+    low: Annotated[float, "Distance below 1 up to which an action's ratio counts.", Range(0, 1, open_low=True)] = 3e-4,
+    high: Annotated[float, "Distance above 1 up to which an action's ratio counts.", Range(0, open_low=True)] = 4e-4,
 ) -> tuple[jax.Array, Metrics]:
-    """GSPO: one ratio an action, the geometric mean of its tokens' ratios.
+    """GSPO: one ratio per action, the geometric mean of its tokens' ratios.
 
         s_i  = exp(1/|a_i| * sum_t log rho_it)
         s_it = sg[s_i] * pi_theta(a_it) / sg[pi_theta(a_it)]
         J_it = min(s_it * A_it, clip(s_it, 1 - low, 1 + high) * A_it)
 
-    Source: Zheng et al. 2025, arXiv 2507.18071. This is its GSPO-token (section 4.3): where an action's tokens share
-    one advantage and the aggregation is `sequence`, value and gradient are those of GSPO itself. The ranges are the
-    paper's.
+    Source: Zheng et al. 2025, arXiv 2507.18071. This is its GSPO-token (section 4.3). If an action's tokens
+    share one advantage and the aggregation is `sequence`, value and gradient are those of GSPO itself. The ranges are
+    the paper's.
 
     Metrics: `clip_fraction`, `sequence_ratio`.
     """
@@ -145,17 +147,17 @@ def cispo(
     advantages: jax.Array,
     mask: jax.Array,
     *,
-    low: Annotated[float, "How far below 1 a weight may be; 1: no bound.", Range(0, 1)] = 1.0,
-    high: Annotated[float, "How far above 1 a weight may be.", Range(0)] = 4.0,
+    low: Annotated[float, "Maximum distance of a weight below 1; 1: no bound.", Range(0, 1)] = 1.0,
+    high: Annotated[float, "Maximum distance of a weight above 1.", Range(0)] = 4.0,
 ) -> tuple[jax.Array, Metrics]:
-    """CISPO: clips the weight of a token and keeps its gradient (MiniMax-M1 2025, arXiv 2506.13585).
+    """CISPO: a clipped weight of a token, which keeps its gradient (MiniMax-M1 2025, arXiv 2506.13585).
 
         J = sg[clip(rho, 1 - low, 1 + high)] * A * log pi_theta(a|s)
 
     The paper sets no lower bound and tunes the upper one; ScaleRL (Khatri et al. 2025, arXiv 2510.13786) takes caps
     of 4 to 8. The paper's mean is over tokens (aggregation `token`).
 
-    Metrics: `clip_fraction`, tokens whose weight is clipped.
+    Metrics: `clip_fraction`, share of tokens whose weight is clipped.
     """
     ratio = jax.lax.stop_gradient(bounded_exp(masked_difference(log_probs, old_log_probs, mask)))
     weight = jnp.clip(ratio, 1.0 - low, 1.0 + high)
@@ -171,7 +173,7 @@ def dppo(
     mask: jax.Array,
     *,
     divergence: Annotated[Literal["tv", "kl"], "Divergence that bounds the trust region."] = "tv",
-    limit: Annotated[float, "Divergence of a token beyond which it no longer moves away.", Range(0)] = 0.15,
+    limit: Annotated[float, "Divergence beyond which a token no longer moves away.", Range(0)] = 0.15,
     cap: Annotated[float, "Truncation of the ratio, above 1; 0: none.", Range(0)] = 20.0,
 ) -> tuple[jax.Array, Metrics]:
     """DPPO: a trust region on the divergence of a token's distributions (Qi et al. 2026, arXiv 2602.04879).
@@ -183,10 +185,10 @@ def dppo(
 
         tv:  |p - q|          kl:  p log(p / q) + (1 - p) log((1 - p) / (1 - q))
 
-    A ratio treats rare tokens harshly and common ones leniently: 1e-4 to 2e-4 is outside PPO's clip, 0.99 to 0.8
+    A ratio is strict with rare tokens and lenient with common ones: 1e-4 to 2e-4 is outside PPO's clip, 0.99 to 0.8
     within.
 
-    Metrics: `clip_fraction`, tokens whose gradient the mask takes; `token_divergence`, mean of D.
+    Metrics: `clip_fraction`, share of tokens whose gradient the mask removes; `token_divergence`, mean of D.
     """
     ratio = bounded_exp(masked_difference(log_probs, old_log_probs, mask))
     old, new = jnp.exp(old_log_probs.astype(jnp.float32)), jnp.exp(jax.lax.stop_gradient(log_probs).astype(jnp.float32))
@@ -209,14 +211,14 @@ def sapo(
     advantages: jax.Array,
     mask: jax.Array,
     *,
-    positive: Annotated[float, "Temperature where the advantage is positive.", Range(0, open_low=True)] = 1.0,
-    negative: Annotated[float, "Temperature where it is not.", Range(0, open_low=True)] = 1.05,
+    positive: Annotated[float, "Temperature for positive advantages.", Range(0, open_low=True)] = 1.0,
+    negative: Annotated[float, "Temperature for other advantages.", Range(0, open_low=True)] = 1.05,
 ) -> tuple[jax.Array, Metrics]:
     """SAPO: a soft gate in place of a clip (Gao et al. 2025, arXiv 2511.20347).
 
         J = 4 / tau * sigmoid(tau * (rho - 1)) * A       tau: `positive` where A > 0, else `negative`
 
-    At rho = 1 the gradient is that of rho * A; away from it fades, by 4 * s * (1 - s) with s the sigmoid. The
+    At rho = 1 the gradient is that of rho * A; away from 1 it fades by 4 * s * (1 - s), with s the sigmoid. The
     temperatures are the paper's.
 
     Metrics: `gate`, mean of 4 * s * (1 - s).

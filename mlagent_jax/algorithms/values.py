@@ -1,4 +1,4 @@
-"""The critic's loss, and how well the critic explains the returns."""
+"""The critic's loss, and the share of the returns' variance that the critic explains."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def value_loss(
     clip: float | None,
     aggregation: str = "token",
 ) -> tuple[Mean, Metrics]:
-    """Computes the squared error of the critic, clipped around the values the advantages were computed with.
+    """Compute the squared error of the critic, clipped around the values from which the advantages were computed.
 
         V_c = V_old + clip(V - V_old, -clip, clip)
         L   = 1/2 * mean(max((V - R)^2, (V_c - R)^2))
@@ -27,15 +27,15 @@ def value_loss(
     As in the reference implementation of PPO (Dhariwal et al. 2017, OpenAI Baselines). With clip = None, 1/2 (V - R)^2.
 
     Args:
-      values: [batch, time] of the critic that is trained; the only argument with a gradient.
-      old_values: [batch, time], from before this batch's updates.
-      returns: [batch, time], as of `estimators.gae_advantages`.
+      values: [batch, time] of the critic in training; the only argument with a gradient.
+      old_values: [batch, time] from before this batch's updates.
+      returns: [batch, time], as `estimators.gae_advantages` returns them.
       mask: [batch, time], true on action tokens.
-      clip: in units of value, > 0; None for no clipping.
+      clip: clip range in units of value, > 0; None: no clipping.
       aggregation: see `aggregate`.
 
     Returns:
-      (loss, metrics a token): `value_clip_fraction` with clipping, and what `explained_variance` takes.
+      (loss, metrics per token): `value_clip_fraction` with clipping, and the inputs of `explained_variance`.
     """
     mask = mask.astype(bool)
     returns = jnp.where(mask, jax.lax.stop_gradient(returns).astype(jnp.float32), 0.0)
@@ -57,14 +57,14 @@ def value_loss(
 
 
 def explained_variance(metrics: Mapping[str, Mean]) -> float:
-    """1 - Var(R - V_old) / Var(R) from the accumulated metrics of `value_loss`; on the host, in float64.
+    """Return 1 - Var(R - V_old) / Var(R) from the accumulated metrics of `value_loss`; on the host, in float64.
 
-    1 is a perfect critic, 0 one no better than a constant; 0 also where the returns do not vary.
+    1: a perfect critic; 0: no better than a constant, or the returns do not vary.
     """
     mean = {name: float(metrics[name].total) / max(float(metrics[name].count), 1.0) for name in metrics}
     variance = mean["returns_squared"] - mean["returns"] ** 2
     unexplained = mean["residuals_squared"] - mean["residuals"] ** 2
-    # Float32 totals leave rounding of this size where all returns are equal.
+    # If all returns are equal, float32 totals leave a rounding error of this size.
     if variance <= 1e-6 * mean["returns_squared"]:
         return 0.0
     return 1.0 - unexplained / variance

@@ -1,4 +1,4 @@
-"""Folders that appear under their name when they are whole, local or in a bucket."""
+"""Folders that appear under their name only when they are complete, local or in a bucket."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from etils import epath
 
 @contextlib.contextmanager
 def whole_folder(directory: str | os.PathLike[str], mark: str = "config.json") -> Iterator[Path]:
-    """Give a local folder to write into; it becomes `directory` when the block ends without an error.
+    """Yield a local folder to write into; it becomes `directory` when the block ends without an error.
 
     Args:
-      directory: folder to make, local or remote. At a remote place, where nothing can be renamed, `mark` comes last.
-      mark: file by which an older folder of that name is known as an export, which may be replaced.
+      directory: folder to make, local or remote. A remote store cannot rename, so `mark` is written last there.
+      mark: file that identifies an older folder of that name as an export, which may be replaced.
 
     Raises:
-      FileExistsError: `directory` is there and is no export.
+      FileExistsError: `directory` exists and is not an export.
     """
     target = epath.Path(directory)
     begun = target / f"{mark}.partial"
@@ -31,7 +31,7 @@ def whole_folder(directory: str | os.PathLike[str], mark: str = "config.json") -
         with tempfile.TemporaryDirectory() as local:
             yield Path(local)
             target.mkdir(parents=True, exist_ok=True)
-            begun.write_text("")  # of one that is cut short, so that the next may go over it
+            begun.write_text("")  # If this export is cut short, the next one may replace it.
             for path in sorted(Path(local).iterdir(), key=lambda path: path.name == mark):
                 epath.Path(path).copy(target / path.name, overwrite=True)
             begun.unlink()

@@ -1,7 +1,7 @@
-"""GGUF files of llama.cpp in: a Hugging Face folder out, without PyTorch.
+"""Conversion of llama.cpp's GGUF files to Hugging Face folders, without PyTorch.
 
     metadata -> config.json, generation_config.json
-    tensors  -> model.safetensors     dequantised by the `gguf` package; rows of query and key put back in order
+    tensors  -> model.safetensors     dequantised by the `gguf` package; rows of query and key in their original order
     tokens   -> tokenizer.json        byte-level BPE ("gpt2") or SentencePiece's BPE with byte fallback ("llama")
 
 Sources: the GGUF specification (ggml, docs/gguf.md) for the names of metadata; llama.cpp's convert_hf_to_gguf.py for
@@ -33,7 +33,7 @@ QUANTISED = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5
 FLOATS = ("F32", "F16", "BF16")
 
 TOP = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
-"""Tensors outside the layers: name in a GGUF -> name in a Hugging Face checkpoint."""
+"""Hugging Face names of tensors outside the layers, by their name in a GGUF file."""
 LAYER = {
     "attn_norm": "input_layernorm",
     "attn_q": "self_attn.q_proj",
@@ -47,9 +47,9 @@ LAYER = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
-"""Tensors of a layer, likewise."""
+"""Hugging Face names of a layer's tensors, by their name in a GGUF file."""
 ROPE_FACTORS = "rope_freqs.weight"
-"""What each rotary frequency is divided by: llama3's scaling, written out."""
+"""Tensor with the divisor of each rotary frequency: llama3's scaling, written out."""
 
 CONTROL, USER_DEFINED, BYTE = 3, 4, 6
 """Kinds of tokens in `tokenizer.ggml.token_type`."""
@@ -59,12 +59,12 @@ _LLAMA3_WORD = WORD.replace(r"\p{N}|", r"\p{N}{1,3}|")
 
 @dataclasses.dataclass(frozen=True)
 class Words:
-    """How a byte-level tokenizer cuts text into words before it merges bytes.
+    """Splitting of text into words by a byte-level tokenizer, before it merges bytes.
 
     Attributes:
       expressions: regular expressions, applied one after the other.
       composes: whether text is composed (NFC) first.
-      whole: whether a word that is a token is taken as it is, without merges.
+      whole: whether a word that is a token skips the merges.
     """
 
     expressions: tuple[str, ...]
@@ -82,11 +82,11 @@ WORDS: Mapping[str, Words] = {
     "llama3": Words((_LLAMA3_WORD,), whole=True),
     "llama-v3": Words((_LLAMA3_WORD,), whole=True),
 }
-"""By `tokenizer.ggml.pre`, as llama.cpp's llama-vocab.cpp and the tokenizers of these models have it."""
+"""Word splitting by `tokenizer.ggml.pre`, as in llama.cpp's llama-vocab.cpp and the tokenizers of these models."""
 
 
 class GGUFError(ValueError):
-    """A GGUF file that is damaged, or of a kind that is not supported; the message names what and the remedy."""
+    """A GGUF file is damaged or not supported; the message has the remedy."""
 
 
 def import_gguf(path: str | os.PathLike[str], output: str | os.PathLike[str], dtype: str = "float32") -> ModelConfig:
@@ -94,14 +94,14 @@ def import_gguf(path: str | os.PathLike[str], output: str | os.PathLike[str], dt
 
     Args:
       path: local file.
-      output: folder to write, local or remote; it appears when it is whole.
-      dtype: of the weights written: float32, bfloat16 or float16.
+      output: folder to write, local or remote; it appears when it is complete.
+      dtype: dtype of the written weights: float32, bfloat16 or float16.
 
     Returns:
-      The shape of the model.
+      The config of the model.
 
     Raises:
-      FileExistsError: `output` is there and is no export.
+      FileExistsError: `output` exists and is not an export.
       GGUFError: the file is damaged, or holds an architecture, a tensor, a quantisation or a tokenizer that is not
         supported.
     """
@@ -295,7 +295,7 @@ def unpermuted(rows: np.ndarray, heads: int) -> np.ndarray:
 
     Args:
       rows: [heads * size, ...], each head's halves interleaved.
-      heads: how many heads the rows are of.
+      heads: number of heads.
     """
     pairs = rows.reshape(heads, rows.shape[0] // heads // 2, 2, *rows.shape[1:])
     return pairs.swapaxes(1, 2).reshape(rows.shape)

@@ -1,7 +1,7 @@
-"""Checkpoints by name: a folder, here or in a bucket, or a repository of the Hugging Face hub, which is downloaded.
+"""Checkpoints by name: a folder, local or in a bucket, or a repository of the Hugging Face hub, which is downloaded.
 
 A repository is named OWNER/NAME, or OWNER/NAME@REVISION for one of its branches, tags or commits. Downloads go into the
-hub's usual cache. What is whole there is not downloaded again, and serves where the hub cannot be reached.
+hub's usual cache. A complete download is not repeated, and is used without a network.
 """
 
 from __future__ import annotations
@@ -20,28 +20,28 @@ _NAME = re.compile(r"(?P<repository>[\w-][\w.-]*/[\w.-]+)(?:@(?P<revision>[\w.-]
 
 
 def is_hub_id(name: str | os.PathLike[str]) -> bool:
-    """Whether it could be a repository's name, which only the hub knows; a path of two parts is one too."""
+    """Return whether `name` has the form of a repository's name. A relative path of two parts has it too."""
     return _NAME.fullmatch(os.fspath(name)) is not None
 
 
 def split(name: str) -> tuple[str, str | None]:
-    """Name and revision, as other libraries ask for them; of a folder its path and None."""
+    """Return the repository and its revision, as other libraries take them; for a folder, its path and None."""
     found = None if Path(name).is_dir() else _NAME.fullmatch(name)
     return (found["repository"], found["revision"]) if found else (name, None)
 
 
 def fetch(name: str | os.PathLike[str]) -> epath.Path:
-    """The folder of a checkpoint, here or in a bucket, or downloaded from the hub: configs, weights and tokenizer.
+    """Return the folder of a checkpoint (configs, weights, tokenizer): local, in a bucket, or downloaded from the hub.
 
     Raises:
-      FileNotFoundError: it is neither here nor to be had from the hub; the message says what to do.
+      FileNotFoundError: there is no such folder, and the hub does not give it; the message has the remedy.
     """
     folder = epath.Path(name)
     if folder.is_dir():
         return folder
     if not (found := _NAME.fullmatch(os.fspath(name))):
         raise FileNotFoundError(f"{folder} does not exist: name a folder, or a repository of the hub as OWNER/NAME")
-    import huggingface_hub  # only where something is downloaded
+    import huggingface_hub  # Only for downloads.
 
     repository, revision = found["repository"], found["revision"]
     wanted = ["*.json", "*.safetensors", *FILES]
@@ -80,7 +80,7 @@ def fetch_config(name: str) -> epath.Path:
 
 
 def _why(error: Exception, repository: str, revision: str | None) -> str:
-    """The hub does not give a repository, and what to do."""
+    """Return why the hub does not give a repository, with the remedy."""
     from huggingface_hub import constants, errors
 
     log_in = "log in by `hf auth login` or with a token in HF_TOKEN"

@@ -1,8 +1,8 @@
-"""Checkpoints of a run: every array a resume needs, and beside them JSON for everything else, in one atomic step.
+"""Checkpoints of a run: all arrays that a resume needs, and JSON for everything else, in one atomic step.
 
-`save` copies the arrays to the host and returns; Orbax writes them in the background while training goes on. A step
-becomes visible only when it is whole, so a process that is killed at any moment leaves the step before it. What was
-saved from one mesh restores onto another: the caller says where each array is to live.
+`save` copies the arrays to the host and returns; Orbax writes them in the background while training continues. A step
+becomes visible only when it is complete, so a killed process leaves the previous step. A checkpoint can be restored
+onto another mesh: the caller gives the sharding of each array.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ ARRAYS, EXTRA = "arrays", "extra"
 _DELETED = "deleted"
 _MARK = "_CHECKPOINT_METADATA"
 _WHOLE = "commit_success.txt"
-"""What Orbax writes last into a step in a bucket; a step without it does not count."""
+"""File that Orbax writes last into a step in a bucket; a step without it is incomplete."""
 
-# Or gcsfs remembers what a bucket held, and a reader never sees the steps that another process saves.
+# Otherwise gcsfs caches listings, and a reader never sees the steps that another process saves.
 fsspec.config.conf.setdefault("gcs", {}).setdefault("use_listings_cache", False)
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that cannot be saved or restored as asked; the message names the step or the array."""
+    """A checkpoint cannot be saved or restored as requested; the message names the step or the array."""
 
 
-class _Noted:
-    """A policy of Orbax that preserves everything, and notes which steps the policy that it was made of would not."""
+class _RecordingPolicy:
+    """An Orbax policy that preserves all steps, and records those that the wrapped policy would delete."""
 
     def __init__(self, policy: Any) -> None:
         self._policy = policy
@@ -50,17 +50,19 @@ class _Noted:
 
 
 def keep_beside_steps(folder: epath.Path) -> None:
-    """Make a folder that is no step among the steps of a `Checkpointer`. In a bucket Orbax would take one without this
-    file for a step that was never finished, and delete it."""
+    """Make a folder that is not a step next to the steps of a `Checkpointer`.
+
+    In a bucket, Orbax deletes a folder without the mark of completion as an unfinished step.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     if "://" in os.fspath(folder):
         (folder / _WHOLE).write_text("")
 
 
 class Checkpointer:
-    """The checkpoints of one directory, one a step. To be closed, or used in a `with`.
+    """Checkpoints in one directory, one per step. Close it, or use it in a `with`.
 
-    With several processes every one of them calls `save` and `restore`, on the same steps: Orbax lets them meet.
+    In a multi-host run every process calls `save` and `restore` for the same steps; Orbax synchronises them.
     """
 
     def __init__(
@@ -72,17 +74,18 @@ class Checkpointer:
         keep_every: int = 0,
         read_only: bool = False,
     ) -> None:
-        """
+        """Open the directory.
+
         Args:
-          directory: local or remote (`gs://`); made if it does not exist.
-          keep: how many of the latest steps stay, at least 1; None for all.
-          keep_best: how many more stay for their metric (highest first); metrics are stored only where it is not 0.
-          keep_every: steps that it divides stay too; 0: none.
-          read_only: for programs that look at a run which may still be saving: nothing is made, deleted or cleaned up.
+          directory: local or remote folder (`gs://`); made if it does not exist.
+          keep: number of the latest steps to keep, at least 1; None: all.
+          keep_best: number of further steps to keep, those with the highest metric. 0: metrics are not stored.
+          keep_every: interval of further steps to keep, those that it divides; 0: none.
+          read_only: whether only to read, as programs do that look at a running run: nothing is made or deleted.
         """
         if keep is not None and keep < 1:
             raise CheckpointError(f"keep is {keep}: at least the latest checkpoint must stay (None keeps all)")
-        # Orbax wants absolute paths; the remote ones are.
+        # Orbax requires absolute paths; remote paths are.
         path = epath.Path(directory)
         self.directory = path if "://" in str(directory) else path.absolute()
         self._read_only = read_only
@@ -92,14 +95,14 @@ class Checkpointer:
         if keep_every:
             policies.append(EveryNSteps(interval_steps=keep_every))
         policy = policies[0] if len(policies) == 1 else AnyPreservationPolicy(policies)
-        # In a bucket nothing is renamed, and a removal that is cut short leaves any part of a step: see `_remove`.
-        self._removals = _Noted(policy) if str(directory).startswith("gs://") else None
+        # A bucket cannot rename, and an interrupted removal leaves parts of a step: see `_remove`.
+        self._removals = _RecordingPolicy(policy) if str(directory).startswith("gs://") else None
         options = ocp.CheckpointManagerOptions(
             preservation_policy=self._removals or policy,
-            best_fn=_metric if keep_best else None,  # Orbax stores no metrics without it; the policy decides
-            # A step is removed by renaming it, then deleted by us: a deletion that is cut short would leave half of it.
+            best_fn=_metric if keep_best else None,  # Without it Orbax stores no metrics; the policy decides.
+            # Orbax removes a step by renaming it, and we delete it: an interrupted deletion would leave half a step.
             todelete_subdir=None if read_only else _DELETED,
-            # What an earlier process left half-written when it died; done by the first save.
+            # Steps that a killed process left half-written are deleted by the first save.
             cleanup_tmp_directories=not read_only,
             create=not read_only,
             save_interval_steps=0 if read_only else 1,
@@ -115,25 +118,25 @@ class Checkpointer:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        together = kind is None or issubclass(kind, Stopped)  # a signal stops all processes in one place
+        together = kind is None or issubclass(kind, Stopped)  # A signal stops all processes at the same point.
         if not together and jax.process_count() > 1:
-            return  # A save would wait for processes that may have ended; cut short, it leaves the step before it.
+            return  # A save would wait for processes that may have ended. Interrupted, it leaves the previous step.
         self.close()
 
     def save(self, step: int, arrays: Any, extra: Mapping[str, Any], metric: float | None = None) -> None:
-        """Saves asynchronously; what is passed may be donated or changed as soon as this returns.
+        """Save asynchronously; the arguments may be donated or changed as soon as this returns.
 
-        Waits for the save before it, so that at most one copy of the arrays is held on the host.
+        Waits for the previous save, so that the host holds at most one copy of the arrays.
 
         Args:
-          step: larger than every step saved so far.
-          arrays: a pytree of arrays. Random keys as `jax.random.key_data`.
-          extra: JSON-serialisable: positions, controllers, what was consumed.
-          metric: for `keep_best`, higher is better; a step without one is kept by age alone.
+          step: number of the step, larger than all saved before.
+          arrays: pytree of arrays. Pass random keys as `jax.random.key_data`.
+          extra: JSON-serialisable state: data positions, controllers, consumed results.
+          metric: metric for `keep_best`, higher is better; a step without one is kept by age alone.
 
         Raises:
-          CheckpointError: the step is not after the latest, or something cannot be saved. The failure of a save in the
-            background is raised by the next `save`, `wait` or `close`.
+          CheckpointError: the step is not after the latest, or a value cannot be saved. If a save fails in the
+            background, the next `save`, `wait` or `close` raises.
         """
         leaves = _leaves(arrays)
         if not leaves:
@@ -144,7 +147,7 @@ class Checkpointer:
         if metric is not None and not math.isfinite(metric):
             raise CheckpointError(f"metric of step {step} is {metric}: give a finite number or None")
         items = ocp.args.Composite(
-            # By way of text: a copy that the caller cannot change while it is written, refused here and not later.
+            # Through text: the caller cannot change this copy during the write, and what is not JSON is refused here.
             **{ARRAYS: ocp.args.PyTreeSave(arrays), EXTRA: ocp.args.JsonSave(json.loads(json.dumps(dict(extra))))}
         )
         self.wait()
@@ -156,42 +159,43 @@ class Checkpointer:
             )
 
     def steps(self) -> list[int]:
-        """Steps that can be restored, in order; one that is still being written, or never was finished, is not."""
+        """Return the complete steps in order."""
         self._manager.reload()
         return sorted(step for step in self._manager.all_steps() if self._is_whole(step))
 
     def _is_whole(self, step: int) -> bool:
-        """Whether a step has all that Orbax writes into one: a folder that was copied by halves has not."""
+        """Return whether a step has all files that Orbax writes; a partly copied folder has not."""
         folder = self.directory / str(step)
         needed = (_MARK, f"{ARRAYS}/_METADATA", f"{EXTRA}/metadata")
         return all((folder / name).exists() for name in needed)
 
     def latest(self) -> int | None:
-        """The last step that is whole, None if there is none."""
+        """Return the last complete step, or None."""
         return max(self.steps(), default=None)
 
     def best(self) -> int | None:
-        """The step with the highest metric among those still there, None if no step has one."""
+        """Return the remaining step with the highest metric, or None if no step has one."""
         metrics = {step: self._manager.metrics(step) for step in self.steps()}
         measured = {step: _metric(each) for step, each in metrics.items() if each}
         return max(measured, key=lambda step: (measured[step], step), default=None)
 
     def extra(self, step: int) -> dict[str, Any]:
-        """The JSON of a step, without its arrays."""
+        """Return the JSON of a step, without its arrays."""
         self._require(step)
         return self._manager.restore(step, args=ocp.args.Composite(**{EXTRA: ocp.args.JsonRestore()}))[EXTRA]
 
     def restore(self, step: int, abstract_arrays: Any, *, partial: bool = False) -> tuple[Any, dict[str, Any]]:
-        """The arrays of `step`, bit by bit, where they are to live, and its JSON.
+        """Return the arrays of `step`, bit for bit, and its JSON.
 
         Args:
           step: one of `steps()`.
-          abstract_arrays: a pytree like the one saved, of arrays or `jax.ShapeDtypeStruct`. Each array is read straight
-            onto its `sharding`, whatever it was saved from; without one onto this process's first device.
-          partial: whether `abstract_arrays` may leave out some of what was saved, such as the optimizer's state.
+          abstract_arrays: pytree like the saved one, of arrays or `jax.ShapeDtypeStruct`. Each array is read straight
+            onto its `sharding`, whatever the saved one was; without a sharding, onto this process's first device.
+          partial: whether `abstract_arrays` may omit saved arrays, such as the optimizer's state.
 
         Raises:
-          CheckpointError: no such step, or an array is missing, left over, or of another shape or dtype; it names it.
+          CheckpointError: there is no such step, or an array is missing, left over, or of another shape or dtype; the
+            message names it.
         """
         self._require(step)
         wanted = jax.tree.map(_placed, abstract_arrays)
@@ -207,13 +211,13 @@ class Checkpointer:
         return restored[ARRAYS], restored[EXTRA]
 
     def shapes(self, step: int) -> dict[str, jax.ShapeDtypeStruct]:
-        """Shape and dtype of each array of a step, by its path (`params/layers/mlp/up/kernel`)."""
+        """Return shape and dtype of each array of a step, by its path (`params/layers/mlp/up/kernel`)."""
         self._require(step)
         saved = _leaves(self._manager.item_metadata(step)[ARRAYS].tree)
         return {path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for path, leaf in saved.items()}
 
     def wait(self) -> None:
-        """Until the save in the background is whole; raises what went wrong in it."""
+        """Wait until the background save is complete; raise its error if it failed."""
         self._manager.wait_until_finished()
         if self._removals is not None:
             while self._removals.steps:
@@ -222,13 +226,14 @@ class Checkpointer:
             shutil.rmtree(self.directory / _DELETED, ignore_errors=True)
 
     def _remove(self, step: int) -> None:
-        """From a bucket: it stops counting first, so that what a death leaves of it is half-written like any other."""
+        """Remove a step from a bucket. It loses its mark of completion first, so that an interrupted removal leaves an
+        unfinished step."""
         if jax.process_index() == 0:
             (self.directory / str(step) / _WHOLE).unlink(missing_ok=True)
         self._manager.delete(step)
 
     def close(self) -> None:
-        """Waits, and ends the threads in the background."""
+        """Wait for the save, and end the background threads."""
         self.wait()
         self._manager.close()
 
@@ -256,7 +261,7 @@ def _metric(metrics: Mapping[str, float]) -> float:
 
 
 def _leaves(tree: Any) -> dict[str, Any]:
-    """Leaves by path, as Orbax names them."""
+    """Return the leaves by path, as Orbax names them."""
     paths = jax.tree_util.tree_flatten_with_path(tree)[0]
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in paths}
 

@@ -1,8 +1,7 @@
-"""Adapters in the layout of Hugging Face's PEFT: a folder for `PeftModel.from_pretrained(base, folder)`, vLLM and the
-like.
+"""Adapters in the layout of Hugging Face's PEFT: a folder for `PeftModel.from_pretrained(base, folder)` and vLLM.
 
-    adapter_config.json           rank, alpha, which modules
-    adapter_model.safetensors     base_model.model.<module>.lora_A.weight [rank, in], .lora_B.weight [out, rank]
+adapter_config.json           rank, alpha, which modules
+adapter_model.safetensors     base_model.model.<module>.lora_A.weight [rank, in], .lora_B.weight [out, rank]
 """
 
 from __future__ import annotations
@@ -27,19 +26,20 @@ WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
 
 def save(directory: str | os.PathLike[str], config: ModelConfig, adapters: Params, lora: LoRA, base: str) -> None:
-    """Writes the folder; it appears under its name when it is whole. With several processes all must call this; the
-    first one writes.
+    """Write the folder; it appears under its name when it is complete.
+
+    Every process of a multi-host run must call this; the first one writes.
 
     Args:
-      directory: to be written, local or remote.
-      config: of the model.
-      adapters: as from `models.lora.create`.
-      lora: what they are.
-      base: folder or hub id of the checkpoint that they belong to, which readers load first.
+      directory: folder to write, local or remote.
+      config: config of the model.
+      adapters: parameters, as `models.lora.create` returns them.
+      lora: rank, scale and targets of the adapters.
+      base: folder or hub id of the checkpoint that the adapters belong to; readers load it first.
 
     Raises:
-      FileExistsError: `directory` is there and is no export.
-      PeerError: The first process failed; there, its own error is raised.
+      FileExistsError: `directory` exists and is not an export.
+      PeerError: the first process failed; there, its own error is raised.
     """
     tensors = dict(_tensors(config, jax.tree.map(processes.fetch, adapters)))
     modules = sorted({name.split(".")[-3] for name in tensors})
@@ -73,7 +73,7 @@ def _description(lora: LoRA, modules: list[str], base: str) -> dict[str, Any]:
 
 
 def _tensors(config: ModelConfig, adapters: Params) -> Any:
-    """(name, float32 array) of each tensor of the file."""
+    """Yield the name and the float32 array of each tensor of the file."""
     for path, (name, _) in LAYER_TENSORS.items():
         if (adapter := _at(adapters, ("layers", *path.split("/")))) is not None:
             down, up = np.asarray(adapter["down"]), np.asarray(adapter["up"])
@@ -91,7 +91,7 @@ def _pair(name: str, down: np.ndarray, up: np.ndarray) -> Any:
 
 
 def _at(adapters: Params, path: tuple[str, ...]) -> Params | None:
-    """The adapter of the linear map whose kernel has this path."""
+    """Return the adapter of the linear map whose kernel has this path, or None."""
     *parents, leaf = path
     if leaf != "kernel":
         return None

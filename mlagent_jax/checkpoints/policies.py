@@ -1,8 +1,8 @@
-"""The one loader of policies: a Hugging Face folder or hub id, or what a run has saved, adapters merged.
+"""The one loader of policies: from a Hugging Face folder or hub id, or from a run, with adapters merged.
 
-Of a run a place is its workdir (the furthest stage that has saved something), a stage (`WORKDIR/checkpoints/rl`, its
-newest step; the best one where it was to be kept), or a step of it. All commands and stages take the same places and
-get the same policy.
+A run's policy is named by the workdir (the last stage that has saved a step), by a stage (`WORKDIR/checkpoints/rl`: its
+best step if the run keeps that, else its newest), or by a step. All commands and stages accept the same names and get
+the same policy.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ from mlagent_jax.models.tokenizer import Tokenizer
 from mlagent_jax.parallelism import Rules
 
 STAGES = ("rl", "sft")
-"""Stages that save policies, the furthest first."""
+"""Stages that save policies, the last first."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Policy:
-    """Weights beside what is needed to use them."""
+    """Weights, and everything needed to use them."""
 
     config: models.ModelConfig
     graph: models.Graph
     params: models.Params
     tokenizer: Tokenizer
     origin: hugging_face.Origin | None = None
-    """Of its checkpoint, where it began as one."""
+    """Origin of the checkpoint that it was made from; None: from scratch."""
 
     def with_params(self, params: models.Params) -> Self:
         return dataclasses.replace(self, params=params)
@@ -46,40 +46,41 @@ class Policy:
 
 @dataclasses.dataclass(frozen=True)
 class Placement:
-    """How parameters are held."""
+    """Dtype and devices of parameters."""
 
     dtype: str | None = None
-    """None: as they are stored."""
+    """Dtype of the parameters; None: as stored."""
     mesh: Mesh | None = None
-    """None: the default device."""
+    """Devices of the parameters; None: the default device."""
     rules: Rules | None = None
+    """Table from logical to mesh axes; None: the default."""
     attention: str | None = None
-    """Kernel of attention; None: the default one."""
+    """Attention kernel; None: the default."""
 
     @property
     def options(self) -> dict[str, Any]:
-        """For `models.abstract` and its like, the dtype left out."""
+        """Return options of `models.abstract` and `models.create`, without the dtype."""
         kernel = {} if self.attention is None else {"attention": self.attention}
         return {"mesh": self.mesh, "rules": self.rules, **kernel}
 
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """What a run's settings say of the policies in its workdir."""
+    """Settings of a run that decide which policies are in its workdir."""
 
     checkpoint: str
-    """The base policy; empty: from scratch, with fresh weights of `seed`."""
+    """Base policy; empty: from scratch, with random weights from `seed`."""
     seed: int
     param_dtype: str
     lora: models.LoRA | None
     keeps_best: tuple[str, ...]
-    """Stages whose policy is the one of their best evaluation, and not their last."""
+    """Stages whose policy is the step with the best evaluation instead of the last."""
     sft_is_given: bool
-    """Whether the checkpoint stands for the sft policy."""
+    """Whether the checkpoint serves as the sft policy."""
 
     @classmethod
     def of(cls, settings: Mapping[str, Any], done: Callable[[str], bool]) -> Self:
-        """Of a run's settings as its config.json holds them; `done` tells whether a stage has ended."""
+        """Make the recipe from a run's config.json; `done` returns whether a stage has ended."""
         policy, adapters = settings.get("policy", {}), settings.get("lora", {})
         known = {field.name for field in dataclasses.fields(models.LoRA)}
         chosen = {name: tuple(x) if isinstance(x, list) else x for name, x in adapters.items() if name in known}
@@ -99,7 +100,7 @@ class Recipe:
 
     @classmethod
     def read(cls, workdir: epath.Path) -> Self:
-        """Of a workdir's files; the defaults where it has none (a stage's folder that was copied elsewhere)."""
+        """Read a workdir's files; without them (a copied stage folder), use the defaults."""
         found = {}
         for name in ("config.json", "run.json"):
             path = workdir / name
@@ -109,24 +110,24 @@ class Recipe:
 
 @dataclasses.dataclass(frozen=True)
 class Saved:
-    """A policy that a run has saved."""
+    """Place of a policy that a run has saved."""
 
     workdir: epath.Path
     stage: str
     step: int | None = None
-    """None: the one that the stage is to be known by."""
+    """Number of the step; None: the step that represents the stage (see `step_of`)."""
 
     @property
     def folder(self) -> epath.Path:
-        """Of the stage's steps."""
+        """Return the folder of the stage's steps."""
         return self.workdir / "checkpoints" / self.stage
 
 
 def locate(place: str | os.PathLike[str]) -> Saved | None:
-    """What a run has saved at `place`; None where that is no workdir, stage or step, but a checkpoint to be imported.
+    """Return what a run has saved at `place`; None if `place` is not a workdir, a stage or a step.
 
     Raises:
-      FileNotFoundError: it is a workdir, and no stage has saved a step that is whole.
+      FileNotFoundError: `place` is a workdir in which no stage has saved a complete step.
     """
     folder = epath.Path(place)
     if "://" not in os.fspath(place):
@@ -150,8 +151,8 @@ def load(place: str | os.PathLike[str], placement: Placement | None = None) -> P
     """Load the policy at a place: a folder or hub id of Hugging Face, a workdir, a stage or a step.
 
     Raises:
-      FileNotFoundError: nothing there is a checkpoint.
-      ValueError: it is one of a model that is not supported, or of parts that do not fit together.
+      FileNotFoundError: `place` has no checkpoint.
+      ValueError: the model is not supported, or config, weights and tokenizer do not fit together.
     """
     placement, saved = placement or Placement(), locate(place)
     if saved is not None:
@@ -164,7 +165,7 @@ def load(place: str | os.PathLike[str], placement: Placement | None = None) -> P
 
 
 def load_saved(saved: Saved, recipe: Recipe, placement: Placement) -> Policy:
-    """Load a policy of a run; adapters are merged into the policy that their stage began with.
+    """Load a policy of a run; adapters are merged into the policy that their stage started from.
 
     Raises:
       FileNotFoundError, ValueError: as `load`.
@@ -189,7 +190,7 @@ def load_saved(saved: Saved, recipe: Recipe, placement: Placement) -> Policy:
 
 
 def load_start(saved: Saved, recipe: Recipe, placement: Placement) -> Policy:
-    """Load the policy that the adapters of a stage were trained beside: sft's for rl, else the base."""
+    """Load the frozen policy that the adapters of a stage were trained on: sft's for rl, else the base."""
     if saved.stage == "rl" and not recipe.sft_is_given:
         return load_saved(Saved(saved.workdir, "sft"), recipe, placement)
     if recipe.checkpoint:
@@ -201,7 +202,7 @@ def load_start(saved: Saved, recipe: Recipe, placement: Placement) -> Policy:
 
 
 def load_adapters(saved: Saved, recipe: Recipe, start: Policy, mesh: Mesh | None) -> models.Params:
-    """Load what a stage trained beside `start`.
+    """Load the adapters that a stage trained on the frozen `start`.
 
     Raises:
       ValueError: the run's settings have no adapters.
@@ -233,7 +234,7 @@ def load_value_head(place: str | os.PathLike[str]) -> dict[str, jax.Array] | Non
 
 
 def resolved(saved: Saved, recipe: Recipe) -> Saved:
-    """Return the place with its step's number.
+    """Return `saved` with the number of its step.
 
     Raises:
       FileNotFoundError, CheckpointError: as `step_of`.
@@ -243,11 +244,11 @@ def resolved(saved: Saved, recipe: Recipe) -> Saved:
 
 
 def step_of(saved: Saved, recipe: Recipe, steps: Checkpointer) -> int:
-    """The step of a place.
+    """Return the number of the step: the one named, else the best if the stage keeps it, else the newest.
 
     Raises:
-      FileNotFoundError: the stage has saved none that is whole.
-      CheckpointError: that step was not kept.
+      FileNotFoundError: the stage has no complete step.
+      CheckpointError: the named step was not kept.
     """
     kept = steps.steps()
     if not kept:

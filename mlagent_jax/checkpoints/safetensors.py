@@ -1,8 +1,8 @@
-"""Safetensors files, read by slices and written by streams, so that no file is ever held in memory.
+"""Safetensors files, read in slices and written as a stream, so that no file is held in memory as a whole.
 
 The format: 8 bytes of length (little-endian), a JSON header of that length (name -> dtype, shape, offsets), the data.
-Read here rather than with the `safetensors` package because that neither names the tensor that a truncated file breaks,
-nor slices bfloat16 for NumPy.
+The package `safetensors` is not used for reading: it does not name the tensor that a truncated file breaks, and it does
+not slice bfloat16 for NumPy.
 """
 
 from __future__ import annotations
@@ -28,16 +28,17 @@ DTYPES: dict[str, np.dtype] = {
     "F64": np.dtype(np.float64),
 }
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
-_LARGEST_HEADER = 100_000_000  # bytes, the limit of the format
+_LARGEST_HEADER = 100_000_000
+"""Maximum bytes of a header, as the format defines it."""
 
 
 class TensorFileError(ValueError):
-    """A weight file that is damaged or not what the model needs; the message names the file and the tensor."""
+    """A weight file is damaged, or lacks what the model needs; the message names the file and the tensor."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
-    """A tensor in a file, not read yet."""
+    """A tensor of a file, whose data are not read yet."""
 
     path: epath.Path
     name: str
@@ -47,8 +48,9 @@ class Tensor:
     """Bytes from the start of the file."""
 
     def map(self) -> np.ndarray:
-        """The tensor as a read-only view of the file: a slice of it reads only its own pages. Of a remote file, read
-        whole."""
+        """Return the tensor as a read-only view of the file, of which a slice reads only its own pages.
+
+        A tensor of a remote file is read as a whole."""
         if 0 in self.shape:
             return np.empty(self.shape, self.dtype)
         if "://" in os.fspath(self.path):
@@ -60,10 +62,10 @@ class Tensor:
 
 
 def read_header(path: epath.Path) -> dict[str, Tensor]:
-    """The tensors of a file by name; reads none of their data.
+    """Return the tensors of a file by name, without reading their data.
 
     Raises:
-      TensorFileError: the file is cut short or is no safetensors file, or a tensor's dtype is not a float of `DTYPES`.
+      TensorFileError: the file is truncated or not a safetensors file, or a tensor's dtype is not in `DTYPES`.
     """
     try:
         refuse_pointer(path)
@@ -100,12 +102,12 @@ def read_header(path: epath.Path) -> dict[str, Tensor]:
 def write(
     path: Path, tensors: Mapping[str, tuple[np.dtype, tuple[int, ...]]], read: Callable[[str], np.ndarray]
 ) -> None:
-    """Writes a file, one tensor at a time, and flushes it to the disk.
+    """Write a file, one tensor at a time, and flush it to the disk.
 
     Args:
-      path: of the file.
+      path: path of the file.
       tensors: dtype and shape by name, in the order of the file.
-      read: gives the tensor of a name when it is its turn.
+      read: function that returns the tensor of a name; called in the order of the file.
     """
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     end = 0
@@ -113,7 +115,7 @@ def write(
         start, end = end, end + math.prod(shape) * dtype.itemsize
         header[name] = {"dtype": _NAMES[dtype], "shape": list(shape), "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # the format wants the data aligned
+    text += b" " * (-len(text) % 8)  # The format aligns the data.
     with path.open("wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
         for name, (dtype, shape) in tensors.items():

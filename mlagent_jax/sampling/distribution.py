@@ -1,4 +1,4 @@
-"""The distribution a token is drawn from, and the draw: pure functions of logits, settings and keys, a row each."""
+"""Sampling distributions and draws: pure functions of logits, settings and keys, row by row."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mlagent_jax.sampling.config import Distribution
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Distributions:
-    """A `Distribution` a row, on device: each field [rows]."""
+    """One `Distribution` per row, on the device: each field is [rows]."""
 
     temperature: jax.Array
     """fp32"""
@@ -27,10 +27,10 @@ class Distributions:
 
     @classmethod
     def same(cls, distribution: Distribution, rows: int) -> Self:
-        """The same one for every row."""
+        """Return the same distribution for every row."""
 
         def column(value: float, dtype: type) -> jax.Array:
-            return jnp.full((rows,), value, dtype)  # of a set type: programs are compiled again for a weak one
+            return jnp.full((rows,), value, dtype)  # A strong type: a weak one would compile programs again.
 
         return cls(
             temperature=column(distribution.temperature, jnp.float32),
@@ -41,19 +41,18 @@ class Distributions:
 
 
 def log_distribution(settings: Distribution | Distributions, logits: jax.Array) -> jax.Array:
-    """Compute the log-probabilities, -inf where cut off: temperature, then top-k, top-p and min-p, each on what the
-    last left over.
+    """Compute the log-probabilities after temperature, top-k, top-p and min-p, in this order; -inf for removed tokens.
 
-    The order is that of transformers' logits processors. Tokens that tie with the last one kept are kept too, and the
-    most probable token always is. At temperature 0 this is the distribution at temperature 1. A row that cuts nothing
-    has the same bits whatever the others do, and where no row cuts, nothing is sorted.
+    The order is that of transformers' logits processors. Ties with the last kept token are kept too, and the most
+    probable token is always kept. At temperature 0 this is the distribution at temperature 1. A row that removes
+    nothing has the same bits whatever the others do. If no row removes any token, nothing is sorted.
 
     Args:
-        settings: Of all rows (compiled in) or of each.
+        settings: One distribution for all rows (compiled in), or one per row.
         logits: fp32 [rows, vocab]. A row with a NaN or +inf, or of -inf alone, has no distribution.
 
     Returns:
-        fp32 [rows, vocab], normalised; NaN throughout in a row that has no distribution.
+        fp32 [rows, vocab], normalised; NaN in all entries of a row without a distribution.
     """
     if isinstance(settings, Distribution):
         rows = Distributions.same(settings, len(logits))
@@ -74,17 +73,17 @@ def _divisor(settings: Distributions) -> jax.Array:
 
 
 def _normalised(settings: Distributions, logits: jax.Array) -> jax.Array:
-    # The largest logit is taken away before the division: a small temperature makes an infinity of it otherwise.
+    # Subtract the largest logit before the division: a small temperature would make it infinite.
     below = logits - jnp.max(logits, axis=-1, keepdims=True)
     return jax.nn.log_softmax(below / _divisor(settings), axis=-1)
 
 
 def _cut(settings: Distributions, logits: jax.Array, whole: jax.Array) -> jax.Array:
-    """`whole`, the distribution of `logits` before any cut, of the tokens that stay.
+    """Restrict `whole`, the distribution of `logits`, to the kept tokens.
 
-    Each cut becomes the least logit that stays. The logits themselves are compared, in the order of the vocabulary and
-    sorted: they are the same bits in both. Anything computed twice (a normalised row, say) may differ by an ulp, and a
-    token would fall short of its own value.
+    Each cut becomes the least kept logit. The comparison is between the logits themselves, in the order of the
+    vocabulary and sorted, whose bits are the same. Values that are computed twice (a normalised row) may differ by an
+    ulp, so that a token falls below its own threshold.
     """
     logits = jax.lax.optimization_barrier(logits)
     vocab = logits.shape[-1]
@@ -98,7 +97,7 @@ def _cut(settings: Distributions, logits: jax.Array, whole: jax.Array) -> jax.Ar
     reached = jnp.cumsum(weights, axis=-1)
     before = jnp.pad(reached, ((0, 0), (1, 0)))[:, :-1]
     top_p = settings.top_p[:, None]
-    # More than the first is kept only by what stands before: it stays however small top_p is.
+    # The first token is kept however small top_p is; the others depend on the probability before them.
     inside = (before < top_p * reached[:, -1:]).at[:, 0].set(True)
     nucleus = jnp.min(jnp.where(inside, ordered, jnp.inf), axis=-1, keepdims=True)
     least = jnp.maximum(least, jnp.where(top_p < 1, nucleus, -jnp.inf))
@@ -108,20 +107,20 @@ def _cut(settings: Distributions, logits: jax.Array, whole: jax.Array) -> jax.Ar
 
 
 def request_keys(low: jax.Array, high: jax.Array, sample: jax.Array) -> jax.Array:
-    """A key for each request, of its 64-bit seed (two uint32 halves) and the number of its sample; all [requests]."""
+    """Return a key for each request, from its 64-bit seed (two uint32 halves) and its sample index; all [requests]."""
     return jax.vmap(lambda a, b, c: jax.random.fold_in(jax.random.fold_in(jax.random.key(a), b), c))(low, high, sample)
 
 
 def draw(
     settings: Distribution | Distributions, logits: jax.Array, keys: jax.Array, positions: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Draw a token a row, with randomness of the row's key and position alone: not of its neighbours or its place.
+    """Draw one token per row. Its randomness depends only on the row's key and position, not on other rows.
 
     Args:
-        settings: The distribution of all rows (compiled in) or of each.
+        settings: One distribution for all rows (compiled in), or one per row.
         logits: fp32 [rows, vocab].
-        keys: Typed keys [rows], of `request_keys`.
-        positions: int32 [rows], where the new tokens will stand.
+        keys: Typed keys [rows] from `request_keys`.
+        positions: int32 [rows], positions of the new tokens.
 
     Returns:
         (tokens int32 [rows], their log-probabilities fp32 [rows])
@@ -137,6 +136,6 @@ def draw(
     if isinstance(settings, Distribution):
         tokens = drawn() if settings.temperature > 0 else likeliest()
     else:
-        random = settings.temperature > 0  # a batch that is greedy as a whole makes no random bits
+        random = settings.temperature > 0  # A batch that is entirely greedy makes no random bits.
         tokens = jnp.where(random, jax.lax.cond(jnp.any(random), drawn, likeliest), likeliest())
     return tokens.astype(jnp.int32), jnp.take_along_axis(log_probs, tokens[:, None], axis=-1)[:, 0]

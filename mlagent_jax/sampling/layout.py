@@ -1,14 +1,14 @@
-"""Where the sampler's arrays live on a mesh: weights are split and stay where they are, slots take what is left.
+"""Layout of the sampler's arrays on a mesh: weights are sharded and never gathered, slots use the remaining axes.
 
-Training gathers each layer's weights for many tokens at once. Decoding reads every weight for one token a slot, so a
-gather would cost far more than the product. Here each weight is split by heads, by MLP or by vocabulary over as many
-devices as divide it and is never gathered; activations of a few slots move instead. A new policy version is laid out
-anew once (`sampling.weights`).
+Training gathers each layer's weights for many tokens at once. Decoding reads every weight for one token per slot, so a
+gather would cost far more than the product. Here each weight is sharded by heads, MLP or vocabulary over as many
+devices as divide it; the activations of a few slots move instead. Each policy version is resharded once
+(`sampling.weights`).
 
     heads, kv_heads   the mesh axes, tensor first, whose product divides the key-value heads
     slots, batch      the other axes
-    draws             all axes, where they divide the slots: each device draws for its share
-    mlp, vocab        all axes whose product divides them; activations along them are whole by slot
+    draws             all axes, if they divide the slots: each device draws for its share
+    mlp, vocab        all axes whose product divides them; activations along them are not sharded by slot
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ from mlagent_jax.parallelism import Rules, shardings
 from mlagent_jax.parallelism.mesh import AXES
 
 _NEAREST_FIRST = ("tensor", "fsdp", "data")
-"""Devices along `tensor` are neighbours: what meets in every layer is split there first."""
+"""Mesh axes in order of use. Devices along `tensor` are neighbours, so they get the traffic of every layer."""
 
 
 def sampling_rules(model: ModelConfig, mesh: Mesh | AbstractMesh, training: Rules, rows: str = "") -> Rules:
     """Return the sampler's table of sharding rules.
 
     Args:
-      model: shape of the policy.
-      mesh: the run's.
-      training: the trainer's table; what no weight or slot depends on is taken from it.
+      model: config of the policy.
+      mesh: mesh of the run.
+      training: the trainer's table, used for all axes that neither weights nor slots have.
       rows: rows to change, as in `Rules.changed`.
 
     Raises:
-      ValueError: `rows` cannot be read, or does not go with the others.
+      ValueError: `rows` cannot be parsed, or conflicts with other rows.
     """
     heads = _dividing(model.num_kv_heads, mesh)
     rest = tuple(axis for axis in AXES if axis not in heads)
@@ -58,7 +58,7 @@ def sampling_rules(model: ModelConfig, mesh: Mesh | AbstractMesh, training: Rule
 
 
 def for_sampling(graph: Graph, mesh: Mesh | AbstractMesh | None, rows: str = "") -> Graph:
-    """Return the graph whose programs compute on the sampler's layout; without a mesh of several devices, `graph`.
+    """Return the graph whose programs use the sampler's layout; `graph` itself if the mesh has one device.
 
     Raises:
       ValueError: as `sampling_rules`.
@@ -69,23 +69,23 @@ def for_sampling(graph: Graph, mesh: Mesh | AbstractMesh | None, rows: str = "")
 
 
 def mesh_of(params: Any) -> Mesh | None:
-    """Return the mesh that a tree of arrays is laid out on; None where they are on one device each."""
+    """Return the mesh of a tree of arrays; None if they are not sharded over a mesh."""
     sharding = jax.tree.leaves(params)[0].sharding
     return sharding.mesh if isinstance(sharding, NamedSharding) else None
 
 
 def placement(graph: Graph, mesh: Mesh | AbstractMesh) -> Any:
-    """Return the sharding of every parameter, layers stacked, in a tree like the parameters'.
+    """Return the sharding of every parameter, in a tree like that of the parameters with stacked layers.
 
     Raises:
-      ValueError: the mesh does not divide a dimension that a rule splits.
+      ValueError: the mesh does not divide a dimension that a rule shards.
     """
     _, shapes, axes = describe(graph.config, lora=graph.lora)
     return shardings(axes, mesh, graph.rules, shapes)
 
 
 def _dividing(size: int, mesh: Mesh | AbstractMesh) -> tuple[str, ...]:
-    """Return the mesh axes, in the mesh's order, over which an axis of this size can be split."""
+    """Return the mesh axes, in the mesh's order, over which an axis of this size can be sharded."""
     chosen, product = [], 1
     for axis in _NEAREST_FIRST:
         if size % (product * mesh.shape[axis]) == 0:

@@ -1,4 +1,4 @@
-"""Files of prompts in, lines of samples out: what `python -m mlagent_jax.sample` reads and writes."""
+"""Input and output of `python -m mlagent_jax.sample`: files of prompts, and lines of samples."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from typing import Any
 from mlagent_jax.sampling.sampler import Delta, Generation, Prompt, joined
 
 Conversation = list[dict[str, Any]]
-"""Messages, with `role` and `content` each."""
+"""Messages, each with `role` and `content`."""
 
 
 def read_prompts(path: str) -> list[Prompt]:
-    """The prompts of a file, in order; blank lines are passed over.
+    """Return the prompts of a file in order; blank lines are skipped.
 
     Raises:
-        ValueError: A line is no object with a `prompt`; the message names file and line.
+        ValueError: A line is not an object with a `prompt`; the message has file and line.
     """
     prompts: list[Prompt] = []
     for place, row in _rows(path):
@@ -32,10 +32,10 @@ def read_prompts(path: str) -> list[Prompt]:
 
 
 def read_conversations(path: str) -> list[Conversation]:
-    """The conversations of a file, in order; a prompt is one of a single message, the user's.
+    """Return the conversations of a file in order; a prompt becomes a single user message.
 
     Raises:
-        ValueError: A line is no object with `messages` or a text `prompt`; the message names file and line.
+        ValueError: A line is not an object with `messages` or a text `prompt`; the message has file and line.
     """
     conversations: list[Conversation] = []
     for place, row in _rows(path):
@@ -55,8 +55,8 @@ def _is_message(value: Any) -> bool:
 
 
 def _rows(path: str) -> Iterator[tuple[str, Any]]:
-    """(its place for messages, JSON) of each line that is not blank."""
-    # Universal newlines end a line, and nothing else does: U+2028 may stand in a JSON string as it is.
+    """Yield the place (for error messages) and the JSON of each line that is not blank."""
+    # Only newlines end a line: a JSON string may contain U+2028.
     for number, line in enumerate(io.StringIO(Path(path).read_text(encoding="utf-8-sig")), 1):
         if not line.strip():
             continue
@@ -68,7 +68,7 @@ def _rows(path: str) -> Iterator[tuple[str, Any]]:
 
 
 def in_order(deltas: Iterable[Delta], n: int) -> Iterator[tuple[int, int, Generation]]:
-    """(prompt, sample, generation) in the order of the prompts, each as soon as those before it are whole."""
+    """Yield (prompt, sample, generation) in the order of the prompts, each as soon as all before it are complete."""
     parts: dict[int, list[Delta]] = {}
     following = 0
     for delta in deltas:
@@ -79,7 +79,7 @@ def in_order(deltas: Iterable[Delta], n: int) -> Iterator[tuple[int, int, Genera
 
 
 def as_json(prompt: int, sample: int, generation: Generation) -> dict[str, Any]:
-    """A line of the output."""
+    """Return a line of the output."""
     fields = dataclasses.asdict(generation)
     log_probs = fields.pop("log_probs")
     return {"index": prompt, "sample": sample, **fields, "logprobs": log_probs}

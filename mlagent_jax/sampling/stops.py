@@ -1,9 +1,9 @@
-"""Stop strings, decided on the host after each call of the decoding program.
+"""Stop strings, found on the host after each call of the decoding program.
 
-The device knows stop tokens alone. A string may lie across tokens, so its bytes are searched for in those of the drawn
-tokens (`Tokenizer.spellings`); UTF-8 synchronises itself, so that bytes are found where the text has the string, and
-nowhere else. What the device drew after the token that completes a string is thrown away: at most `steps_per_call`
-tokens of one request. In exchange programs have nothing of stop strings: no string compiles one or takes device memory.
+The device handles stop tokens only. A string may span tokens, so its bytes are searched for in the bytes of the sampled
+tokens (`Tokenizer.spellings`). UTF-8 is self-synchronising, so the bytes match exactly where the text has the string.
+Tokens after the one that completes a string are discarded: at most `steps_per_call` tokens per request. In exchange,
+stop strings need no compilation and no device memory.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ class StopFinder:
     """Finds the token of one completion that completes the first of its stop strings.
 
     Args:
-        spellings: Bytes of each token, by id; ids beyond spell nothing.
+        spellings: Bytes of each token, by id; further ids have none.
         stop: UTF-8 strings, none of them empty.
     """
 
@@ -25,10 +25,10 @@ class StopFinder:
         self._spellings, self._stop = spellings, stop
         self._longest = max(map(len, stop), default=1)
         self._tail = b""
-        """The last bytes, which may be the start of a stop string."""
+        """Last bytes so far, which may begin a stop string."""
 
     def feed(self, token_ids: Sequence[int]) -> int | None:
-        """Read the next tokens; returns how many of them there are up to the end of a stop string, None without one."""
+        """Read the next tokens; return their number up to the end of a stop string, or None."""
         known = len(self._spellings)
         pieces = [self._spellings[token] if token < known else b"" for token in token_ids]
         text = self._tail + b"".join(pieces)

@@ -1,4 +1,4 @@
-"""The text of a completion while it is being made: bytes of tokens in, text that will not change out."""
+"""Incremental text of a completion: bytes of tokens in, final text out."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from collections.abc import Iterable, Sequence
 class TextStream:
     """Text of one completion, up to its first stop string.
 
-    What comes out, joined, is the text of all tokens, cut before the stop string that is complete first (of two at
-    once, before the longer one), wherever tokens begin and end. Text that may still become a stop string, and bytes
-    that are no whole character yet, are held back.
+    The joined output is the text of all tokens, cut before the stop string that is completed first (of two at once, the
+    longer one), whatever the boundaries of tokens. Text that may still become a stop string, and incomplete characters,
+    are held back.
 
     Args:
         spellings: Bytes of each token, by id.
@@ -24,12 +24,12 @@ class TextStream:
         self._held = ""
 
     def feed(self, token_ids: Iterable[int], *, last: bool = False) -> str:
-        """Text that the next tokens make certain; with `last` all that is left."""
+        """Return the text that the next tokens make final; with `last`, all remaining text."""
         spelled = b"".join(self._spelling(token) for token in token_ids)
         self._held += self._decoder.decode(spelled, last)
         places = ((stop, self._held.find(stop)) for stop in self._stop)
         if found := [(place + len(stop), place) for stop, place in places if place >= 0]:
-            # The sampler ends with the token that completes a stop string: nothing follows.
+            # The sampler ends with the token that completes a stop string.
             certain, self._held = self._held[: min(found)[1]], ""
             return certain
         keep = 0 if last else max((_begun(self._held, stop) for stop in self._stop), default=0)
@@ -37,9 +37,11 @@ class TextStream:
         return certain
 
     def _spelling(self, token: int) -> bytes:
-        return self._spellings[token] if token < len(self._spellings) else b""  # rows beyond the tokenizer's ids
+        return (
+            self._spellings[token] if token < len(self._spellings) else b""
+        )  # The model may have more rows than the tokenizer has ids.
 
 
 def _begun(text: str, stop: str) -> int:
-    """Characters at the end of `text` that may be the start of `stop`."""
+    """Return the number of characters at the end of `text` that may begin `stop`."""
     return next((size for size in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:size])), 0)

@@ -1,5 +1,5 @@
 """The policy behind OpenAI's HTTP interface.
 
-`access` says who may ask, `schema` reads what, `service` makes it in one shared batch, `replies` writes it down, and
-`app` has the routes. Refusals are in `errors`.
+`app` has the routes. `access` checks the client, `schema` reads the request, `service` samples in one shared batch, and
+`replies` formats the answer. Refusals are in `errors`.
 """

@@ -1,4 +1,4 @@
-"""Who may ask: the programs of this machine, or whoever has the key."""
+"""Access control: programs of this machine, or clients with the key."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import urllib.parse
 from mlagent_jax.serving.errors import ApiError
 
 KEY_VARIABLE = "MLAGENT_API_KEY"
-"""Environment variable with the key: the arguments of a process can be read by others."""
+"""Environment variable with the key. It is not a flag, since other users can read the arguments of a process."""
 
 
 def check_host(host: str, api_key: str | None) -> None:
-    """Check that nobody but this machine's users reaches a server without a key.
+    """Check that a server without a key is reachable from this machine only.
 
     Raises:
-      ValueError: They would.
+      ValueError: It is reachable from other machines.
     """
     if not _is_local(host) and not api_key:
         raise ValueError(f"--host={host} is reached from other machines: set {KEY_VARIABLE} to a key, or leave it out")
@@ -35,11 +35,11 @@ def check_key(api_key: str | None, authorization: str) -> None:
 def check_site(host: str, origin: str | None) -> None:
     """Check that a request to a server without a key comes from a program of this machine, by its `Host` and `Origin`.
 
-    A browser here may have been led by a site elsewhere: by a name that points here (DNS rebinding), as `Host` tells,
-    or by a form that is sent across sites, as `Origin` tells.
+    A site elsewhere may direct a local browser here: by a name that resolves to this machine (DNS rebinding), which
+    `Host` shows, or by a form that is sent across sites, which `Origin` shows.
 
     Raises:
-      ApiError: It does not.
+      ApiError: The request comes from elsewhere.
     """
     if not _is_local(_name(f"//{host}")):
         raise ApiError(403, "this server has no key and is for this machine alone: ask for localhost or 127.0.0.1")

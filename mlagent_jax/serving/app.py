@@ -1,4 +1,4 @@
-"""The routes: HTTP in, samples of the shared batch out."""
+"""The routes: HTTP requests in, samples of the shared batch out."""
 
 from __future__ import annotations
 
@@ -23,28 +23,28 @@ from mlagent_jax.serving.access import check_key, check_site
 from mlagent_jax.serving.conversations import chat_tokens
 from mlagent_jax.serving.errors import ApiError, bad_request
 from mlagent_jax.serving.replies import Offsets, Piece, Style, usage
-from mlagent_jax.serving.schema import Asked, ChatRequest, CompletionRequest
+from mlagent_jax.serving.schema import ChatRequest, CompletionRequest, SamplingRequest
 from mlagent_jax.serving.service import Service
 
 MAX_BODY_BYTES = 8 * 2**20
 SMALL_BYTES = 16 * 2**10
-"""A request up to this size is read and tokenised on the event loop, in a few milliseconds; a larger one beside it."""
+"""Maximum size of a request that is tokenised on the event loop, in a few milliseconds; a thread reads larger ones."""
 LARGE_BYTES = 64 * 2**20
-"""What all larger requests hold together while they are read; more are refused with status 429."""
+"""Maximum total size of the larger requests that are being read; others are refused with status 429."""
 GONE_SECONDS = 0.5
-"""Between two looks whether a client that waits for a whole answer is still there."""
+"""Interval of checking whether a client that waits for a complete answer is still connected."""
 
 Endpoint = Callable[[HttpRequest], Awaitable[Response]]
 
 
 def make_app(service: Service, model: str, api_key: str | None = None, *, parse_special: bool = True) -> Starlette:
-    """The ASGI application.
+    """Make the ASGI application.
 
     Args:
-      service: Opened and closed with the application.
-      model: The name under which the policy is listed; any other name in a request is an error.
-      api_key: What clients must send as a bearer token; None: nothing, but they must be programs of this machine.
-      parse_special: Whether the names of special tokens in the prompts of completions are those tokens.
+      service: Service that is opened and closed with the application.
+      model: Name under which the policy is listed; any other name in a request is an error.
+      api_key: Bearer token that clients must send; None: no token, but clients must be programs of this machine.
+      parse_special: Whether names of special tokens in the prompts of completions become those tokens.
     """
     server = _Server(service, model, parse_special)
 
@@ -61,7 +61,7 @@ def make_app(service: Service, model: str, api_key: str | None = None, *, parse_
                 check_key(api_key, request.headers.get("authorization", ""))
             except ApiError:
                 with contextlib.suppress(ClientDisconnect):
-                    async for _ in request.stream():  # a client that is still sending would not hear the answer
+                    async for _ in request.stream():  # A client that is still sending would not read the answer.
                         pass
                 raise
             return await endpoint(request)
@@ -94,8 +94,8 @@ class _Server:
         self._service, self._model, self._parse_special = service, model, parse_special
         self._spellings = service.sampler.tokenizer.spellings()
         longest = max(map(len, self._spellings), default=1)
-        self._most_letters = 3 * longest * service.limits.prompt_tokens  # composing (NFC) takes a third, at most
-        self._desk = concurrent.futures.ThreadPoolExecutor(1, "reader")
+        self._most_letters = 3 * longest * service.limits.prompt_tokens  # Composing (NFC) leaves at least a third.
+        self._reader = concurrent.futures.ThreadPoolExecutor(1, "reader")
         self._large_bytes = 0
 
     async def health(self, request: HttpRequest) -> Response:
@@ -125,7 +125,7 @@ class _Server:
         return await self._answer(request, *await self._read(request, self._read_chat), chat=True)
 
     async def _read(self, request: HttpRequest, read: Callable[[bytes], Any]) -> Any:
-        """What `read` makes of a request's body; of a large one beside the event loop, one after the other."""
+        """Return `read` of a request's body. Large bodies are read one at a time on a thread, not on the event loop."""
         parts, size = [], 0
         held = 0
         try:
@@ -142,7 +142,7 @@ class _Server:
             body = b"".join(parts)
             if not held:
                 return read(body)
-            return await asyncio.get_running_loop().run_in_executor(self._desk, read, body)
+            return await asyncio.get_running_loop().run_in_executor(self._reader, read, body)
         except ClientDisconnect as error:
             raise ApiError(499, "the client has left") from error
         finally:
@@ -160,7 +160,7 @@ class _Server:
         return asked, self._requests(asked, [chat_tokens(self._service.sampler.tokenizer, asked.messages)])
 
     def _check_letters(self, letters: int, field: str) -> None:
-        """A text that cannot fit is not tokenised."""
+        """Refuse a text that cannot fit, before it is tokenised."""
         if letters > self._most_letters:
             most = self._longest_prompt
             raise bad_request(f"{field} has {letters} characters; this server takes a prompt of {most} tokens", field)
@@ -190,15 +190,15 @@ class _Server:
         if not asked.stream:
             return JSONResponse(await _unless_gone(request, self._whole(requests, asked, style, read)))
         events = self._events(requests, asked, style, read)
-        # The first event is made before the headers are: what is refused is refused with a status.
+        # The first event is made before the headers are sent, so that a refusal has its status.
         first = await _unless_gone(request, anext(events))
         return StreamingResponse(_sent(first, events), media_type="text/event-stream")
 
     def _requests(self, asked: CompletionRequest | ChatRequest, prompts: list[str | list[int]]) -> list[Request]:
-        """The samples that are asked for, every value checked.
+        """Return the requested samples, with every value checked.
 
         Raises:
-          ApiError: One cannot be made.
+          ApiError: A sample cannot be made.
         """
         limits, sampler = self._service.limits, self._service.sampler
         self._check_model(asked.model or self._model)
@@ -224,7 +224,7 @@ class _Server:
             ]
         return requests
 
-    async def _pieces(self, requests: list[Request], asked: Asked) -> AsyncIterator[tuple[int, Piece]]:
+    async def _pieces(self, requests: list[Request], asked: SamplingRequest) -> AsyncIterator[tuple[int, Piece]]:
         texts = [self._service.sampler.text_stream(asked.stops) for _ in requests]
         offsets = [Offsets(self._spellings) for _ in requests]
         async with self._service.samples(requests) as heard:
@@ -236,7 +236,7 @@ class _Server:
         said = text.feed(self._service.sampler.spoken(ids), last=progress.finish_reason is not None)
         return Piece(said, ids, progress.log_probs.tolist(), offsets.feed(ids), progress.finish_reason)
 
-    async def _whole(self, requests: list[Request], asked: Asked, style: Style, read: int) -> dict[str, Any]:
+    async def _whole(self, requests: list[Request], asked: SamplingRequest, style: Style, read: int) -> dict[str, Any]:
         made = [Piece() for _ in requests]
         async with contextlib.aclosing(self._pieces(requests, asked)) as pieces:
             async for index, piece in pieces:
@@ -244,7 +244,7 @@ class _Server:
         return style.whole(made, usage(read, sum(len(piece.token_ids) for piece in made)))
 
     async def _events(
-        self, requests: list[Request], asked: Asked, style: Style, read: int
+        self, requests: list[Request], asked: SamplingRequest, style: Style, read: int
     ) -> AsyncIterator[dict[str, Any]]:
         count, opened = 0, set()
         async with contextlib.aclosing(self._pieces(requests, asked)) as pieces:
@@ -259,10 +259,10 @@ class _Server:
 
 
 async def _unless_gone(request: HttpRequest, work: Awaitable[Any]) -> Any:
-    """The result of `work`, which is cancelled when the client leaves: its samples make room for others.
+    """Return the result of `work`, which is cancelled when the client disconnects: its slots become free.
 
     Raises:
-      ApiError: 499, which nobody hears.
+      ApiError: 499, which no client receives.
     """
     done = asyncio.ensure_future(work)
     gone = asyncio.ensure_future(_gone(request))
@@ -283,7 +283,7 @@ async def _gone(request: HttpRequest) -> None:
 
 
 async def _sent(first: dict[str, Any], events: AsyncIterator[dict[str, Any]]) -> AsyncIterator[str]:
-    """Server-sent events, to the last."""
+    """Yield the server-sent events, the closing one included."""
     async with contextlib.aclosing(events):
         yield f"data: {json.dumps(first)}\n\n"
         try:

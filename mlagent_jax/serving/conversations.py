@@ -1,4 +1,4 @@
-"""A conversation as prompt tokens: every part of it is in the prompt, or the request is refused with its name."""
+"""Conversations as prompt tokens. A part that the prompt would lose is refused by name."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from mlagent_jax.serving.schema import Message
 
 
 def chat_tokens(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:
-    """Ids of a conversation, by the checkpoint's chat template.
+    """Return the token ids of a conversation, rendered by the checkpoint's chat template.
 
-    Without one they are those of the messages' text as it stands, a blank line between two, which is how such a policy
-    was trained. A `developer` message is the `system` message of a template that knows no developer.
+    Without a template they are the ids of the messages' text, separated by blank lines, as such a policy was trained. A
+    `developer` message becomes a `system` message if the template has no developer.
 
     Raises:
-      ApiError: 400 where the template refuses the conversation, with its words, or leaves out a part of it.
+      ApiError: 400: the template refuses the conversation (the message quotes it), or omits a part of it.
     """
     if not tokenizer.has_chat_template:
         for place, message in enumerate(messages):
@@ -32,7 +32,7 @@ def chat_tokens(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:
             break
         try:
             text = tokenizer.chat_text(turns)
-        except Exception as error:  # A template is a program of the checkpoint's: it may raise anything.
+        except Exception as error:  # A template is a program in the checkpoint: it may raise anything.
             refused = refused or bad_request(f"the checkpoint's chat template refuses this: {error}", "messages")
             continue
         missing = _missing(tokenizer, turns, text)
@@ -47,11 +47,11 @@ def _left_out(place: int, field: str, reason: str) -> ApiError:
 
 
 def _missing(tokenizer: Tokenizer, turns: Sequence[dict[str, Any]], text: str) -> tuple[int, str] | None:
-    """(place, field) of the first part of a conversation that is not in its rendered text."""
+    """Return (index, field) of the first part of a conversation that is not in its rendered text, or None."""
     for place, turn in enumerate(turns):
         said = turn["content"]
         if turn["role"] == "assistant":
-            said = said.rpartition("</think>")[2]  # templates leave out what was thought in earlier turns
+            said = said.rpartition("</think>")[2]  # Templates omit the thoughts of earlier turns.
         parts = [("content", said), ("name", turn.get("name", ""))]
         parts += [("tool_calls", call["function"]["name"]) for call in turn.get("tool_calls", ())]
         for field, part in parts:

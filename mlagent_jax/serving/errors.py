@@ -1,4 +1,4 @@
-"""What a client is told when it is not served; the shape is OpenAI's."""
+"""Errors that a client receives, in OpenAI's shape."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from typing import Any
 
 
 class ApiError(Exception):
-    """Answered with a status and a message that says what to change.
+    """Refusal of a request, with a status and a message that says what to change.
 
     Attributes:
-      status: HTTP.
-      param: Field of the request that is to blame, if any.
+      status: HTTP status.
+      param: Field of the request that caused the error, if any.
     """
 
     def __init__(self, status: int, message: str, param: str | None = None) -> None:
@@ -18,12 +18,12 @@ class ApiError(Exception):
         self.status, self.param = status, param
 
     def body(self) -> dict[str, Any]:
-        """The answer."""
+        """Return the body of the answer."""
         kinds = {401: "authentication_error", 429: "rate_limit_error"}
         kind = kinds.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
         return {"error": {"message": str(self), "type": kind, "param": self.param, "code": None}}
 
 
 def bad_request(message: str, param: str | None = None) -> ApiError:
-    """For a request that can never be served."""
+    """Return the error of a request that can never be served."""
     return ApiError(400, message, param)

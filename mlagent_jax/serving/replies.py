@@ -1,4 +1,4 @@
-"""Answers in OpenAI's shapes, whole or in chunks. Both kinds of requests differ only in how a choice is written."""
+"""Answers in OpenAI's shapes, complete or in chunks. The two kinds of requests have different choices, and no more."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from mlagent_jax.sampling.config import FinishReason
 
 @dataclasses.dataclass
 class Piece:
-    """Text, tokens and log-probs of one choice: since the last chunk, or in all."""
+    """Text, tokens and log-probs of one choice: since the last chunk, or all of it."""
 
     text: str = ""
     token_ids: list[int] = dataclasses.field(default_factory=list)
     log_probs: list[float] = dataclasses.field(default_factory=list)
     offsets: list[int] = dataclasses.field(default_factory=list)
-    """Of each token, the characters of the completion before it."""
+    """Number of characters of the completion before each token."""
     finish_reason: FinishReason | None = None
 
     def extend(self, other: Piece) -> None:
-        """Add what came later."""
+        """Append a later piece."""
         self.text += other.text
         self.token_ids += other.token_ids
         self.log_probs += other.log_probs
@@ -33,14 +33,14 @@ class Piece:
 
 
 class Offsets:
-    """Where the tokens of one completion begin in its text; of a character's bytes, where the character does."""
+    """Offsets of the tokens of one completion in its text. A token inside a character has the character's offset."""
 
     def __init__(self, spellings: Sequence[bytes]) -> None:
         self._spellings, self._letters = spellings, 0
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def feed(self, token_ids: Sequence[int]) -> list[int]:
-        """Characters before each of the next tokens."""
+        """Return the number of characters before each of the next tokens."""
         offsets = []
         for token in token_ids:
             offsets.append(self._letters)
@@ -51,11 +51,12 @@ class Offsets:
 
 @dataclasses.dataclass(frozen=True)
 class Style:
-    """How answers to one request are written.
+    """Format of the answers to one request.
 
     Attributes:
-      chat: Of a chat completion; else of a completion.
-      log_probs: Whether they are part of it.
+      model: Name of the policy.
+      chat: Whether the request is a chat completion; else it is a completion.
+      log_probs: Whether the answer has log-probs.
       spellings: Bytes of each token.
     """
 
@@ -67,22 +68,22 @@ class Style:
     created: int = dataclasses.field(default_factory=lambda: int(time.time()))
 
     def whole(self, pieces: Sequence[Piece], usage: dict[str, int]) -> dict[str, Any]:
-        """The answer that is not streamed."""
+        """Return the complete answer, for a request that does not stream."""
         choices = [self._choice(index, piece, "message") for index, piece in enumerate(pieces)]
         return {**self._head("chat.completion"), "choices": choices, "usage": usage}
 
     def chunk(self, index: int, piece: Piece, counts_usage: bool = False) -> dict[str, Any]:
-        """A part of choice `index`; of a stream that ends with its usage, without one."""
+        """Return a chunk of choice `index`. If the stream ends with its usage, the chunk has a null usage."""
         usage = {"usage": None} if counts_usage else {}
         return {**self._head("chat.completion.chunk"), "choices": [self._choice(index, piece, "delta")], **usage}
 
     def opening(self, index: int) -> dict[str, Any]:
-        """The first chunk of a chat's choice, which says whose turn it is."""
+        """Return the first chunk of a chat's choice, which has the role."""
         choice = {"index": index, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}
         return {**self._head("chat.completion.chunk"), "choices": [choice]}
 
     def closing(self, usage: dict[str, int]) -> dict[str, Any]:
-        """The chunk after the last one, with the usage."""
+        """Return the closing chunk, which has the usage."""
         return {**self._head("chat.completion.chunk"), "choices": [], "usage": usage}
 
     def _head(self, chat_kind: str) -> dict[str, Any]:
@@ -115,7 +116,7 @@ class Style:
 
 
 def usage(prompt_tokens: int, completion_tokens: int) -> dict[str, int]:
-    """What was read and made, in tokens."""
+    """Return the numbers of prompt and completion tokens."""
     return {
         "prompt_tokens": prompt_tokens,
         "completion_tokens": completion_tokens,

@@ -1,6 +1,6 @@
-"""What a client may ask: the fields of OpenAI's completions and chat completions that this server honours.
+"""Requests: the fields of OpenAI's completions and chat completions that this server supports.
 
-A field whose value would change the answer in a way that is not implemented is refused by name; fields that change
+A field is refused by name if its value would change the answer in a way that is not implemented. Fields that change
 nothing here (`user`, `metadata`, ...) are accepted.
 """
 
@@ -31,19 +31,19 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "tools": (None, []),
     "top_logprobs": (None, 0),
 }
-"""Fields of OpenAI's that are not implemented, with the values that ask for nothing."""
+"""OpenAI's fields that are not implemented, with their values that have no effect."""
 IGNORED = {"metadata", "prompt_cache_key", "reasoning_effort", "safety_identifier", "service_tier", "store", "user"}
-"""Fields that do not change what is sampled."""
+"""Fields that do not change the samples."""
 
 
 class StreamOptions(pydantic.BaseModel):
-    """How an answer is streamed."""
+    """Options of a streamed answer."""
 
     include_usage: bool = False
 
 
-class Asked(pydantic.BaseModel):
-    """What both kinds of requests have."""
+class SamplingRequest(pydantic.BaseModel):
+    """Fields that both kinds of requests have."""
 
     model_config = pydantic.ConfigDict(extra="forbid")
 
@@ -61,10 +61,10 @@ class Asked(pydantic.BaseModel):
 
     @classmethod
     def read(cls, body: bytes) -> Self:
-        """Of a request's JSON.
+        """Read a request from its JSON.
 
         Raises:
-          ApiError: What is wrong, with the field's name.
+          ApiError: A field is invalid; the message has its name.
         """
         try:
             fields = pydantic.TypeAdapter(dict[str, Any]).validate_json(body)
@@ -79,12 +79,12 @@ class Asked(pydantic.BaseModel):
 
     @property
     def samples(self) -> int:
-        """Of each prompt."""
+        """Return the number of samples per prompt."""
         return self.n or 1
 
     @property
     def distribution(self) -> Distribution:
-        """What to draw from; null stands for the default."""
+        """Return the sampling distribution; null means the default."""
         return Distribution(
             temperature=1.0 if self.temperature is None else self.temperature,
             top_k=self.top_k or 0,
@@ -94,10 +94,10 @@ class Asked(pydantic.BaseModel):
 
     @property
     def stops(self) -> tuple[str, ...]:
-        """Stop strings.
+        """Return the stop strings.
 
         Raises:
-          ApiError: One is empty.
+          ApiError: A string is empty, or all together are too long.
         """
         strings = [self.stop] if isinstance(self.stop, str) else self.stop or []
         if not all(strings):
@@ -108,27 +108,27 @@ class Asked(pydantic.BaseModel):
 
     @property
     def adds_special(self) -> bool:
-        """Whether the tokenizer's own special tokens are put around a text; a chat template has them already."""
+        """Return whether to add the tokenizer's own special tokens to a text; a chat template includes them."""
         return False
 
     @property
     def counts_usage(self) -> bool:
-        """Whether a stream ends with its usage."""
+        """Return whether a stream ends with its usage."""
         return self.stream_options is not None and self.stream_options.include_usage
 
 
-class CompletionRequest(Asked):
+class CompletionRequest(SamplingRequest):
     """`POST /v1/completions`."""
 
     prompt: str | list[int] | list[str] | list[list[int]]
     logprobs: Annotated[int, Field(ge=0, le=1)] | None = None
-    """0 or 1: of the tokens drawn. Alternatives are not kept."""
+    """0 or 1: log-probs of the sampled tokens. Alternatives are not kept."""
     add_special_tokens: bool = True
-    """Whether a text begins as the checkpoint's tokenizer begins every text (with a beginning token, say)."""
+    """Whether to add the special tokens that the checkpoint's tokenizer adds to every text (a beginning token)."""
 
     @property
     def prompts(self) -> list[str | list[int]]:
-        """One or several."""
+        """Return the prompts as a list."""
         single = isinstance(self.prompt, str) or (bool(self.prompt) and isinstance(self.prompt[0], int))
         return [self.prompt] if single else self.prompt
 
@@ -138,7 +138,7 @@ class CompletionRequest(Asked):
 
     @property
     def limit(self) -> int | None:
-        """Tokens of each completion; OpenAI's default."""
+        """Return the maximum tokens per completion; the default is OpenAI's."""
         return self.max_tokens or 16
 
     @property
@@ -147,7 +147,7 @@ class CompletionRequest(Asked):
 
 
 class Function(pydantic.BaseModel):
-    """What a tool call calls."""
+    """Function of a tool call."""
 
     model_config = pydantic.ConfigDict(extra="forbid")
 
@@ -156,7 +156,7 @@ class Function(pydantic.BaseModel):
 
 
 class ToolCall(pydantic.BaseModel):
-    """A call that the assistant made in an earlier turn."""
+    """Tool call of the assistant in an earlier turn."""
 
     model_config = pydantic.ConfigDict(extra="ignore")
 
@@ -166,14 +166,14 @@ class ToolCall(pydantic.BaseModel):
 
 
 class TextPart(pydantic.BaseModel):
-    """A part of a message; only text is understood."""
+    """Part of a message; only text is supported."""
 
     type: Literal["text"]
     text: str
 
 
 class Message(pydantic.BaseModel):
-    """One turn."""
+    """One turn of a conversation."""
 
     model_config = pydantic.ConfigDict(extra="forbid")
 
@@ -183,28 +183,28 @@ class Message(pydantic.BaseModel):
     tool_calls: list[ToolCall] | None = None
     tool_call_id: str | None = None
     reasoning_content: str | None = None
-    """Thoughts before the content; templates leave them out where a later turn follows."""
+    """Thoughts before the content; templates omit them if a later turn follows."""
     annotations: Annotated[list[Any], Field(max_length=0)] | None = None
     audio: None = None
     function_call: None = None
     refusal: None = None
-    """As OpenAI's own answers have them, empty."""
+    """Empty fields of OpenAI's own answers."""
 
     @property
     def text(self) -> str:
-        """Its parts joined."""
+        """Return the joined text of the parts."""
         if isinstance(self.content, list):
             return "".join(part.text for part in self.content)
         return self.content or ""
 
     @property
     def letters(self) -> int:
-        """Characters of all that may come into the prompt."""
+        """Return the number of characters that may enter the prompt."""
         calls = (len(call.function.name) + len(call.function.arguments) for call in self.tool_calls or ())
         return len(self.text) + len(self.name or "") + len(self.reasoning_content or "") + sum(calls)
 
     def turn(self, developer_is_system: bool = False) -> dict[str, Any]:
-        """The message as chat templates take it: fields that it lacks left out, arguments of calls as objects."""
+        """Return the message for chat templates: without its empty fields, with arguments of calls as objects."""
         role = "system" if developer_is_system and self.role == "developer" else self.role
         turn: dict[str, Any] = {"role": role, "content": self.text}
         for field in ("name", "tool_call_id", "reasoning_content"):
@@ -218,7 +218,7 @@ class Message(pydantic.BaseModel):
         return turn
 
 
-class ChatRequest(Asked):
+class ChatRequest(SamplingRequest):
     """`POST /v1/chat/completions`."""
 
     messages: Annotated[list[Message], Field(min_length=1)]
@@ -227,7 +227,7 @@ class ChatRequest(Asked):
 
     @property
     def limit(self) -> int | None:
-        """Tokens of each completion; None: as many as fit."""
+        """Return the maximum tokens per completion; None: as many as fit."""
         return self.max_completion_tokens or self.max_tokens
 
     @property
@@ -236,7 +236,7 @@ class ChatRequest(Asked):
 
 
 def _parsed(function: Function) -> Any:
-    """The arguments of a call, which are JSON; as they stand where they are none."""
+    """Return the arguments of a call, parsed as JSON if they are JSON."""
     try:
         return json.loads(function.arguments)
     except ValueError:

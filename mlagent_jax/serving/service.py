@@ -1,6 +1,6 @@
-"""The one batch that all requests share, on a thread of its own; requests come from an asyncio loop and go back there.
+"""The batch that all requests share, on a thread of its own. Requests come from an asyncio loop; answers return there.
 
-Admission is decided here: as many samples may be open as there are slots and places in the queue behind them.
+This module decides on admission: at most `slots + waiting` samples may be open.
 """
 
 from __future__ import annotations
@@ -27,29 +27,29 @@ log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """How much the server takes on."""
+    """Limits of a server."""
 
     prompt_tokens: int
-    """Of the longest prompt."""
+    """Maximum tokens per prompt."""
     new_tokens: int
-    """Of the longest completion."""
+    """Maximum tokens per completion."""
     slots: int
-    """Sequences decoded at once."""
+    """Number of sequences decoded concurrently."""
     waiting: int
-    """Samples that may wait for a slot; more are refused with status 429."""
+    """Maximum samples that wait for a slot; more are refused with status 429."""
     seconds: float = 600.0
-    """Of a request, from its arrival to its last token."""
+    """Maximum seconds per request, from its arrival to its last token."""
 
 
 @dataclasses.dataclass
-class _UnderWay:
+class _InFlight:
     """A request in the batch."""
 
     request: Request
     told: int = 0
-    """Tokens that the client has."""
+    """Number of tokens that the client has."""
     seen: int = 0
-    """Tokens that the batch has made; fewer than `told` where it is run again."""
+    """Number of tokens that the batch has made; fewer than `told` if the request is run again."""
 
 
 def _failed(key: int, error: Exception) -> Progress:
@@ -57,12 +57,12 @@ def _failed(key: int, error: Exception) -> Progress:
 
 
 class Service:
-    """Makes completions; `open` it on the loop that calls it.
+    """Sampler behind an asyncio interface; `open` it on the loop that calls it.
 
     Args:
       sampler: Model and tokenizer.
-      limits: What is taken on.
-      mesh: Where the model lives; None for one device.
+      limits: Limits of admission.
+      mesh: Devices of the model; None: one device.
     """
 
     def __init__(self, sampler: Sampler, limits: Limits, mesh: jax.sharding.Mesh | None = None) -> None:
@@ -75,7 +75,7 @@ class Service:
 
     @contextlib.asynccontextmanager
     async def open(self) -> AsyncIterator[None]:
-        """Serve within; requests that are open at the end are dropped."""
+        """Serve within the context; requests that are open at its end are dropped."""
         self._loop = asyncio.get_running_loop()
         thread = threading.Thread(target=self._work, name="sampler", daemon=True)
         thread.start()
@@ -87,19 +87,19 @@ class Service:
 
     @property
     def healthy(self) -> bool:
-        """Whether completions are being made."""
+        """Return whether the sampler runs."""
         return self._loop is not None and not self._failed
 
     @property
     def open_samples(self) -> int:
-        """Samples asked for and not finished."""
+        """Return the number of unfinished samples."""
         return len(self._listeners)
 
     def check_count(self, samples: int) -> None:
-        """Whether one request may ask for so many samples.
+        """Check the number of samples in one request.
 
         Raises:
-          ApiError: It may not.
+          ApiError: It exceeds what the server takes.
         """
         room = self.limits.slots + self.limits.waiting
         if samples > room:
@@ -107,11 +107,12 @@ class Service:
 
     @contextlib.asynccontextmanager
     async def samples(self, requests: Sequence[Request]) -> AsyncIterator[AsyncIterator[Progress]]:
-        """Progress of `requests` until all have finished; `Progress.id` counts them. Leaving early cancels them.
+        """Yield the progress of `requests` until all have finished; `Progress.id` is their index. Leaving the context
+        early cancels them.
 
         Raises:
-          ApiError: 429 where too many samples are open, 503 where the sampler has failed, 500 where a request has,
-            504 where it took too long.
+          ApiError: 429: too many samples are open; 503: the sampler has failed; 500: a request has failed; 504: it took
+            too long.
         """
         room = self.limits.slots + self.limits.waiting
         if not self.healthy:
@@ -153,7 +154,7 @@ class Service:
         for progress in heard:
             listener = self._listeners.get(progress.id)
             if listener is None:
-                continue  # cancelled meanwhile
+                continue  # Cancelled meanwhile.
             if progress.finish_reason is not None or progress.error:
                 del self._listeners[progress.id]
             listener.put_nowait(progress)
@@ -168,24 +169,24 @@ class Service:
         try:
             if self._mesh is not None:
                 jax.set_mesh(self._mesh)
-            batch, under_way = self._batch(), {}
+            batch, in_flight = self._batch(), {}
             while True:
                 for order in self._taken(wait=not batch.busy):
                     if order is None:
                         return
                     if isinstance(order, set):
                         batch.cancel(order)
-                        under_way = {key: each for key, each in under_way.items() if key not in order}
+                        in_flight = {key: each for key, each in in_flight.items() if key not in order}
                     else:
                         for request in order:
-                            under_way[request.id] = _UnderWay(request)
-                        self._submit(batch, order, under_way)
+                            in_flight[request.id] = _InFlight(request)
+                        self._submit(batch, order, in_flight)
                 try:
-                    self._tell(batch.step(), under_way)
+                    self._tell(batch.step(), in_flight)
                 except Exception:
-                    log.exception("the sampler has failed: all requests under way are run again, one by one")
-                    batch = None  # its memory is needed
-                    batch = self._run_again(under_way)
+                    log.exception("the sampler has failed: all requests in flight are run again, one by one")
+                    batch = None  # Its memory is needed.
+                    batch = self._run_again(in_flight)
         except Exception:
             log.exception("the sampler has failed")
             self._loop.call_soon_threadsafe(self._fail)
@@ -194,49 +195,49 @@ class Service:
         limits = self.limits
         return self.sampler.batch(limits.prompt_tokens, limits.new_tokens, limits.slots, elastic=True)
 
-    def _submit(self, batch: Batch, requests: Sequence[Request], under_way: dict[int, _UnderWay]) -> None:
+    def _submit(self, batch: Batch, requests: Sequence[Request], in_flight: dict[int, _InFlight]) -> None:
         for request in requests:
             try:
                 batch.submit([request])
             except Exception as error:
-                self._tell([_failed(request.id, error)], under_way)
+                self._tell([_failed(request.id, error)], in_flight)
 
-    def _run_again(self, under_way: dict[int, _UnderWay]) -> Batch:
-        """Make a new batch, and each request that is under way alone: the one that fails again is to blame.
+    def _run_again(self, in_flight: dict[int, _InFlight]) -> Batch:
+        """Make a new batch, and run each request in flight alone: the one that fails again is the cause.
 
-        A request draws the same tokens as before; those that its client has are not told twice.
+        A request draws the same tokens as before; tokens that its client has are not sent twice.
         """
         batch = self._batch()
-        for each in list(under_way.values()):
+        for each in list(in_flight.values()):
             each.seen = 0
             try:
                 batch.submit([each.request])
                 while batch.busy:
-                    self._tell(batch.step(), under_way)
+                    self._tell(batch.step(), in_flight)
             except Exception as error:
                 log.exception("a request has failed in the sampler")
-                self._tell([_failed(each.request.id, error)], under_way)
+                self._tell([_failed(each.request.id, error)], in_flight)
                 batch = None
                 batch = self._batch()
         return batch
 
-    def _tell(self, heard: list[Progress], under_way: dict[int, _UnderWay]) -> None:
-        """Hand progress to the event loop, without the tokens that were told before."""
+    def _tell(self, heard: list[Progress], in_flight: dict[int, _InFlight]) -> None:
+        """Pass progress to the event loop, without the tokens that were sent before."""
         fresh = []
         for progress in heard:
-            each = under_way[progress.id]
+            each = in_flight[progress.id]
             known = max(0, each.told - each.seen)
             each.seen += len(progress.token_ids)
             each.told = max(each.told, each.seen)
             if progress.finish_reason is not None or progress.error:
-                del under_way[progress.id]
+                del in_flight[progress.id]
             tokens, log_probs = progress.token_ids[known:], progress.log_probs[known:]
             fresh.append(dataclasses.replace(progress, token_ids=tokens, log_probs=log_probs))
         if fresh:
             self._loop.call_soon_threadsafe(self._deliver, fresh)
 
     def _taken(self, wait: bool) -> Iterator[list[Request] | set[int] | None]:
-        """The orders that are there; with `wait` at least one."""
+        """Yield the waiting orders; with `wait`, at least one."""
         with contextlib.suppress(queue.Empty):
             if wait:
                 yield self._orders.get()

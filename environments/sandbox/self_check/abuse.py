@@ -211,7 +211,7 @@ def sparse_files_do_not_fill_the_host(bench: Bench) -> None:
 
 @check("filesystem")
 def a_fifo_a_socket_and_a_device_never_reach_the_host(bench: Bench) -> None:
-    """A fifo a socket and a device never reach the host."""
+    """A FIFO, a socket and a device never reach the host."""
     ran = bench.execute(
         "import os, socket\n"
         "os.mkfifo('submission.csv'); socket.socket(socket.AF_UNIX).bind('socket')\n"
@@ -327,7 +327,7 @@ def there_is_no_network_and_no_way_to_the_hosts_sockets(bench: Bench) -> None:
 
 @check("privileges")
 def root_file_system_kernel_settings_and_privileges_are_out_of_reach(bench: Bench) -> None:
-    """Root file system kernel settings and privileges are out of reach."""
+    """Root file system, kernel settings and privileges are out of reach."""
     ran = bench.execute(
         "import ctypes, os\n"
         "libc = ctypes.CDLL(None, use_errno=True)\n"

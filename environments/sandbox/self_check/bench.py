@@ -80,7 +80,7 @@ class Bench:
         bounds = dataclasses.replace(LIMITS, **limits)
         return Ran(self.sandbox.run(workspace, script, bounds, data=public, seed=seed), workspace)
 
-    def beside(self, attack: str, honest: str, **options: Any) -> tuple[list[Ran], Ran]:
+    def concurrently(self, attack: str, honest: str, **options: Any) -> tuple[list[Ran], Ran]:
         """Run `honest` repeatedly while `attack` runs; return the results of these and of the attack."""
         with ThreadPoolExecutor(1) as thread:
             attacker: Future[Ran] = thread.submit(self.execute, attack, **options)

@@ -144,7 +144,7 @@ def the_locked_packages_work(bench: Bench) -> None:
 
 @check(CONFORMANCE)
 def processes_pools_and_local_sockets_work(bench: Bench) -> None:
-    """Processes pools and local sockets work."""
+    """Processes, pools and local sockets work."""
     ran = bench.execute(
         "import multiprocessing, subprocess, sys\n"
         "def square(x): return x * x\n"

@@ -1,6 +1,6 @@
-"""Attacks of one script on those beside it and after it, each of which has to end as it would alone.
+"""Attacks of one script on concurrent and later executions, each of which must end as it would alone.
 
-The texts in `ATTACKS` are also what a third of the executions runs in the test of what executions leave behind.
+The test of what executions leave behind runs the scripts of `ATTACKS` too, in a third of its executions.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Attack:
 
 _CALLS = "import ctypes, fcntl, os, signal, socket, sys, time\nlibc = ctypes.CDLL(None, use_errno=True)\n"
 _HOLD = "time.sleep(float(open('hold.txt').read()) if os.path.exists('hold.txt') else 0)\n"
-"""How long an attack stays, where something runs beside it."""
+"""Seconds that an attack lasts while an honest script runs concurrently."""
 
 ATTACKS = {
     "killed": Attack("import os, time\nos.fork()\ntime.sleep(60)", {"wall_seconds": 0.1}),
@@ -95,14 +95,14 @@ ATTACKS = {
     "names": Attack("import os\nfor i in range(1500): os.mkfifo(f'{i}' + 'f' * 200)"),
     "fork bomb": Attack("import os\nwhile True: os.fork()", {"processes": 16, "cpu_seconds": 1}),
 }
-"""Hostile scripts by name, each over in a second or two where there is no file `hold.txt`."""
+"""Hostile scripts by name. Without a file `hold.txt` each ends within a second or two."""
 
 
-def _beside(bench: Bench, name: str, honest: str, expected: str) -> str:
-    """Run an attack, and `honest` beside it, which has to print `expected`; returns what the attack printed."""
+def _concurrently(bench: Bench, name: str, honest: str, expected: str) -> str:
+    """Run an attack concurrently with `honest`, which must print `expected`; return the output of the attack."""
     attack = ATTACKS[name]
     files, data = {"hold.txt": "3"}, {"x.csv": "a"}
-    honest_runs, attacker = bench.beside(attack.text, honest, files=files, data=data, **attack.limits)
+    honest_runs, attacker = bench.concurrently(attack.text, honest, files=files, data=data, **attack.limits)
     for ran in honest_runs:
         expect((ran.exit_code, ran.stdout) == (0, expected), ran.execution)
     expect(attacker.ending in OF_THE_POLICY, attacker.execution)
@@ -111,55 +111,55 @@ def _beside(bench: Bench, name: str, honest: str, expected: str) -> str:
 
 @check("neighbours")
 def a_child_of_the_interpreters_own_ends_no_other_execution(bench: Bench) -> None:
-    """A script that makes a child of the interpreter it was forked from ends no other execution."""
-    _beside(bench, "sibling", "import time; time.sleep(0.5); print('fine')", "fine\n")
+    """A script that forks a child of the interpreter ends no other execution."""
+    _concurrently(bench, "sibling", "import time; time.sleep(0.5); print('fine')", "fine\n")
 
 
 @check("neighbours")
 def descriptors_in_flight_are_no_ones_but_the_scripts(bench: Bench) -> None:
-    """A script that has as many descriptors in flight as it can leaves others theirs."""
+    """A script with the maximum of descriptors in flight leaves others theirs."""
     honest = "import socket\na, b = socket.socketpair()\nsocket.send_fds(a, [b'x'], [0, 1, 2])\nprint('fine')"
-    _beside(bench, "descriptors", honest, "fine\n")
+    _concurrently(bench, "descriptors", honest, "fine\n")
 
 
 @check("neighbours")
 def timers_and_signals_are_counted_for_each_execution(bench: Bench) -> None:
-    """A script that takes all timers it can get leaves others theirs."""
+    """A script with the maximum of timers leaves others theirs."""
     honest = (
         "import ctypes\nlibc, timer = ctypes.CDLL(None), ctypes.c_void_p()\n"
         "print([libc.timer_create(0, None, ctypes.byref(timer)) for _ in range(10)] == [0] * 10)"
     )
-    made = int(_beside(bench, "timers", honest, "True\n"))
+    made = int(_concurrently(bench, "timers", honest, "True\n"))
     expect(made <= 2048, f"{made} timers")
 
 
 @check("neighbours")
 def pipes_are_as_large_as_alone(bench: Bench) -> None:
-    """A script that fills its processes with pipes leaves others the usual room in theirs."""
-    _beside(bench, "pipes", "import fcntl, os; print(fcntl.fcntl(os.pipe()[0], 1032) >= 65536)", "True\n")
+    """A script that fills its processes with pipes leaves others the usual capacity of pipes."""
+    _concurrently(bench, "pipes", "import fcntl, os; print(fcntl.fcntl(os.pipe()[0], 1032) >= 65536)", "True\n")
 
 
 @check("neighbours")
 def no_script_holds_a_file_that_others_read(bench: Bench) -> None:
-    """No lease and no notice on a file: whoever opens it beside waits for nobody."""
-    held = _beside(bench, "lease", "print(open('data/x.csv').read())", "a\n")
+    """Leases and notices on files are refused: opening a shared file never waits."""
+    held = _concurrently(bench, "lease", "print(open('data/x.csv').read())", "a\n")
     expect(held == "", held)
 
 
 @check("neighbours")
 def no_script_is_told_what_another_reads(bench: Bench) -> None:
-    """No watch on files that executions share."""
-    expect(_beside(bench, "watches", "import networkx; print('fine')", "fine\n") == "0\n", "a watch was made")
+    """Watches on shared files are refused."""
+    expect(_concurrently(bench, "watches", "import networkx; print('fine')", "fine\n") == "0\n", "a watch was made")
 
 
 @check("neighbours")
 def a_lock_in_the_root_is_the_executions_own(bench: Bench) -> None:
-    """A lock on a file of the root is seen by nobody else."""
+    """A lock on a file of the root affects no other execution."""
     honest = (
         "import fcntl, this as shared\nfile = open(shared.__file__)\n"
         "fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)\nprint('free')"
     )
-    ran, attacker = bench.beside(ATTACKS["lock"].text, honest, files={"hold.txt": "3"})
+    ran, attacker = bench.concurrently(ATTACKS["lock"].text, honest, files={"hold.txt": "3"})
     expect(attacker.exit_code == 0, attacker.execution)
     for each in ran:
         expect(each.stdout.endswith("free\n"), each.execution)
@@ -167,7 +167,7 @@ def a_lock_in_the_root_is_the_executions_own(bench: Bench) -> None:
 
 @check("neighbours")
 def what_a_script_left_in_the_kernel_is_not_the_next_ones(bench: Bench) -> None:
-    """Memory that the kernel still holds for a script that ended does not count for the next one."""
+    """Kernel memory of an ended script does not count for the next one."""
     for _ in range(5):
         first = bench.execute(ATTACKS["page tables"].text)
         expect(first.ending in OF_THE_POLICY, first.execution)
@@ -177,7 +177,7 @@ def what_a_script_left_in_the_kernel_is_not_the_next_ones(bench: Bench) -> None:
 
 @check("privileges")
 def a_crash_is_no_dump_for_the_host(bench: Bench) -> None:
-    """The limit of dumps is the one that stops the host's handler, and stays."""
+    """The limit of core dumps disables the host's handler, and cannot be raised."""
     ran = bench.execute(ATTACKS["dump"].text)
     expect(ran.stdout == "(1, 1)\n" and ran.exit_code not in (0, 1), ran.execution)
 
@@ -194,7 +194,7 @@ def memory_that_no_process_maps_is_limited(bench: Bench) -> None:
 @check("processes")
 def signals_to_the_first_process_are_the_scripts_own_affair(bench: Bench) -> None:
     """Every signal to the first process is ignored, or ends the script's own execution."""
-    _beside(bench, "signals", "print('fine')", "fine\n")
+    _concurrently(bench, "signals", "print('fine')", "fine\n")
 
 
 @check("processes")
@@ -220,7 +220,7 @@ def executions_at_the_same_time_do_not_see_each_other(bench: Bench) -> None:
 
 @check("filesystem")
 def nothing_of_an_execution_is_there_for_the_next(bench: Bench) -> None:
-    """Nothing of an execution is there for the next."""
+    """Nothing of an execution remains for the next."""
     bench.execute(
         "import os, sklearn, numpy\n"
         "open('/tmp/left', 'w').write('x'); open('/dev/shm/left', 'w').write('x')\n"
