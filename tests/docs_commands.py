@@ -280,6 +280,7 @@ SNIPPETS: dict[str, Run | Elsewhere] = {
         "tests/environments/tasks/generated/test_own_cells.py::"
         "test_a_table_in_the_documented_files_is_worked_on_by_the_starting_script"
     ),
+    "from mlagent_jax.search.strategies import STRATEGIES": Run(),
     "import jax.numpy as jnp": Elsewhere("tests/mlagent_jax/algorithms/test_own_loss.py::test_the_loss_of_the_page"),
     "from typing import Annotated": Elsewhere("tests/environments/test_own_reward.py::test_a_worker_process_pays_it"),
     'setup(..., entry_points={"mlagent_jax.rewards"': Elsewhere(

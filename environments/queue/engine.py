@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import abc
 import contextlib
+import logging
 import random
 import time
 from collections.abc import Callable, Iterator, MutableMapping
@@ -22,6 +23,9 @@ from sqlalchemy.exc import ArgumentError, DBAPIError
 
 from environments.queue.base import QUEUE_VARIABLE, Changes, QueueError
 
+TELL_SECONDS = 3.0
+"""Time after which it is told that a database does not answer, while it is tried again."""
+_log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
@@ -95,7 +99,7 @@ class Engine(abc.ABC):
         Raises:
           QueueError: the database refuses, or stays unreachable for `patience_seconds`.
         """
-        started, attempt = time.monotonic(), 0
+        started, attempt, told = time.monotonic(), 0, False
         while True:
             try:
                 with self.begin(write, single) as connection:
@@ -103,6 +107,9 @@ class Engine(abc.ABC):
             except DBAPIError as error:
                 if not self.is_transient(error) or time.monotonic() - started > self.patience_seconds:
                     raise QueueError(self.explain(error)) from None
+                if not told and time.monotonic() - started > TELL_SECONDS:
+                    _log.warning("%s; trying again for up to %.0f s", self.explain(error), self.patience_seconds)
+                    told = True
             attempt += 1
             time.sleep(self.retry_delay(attempt) * random.uniform(0.5, 1.5))  # noqa: S311 - jitter, not a secret
 

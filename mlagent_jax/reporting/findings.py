@@ -27,8 +27,8 @@ def learned(summary: Mapping[str, Any]) -> str:
                 if difference and all(figures):
                     values = " to ".join(show(each[field]) for each in figures)
                     return f"{_verdict(policy, before, difference, field, show)}: {title} {values} on {tasks}."
-    names = ", ".join(summary["policies"]) or "no policy"
-    return f"Nothing can be said about learning yet: {names} was evaluated, and a comparison needs two policies."
+    names = " and ".join(summary["policies"]) or "no policy"
+    return f"Nothing can be said about learning yet: evaluated so far is {names}, a comparison needs two policies."
 
 
 def _verdict(policy: str, before: str, difference: Mapping[str, Any], field: str, show: Any) -> str:

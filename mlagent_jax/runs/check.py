@@ -9,7 +9,8 @@ from collections.abc import Iterator
 import jax
 from etils import epath
 
-from environments.queue import open_queue
+from environments.queue import open_engine, schema
+from environments.queue.engine import parse_url
 from environments.sandbox import open_sandbox
 from mlagent_jax.runs import named_tasks
 from mlagent_jax.runs.devices import Devices
@@ -18,6 +19,9 @@ from mlagent_jax.runs.shapes import check_shapes
 from mlagent_jax.runs.workdir import check_binding, is_remote
 from mlagent_jax.runtime.errors import ConfigError
 from mlagent_jax.settings.schema import Config
+
+QUEUE_SECONDS = 5.0
+"""Time in which the queue's database has to answer."""
 
 
 def check(config: Config, workdir: str | None = None) -> Iterator[str]:
@@ -46,7 +50,8 @@ def check(config: Config, workdir: str | None = None) -> Iterator[str]:
         if config.workers.slots:
             check_editor(config)
         if "://" in config.workers.queue and not config.workers.queue.startswith("sqlite"):
-            open_queue(config.workers.queue).close()
+            with contextlib.closing(open_engine(parse_url(config.workers.queue), QUEUE_SECONDS)) as engine:
+                engine.transact(schema.exists, write=False)
         yield f"queue: {config.workers.queue or 'a file in the workdir'}; workers here: {config.workers.slots}"
     if workdir is not None:
         path = epath.Path(workdir)

@@ -32,7 +32,15 @@ from mlagent_jax.runs import named_tasks
 from mlagent_jax.runs.devices import Devices
 from mlagent_jax.runs.inputs import check_editor, check_inputs, check_remote, editor_required, executing
 from mlagent_jax.runs.shapes import check_shapes
-from mlagent_jax.runs.workdir import check_writable, host_folder, is_remote, read_facts, write_config, write_facts
+from mlagent_jax.runs.workdir import (
+    check_binding,
+    check_writable,
+    host_folder,
+    is_remote,
+    read_facts,
+    write_config,
+    write_facts,
+)
 from mlagent_jax.runtime import processes, trackers
 from mlagent_jax.runtime.compilations import Compilations, kept_in
 from mlagent_jax.runtime.endings import Ending
@@ -112,8 +120,9 @@ class Run:
         with contextlib.ExitStack() as resources:
 
             def check() -> dict[str, Any]:
+                check_binding(path, config, cls.executes)
                 check_inputs(config)
-                if set(config.stages) != {"export"}:
+                if cls.executes and set(config.stages) != {"export"}:
                     named_tasks.places(config)
                 if is_remote(path):
                     check_remote(config, path)
