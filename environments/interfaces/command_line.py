@@ -3,7 +3,10 @@
 python -m environments list [--paper] [--json]
 python -m environments show TASK
 python -m environments actions [--profile compact]
-python -m environments check DIR [--sandbox NAME] [--json]
+python -m environments new TASK --data FILE --target COLUMN
+python -m environments build-suite --source NAME --count N --out DIR
+python -m environments report DIR
+python -m environments check DIR [--all] [--sandbox NAME] [--json]
 python -m environments fetch TASK...
 python -m environments prepare TASK... [--sandbox NAME]
 python -m environments grade TASK SUBMISSION [--json]
@@ -33,7 +36,7 @@ from environments.actions.second_model import Endpoint, configured_endpoint
 from environments.episode import Episode, make
 from environments.files.blobs import StoreError, open_store
 from environments.files.snapshots import Snapshots
-from environments.interfaces import doctor
+from environments.interfaces import doctor, factory
 from environments.interfaces.json_lines import failure, record, serve
 from environments.interfaces.options import (
     add_cache_dir,
@@ -124,6 +127,8 @@ def _rewards(options: argparse.Namespace) -> None:
 
 
 def _check(options: argparse.Namespace) -> int:
+    if options.all:
+        return _check_all(options)
     sandbox = open_sandbox(options.sandbox)
     try:
         findings = check(options.task, sandbox, options.seed)
@@ -138,6 +143,20 @@ def _check(options: argparse.Namespace) -> int:
         print(printable(f"{'ok  ' if finding.ok else 'FAIL'}  {finding.check}: {finding.message}{remedy}"))
     print(f"{len(findings) - wrong} of {len(findings)} checks passed")
     return int(wrong > 0)
+
+
+def _check_all(options: argparse.Namespace) -> int:
+    failed = 0
+    with contextlib.closing(open_sandbox(options.sandbox)) as sandbox:
+        for name, findings in factory.check_all(Path(options.task), sandbox, options.seed):
+            wrong = [finding for finding in findings if not finding.ok]
+            failed += bool(wrong)
+            if options.json:
+                _answer(options, {"task": name, "ok": not wrong, "findings": [vars(finding) for finding in findings]})
+            else:
+                problems = "; ".join(f"{finding.check}: {finding.message}" for finding in wrong)
+                print(printable(f"{'FAIL' if wrong else 'ok  '}  {name}  {problems}".rstrip()), flush=True)
+    return int(failed > 0)
 
 
 def _prepare(options: argparse.Namespace) -> None:
@@ -326,9 +345,11 @@ def _parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("check", help="verify a task: scripts, headroom, hidden labels, broken submissions")
     command.add_argument("task", metavar="DIR", help="folder of a task, or any task's name")
-    command.add_argument("--json", action="store_true", help="as a JSON object")
+    command.add_argument("--all", action="store_true", help="every task of a suite, or every folder in DIR")
+    command.add_argument("--json", action="store_true", help="as a JSON object a task")
     add_sandbox(command)
     command.set_defaults(command=_check)
+    factory.add(commands, add_sandbox, _check)
 
     command = commands.add_parser("fetch", help="download the archives of tasks, into MLAGENT_DATA_DIR")
     command.add_argument("tasks", metavar="TASK", nargs="+")

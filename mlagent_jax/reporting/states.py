@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from environments.protocol import digest
+from environments.protocol import State
 
 LISTED = 200
 """Maximum states listed one by one, last drawn first."""
@@ -147,4 +147,4 @@ def _listed(identity: str, state: Drawn, own: bool) -> dict[str, Any]:
 
 def _identity(state: Mapping[str, Any]) -> str:
     """Return `State.id` of a recorded state without its ideas, as in the pool."""
-    return digest({**state, "ideas": ()})
+    return State.from_dict({**state, "ideas": ()}).id

@@ -82,7 +82,7 @@ class Batches:
         fitting = [state for state in states if self.actor.renderer.fits(state)]
         if missing := len(states) - len(fitting):
             log.warning("rl leaves out %d of %d states, whose prompts do not fit", missing, len(states))
-        return StatePool(fitting, config)
+        return StatePool(fitting, config, {state.task: self._run.specs[state.task].kind for state in fitting})
 
     def __enter__(self) -> Self:
         self._background.__enter__()

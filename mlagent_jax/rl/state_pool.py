@@ -16,6 +16,11 @@ from environments.protocol import State
 from mlagent_jax.runtime.errors import ConfigError
 from mlagent_jax.settings.stages import PoolConfig
 
+_UNSEEN_SPREAD = 0.25
+"""Spread of rewards of a state about which nothing is known."""
+_LEAST_SPREAD = 0.02
+"""Added to each spread, so that no state is never drawn."""
+
 
 class StatePool:
     """States to act in, drawn balanced over tasks and depths.
@@ -23,17 +28,19 @@ class StatePool:
     Args:
       states: the expert's.
       config: how they are drawn, and how many of the policy's own are kept.
+      kinds: kind of data by task, whose tasks share what is known of their states while a task is new.
 
     Raises:
       ConfigError: there are no states.
     """
 
-    def __init__(self, states: Sequence[State], config: PoolConfig) -> None:
+    def __init__(self, states: Sequence[State], config: PoolConfig, kinds: Mapping[str, str] | None = None) -> None:
         if not states:
             raise ConfigError(
                 "the state pool is empty: no collected state is within config.pool.max_depth and the prompt"
             )
         self._config = config
+        self._kinds = kinds or {}
         self._expert = list(states)
         self._reached: dict[str, State] = {}
         """By id, the longest not reached first."""
@@ -79,23 +86,45 @@ class StatePool:
         for state in states:
             by_task.setdefault(state.task, []).append(state)
         queues: dict[str, list[int]] = {task: [] for task in by_task}
+        spread, names, weights = self._estimates(states), sorted(by_task), None
+        if self._config.sampling == "learnability" and len(names) > count:
+            # Not every task has a turn: those whose rewards vary come first.
+            means = np.array([np.mean([spread[state.id] for state in by_task[name]]) for name in names]) + _LEAST_SPREAD
+            weights = means / means.sum()
         drawn: list[State] = []
         while len(drawn) < count:
-            for task in rng.permutation(sorted(queues)):
+            turns = rng.permutation(names) if weights is None else rng.choice(names, len(names), False, weights)
+            for task in turns:
                 members, order = by_task[str(task)], queues[str(task)]
                 if not order:
-                    order.extend(self._order(rng, members))
+                    order.extend(self._order(rng, members, spread))
                 drawn.append(members[order.pop(0)])
                 if len(drawn) == count:
                     break
         return drawn
 
-    def _order(self, rng: np.random.Generator, members: Sequence[State]) -> list[int]:
+    def _estimates(self, states: Sequence[State]) -> dict[str, float]:
+        """Return the spread of rewards by state id: a state's own, else the mean of its task, else of its kind."""
+        seen: dict[str, list[float]] = {}
+        for state in states:
+            if state.id in self._spread:
+                for group in (state.task, self._kinds.get(state.task, "")):
+                    seen.setdefault(group, []).append(self._spread[state.id])
+        means = {group: float(np.mean(values)) for group, values in seen.items()}
+
+        def estimate(state: State) -> float:
+            kind = self._kinds.get(state.task)
+            shared = means.get(kind, _UNSEEN_SPREAD) if kind else _UNSEEN_SPREAD
+            return self._spread.get(state.id, means.get(state.task, shared))
+
+        return {state.id: estimate(state) for state in states}
+
+    def _order(self, rng: np.random.Generator, members: Sequence[State], spreads: Mapping[str, float]) -> list[int]:
         """An order to draw a task's states in, without replacement.
 
         Depths of each kind of step in turn, or the deep ones, of which there are most, would be nearly all that is
-        trained on. Within a depth uniformly, or by learnability: in proportion to the spread of rewards; states not
-        seen yet count as 0.25.
+        trained on. Within a depth uniformly, or by learnability: in proportion to the spread of rewards
+        (`_estimates`).
         """
         by_depth: dict[tuple[str, int], list[int]] = {}
         for index, state in enumerate(members):
@@ -104,7 +133,7 @@ class StatePool:
         for place in rng.permutation(len(kinds)):
             depth, weights = kinds[place], None
             if self._config.sampling == "learnability":
-                spread = [self._spread.get(members[index].id, 0.25) + 0.02 for index in by_depth[depth]]
+                spread = [spreads[members[index].id] + _LEAST_SPREAD for index in by_depth[depth]]
                 weights = np.asarray(spread) / np.sum(spread)
             queues.append(rng.choice(by_depth[depth], size=len(by_depth[depth]), replace=False, p=weights))
         turns = itertools.zip_longest(*queues)

@@ -1,8 +1,12 @@
-"""Tasks that a config names: embedded ones, folders and entry points first, then micro-tasks."""
+"""Tasks that a config names: embedded ones, folders, entry points and suites first, then micro-tasks."""
 
 from __future__ import annotations
 
+import collections
+import dataclasses
+
 from environments import tasks
+from environments.factory.suite import references
 from environments.tasks.task import TaskError
 from mlagent_jax.runtime.errors import ConfigError
 from mlagent_jax.settings.schema import Config
@@ -10,37 +14,59 @@ from mlagent_jax.settings.schema import Config
 SPLITS = ("train", "held_out")
 
 
-def listed(config: Config, split: str) -> list[tuple[str, str]]:
-    """Return (name, name in the config) of each task that the config lists; a folder's name is in its task.yaml.
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Where a task of the config is from."""
+
+    name: str
+    place: str
+    """Name, path or entry point, as `tasks.prepare` reads it."""
+    lazy: bool = False
+    """Whether the task is prepared when it is first needed: the task is of a suite, which was checked when built."""
+
+
+def find(place: str) -> list[Place]:
+    """Return the tasks that one entry of `config.tasks` names: a suite has many. A folder's name is in its task.yaml.
+
+    Raises:
+      TaskError: there is no such task or suite.
+    """
+    if place.startswith(references.PREFIX):
+        return [Place(one.name, one.place, lazy=True) for one in references.expand(place)]
+    return [Place(tasks.get(place).spec.name, place)]
+
+
+def listed(config: Config, split: str) -> list[Place]:
+    """Return the tasks to train on (`train`) or never trained on (`held_out`).
 
     Raises:
       ConfigError: One cannot be had.
     """
-    named = []
+    found: list[Place] = []
     for place in getattr(config.tasks, split):
         try:
-            named.append((tasks.get(place).spec.name, place))
+            found += find(place)
         except TaskError as error:
             raise ConfigError(f"config.tasks.{split}: {error}") from error
-    return named
+    count = config.tasks.micro_train if split == "train" else config.tasks.micro_held_out
+    return [*found, *(Place(name, name) for name in tasks.micro.names(split, count, config.tasks.seed))]
 
 
 def names(config: Config, split: str) -> tuple[str, ...]:
     """Return the names of the tasks to train on (`train`) or never trained on (`held_out`)."""
-    count = config.tasks.micro_train if split == "train" else config.tasks.micro_held_out
-    return (*(name for name, _ in listed(config, split)), *tasks.micro.names(split, count, config.seed))
+    return tuple(place.name for place in listed(config, split))
 
 
-def places(config: Config) -> dict[str, str]:
-    """Return every task's name with the name in the config that leads to it, training first.
+def places(config: Config) -> dict[str, Place]:
+    """Return every task's place by its name, training first.
 
     Raises:
       ConfigError: There is none, one cannot be had, or one is named twice.
     """
-    found = [name for split in SPLITS for name in names(config, split)]
+    found = [place for split in SPLITS for place in listed(config, split)]
     if not found:
         raise ConfigError("config.tasks names no task: set config.tasks.train or config.tasks.micro_train")
-    if twice := sorted(name for name in set(found) if found.count(name) > 1):
+    counts = collections.Counter(place.name for place in found)
+    if twice := sorted(name for name, count in counts.items() if count > 1):
         raise ConfigError(f"config.tasks names {twice[0]!r} twice: list each task once, in train or held_out")
-    folders = dict(listed(config, "train") + listed(config, "held_out"))
-    return {name: folders.get(name, name) for name in found}
+    return {place.name: place for place in found}

@@ -7,7 +7,7 @@ import dataclasses
 import logging
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -15,14 +15,14 @@ import jax
 from etils import epath
 from rich.console import Console
 
-from environments import tasks
 from environments.files.blobs import open_store
 from environments.protocol import Job, Requirements, State
 from environments.queue import open_queue
 from environments.sandbox import open_sandbox
+from environments.sandbox.base import Sandbox
 from environments.seeds import execution_seed
 from environments.step import initial_state
-from environments.tasks.task import PreparedTask, TaskSpec
+from environments.tasks.task import TaskSpec
 from environments.worker.supervision import start_workers
 from mlagent_jax.agents.episodes import Action
 from mlagent_jax.agents.job_client import JobClient
@@ -31,6 +31,7 @@ from mlagent_jax.models import precision
 from mlagent_jax.runs import named_tasks
 from mlagent_jax.runs.devices import Devices
 from mlagent_jax.runs.inputs import check_editor, check_inputs, check_remote, editor_required, executing
+from mlagent_jax.runs.run_tasks import RunSpecs, RunTasks
 from mlagent_jax.runs.shapes import check_shapes
 from mlagent_jax.runs.workdir import (
     check_binding,
@@ -67,7 +68,8 @@ class Run:
       config: Settings.
       workdir: Local folder or URL.
       name: Name of this run in the queue; unique, unchanged by restarts.
-      tasks: Prepared tasks by name, in the order of the config: training first.
+      tasks: Prepared tasks by name, in the order of the config: training first. Those of suites are prepared when they
+        are first needed.
       devices: Mesh, sharding rules, and placement of rows.
       is_first: Whether this process writes the workdir; only the first of several does.
       metrics, timeline, job_client, store, interruption: See their modules.
@@ -82,8 +84,9 @@ class Run:
         self._bound = False  # whether the workdir belongs to this config
         self.name: str = facts["name"]
         self.is_first = processes.is_first()
+        self._sandbox: Sandbox | None = None
         self.metrics = MetricsLog(workdir) if self.is_first else NoMetrics()
-        self.tasks: dict[str, PreparedTask] = {}
+        self.tasks = RunTasks(self.task_folder, config.tasks.seed, self._task_sandbox)
         self.job_client: JobClient | None = None
         self.devices = Devices.of(config.mesh)
         self._compilations = Compilations()
@@ -174,34 +177,56 @@ class Run:
         return Path(self.config.tasks.folder or self.workdir / "tasks")
 
     @property
-    def specs(self) -> dict[str, TaskSpec]:
+    def specs(self) -> Mapping[str, TaskSpec]:
         """Return task specs by the key `name@digest`."""
-        return {task.key: task.spec for task in self.tasks.values()}
+        return RunSpecs(self.tasks)
 
     def task_names(self, split: str) -> tuple[str, ...]:
-        """Return tasks to train on (`train`) or never trained on (`held_out`): embedded ones first, then
+        """Return tasks to train on (`train`) or never trained on (`held_out`): those that the config lists first, then
         micro-tasks."""
         return named_tasks.names(self.config, split)
 
+    def _task_sandbox(self) -> Sandbox:
+        """Return the sandbox in which tasks are prepared; it stays open if some are left for later."""
+        if self._sandbox is None:
+            workers = self.config.workers
+            self._sandbox = open_sandbox(workers.sandbox, workers.guarantees)
+            self._closing.callback(self._close_sandbox)
+        return self._sandbox
+
+    def _close_sandbox(self) -> None:
+        if self._sandbox is not None:
+            self._sandbox.close()
+            self._sandbox = None
+
     def _prepare_tasks(self) -> None:
-        places = named_tasks.places(self.config)
-        sandbox = open_sandbox(self.config.workers.sandbox, self.config.workers.guarantees)
+        places = list(named_tasks.places(self.config).values())
+        for place in places:
+            self.tasks.add(place)
+        sandbox = self._task_sandbox()
         self._facts["sandbox"] = sandbox.name
         # Jobs do not depend on the process that submits them.
         self._image = processes.agree(lambda: sandbox.environment_digest)
+        # Several processes agree on tasks at the start; one alone leaves a suite's for when they are needed, except
+        # the first: workers start only where some task is.
+        later = {place.name for place in places[1:] if place.lazy and jax.process_count() == 1}
+        names = [place.name for place in places if place.name not in later]
 
         def prepare() -> None:
-            with self.progress("tasks", len(places)) as progress:
-                for name, place in places.items():
+            with self.progress("tasks", len(names)) as progress:
+                for name in names:
                     if self.is_first:  # the others wait for the first process and stop with it
                         self.interruption.check()
-                    self.tasks[name] = tasks.prepare(place, self.task_folder, self.config.tasks.seed, sandbox)
+                    _ = self.tasks[name]
                     progress.update(1)
 
-        with contextlib.closing(sandbox):
+        try:
             processes.agree(prepare)
             if not self.is_first:  # finds the first process's tasks on shared storage
                 prepare()
+        finally:
+            if not later:
+                self._close_sandbox()
 
     def _connect(self) -> None:
         workers = self.config.workers

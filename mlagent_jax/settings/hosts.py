@@ -12,9 +12,9 @@ class TasksConfig:
     """Training and evaluation tasks."""
 
     train: tuple[str, ...] = ()
-    """Training tasks: names of embedded tasks, or folders."""
+    """Training tasks: names of embedded tasks, folders, or `suite:DIR` (docs/task_factory.md)."""
     held_out: tuple[str, ...] = ()
-    """Held-out tasks, never trained on: names of embedded tasks, or folders."""
+    """Held-out tasks, never trained on: names of embedded tasks, folders, or `suite:DIR#GLOB`."""
     micro_train: int = 0
     """Number of additional generated training tasks, spread over the training families."""
     micro_held_out: int = 0

@@ -271,7 +271,7 @@ class PoolConfig:
     """Maximum steps of history per state."""
     sampling: str = "uniform"
     """Distribution within a task and depth (which are balanced): uniform, or learnability (prefers states with more
-    varied rewards)."""
+    varied rewards, and such tasks where a batch has no room for all)."""
     refresh_fraction: float = 0.0
     """Fraction of a batch's states drawn from states that the policy itself reached."""
     refresh_size: int = 256

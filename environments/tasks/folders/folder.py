@@ -5,7 +5,8 @@
       description.md   the research problem, as the agent reads it
       env/             the agent's starting workspace
       prepare.py       prepare(raw, public, private, seed): writes public data, and private/answers.csv
-      grade.py         grade(submission, answers) -> float, of two tables in the same order
+      grade.py         grade(submission, answers) -> float, of two tables in the same order; not needed if the metric
+                       is one of `grading.metrics`: answers.csv then has the ids 0, 1 ... and one column, the truth
       reference.py     optional: a good entry script, which gives m_best; else task.yaml states m_best
       raw/             optional: input of prepare.py, unless task.yaml says `archive`
 
@@ -33,8 +34,10 @@ from environments.guest.transfer import MAX_ENTERING_BYTES
 from environments.tasks.folders.archives import ArchiveError, Origin, data_dir
 from environments.tasks.folders.bounded_yaml import read_text, read_yaml
 from environments.tasks.folders.fields import Fields
+from environments.tasks.grading import metrics
 from environments.tasks.grading.halves import report_half
 from environments.tasks.grading.own import HALF, OwnGrader, SubmissionForm, line_of, load_function, read_answers
+from environments.tasks.grading.submissions import Answers
 from environments.tasks.task import M_BEST, TaskError, TaskSpec
 
 ENTRY_POINTS = "mlagent_jax.tasks"
@@ -80,13 +83,34 @@ class FolderRecipe:
             raise TaskError(f"{script} wrote nothing into its folder `public`: the script would have no data")
         if not (public / "description.md").exists():
             (public / "description.md").write_text(f"# {self.spec.name}\n\n{self.spec.description}\n", encoding="utf-8")
-        shutil.copyfile(self.folder / "grade.py", private / "grade.py")
-        self._grader(private, seed).save(private)
+        if (self.folder / "grade.py").is_file():
+            shutil.copyfile(self.folder / "grade.py", private / "grade.py")
+            self._grader(private, seed).save(private)
+        else:
+            self._answers(private, seed).save(private / "answers.npz")
+            (private / "answers.csv").unlink()
         if self.m_best is None:
             shutil.copyfile(self.folder / "reference.py", private / "reference.py")
         else:
             (private / M_BEST).write_text(json.dumps(self.m_best), encoding="utf-8")
         return self.spec
+
+    def _answers(self, private: Path, seed: int) -> Answers:
+        """Return the answers for one of our metrics, from the answers.csv that prepare.py wrote."""
+        grader, metric = self._grader(private, seed), metrics.get(self.spec.metric)
+        ids = grader.cells[self.form.id_column]
+        truths = [name for name in grader.cells if name != self.form.id_column]
+        if list(ids) != [str(row) for row in range(len(ids))] or len(truths) != 1:
+            raise TaskError(
+                f"answers.csv of {self.folder} needs the ids 0, 1 ... in order and one other column, the truth"
+            )
+        truth = np.array(grader.cells[truths[0]], dtype=float)
+        truth = truth.astype(np.int64) if metric.classification else truth
+        classes = int(truth.max()) + 1 if metric.classification else 0
+        answers = Answers(metric, classes, truth, grader.report)
+        if answers.columns != tuple(self.form.columns):
+            raise TaskError(f"{self.folder}: submission.columns must be {', '.join(answers.columns)} for {metric.name}")
+        return answers
 
     def _grader(self, private: Path, seed: int) -> OwnGrader:
         path, name = private / "answers.csv", self.form.id_column
@@ -169,7 +193,10 @@ def read_folder(folder: Path) -> FolderRecipe:
     spec, form = reader.spec(read_text(folder / "description.md")), reader.form()
     if problem := _env_problem(folder / "env", spec.read_only):
         reader.wrong("env", f"{folder}/env: {problem}")
-    for name in (f"env/{spec.entry}", "prepare.py", "grade.py"):
+    ours = metrics.METRICS.get(spec.metric)
+    if ours is not None and spec.higher_is_better != ours.higher_is_better and not (folder / "grade.py").is_file():
+        reader.wrong("metric.direction", f"{folder}: metric.direction is {spec.direction}, which {ours.name} has not")
+    for name in (f"env/{spec.entry}", "prepare.py", *(() if ours is not None else ("grade.py",))):
         if not (folder / name).is_file():
             reader.wrong(name, f"{folder} has no {name}: docs/bring_your_own_task.md says what it holds")
     for name in ("data", spec.submission):

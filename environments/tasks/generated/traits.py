@@ -24,19 +24,19 @@ def describe(kind: str, metric_name: str, data: Dataset) -> str:
     targets = data.targets[: data.train_rows]
     words = [
         f"{kind.replace('_', ' ')} {'classification' if metric.classification else 'regression'}",
-        f"{_nearest(data.train_rows)} rows",
+        f"{nearest(data.train_rows)} rows",
     ]
     if data.inputs.ndim == 2:
         # For a series, measure only the history, which follows the columns for time and steps ahead.
         measured = data.inputs[: data.train_rows, 2 if kind == "time_series" else 0 :]
-        words += [f"{_nearest(data.inputs.shape[1])} columns", *_of_inputs(measured)]
+        words += [f"{nearest(data.inputs.shape[1])} columns", *_of_inputs(measured)]
     words += _of_classes(targets) if metric.classification else _of_numbers(targets)
     if kind == "time_series":
         words += [f"period {data.period}", f"up to {data.horizon} ahead"]
     return ", ".join(words)
 
 
-def _nearest(count: int) -> int:
+def nearest(count: int) -> int:
     """Round `count` to a step of 1, 2, 5: a number that a small vocabulary holds."""
     return min(_STEPS, key=lambda step: abs(np.log(step / count)))
 

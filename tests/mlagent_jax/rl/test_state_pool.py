@@ -87,6 +87,16 @@ def test_learnability_prefers_states_whose_rewards_vary():
     assert firsts.count("t7") > 25
 
 
+def test_learnability_chooses_among_many_tasks_and_a_new_task_counts_as_its_kind():
+    states = [state(f"task{place}", place) for place in range(500)]
+    kinds = {one.task: "text" if place % 2 else "tabular" for place, one in enumerate(states)}
+    pool = StatePool(states, PoolConfig(sampling="learnability"), kinds)
+    pool.learn({one.id: [0.5, 0.5] if place % 2 else [0.0, 1.0] for place, one in enumerate(states[:40])})
+    new = [kinds[one.task] for seed in range(20) for one in pool.sample(np.random.default_rng(seed), 16)]
+    assert len(new) == 320 and new.count("tabular") > 260
+    assert len({one.task for one in pool.sample(np.random.default_rng(0), 400)}) == 400
+
+
 def test_a_restored_pool_draws_as_the_original():
     config = PoolConfig(refresh_fraction=0.5, sampling="learnability")
     pool = StatePool(EXPERT, config)
