@@ -20,7 +20,7 @@ from mlagent_jax.checkpoints.orbax import Checkpointer
 from mlagent_jax.optim.optimizer import init_state
 from mlagent_jax.rl import ppo
 from mlagent_jax.rl.checks import check_divergence, check_ratio, check_sampler, warn_of_mismatch
-from mlagent_jax.rl.in_flight import Taken
+from mlagent_jax.rl.in_flight import TrainingRow
 from mlagent_jax.rl.scalars import silent_groups
 from mlagent_jax.rl.tracker import ValueTracker
 from mlagent_jax.runs.policies import Policy, Training, abstract
@@ -32,7 +32,7 @@ from mlagent_jax.settings.stages import RLConfig
 
 
 def batch_of(
-    config: Config, pad_id: int, taken: Sequence[Taken], baselines: Sequence[float] | None = None
+    config: Config, pad_id: int, taken: Sequence[TrainingRow], baselines: Sequence[float] | None = None
 ) -> ppo.Batch:
     """Makes rows of `taken`, filled up with masked ones where episodes ended early: the shape stays the same.
 
@@ -70,16 +70,17 @@ class Learner:
       run: open.
       policy: of the SFT stage, the first reference.
       trained: that policy in training.
-      turn: held while a program is handed to the devices.
+      dispatch_lock: Lock held while a program is handed to the devices.
 
     Attributes:
       params: what is trained, of the `policy` and of the `critic`; donated to each update.
     """
 
     def __init__(
-        self, run: Run, policy: Policy, trained: Training, turn: contextlib.AbstractContextManager[Any]
+        self, run: Run, policy: Policy, trained: Training, dispatch_lock: contextlib.AbstractContextManager[Any]
     ) -> None:
-        self._run, self._config, self._policy, self._trained, self._turn = run, run.config.rl, policy, trained, turn
+        self._run, self._config, self._policy, self._trained = run, run.config.rl, policy, trained
+        self._dispatch_lock = dispatch_lock
         settings = run.config.policy
         self._model = ppo.Model(
             trained.graph, run.config.sampling.temperature, settings.compute_dtype, settings.remat, policy.graph
@@ -104,13 +105,13 @@ class Learner:
             else None
         )
 
-    def batch(self, pad_id: int, taken: Sequence[Taken]) -> ppo.Batch:
+    def batch(self, pad_id: int, taken: Sequence[TrainingRow]) -> ppo.Batch:
         """Makes a batch of `taken`, with the tracked values of its states."""
         return batch_of(
             self._run.config, pad_id, taken, None if self.tracker is None else self.tracker.baselines(taken)
         )
 
-    def update(self, batch: ppo.Batch, taken: Sequence[Taken], iteration: int) -> dict[str, float]:
+    def update(self, batch: ppo.Batch, taken: Sequence[TrainingRow], iteration: int) -> dict[str, float]:
         """Takes all epochs and mini-batches of one batch, in the iteration of this index; returns means over them.
 
         A batch in which nothing counts changes nothing, the optimizer's moments included.
@@ -128,7 +129,7 @@ class Learner:
         placed = self._run.devices.place(batch)
         whole = self._trained.whole(params["policy"])
         coefficient = np.float32(self._kl_coefficient)
-        with self._turn:
+        with self._dispatch_lock:
             proximal = ppo.score(self._model, whole, params["critic"], placed, whole_batch)
             reference = self._reference_scores(placed, whole_batch)
             targets = ppo.make_targets(placed, proximal, reference, config, coefficient)
@@ -139,7 +140,7 @@ class Learner:
         rng = np.random.default_rng([self._run.config.seed, iteration, 1])
         for _ in range(config.epochs):
             for rows in np.split(rng.permutation(len(batch.rewards)), config.minibatches):
-                with self._turn:
+                with self._dispatch_lock:
                     self.params, self._state, metrics = ppo.ppo_step(
                         self.params,
                         self._state,

@@ -5,7 +5,7 @@ import pytest
 
 from environments.protocol import Job, Outcome, OutcomeKind, Scale, State
 from mlagent_jax.agents.actor import SampledAction
-from mlagent_jax.rl.in_flight import Taken
+from mlagent_jax.rl.in_flight import TrainingRow
 from mlagent_jax.rl.learner import batch_of
 from mlagent_jax.rl.scalars import group_scalars, silent_groups
 from mlagent_jax.runtime.errors import ConfigError
@@ -19,7 +19,7 @@ def taken(group, reward, seconds):
     action = SampledAction(STATE, 0, (1, 2), (3, 4), (-1.0, -2.0), "a", False)
     kind = OutcomeKind.INFRASTRUCTURE_ERROR if reward is None else OutcomeKind.SCORED
     outcome = Outcome(kind, "", "s", "", 0.5, None, Scale(0.5, 1.0, True), reward, seconds=seconds, cpu_seconds=99.0)
-    return Taken(action, Job("run", 0, STATE, 0, "a"), outcome, reward, group, 0)
+    return TrainingRow(action, Job("run", 0, STATE, 0, "a"), outcome, reward, group, 0)
 
 
 ROWS = [taken(0, 0.5, 1.0), taken(0, 0.25, 3.0), taken(1, None, 500.0)]
