@@ -23,7 +23,7 @@ WARNING_INTERVAL_SECONDS = 30.0
 log = logging.getLogger(__name__)
 
 
-class Collector:
+class JobClient:
     """Submits jobs and gathers their outcomes.
 
     Args:

@@ -1,8 +1,8 @@
-"""Means that add exactly over micro-batches, and the weightings of tokens that they are taken under.
+"""Means that add exactly over micro-batches, and the weightings of tokens in them.
 
-Every term of a loss is a `Mean`, a (total, count) pair. Over micro-batches add the totals and the counts and divide
-once at the end: the result is that of the whole batch, however it was cut. For gradients: differentiate `total`, and
-divide by the count of the whole batch.
+Every term of a loss is a `Mean`, a (total, count) pair. Add totals and counts over micro-batches and divide once at the
+end: the result is that of the whole batch, however it was split. For gradients, differentiate `total` and divide
+by the count of the whole batch.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ import numpy as np
 
 AGGREGATIONS = ("token", "sequence", "constant")
 MAX_LOG_RATIO = 20.0
-"""Log-ratios are held within +-20 (a ratio of 5e8), far outside any clip range: exp of more overflows float32, and an
+"""Bound on the absolute log-ratio (a ratio of 5e8), far outside any clip range. exp of more overflows float32, and an
 infinity that is clipped away in the value still turns its gradient into NaN."""
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Mean:
-    """A mean on its way: scalars float32. Pairs add, exactly; `value` is taken once, at the end."""
+    """Accumulated mean: float32 scalars. Pairs add exactly; read `value` once, at the end."""
 
     total: jax.Array
     count: jax.Array
 
     @property
     def value(self) -> jax.Array | np.floating:
-        """total / count; 0 where nothing was counted."""
+        """Return total / count; 0 if nothing was counted."""
         if isinstance(self.total, np.generic):  # read from the devices: no program is run for it
             return self.total / self.count if self.count > 0 else np.float32(0.0)
         return jnp.where(self.count > 0, self.total / jnp.maximum(self.count, 1.0), 0.0)
@@ -71,25 +71,25 @@ def added(parts: Sequence[Metrics]) -> Metrics:
 
 
 def aggregate(values: jax.Array, mask: jax.Array, aggregation: str = "token") -> Mean:
-    """Takes the mean of `values` under a named weighting.
+    """Take the mean of `values` under a named weighting.
 
-    `token`: every token of the batch weighs the same, so long actions weigh more.
+    `token`: every token of the batch has the same weight, so long actions have more.
 
         total = sum_{i,t} m_it * x_it                          count = sum_{i,t} m_it
 
-    `sequence`: every action weighs the same, a token of a long one less.
+    `sequence`: every action has the same weight, so a token of a long action has less.
 
         total = sum_i (sum_t m_it * x_it) / (sum_t m_it)       count = number of rows with any m_it
 
-    `constant`: every token weighs the same whatever the batch: the sum over an action is divided by the longest that an
-    action may be, T. The gradient is that of the mean over actions, without bias from their lengths (Dr. GRPO, Liu et
-    al. 2025, arXiv 2503.20783).
+    `constant`: every token has the same weight in every batch: the sum over an action is divided by T, the maximum
+    length of an action. The gradient is that of the mean over actions, without bias from their lengths (Dr. GRPO, Liu
+    et al. 2025, arXiv 2503.20783).
 
         total = sum_{i,t} m_it * x_it / T                      count = number of rows with any m_it
 
     Args:
       values: [batch, time].
-      mask: [batch, time], true on action tokens. Rows that are masked out altogether do not count.
+      mask: [batch, time], true on action tokens. Rows that are masked out completely do not count.
       aggregation: one of `AGGREGATIONS`.
 
     Raises:
@@ -109,10 +109,10 @@ def aggregate(values: jax.Array, mask: jax.Array, aggregation: str = "token") ->
 
 
 def masked_difference(left: jax.Array, right: jax.Array, mask: jax.Array) -> jax.Array:
-    """Subtracts in float32; 0 outside the mask."""
+    """Subtract in float32; 0 outside the mask."""
     return jnp.where(mask, left.astype(jnp.float32) - right.astype(jnp.float32), 0.0)
 
 
 def bounded_exp(log_ratio: jax.Array) -> jax.Array:
-    """exp of a log-ratio held within `MAX_LOG_RATIO`: finite, and 0 in gradient beyond."""
+    """Return exp of a log-ratio clipped to `MAX_LOG_RATIO`: finite, with gradient 0 beyond."""
     return jnp.exp(jnp.clip(log_ratio, -MAX_LOG_RATIO, MAX_LOG_RATIO))

@@ -54,7 +54,7 @@ def collect(run: Run) -> None:
             trajectories,
             expert,
             lambda t, action: run.job(t.state, action, version=EXPERT_VERSION, sample=t.index, reward=reward),
-            lambda jobs: run.collector.gather(jobs, show),
+            lambda jobs: run.job_client.gather(jobs, show),
             config.steps,
         ):
             if store is not None:  # skips steps stored before an interruption

@@ -58,7 +58,7 @@ def execute(run: Run, label: str, jobs: Sequence[Job]) -> list[Outcome]:
         def show(outcome: Outcome) -> None:
             progress.update(1, **({} if outcome.reward is None else {"reward": outcome.reward}))
 
-        return run.collector.gather(jobs, show)
+        return run.job_client.gather(jobs, show)
 
 
 def _record(run: Run, name: str, episode: Trajectory) -> dict[str, Any]:

@@ -1,7 +1,7 @@
-"""Work beside the training loop: one call at a time, in a thread, while the loop waits for outcomes or for the device.
+"""Background sampling: one call at a time, in a thread, while the training loop waits for outcomes or the device.
 
-The sampler spends its time waiting for the device, and so does the trainer; each has host work to do meanwhile. In a
-thread of its own the next batch is sampled on the weights of the version before while this one is updated.
+Sampler and trainer both wait for the device, and both have host work. The thread samples the next batch with the
+previous policy version while the trainer updates.
 """
 
 from __future__ import annotations
@@ -16,27 +16,27 @@ import jax
 from jax.sharding import Mesh
 
 
-class Beside:
-    """Runs a call beside the caller; leaving its context tells the call to stop, and waits for that.
+class BackgroundSampler:
+    """Runs one call in a thread; leaving the context asks the call to stop, and waits for it.
 
     Args:
-      mesh: that of `jax.set_mesh`, which each thread has for itself.
+      mesh: mesh for `jax.set_mesh`, which is per thread.
     """
 
     def __init__(self, mesh: Mesh) -> None:
         self._mesh = mesh
-        self._threads = ThreadPoolExecutor(1, thread_name_prefix="beside")
+        self._threads = ThreadPoolExecutor(1, thread_name_prefix="background-sampler")
         self._call: Future[float] | None = None
         self._stopping = threading.Event()
 
     def start(self, work: Callable[[Callable[[], bool]], None]) -> None:
-        """Begin `work`, which is given what tells it whether to stop early; no other is to be under way."""
+        """Start `work`, whose argument returns whether to stop early. No other call may be in flight."""
         if self._call is not None:
             raise RuntimeError("one call at a time: join the one before")
         self._call = self._threads.submit(self._timed, work)
 
     def join(self) -> float:
-        """Wait for the call, if there is one; its seconds. Raises what it raised."""
+        """Wait for the call, if there is one; return its seconds. Raises what the call raised."""
         call, self._call = self._call, None
         return 0.0 if call is None else call.result()
 

@@ -1,12 +1,12 @@
-"""Where the batches of rl come from: states of the pool, the policy's actions in them, and what became of those.
+"""Batches of rl: states from the pool, the policy's actions in them, and their outcomes.
 
-With `max_staleness` above 0, batches are sampled ahead while others execute, at most so many policy versions old; 0
-is the synchronous algorithm. With `sample_ahead` that goes on beside the update, from a copy of the weights of the
-version before it: the same batches, and so the same run, with nothing standing still for them. With `rollout` =
-episode, whole episodes take the place of single actions: the baseline that step-wise RL is compared with.
+With `max_staleness` above 0, batches are sampled ahead while others execute, up to that many policy versions; 0 is the
+synchronous algorithm. With `sample_ahead`, sampling also continues during the update, from a copy of the previous
+version's weights: the batches, and so the run, are the same, and nothing waits for sampling. With `rollout` = episode,
+whole episodes replace single actions: the baseline for step-wise RL.
 
-What is drawn is a function of the seed and the batch's index: an interrupted iteration draws the same actions and finds
-their results in the queue.
+Draws depend only on the seed and the batch's index. An interrupted iteration draws the same actions, and finds their
+results in the queue.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from mlagent_jax.agents.actor import Actor, SampledAction
 from mlagent_jax.agents.episodes import Trajectory, play
 from mlagent_jax.agents.factory import PolicyAgent
 from mlagent_jax.agents.job_client import is_masked
-from mlagent_jax.rl.background import Beside
-from mlagent_jax.rl.in_flight import Group, Taken, UnderWay, rows_of
+from mlagent_jax.rl.background import BackgroundSampler
+from mlagent_jax.rl.in_flight import Group, InFlight, TrainingRow, rows_of
 from mlagent_jax.rl.scalars import silent_groups
 from mlagent_jax.rl.state_pool import StatePool
 from mlagent_jax.runs.policies import Policy, Training, make_actor
@@ -41,36 +41,38 @@ log = logging.getLogger(__name__)
 
 
 class Batches:
-    """The pool, the actor, and the actions that are under way; leaving its context ends what is sampled beside.
+    """State pool, actor, and groups in flight; leaving the context ends background sampling.
 
     Args:
-      run: open.
-      policy: of the SFT stage.
-      trained: that policy in training.
+      run: an open run.
+      policy: policy of the SFT stage.
+      trained: the same policy in training.
 
     Attributes:
-      turn: held while a program is handed to devices to which a thread of this class hands programs too.
-      actor: the policy as what samples, for others too while nothing is sampled ahead.
-      replaced: rows of this iteration's batch that said nothing, and in whose place others stand.
+      dispatch_lock: lock held while a program is handed to devices that the background thread uses too.
+      actor: sampler of actions; other code may use it while nothing is sampled ahead.
+      replaced: rows of silent groups that other groups replaced in this iteration's batch.
     """
 
     def __init__(self, run: Run, policy: Policy, trained: Training) -> None:
         self._run, self._config, self._trained = run, run.config.rl, trained
-        # Several processes have to hand the same programs to the devices in the same order: there it is one thread.
+        # Several processes must dispatch the same programs in the same order, so they use one thread.
         self._overlaps = self._config.sample_ahead and self._config.max_staleness > 0 and processes.count() == 1
-        self._beside = Beside(run.devices.mesh)
-        # Programs over several devices wait for each other in the order in which they were handed to each.
+        self._background = BackgroundSampler(run.devices.mesh)
+        # Programs over several devices wait for each other, in the order in which each device received them.
         several = self._overlaps and run.devices.mesh.size > 1
-        self.turn: contextlib.AbstractContextManager[Any] = threading.Lock() if several else contextlib.nullcontext()
-        self.actor: Actor = make_actor(run, dataclasses.replace(policy, graph=trained.graph), self.turn)
+        self.dispatch_lock: contextlib.AbstractContextManager[Any] = (
+            threading.Lock() if several else contextlib.nullcontext()
+        )
+        self.actor: Actor = make_actor(run, dataclasses.replace(policy, graph=trained.graph), self.dispatch_lock)
         self._pool = self._make_pool()
-        self.replaced: list[Taken] = []
-        self._under_way = UnderWay(
-            run.collector, self._config.states, self._config.max_staleness, self._config.straggler_seconds
+        self.replaced: list[TrainingRow] = []
+        self._in_flight = InFlight(
+            run.job_client, self._config.states, self._config.max_staleness, self._config.straggler_seconds
         )
 
     def _make_pool(self) -> StatePool:
-        """The expert's states; for whole episodes those alone in which a task starts."""
+        """Return a pool of the expert's states; for whole episodes, only of the states in which a task starts."""
         config = self._run.config.pool
         if self._config.rollout == "episode":
             config = dataclasses.replace(config, max_depth=0, refresh_fraction=0.0)
@@ -83,28 +85,28 @@ class Batches:
         return StatePool(fitting, config, {state.task: self._run.specs[state.task].kind for state in fitting})
 
     def __enter__(self) -> Self:
-        self._beside.__enter__()
+        self._background.__enter__()
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._beside.__exit__(*error)
+        self._background.__exit__(*error)
 
     @property
     def states(self) -> int:
-        """States in the pool."""
+        """Return the number of states in the pool."""
         return len(self._pool)
 
     # -- one iteration --
 
-    def take(self, version: int, params: Any, show: Callable[[Outcome], None]) -> tuple[list[Taken], float]:
-        """The next batch, for the policy of `version`, and the seconds of this call in which its caller sampled.
+    def take(self, version: int, params: Any, show: Callable[[Outcome], None]) -> tuple[list[TrainingRow], float]:
+        """Return the next batch for the policy of `version`, and the seconds of this call spent sampling.
 
         Args:
-          params: the policy's of that version and the critic's, all that the update will have donated.
-          show: called with each outcome that comes.
+          params: parameters of policy and critic, all of which the update donates.
+          show: function that is called with each outcome.
 
         Raises:
-          QueueError: none of its actions could be executed.
+          QueueError: no action of the batch could be executed.
         """
         take = self._play_episodes if self._config.rollout == "episode" else self._take_steps
         taken, seconds = take(version, params, show)
@@ -117,15 +119,15 @@ class Batches:
         return taken, seconds
 
     def make_room(self) -> None:
-        """Before the update: let the device memory for sampling go, unless sampling goes on beside it."""
+        """Release the sampler's device memory before the update, unless sampling continues during it."""
         if not self._overlaps:
             self.actor.release()
 
-    def trained(self, taken: Sequence[Taken]) -> None:
-        """The batch was trained on: it is no longer under way, and the pool learns of its states and of those that it
+    def trained(self, taken: Sequence[TrainingRow]) -> None:
+        """Mark the batch as trained on: it is no longer in flight, and the pool gets its rewards and the states that it
         reached."""
         seen = [*taken, *self.replaced]
-        self._under_way.trained(seen)
+        self._in_flight.trained(seen)
         rewards: dict[str, list[float]] = {}
         reached: list[State] = []
         for row in seen:
@@ -140,24 +142,26 @@ class Batches:
             self._pool.reach(reached)
 
     def join(self) -> float:
-        """After the update: wait for what is sampled beside it; its seconds."""
-        seconds = self._beside.join()
+        """Wait for background sampling after the update; return its seconds."""
+        seconds = self._background.join()
         self.actor.release()
         return seconds
 
     # -- single actions --
 
-    def _take_steps(self, version: int, params: Any, show: Callable[[Outcome], None]) -> tuple[list[Taken], float]:
-        """The next batch of single actions; the ones after it are sampled and handed out as far as staleness allows,
-        beside the waiting and the update where they may overlap."""
-        out = len(self._under_way) // self._config.states
+    def _take_steps(
+        self, version: int, params: Any, show: Callable[[Outcome], None]
+    ) -> tuple[list[TrainingRow], float]:
+        """Return the next batch of single actions. Later batches are sampled and handed out as far as staleness allows,
+        concurrently with waiting and the update if they may overlap."""
+        out = len(self._in_flight) // self._config.states
         first = version + out  # the index of the next batch to sample
-        last = min(first + self._under_way.room, self._config.iterations)
+        last = min(first + self._in_flight.room, self._config.iterations)
         due = [(index, self._pool.sample(self._rng(index), self._config.states)) for index in range(first, last)]
         lacking = len(due) if not self._overlaps else max(0, 1 - out)
         now, later = due[:lacking], due[lacking:]
         policy = self._trained.whole(params["policy"])
-        # The update has the trained arrays donated to it: what is sampled beside it has its own.
+        # The update donates the trained arrays, so background sampling has a copy.
         with self._run.timeline.span("weights"):
             weights = self.actor.weights(policy, params) if later else policy
         started = time.monotonic()
@@ -172,26 +176,26 @@ class Batches:
                     self._sample(weights, version, index, states, is_stopping)
 
         if later:
-            self._beside.start(sample_later)
+            self._background.start(sample_later)
         with self._run.timeline.span("waiting"):
-            taken = self._under_way.take(version, show)
+            taken = self._in_flight.take(version, show)
         if self._config.silent_groups == "resample":
             taken, more = self._resample(version, policy, taken, show)
             seconds += more
         return taken, seconds
 
     def _resample(
-        self, version: int, policy: Any, taken: list[Taken], show: Callable[[Outcome], None]
-    ) -> tuple[list[Taken], float]:
-        """Puts groups from other states in the place of those that say nothing, within the budget of executions.
+        self, version: int, policy: Any, taken: list[TrainingRow], show: Callable[[Outcome], None]
+    ) -> tuple[list[TrainingRow], float]:
+        """Replace silent groups by groups from other states, within the budget of executions.
 
         DAPO's dynamic sampling (Yu et al. 2025, arXiv 2503.14476, section 3.2), which samples until the batch is full.
-        Where the budget ends first, silent groups stay. Returns the batch, and the seconds that its sampling took.
+        If the budget ends first, silent groups stay. Returns the batch, and the seconds of sampling.
         """
         started, waited = time.monotonic(), 0.0
         samples, budget = self._config.samples, self._config.resample_executions // self._config.samples
         self.replaced = []
-        # Groups have an index of their own, behind those of all batches.
+        # Indices of replacing groups follow those of all batches.
         index, rounds = self._config.iterations * self._config.states + version * budget, itertools.count()
         while (silent := sorted(silent_groups(taken))) and budget:
             count, round_ = min(len(silent), budget), next(rounds)
@@ -203,10 +207,10 @@ class Batches:
             ]
             index, budget = index + count, budget - count
             before = time.monotonic()
-            outcomes = iter(self._run.collector.gather([job for group in groups for job in group.jobs], show))
+            outcomes = iter(self._run.job_client.gather([job for group in groups for job in group.jobs], show))
             waited += time.monotonic() - before
             fresh = [
-                Taken(action, job, (outcome := next(outcomes)), outcome.reward, group.index, group.version)
+                TrainingRow(action, job, (outcome := next(outcomes)), outcome.reward, group.index, group.version)
                 for group in groups
                 for action, job in zip(group.actions, group.jobs, strict=True)
             ]
@@ -225,18 +229,18 @@ class Batches:
         states: Sequence[State],
         is_stopping: Callable[[], bool] = lambda: False,
     ) -> None:
-        """Sample the batch of this index, and hand out each group as soon as it is there."""
+        """Sample the batch of this index, and hand out each group as soon as it is complete."""
         found = self.actor.act_by_state(weights, states, self._config.samples, f"rl/{index}")
         first = index * self._config.states
         groups = (self._group(first + place, version, tuple(actions)) for place, actions in found)
-        if processes.count() > 1:  # which hand out together
-            self._under_way.add(sorted(groups, key=lambda group: group.index))
+        if processes.count() > 1:  # They hand out together.
+            self._in_flight.add(sorted(groups, key=lambda group: group.index))
             return
         for group in groups:
             if is_stopping():
                 return
-            self._under_way.add([group], more=True)
-        self._under_way.add([])  # it is whole
+            self._in_flight.add([group], more=True)
+        self._in_flight.add([])  # The batch is complete.
 
     def _group(self, index: int, version: int, actions: tuple[SampledAction, ...]) -> Group:
         # A state may be drawn twice: the group's index keeps its jobs apart.
@@ -246,8 +250,10 @@ class Batches:
 
     # -- whole episodes --
 
-    def _play_episodes(self, version: int, params: Any, show: Callable[[Outcome], None]) -> tuple[list[Taken], float]:
-        """The next batch of whole episodes: every action of one is trained on what the episode reached."""
+    def _play_episodes(
+        self, version: int, params: Any, show: Callable[[Outcome], None]
+    ) -> tuple[list[TrainingRow], float]:
+        """Return the next batch of whole episodes: every action is trained on the result of its episode."""
         starts = self._pool.sample(self._rng(version), self._config.states)
         episodes = [
             Trajectory("train", i, state) for i, state in enumerate(starts) for _ in range(self._config.samples)
@@ -259,7 +265,7 @@ class Batches:
                 episodes,
                 agent,
                 lambda t, action: self._job(action, version, next(samples)),
-                lambda jobs: self._run.collector.gather(jobs, show),
+                lambda jobs: self._run.job_client.gather(jobs, show),
                 self._config.episode_steps,
             ):
                 seconds += sum(step.seconds for _, step in wave)
@@ -274,19 +280,19 @@ class Batches:
     # -- checkpoints --
 
     def to_dict(self) -> dict[str, Any]:
-        """What a resume needs, beside the parameters."""
-        return {"pool": self._pool.to_dict(), "under_way": self._under_way.to_list()}
+        """Return the state that a resume needs, in addition to the parameters."""
+        return {"pool": self._pool.to_dict(), "under_way": self._in_flight.to_list()}
 
     def restore(self, data: dict[str, Any], version: int) -> None:
-        """Go on from `to_dict`, with the policy of `version`."""
+        """Restore the state of `to_dict`, with the policy of `version`."""
         self._pool.restore(data["pool"])
         encode = self.actor.renderer.encode
-        self._under_way.add(
+        self._in_flight.add(
             [
                 self._group(group["index"], group["version"], Group.actions_of(group, encode))
                 for group in data["under_way"]
             ]
         )
-        # What is queued still of versions that would be too old by now, nobody waits for.
+        # Cancel queued jobs of versions that are too old: nothing waits for them.
         oldest = version - self._config.max_staleness
         processes.agree(lambda: self._run.queue.cancel(self._run.name, older_than_version=oldest))

@@ -1,4 +1,4 @@
-"""What ends a run of rl: an update that went wrong, two programs that disagree where they must not."""
+"""Checks that end a run of rl: a diverged update, or two programs that disagree on the same weights."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from mlagent_jax.models import precision
-from mlagent_jax.rl.in_flight import Taken
+from mlagent_jax.rl.in_flight import TrainingRow
 from mlagent_jax.rl.ppo import Batch
 from mlagent_jax.rl.replay import write_batch
 from mlagent_jax.runs.run import Run
@@ -18,19 +18,19 @@ from mlagent_jax.runtime.errors import DivergedError
 from mlagent_jax.settings.schema import Config
 
 MIN_EFFECTIVE_SAMPLES = 0.5
-"""Share of a batch's tokens that its importance weights leave, below which a user is warned."""
+"""Effective share of a batch's tokens under its importance weights, below which a warning is logged."""
 
 log = logging.getLogger(__name__)
 
 
-def check_divergence(run: Run, iteration: int, values: Mapping[str, float], taken: Sequence[Taken]) -> None:
-    """Stop on NaN or an exploding KL, with the batch saved for a look.
+def check_divergence(run: Run, iteration: int, values: Mapping[str, float], taken: Sequence[TrainingRow]) -> None:
+    """Stop on NaN or an exploding KL, and save the batch for inspection.
 
     Args:
-      values: means over the update, among them those that are watched.
+      values: means over the update.
 
     Raises:
-      DivergedError: NaN or infinity, or more than `max_kl` from the reference.
+      DivergedError: a value is NaN or infinite, or the KL to the reference exceeds `max_kl`.
     """
     watched = {name: values[name] for name in ("kl", "policy_loss", "value_loss", "grad_norm")}
     max_kl = run.config.rl.max_kl
@@ -46,15 +46,15 @@ def check_divergence(run: Run, iteration: int, values: Mapping[str, float], take
     )
 
 
-def check_sampler(run: Run, version: int, batch: Batch, log_probs: np.ndarray, taken: Sequence[Taken]) -> None:
-    """Sampler and trainer must agree on the same weights: a difference would be a silent off-policy bias.
+def check_sampler(run: Run, version: int, batch: Batch, log_probs: np.ndarray, taken: Sequence[TrainingRow]) -> None:
+    """Check that sampler and trainer agree on the same weights: a difference would be a silent off-policy bias.
 
     Args:
-      version: of the trainer's weights; rows that an older one sampled are not compared.
-      log_probs: the trainer's, of the batch's action tokens, float32 [batch, action].
+      version: version of the trainer's weights; rows of an older version are not compared.
+      log_probs: the trainer's log-probs of the batch's action tokens, float32 [batch, action].
 
     Raises:
-      DivergedError: they do not.
+      DivergedError: they disagree.
     """
     same = np.zeros(len(batch.rewards), bool)
     same[: len(taken)] = [row.version == version for row in taken]
@@ -70,10 +70,10 @@ def check_sampler(run: Run, version: int, batch: Batch, log_probs: np.ndarray, t
 
 
 def warn_of_mismatch(iteration: int, values: Mapping[str, float]) -> None:
-    """Warn where few samples count: the policy that sampled is far from the one that is trained.
+    """Warn if few samples are effective: the behaviour policy is far from the policy in training.
 
     Args:
-      values: means over the update, `effective_samples` and `behaviour_gap` among them.
+      values: means over the update, including `effective_samples` and `behaviour_gap`.
     """
     share = values["effective_samples"]
     if share < MIN_EFFECTIVE_SAMPLES:
@@ -86,13 +86,13 @@ def warn_of_mismatch(iteration: int, values: Mapping[str, float]) -> None:
 
 
 def check_ratio(run: Run, iteration: int, gap: float) -> None:
-    """The first step of a batch is taken from the policy that its ratios are relative to: they are 1.
+    """Check that the ratios of a batch's first step are 1: both policies are the same there.
 
     Args:
-      gap: mean of the absolute log-ratios of that step, nats a token.
+      gap: mean absolute log-ratio of that step, in nats per token.
 
     Raises:
-      DivergedError: they are not.
+      DivergedError: the ratios are not 1.
     """
     tolerance = _tolerance(run.config)
     if not gap <= tolerance:
@@ -104,5 +104,5 @@ def check_ratio(run: Run, iteration: int, gap: float) -> None:
 
 
 def _tolerance(config: Config) -> float:
-    """Nats a token by which two programs may differ on the same weights, on this platform."""
+    """Return the difference in nats per token that two programs may have on the same weights, on this platform."""
     return precision.tolerance(config.policy.matmul_precision, config.policy.compute_dtype, jax.default_backend())

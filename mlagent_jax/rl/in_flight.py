@@ -1,8 +1,8 @@
-"""Actions between the sampler and the update: handed out in groups, taken back in batches.
+"""Actions between sampler and update: handed out in groups, returned in batches.
 
-A group is the actions that one policy version sampled from one state: what compares actions of a state needs it whole.
-`UnderWay` holds the groups that are out, gives the next batch when it is there, and leaves stragglers for a later one,
-within the bound of policy versions.
+A group is the actions that one policy version sampled from one state; estimators that compare actions need it complete.
+`InFlight` holds the groups in flight, returns the next batch when it is complete, and leaves stragglers for a later
+batch, within the bound of staleness.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from environments.protocol import Job, Outcome, State
 from environments.rewards import compute
 from mlagent_jax.agents.actor import SampledAction
 from mlagent_jax.agents.episodes import Trajectory, best_submission
-from mlagent_jax.agents.job_client import POLL_SECONDS, Collector, is_masked
+from mlagent_jax.agents.job_client import POLL_SECONDS, JobClient, is_masked
 from mlagent_jax.runtime import processes
 
 
@@ -27,7 +27,7 @@ class Group:
 
     version: int
     index: int
-    """Its place among all groups of the run: no two jobs of a run are the same."""
+    """Number among all groups of the run, so that no two jobs of a run are equal."""
     actions: tuple[SampledAction, ...]
     jobs: tuple[Job, ...]
 
@@ -52,25 +52,25 @@ class Group:
 
 
 @dataclasses.dataclass(frozen=True)
-class Taken:
-    """One action with what became of it: a row of a batch."""
+class TrainingRow:
+    """One action with its outcome: a row of a batch."""
 
     action: SampledAction
     job: Job
     outcome: Outcome
     reward: float | None
-    """What it is trained on; None where the outcome is masked."""
+    """Reward that the action is trained on; None: the outcome is masked."""
     group: int
     version: int
 
 
-def rows_of(episodes: Sequence[Trajectory], reward: str, version: int) -> list[Taken]:
-    """Every action of whole episodes of the policy of `version`, trained on what its episode reached.
+def rows_of(episodes: Sequence[Trajectory], reward: str, version: int) -> list[TrainingRow]:
+    """Return every action of whole episodes of the policy of `version`, trained on the result of its episode.
 
-    Those of episodes that start alike are a group.
+    Episodes from the same start are a group.
     """
     return [
-        Taken(step.action, step.job, step.outcome, worth, episode.index, version)
+        TrainingRow(step.action, step.job, step.outcome, worth, episode.index, version)
         for episode in episodes
         for worth in [episode_reward(reward, [step.outcome for step in episode.steps])]
         for step in episode.steps
@@ -78,10 +78,9 @@ def rows_of(episodes: Sequence[Trajectory], reward: str, version: int) -> list[T
 
 
 def episode_reward(reward: str, outcomes: Sequence[Outcome]) -> float | None:
-    """R(tau): the reward called `reward` of one step from the start to the best submission of an episode.
+    """Return R(tau): the named reward of one step from the start to the best submission of an episode.
 
-    That of the last step where nothing was graded; None where a step was masked, for what it would have reached is not
-    known.
+    If nothing was graded, it is the reward of the last step. None: a step is masked, so the result is unknown.
     """
     if any(map(is_masked, outcomes)) or not outcomes:
         return None
@@ -91,66 +90,66 @@ def episode_reward(reward: str, outcomes: Sequence[Outcome]) -> float | None:
     return compute(reward, dataclasses.replace(best, metric_before=best.scale.m_init))
 
 
-class UnderWay:
+class InFlight:
     """Groups that were handed out and not trained on yet, oldest first. One thread may `add` while another takes.
 
-    It bounds what is out, in policy versions: the trainer samples only while there is `room`, and waits for a group at
-    the bound, so that nothing that was executed is thrown away for its age. Where stragglers are left behind, the last
-    version before the bound is theirs: the trainer samples one batch less ahead, or every oldest batch would be at the
-    bound. Of several processes all take the same batch, chosen by the first one's clock.
+    It limits how many policy versions an in-flight group may lag: the trainer samples only while there is `room`, and
+    waits for a group at the bound, so that no executed action is discarded for its age. If stragglers may be left
+    behind, one version is reserved for them: the trainer samples one batch less ahead, since otherwise every oldest
+    batch would be at the bound. In a multi-host run all processes take the same batch, chosen by the first one's clock.
 
     Args:
-      collector: where outcomes come from.
-      batch: groups trained on at once.
-      max_staleness: policy versions between sampling and training, at most.
-      patience_seconds: how long a batch waits for its oldest groups where younger ones are there to take their place;
-        0: as long as it takes. A group at the bound of staleness is always waited for.
+      job_client: client that submits jobs and returns outcomes.
+      batch: number of groups per batch.
+      max_staleness: maximum policy versions between sampling and training.
+      patience_seconds: time that a batch waits for its oldest groups while younger ones could replace them; 0: no
+        limit. A group at the bound of staleness is always waited for.
     """
 
-    def __init__(self, collector: Collector, batch: int, max_staleness: int, patience_seconds: float = 0.0) -> None:
-        self._collector = collector
+    def __init__(self, job_client: JobClient, batch: int, max_staleness: int, patience_seconds: float = 0.0) -> None:
+        self._job_client = job_client
         self._batch, self._max_staleness, self._patience = batch, max_staleness, patience_seconds
         self._ahead = max(0, max_staleness - 1) if patience_seconds else max_staleness  # batches
         self._groups: list[Group] = []
         self._found: dict[str, Outcome] = {}
-        self._unfinished: set[int] = set()  # indices of the groups of a batch that more groups belong to
-        self._lock = threading.Lock()  # held where `_groups` is replaced
+        self._unfinished: set[int] = set()  # indices of groups whose batch is not complete
+        self._lock = threading.Lock()  # held while `_groups` is replaced
 
     def __len__(self) -> int:
         return len(self._groups)
 
     @property
     def room(self) -> int:
-        """Batches that may be sampled now: none of them would grow older than the bound."""
+        """Return the number of batches that may be sampled now without exceeding the bound."""
         return max(0, self._ahead + 1 - len(self) // self._batch)
 
     def add(self, groups: Sequence[Group], more: bool = False) -> None:
-        """Hand out the jobs of `groups`; with `more` others of the same batch will follow."""
+        """Submit the jobs of `groups`; with `more`, further groups of the same batch follow."""
         if groups:
-            self._collector.submit([job for group in groups for job in group.jobs])
+            self._job_client.submit([job for group in groups for job in group.jobs])
         with self._lock:
             self._groups = sorted((*self._groups, *groups), key=lambda group: group.index)
             self._unfinished = {*self._unfinished, *(group.index for group in groups)} if more else set()
 
-    def take(self, version: int, show: Callable[[Outcome], None] | None = None) -> list[Taken]:
-        """The next batch, for the policy of `version`; waits for it, calling `show` with each outcome that comes.
+    def take(self, version: int, show: Callable[[Outcome], None] | None = None) -> list[TrainingRow]:
+        """Wait for the next batch for the policy of `version`, and return it; call `show` with each arriving outcome.
 
-        It stays under way until `trained` is told.
+        The batch stays in flight until `trained` is called.
 
         Raises:
-          QueueError: no worker is alive, or nothing comes back.
-          PeerError: that, in another process.
+          QueueError: no worker is alive, or no outcome arrives.
+          PeerError: the same, in another process.
         """
         self._wait(version, show)
         chosen = [group for group in self._groups if self._is_done(group)][: self._batch]
         return [
-            Taken(action, job, (outcome := self._found[job.id]), outcome.reward, group.index, group.version)
+            TrainingRow(action, job, (outcome := self._found[job.id]), outcome.reward, group.index, group.version)
             for group in chosen
             for action, job in zip(group.actions, group.jobs, strict=True)
         ]
 
-    def trained(self, taken: Sequence[Taken]) -> None:
-        """The batch was trained on: its groups are no longer under way."""
+    def trained(self, taken: Sequence[TrainingRow]) -> None:
+        """Remove the groups of a batch that was trained on."""
         done = {row.group for row in taken}
         with self._lock:
             self._groups = [group for group in self._groups if group.index not in done]
@@ -158,7 +157,7 @@ class UnderWay:
             self._found.pop(row.job.id, None)
 
     def to_list(self) -> list[dict[str, Any]]:
-        """What a resume needs; a batch that is not whole is sampled again, and its jobs are found again."""
+        """Return the state that a resume needs. An incomplete batch is sampled again; its jobs are in the queue."""
         with self._lock:
             return [group.to_dict() for group in self._groups if group.index not in self._unfinished]
 
@@ -168,14 +167,14 @@ class UnderWay:
         while True:
             groups = self._groups
             waiting = [job for group in groups for job in group.jobs if job.id not in self._found]
-            for arrived, now in self._collector.arrivals(waiting, poll):
+            for arrived, now in self._job_client.arrivals(waiting, poll):
                 self._found |= arrived
                 for outcome in arrived.values():
                     if show is not None:
                         show(outcome)
                 if self._is_enough(version, now - started):
                     return
-                if self._groups is not groups:  # others were handed out meanwhile, which may be there before these
+                if self._groups is not groups:  # Groups were added meanwhile, and may complete before these.
                     break
 
     def _is_done(self, group: Group) -> bool:

@@ -21,7 +21,7 @@ from mlagent_jax.models.packing import Sample
 from mlagent_jax.optim.optimizer import init_state
 from mlagent_jax.rl import ppo
 from mlagent_jax.rl.checks import check_divergence, check_ratio, check_sampler, warn_of_mismatch
-from mlagent_jax.rl.in_flight import Taken
+from mlagent_jax.rl.in_flight import TrainingRow
 from mlagent_jax.rl.rows import Passes, RowPacker, place
 from mlagent_jax.rl.scalars import silent_groups
 from mlagent_jax.rl.tracker import ValueTracker
@@ -32,7 +32,7 @@ from mlagent_jax.runtime.errors import ConfigError
 from mlagent_jax.settings.schema import Config
 
 
-def batch_of(config: Config, taken: Sequence[Taken], baselines: Sequence[float] | None = None) -> ppo.Batch:
+def batch_of(config: Config, taken: Sequence[TrainingRow], baselines: Sequence[float] | None = None) -> ppo.Batch:
     """Makes rows of `taken`, filled up with masked ones where episodes ended early: the shape stays the same.
 
     Where durations count, a row's weight is of the seconds of its execution alone. Rows of groups that say nothing are
@@ -82,16 +82,16 @@ class Learner:
       run: open.
       policy: of the SFT stage, the first reference.
       trained: that policy in training; its arrays are taken over, and donated to the first update.
-      turn: held while a program is handed to the devices.
+      dispatch_lock: Lock held while a program is handed to the devices.
 
     Attributes:
       params: what is trained, of the `policy` and of the `critic`; donated to each update.
     """
 
     def __init__(
-        self, run: Run, policy: Policy, trained: Training, turn: contextlib.AbstractContextManager[Any]
+        self, run: Run, policy: Policy, trained: Training, dispatch_lock: contextlib.AbstractContextManager[Any]
     ) -> None:
-        self._run, self._config, self._turn = run, run.config.rl, turn
+        self._run, self._config, self._dispatch_lock = run, run.config.rl, dispatch_lock
         settings = run.config.policy
         self._model = ppo.Model(
             trained.graph, run.config.sampling.temperature, settings.compute_dtype, settings.remat, policy.graph
@@ -124,11 +124,11 @@ class Learner:
             else None
         )
 
-    def batch(self, taken: Sequence[Taken]) -> ppo.Batch:
+    def batch(self, taken: Sequence[TrainingRow]) -> ppo.Batch:
         """Makes a batch of `taken`, with the tracked values of its states."""
         return batch_of(self._run.config, taken, None if self.tracker is None else self.tracker.baselines(taken))
 
-    def update(self, batch: ppo.Batch, taken: Sequence[Taken], iteration: int) -> dict[str, float]:
+    def update(self, batch: ppo.Batch, taken: Sequence[TrainingRow], iteration: int) -> dict[str, float]:
         """Takes all epochs and mini-batches of one batch, in the iteration of this index; returns means over them.
 
         A batch in which nothing counts changes nothing, the optimizer's moments included.
@@ -149,7 +149,7 @@ class Learner:
         passes = self._passes(samples, np.flatnonzero(counted), size)
         whole = self._trained.whole(params["policy"])
         coefficient, none = np.float32(self._kl_coefficient), np.float32(0.0)
-        with self._turn:
+        with self._dispatch_lock:
             proximal = ppo.score(self._model, whole, params["critic"], placed, passes)
             reference = self._reference_scores(placed, passes)
             targets = ppo.make_targets(placed, proximal, reference, config, coefficient)
@@ -160,7 +160,7 @@ class Learner:
         for _ in range(config.epochs):
             for chosen in minibatches(batch.groups, counted, config.minibatches, rng):
                 passes = self._passes(samples, chosen, -(-size // config.minibatches))
-                with self._turn:
+                with self._dispatch_lock:
                     self.params, self._state, metrics = ppo.ppo_step(
                         self.params,
                         self._state,

@@ -1,7 +1,7 @@
-"""Batches on file: what an iteration is to train on, written before it does, and trained on again without sampling.
+"""Batches in files: written before an iteration trains on them, and replayed without sampling.
 
-A batch is JSON Lines, one row an action: what was sampled (`SampledAction`), its job, outcome, reward, group and policy
-version. `diverged.jsonl`, which a run that diverges leaves, is one, too.
+A batch is JSON Lines, one row per action: the `SampledAction`, its job, outcome, reward, group and policy version. The
+`diverged.jsonl` of a diverged run is a batch too.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from etils import epath
 
 from environments.protocol import Job, Outcome, State
 from mlagent_jax.agents.actor import SampledAction
-from mlagent_jax.rl.in_flight import Taken
+from mlagent_jax.rl.in_flight import TrainingRow
 from mlagent_jax.runtime import jsonl
 from mlagent_jax.runtime.errors import ConfigError
 
 
 def batch_path(folder: epath.Path, iteration: int) -> epath.Path:
-    """The file of the batch that the iteration of this index trains on; files count from 1."""
+    """Return the file of the batch of the iteration with this index; file numbers start at 1."""
     return folder / f"{iteration + 1:05d}.jsonl"
 
 
-def write_batch(path: epath.Path, taken: Sequence[Taken]) -> None:
-    """Write a batch, whole or not at all."""
+def write_batch(path: epath.Path, taken: Sequence[TrainingRow]) -> None:
+    """Write a batch atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     rest = ("reward", "group", "version")
     jsonl.replace(
@@ -40,11 +40,11 @@ def write_batch(path: epath.Path, taken: Sequence[Taken]) -> None:
     )
 
 
-def read_batch(path: epath.Path) -> list[Taken]:
-    """Read what `write_batch` wrote.
+def read_batch(path: epath.Path) -> list[TrainingRow]:
+    """Read a batch that `write_batch` wrote.
 
     Raises:
-      ConfigError: it is not there, or is none.
+      ConfigError: the file is missing, or is not a batch.
     """
     try:
         rows = [_row(data) for data in jsonl.read(path)]
@@ -55,12 +55,12 @@ def read_batch(path: epath.Path) -> list[Taken]:
         raise ConfigError(f"config.rl.replay is {str(path)!r}: that is no batch of rl ({error!r})") from error
 
 
-def _row(data: dict[str, Any]) -> Taken:
+def _row(data: dict[str, Any]) -> TrainingRow:
     fields = {field.name for field in dataclasses.fields(SampledAction)}
     action = {
         name: tuple(value) if isinstance(value, list) else value for name, value in data.items() if name in fields
     }
-    return Taken(
+    return TrainingRow(
         SampledAction(**action | {"state": State.from_dict(data["state"])}),
         Job.from_dict(data["job"]),
         Outcome.from_dict(data["outcome"]),
@@ -71,18 +71,18 @@ def _row(data: dict[str, Any]) -> Taken:
 
 
 class ReplayedBatches:
-    """Takes the place of `Batches`: every iteration is given the batch of one file, or its own from a folder.
+    """Replacement of `Batches`: every iteration gets the batch of one file, or its own batch from a folder.
 
     Args:
-      path: a file, or the `batches` of a workdir.
+      path: a file, or the folder `batches` of a workdir.
 
     Raises:
       ConfigError: the file cannot be read.
     """
 
-    turn: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
+    dispatch_lock: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
     states = 0
-    replaced: Sequence[Taken] = ()
+    replaced: Sequence[TrainingRow] = ()
 
     def __init__(self, path: epath.Path) -> None:
         self._path, self._is_folder = path, path.is_dir()
@@ -94,8 +94,8 @@ class ReplayedBatches:
     def __exit__(self, *error: object) -> None:
         pass
 
-    def take(self, version: int, params: Any, show: Callable[[Outcome], None]) -> tuple[list[Taken], float]:
-        """The batch, sampled in 0 seconds."""
+    def take(self, version: int, params: Any, show: Callable[[Outcome], None]) -> tuple[list[TrainingRow], float]:
+        """Return the batch, and 0 seconds of sampling."""
         del params
         taken = read_batch(batch_path(self._path, version)) if self._is_folder else list(self._taken)
         for row in taken:
@@ -103,10 +103,10 @@ class ReplayedBatches:
         return taken, 0.0
 
     def make_room(self) -> None:
-        """There is nothing to let go."""
+        """Do nothing: there is no memory to release."""
 
-    def trained(self, taken: Sequence[Taken]) -> None:
-        """Nobody else is to learn of it."""
+    def trained(self, taken: Sequence[TrainingRow]) -> None:
+        """Do nothing: there is no pool to update."""
 
     def join(self) -> float:
         return 0.0
@@ -115,4 +115,4 @@ class ReplayedBatches:
         return {}
 
     def restore(self, data: dict[str, Any], version: int) -> None:
-        """A file has no state."""
+        """Do nothing: files have no state."""

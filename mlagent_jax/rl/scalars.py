@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from environments.protocol import Outcome, OutcomeKind
 from environments.rewards import changes_the_score
 from mlagent_jax.agents.job_client import is_masked
-from mlagent_jax.rl.in_flight import Taken
+from mlagent_jax.rl.in_flight import TrainingRow
 
 ENDED_WELL = (OutcomeKind.NO_EDIT, OutcomeKind.SCORED)
 
 
-def task_scalars(taken: Sequence[Taken]) -> dict[str, float]:
+def task_scalars(taken: Sequence[TrainingRow]) -> dict[str, float]:
     """Mean reward by task, over what is not masked."""
     rewards: dict[str, list[float]] = {}
     for row in taken:
@@ -21,10 +21,10 @@ def task_scalars(taken: Sequence[Taken]) -> dict[str, float]:
     return {f"task_{name}": sum(values) / len(values) for name, values in rewards.items()}
 
 
-def operator_scalars(taken: Sequence[Taken]) -> dict[str, float]:
+def operator_scalars(taken: Sequence[TrainingRow]) -> dict[str, float]:
     """Return the mean reward and the share of valid actions by kind of step, over what is not masked; none where steps
     have no kinds."""
-    rows: dict[str, list[Taken]] = {}
+    rows: dict[str, list[TrainingRow]] = {}
     for row in taken:
         if row.reward is not None and row.action.state.operator:
             rows.setdefault(row.action.state.operator, []).append(row)
@@ -36,7 +36,7 @@ def operator_scalars(taken: Sequence[Taken]) -> dict[str, float]:
     return rewards | valid
 
 
-def silent_groups(taken: Sequence[Taken]) -> set[int]:
+def silent_groups(taken: Sequence[TrainingRow]) -> set[int]:
     """Groups of two or more rows whose rewards are all equal, over what is not masked: comparing them says nothing."""
     rewards: dict[int, list[float]] = {}
     for row in taken:
@@ -45,7 +45,7 @@ def silent_groups(taken: Sequence[Taken]) -> set[int]:
     return {group for group, seen in rewards.items() if len(seen) > 1 and min(seen) == max(seen)}
 
 
-def group_scalars(taken: Sequence[Taken]) -> dict[str, float]:
+def group_scalars(taken: Sequence[TrainingRow]) -> dict[str, float]:
     """Share of the groups that say nothing."""
     return {"silent_groups": len(silent_groups(taken)) / max(1, len({row.group for row in taken}))}
 

@@ -22,7 +22,7 @@ from etils import epath
 
 from mlagent_jax.checkpoints.orbax import Checkpointer
 from mlagent_jax.rl.batches import Batches
-from mlagent_jax.rl.in_flight import Taken
+from mlagent_jax.rl.in_flight import TrainingRow
 from mlagent_jax.rl.learner import Learner
 from mlagent_jax.rl.pretraining import expert_batches
 from mlagent_jax.rl.replay import ReplayedBatches, batch_path, write_batch
@@ -59,7 +59,7 @@ class _Trainer:
         else:
             self.batches = Batches(run, policy, trained.without_params())
             self.validation = Validation(run, self.batches.actor)
-        self.learner = Learner(run, policy, trained, self.batches.turn)
+        self.learner = Learner(run, policy, trained, self.batches.dispatch_lock)
         self.whole, self.renderer = trained.without_params().whole, renderer(run, policy)
         self.speed = Speed(policy.config, trained.base is not None)
         self.iteration = 0
@@ -113,7 +113,7 @@ class _Trainer:
         values |= measured
         return self.validation.history[-1]
 
-    def _train_on(self, taken: Sequence[Taken], seconds_sample: float, seconds_taking: float) -> dict[str, float]:
+    def _train_on(self, taken: Sequence[TrainingRow], seconds_sample: float, seconds_taking: float) -> dict[str, float]:
         """One iteration's update on `taken`, which took so long to get, sampling included; returns scalars."""
         started = time.monotonic()
         with self.run.timeline.span("update"):
@@ -121,7 +121,7 @@ class _Trainer:
             self.batches.make_room()
             metrics = self.learner.update(batch, taken, self.iteration)
         if not self.config.replay:
-            self.run.collector.consume(self.iteration, [row.job for row in taken])
+            self.run.job_client.consume(self.iteration, [row.job for row in taken])
         self.batches.trained(taken)
         seconds_update = time.monotonic() - started
         seconds_ahead = self.batches.join()
@@ -158,7 +158,7 @@ class _Trainer:
         self.iteration += 1
         return values
 
-    def _records(self, taken: Sequence[Taken]) -> list[dict[str, Any]]:
+    def _records(self, taken: Sequence[TrainingRow]) -> list[dict[str, Any]]:
         """What the iteration that is done trained on."""
         return [
             Record.of(
@@ -186,7 +186,7 @@ class _Trainer:
         """Go on from the last checkpoint; results used by later iterations come back from the queue."""
         step = processes.agree(saved.latest)
         if not self.config.replay:
-            self.run.collector.rollback(-1 if step is None else step - 1)
+            self.run.job_client.rollback(-1 if step is None else step - 1)
         self.run.metrics.rewind("rl", step or 0)
         if self.run.is_first and self.trajectories.exists():
             jsonl.replace(self.trajectories, [d for d in jsonl.read(self.trajectories) if d["step"] <= (step or 0)])
@@ -203,7 +203,7 @@ class _Trainer:
         self.batches.restore(extra, step)
 
 
-def _lengths(taken: Sequence[Taken]) -> list[tuple[int, list[int]]]:
+def _lengths(taken: Sequence[TrainingRow]) -> list[tuple[int, list[int]]]:
     """(tokens of the prompt, tokens of each action) of each prompt of a group; the steps of an episode have several."""
     prompts: dict[tuple[int, tuple[int, ...]], tuple[int, list[int]]] = {}
     for row in taken:

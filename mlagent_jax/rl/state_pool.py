@@ -1,7 +1,7 @@
-"""The state pool: where the states of step-wise RL come from.
+"""The state pool, from which step-wise RL draws its states.
 
-The expert's states come first. With `refresh_fraction` above 0, states that the policy itself reached enter too, and
-the oldest of them leave. The pool is plain data: `to_dict` goes into every checkpoint.
+It starts with the expert's states. With `refresh_fraction` above 0, states that the policy reached are added, and the
+oldest of them are removed. The pool is plain data: `to_dict` is part of every checkpoint.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Evaluation while rl trains: the same states, with the same draws, by the policy of the time."""
+"""Evaluation during rl: the current policy in the same states, with the same random draws."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from mlagent_jax.runtime.errors import ConfigError
 
 
 class Validation:
-    """The validations of a run, as `config.validation` says.
+    """Validations of a run, by `config.validation`.
 
     Args:
-      run: open.
-      actor: samples with the parameters that it is given.
+      run: an open run.
+      actor: actor that samples with given parameters.
 
     Attributes:
-      history: the metric of each validation so far, higher is better.
+      history: metric of each validation so far, higher is better.
 
     Raises:
-      ConfigError: there are no such states.
+      ConfigError: there are no states of the chosen split.
     """
 
     def __init__(self, run: Run, actor: Actor) -> None:
@@ -38,33 +38,33 @@ class Validation:
             )
 
     def is_due(self, iteration: int) -> bool:
-        """Whether the policy after `iteration` iterations is evaluated: every so many, and in the end."""
+        """Return whether to evaluate after `iteration` iterations: at the interval, and at the end."""
         every = self._config.every
         return bool(every) and (iteration % every == 0 or iteration == self._run.config.rl.iterations)
 
     def measure(self, policy: Any, iteration: int) -> dict[str, float]:
-        """Evaluates the parameters after `iteration` iterations; returns scalars and notes the metric.
+        """Evaluate the parameters after `iteration` iterations; return scalars, and record the metric.
 
         Raises:
-          Stopped: the run is to end; the same call after a restart finds what was executed in the queue.
+          Stopped: the run must end. The same call after a restart finds the executed results in the queue.
         """
         started = time.monotonic()
         actions = self._actor.act(policy, self._states, self._config.samples, "validation")
         self._actor.release()
-        # Negative samples: no job of a batch has one.
+        # Negative sample indices: jobs of batches have none.
         jobs = [
             self._run.job(
                 action.state, action, version=iteration, sample=-place, reward=self._run.config.evaluate.reward
             )
             for place, action in enumerate(actions, 1)
         ]
-        scalars = outcome_scalars(self._run.collector.gather(jobs))
+        scalars = outcome_scalars(self._run.job_client.gather(jobs))
         self.history.append(scalars[self._config.metric])
         told = {f"validation_{name}": scalars[name] for name in ("reward", "valid")}
         return told | {"seconds_validation": time.monotonic() - started}
 
     @property
     def has_converged(self) -> bool:
-        """Whether the last `patience` validations all failed to beat the best before them; never with 0."""
+        """Return whether none of the last `patience` validations beat the best before them; False if patience is 0."""
         patience, history = self._config.patience, self.history
         return bool(patience) and len(history) > patience and max(history[-patience:]) <= max(history[:-patience])

@@ -25,7 +25,7 @@ from environments.step import initial_state
 from environments.tasks.task import TaskSpec
 from environments.worker.supervision import start_workers
 from mlagent_jax.agents.episodes import Action
-from mlagent_jax.agents.job_client import Collector
+from mlagent_jax.agents.job_client import JobClient
 from mlagent_jax.agents.prompts import prompt_text
 from mlagent_jax.models import precision
 from mlagent_jax.runs import named_tasks
@@ -72,7 +72,7 @@ class Run:
         are first needed.
       devices: Mesh, sharding rules, and placement of rows.
       is_first: Whether this process writes the workdir; only the first of several does.
-      metrics, timeline, collector, store, interruption: See their modules.
+      metrics, timeline, job_client, store, interruption: See their modules.
       executes: Whether actions are executed. If False (`studies.sleeping`), rewards are simulated and the workdir is
         marked as such.
     """
@@ -87,7 +87,7 @@ class Run:
         self._sandbox: Sandbox | None = None
         self.metrics = MetricsLog(workdir) if self.is_first else NoMetrics()
         self.tasks = RunTasks(self.task_folder, config.tasks.seed, self._task_sandbox)
-        self.collector: Collector | None = None
+        self.job_client: JobClient | None = None
         self.devices = Devices.of(config.mesh)
         self._compilations = Compilations()
         self._closing = contextlib.ExitStack()
@@ -252,7 +252,7 @@ class Run:
             )
             self._closing.callback(handle.stop)
             failure = handle.failure
-        self.collector = Collector(self.queue, self.name, workers.silence_seconds, failure, self.interruption.check)
+        self.job_client = JobClient(self.queue, self.name, workers.silence_seconds, failure, self.interruption.check)
 
     # -- states and jobs --
 
@@ -344,7 +344,7 @@ class Run:
             self._save_facts()
 
     def _count_executions(self) -> int:
-        return self.collector.take_executions() if self.collector is not None else 0
+        return self.job_client.take_executions() if self.job_client is not None else 0
 
     def is_done(self, name: str) -> bool:
         """Return whether the stage called `name` was completed in this workdir."""

@@ -1,4 +1,4 @@
-"""The first run of each program, which compiles it: timed, counted and logged."""
+"""First runs of programs, which compile them: timed, counted and logged."""
 
 from __future__ import annotations
 
@@ -12,33 +12,33 @@ from absl import logging
 
 
 class FirstRuns:
-    """Runs programs, and logs each one's first run with a shape, which compiles it. Shared by the batches of a sampler.
+    """Runs programs, and logs each program's first run with a shape, which compiles it. Shared by a sampler's batches.
 
     Args:
-        turn: Held while a program is handed to the devices, for whoever has programs of its own for the same ones.
+        dispatch_lock: Lock held while a program is handed to the devices; for callers with programs of their own there.
 
     Attributes:
-        seconds: what those first runs took in all.
+        seconds: Total seconds of these first runs.
     """
 
-    def __init__(self, turn: contextlib.AbstractContextManager[Any] | None = None) -> None:
+    def __init__(self, dispatch_lock: contextlib.AbstractContextManager[Any] | None = None) -> None:
         self.seconds = 0.0
         self._seen: set[tuple[object, ...]] = set()
-        self._turn = turn or contextlib.nullcontext()
+        self._dispatch_lock = dispatch_lock or contextlib.nullcontext()
 
     @property
     def count(self) -> int:
-        """Programs that were compiled, or found compiled, so far."""
+        """Return the number of programs that were compiled, or loaded from the cache, so far."""
         return len(self._seen)
 
     def __call__(self, key: tuple[object, ...], program: Callable[..., Any], *args: Any) -> Any:
-        """`program(*args)`; `key` names the program and whatever its shapes follow from."""
+        """Return `program(*args)`; `key` has the program's name and everything that its shapes depend on."""
         if key in self._seen:
-            with self._turn:
+            with self._dispatch_lock:
                 return program(*args)
         self._seen.add(key)
         begin = time.perf_counter()
-        with self._turn:
+        with self._dispatch_lock:
             result = program(*args)
         jax.block_until_ready(result)
         seconds = time.perf_counter() - begin

@@ -30,7 +30,7 @@ class TokenSampler:
     Args:
         graph: The model.
         config: What is sampled, and the shapes of the programs.
-        turn: Held while a program is handed to the devices; see `FirstRuns`.
+        dispatch_lock: Lock held while a program is handed to the devices; see `FirstRuns`.
         mesh: What the weights are laid out on; None or one device: they are used where they are.
         rules: Rows of the sampler's sharding rules to change; see `sampling.layout`.
 
@@ -42,13 +42,13 @@ class TokenSampler:
         self,
         graph: Graph,
         config: SamplerConfig,
-        turn: contextlib.AbstractContextManager[Any] | None = None,
+        dispatch_lock: contextlib.AbstractContextManager[Any] | None = None,
         *,
         mesh: Mesh | None = None,
         rules: str = "",
     ) -> None:
         self._graph, self._config = for_sampling(graph, mesh, rules), config
-        self._run = FirstRuns(turn)
+        self._run = FirstRuns(dispatch_lock)
         self._prepare = Preparation(config.compute_dtype, graph=self._graph)
 
     @property

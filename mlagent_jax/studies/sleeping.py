@@ -1,4 +1,4 @@
-"""Run of the RL loop with sleeping executions: the real trainer, sampler, queue and collector; no task, no sandbox.
+"""Run of the RL loop with sleeping executions: the real trainer, sampler, queue and job client; no task, no sandbox.
 
     python -m mlagent_jax.studies.sleeping --config=FILE --workdir=DIR --seconds=5 --workers=4 [--config.rl.states=4]
 
@@ -27,7 +27,7 @@ from environments.queue import open_queue
 from environments.queue.base import Capabilities
 from environments.tasks.task import TaskSpec
 from mlagent_jax.agents.episodes import Reply
-from mlagent_jax.agents.job_client import Collector
+from mlagent_jax.agents.job_client import JobClient
 from mlagent_jax.runs.run import Run
 from mlagent_jax.runtime.commands import EXPECTED_ERRORS, log_plainly
 from mlagent_jax.runtime.errors import ConfigError
@@ -101,7 +101,7 @@ class SleepingRun(Run):
     def start(self, states: Sequence[State], workers: int, seconds: float) -> None:
         """Use `states` as the expert's, and start `workers` threads that sleep `seconds` for each job."""
         self._states, self._seconds = states, seconds
-        if self.collector is None:  # a run that replays batches
+        if self.job_client is None:  # a run that replays batches
             return
         stop = threading.Event()
         threads = [threading.Thread(target=self._work, args=(f"worker-{i}", stop), daemon=True) for i in range(workers)]
@@ -129,7 +129,7 @@ class SleepingRun(Run):
                 "its own, which no real one shares: leave it empty"
             )
         self.queue = self._closing.enter_context(contextlib.closing(open_queue(f"sqlite:///{self.workdir}/queue.db")))
-        self.collector = Collector(self.queue, self.name, _SILENCE_SECONDS, check=self.interruption.check)
+        self.job_client = JobClient(self.queue, self.name, _SILENCE_SECONDS, check=self.interruption.check)
 
     def _work(self, name: str, stop: threading.Event) -> None:
         offered = Capabilities(memory_mb=1 << 20, guarantees=frozenset(self.config.workers.guarantees))

@@ -3,7 +3,7 @@
     python tools/bench/bench_rl_iteration.py [--workers=4] [--states=8] [--samples=4] [--iterations=8] [--seconds=0]
     python tools/bench/bench_rl_iteration.py --update --prompt_tokens=1024 --action_tokens=128 --states=4
 
-The loop, the sampler, the queue (SQLite) and the collector are those of a run; executions sleep, so that the machine
+The loop, the sampler, the queue (SQLite) and the job client are those of a run; executions sleep, so that the machine
 has nothing to do for them. One line of JSON a way:
 
 - `device alone`: sampling and updating, synchronous, executions of no length.

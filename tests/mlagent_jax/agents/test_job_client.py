@@ -9,7 +9,7 @@ from environments.protocol import Job, Outcome, OutcomeKind, Scale, State
 from environments.queue import open_queue
 from environments.queue.base import Capabilities, QueueError
 from mlagent_jax.agents import job_client as module
-from mlagent_jax.agents.job_client import Collector
+from mlagent_jax.agents.job_client import JobClient
 
 STATE = State("task@1", (), "snapshot", "x = 1", 0.5)
 CAPABILITIES = Capabilities(cores=4, memory_mb=8192)
@@ -50,63 +50,63 @@ def work(queue, numbers, **fields):
 
 def test_outcomes_come_in_the_order_of_the_jobs(queue):
     jobs = [job(n) for n in range(5)]
-    collector = Collector(queue, "run", 60.0)
-    collector.submit(jobs)
+    job_client = JobClient(queue, "run", 60.0)
+    job_client.submit(jobs)
     work(queue, range(5))
     seen = []
-    outcomes = collector.gather(jobs, lambda o: seen.append(o.observation))
+    outcomes = job_client.gather(jobs, lambda o: seen.append(o.observation))
     assert [o.observation for o in outcomes] == ["0", "1", "2", "3", "4"]
     assert sorted(seen) == ["0", "1", "2", "3", "4"]
 
 
 def test_results_from_before_a_restart_are_not_executed_again(queue):
     jobs = [job(n) for n in range(3)]
-    Collector(queue, "run", 60.0).submit(jobs)
+    JobClient(queue, "run", 60.0).submit(jobs)
     work(queue, range(3))
-    again = Collector(queue, "run", 60.0)
+    again = JobClient(queue, "run", 60.0)
     assert len(again.gather(jobs)) == 3
     assert queue.claim("worker", CAPABILITIES) is None
 
 
 def test_only_real_executions_are_counted(queue):
     jobs = [job(n) for n in range(4)]
-    collector = Collector(queue, "run", 60.0)
-    collector.submit(jobs)
+    job_client = JobClient(queue, "run", 60.0)
+    job_client.submit(jobs)
     work(queue, range(2))
     work(queue, range(2), cached=True)
-    collector.gather(jobs)
-    assert collector.take_executions() == 2
-    assert collector.take_executions() == 0
+    job_client.gather(jobs)
+    assert job_client.take_executions() == 2
+    assert job_client.take_executions() == 0
 
 
 def test_workers_that_cannot_start_end_the_wait_with_the_reason(queue):
-    collector = Collector(queue, "run", 600.0, lambda: "bubblewrap is missing")
+    job_client = JobClient(queue, "run", 600.0, lambda: "bubblewrap is missing")
     with pytest.raises(QueueError, match="bubblewrap is missing"):
-        collector.gather([job(0)])
+        job_client.gather([job(0)])
 
 
 def test_what_waited_while_the_run_was_stopped_is_not_silence(queue, monkeypatch):
     """The queue sees jobs of yesterday and workers that have not reported yet: it is not asked before its time."""
     monkeypatch.setattr(queue, "check_alive", lambda run, seconds: pytest.fail("asked too early"))
-    Collector(queue, "run", 600.0).submit([job(0)])
+    JobClient(queue, "run", 600.0).submit([job(0)])
     worker = threading.Timer(0.2, work, (queue, range(1)))
     worker.start()
-    assert len(Collector(queue, "run", 600.0).gather([job(0)])) == 1
+    assert len(JobClient(queue, "run", 600.0).gather([job(0)])) == 1
     worker.join()
 
 
 def test_silence_ends_the_wait(queue):
     with pytest.raises(QueueError, match="worker"):
-        Collector(queue, "run", 0.1).gather([job(0)])
+        JobClient(queue, "run", 0.1).gather([job(0)])
 
 
 def test_jobs_that_fail_are_told_while_nothing_comes_back_and_when_they_are_given_up(queue, caplog, monkeypatch):
     jobs = [job(n) for n in range(2)]
-    collector = Collector(queue, "run", 600.0)
-    collector.submit(jobs)
+    job_client = JobClient(queue, "run", 600.0)
+    job_client.submit(jobs)
     monkeypatch.setattr(module, "WARNING_INTERVAL_SECONDS", 0.0)
     queue.fail(queue.claim("worker", CAPABILITIES), "host: the image is missing")
-    arrivals = collector.arrivals(jobs)
+    arrivals = job_client.arrivals(jobs)
     assert next(arrivals)[0] == {}
     assert "1 of 2 jobs that are out failed and are tried again; the last: host: the image is missing" in caplog.text
     queue.complete(queue.claim("worker", CAPABILITIES), outcome(1))
@@ -118,9 +118,9 @@ def test_jobs_that_fail_are_told_while_nothing_comes_back_and_when_they_are_give
 
 
 def test_a_job_that_is_given_up_is_told_with_its_reason(queue, caplog):
-    collector = Collector(queue, "run", 600.0)
-    collector.submit([job(0)])
+    job_client = JobClient(queue, "run", 600.0)
+    job_client.submit([job(0)])
     lease = queue.claim("worker", CAPABILITIES)
     queue._execute(queue._leases.set_aside, {"job_id": lease.job.id, "held_token": lease.token, "failure": "no job"})
-    collector.gather([job(0)])
+    job_client.gather([job(0)])
     assert "1 jobs failed for good, the last: no job" in caplog.text

@@ -10,7 +10,7 @@ import pytest
 from environments.protocol import Job, Outcome, OutcomeKind, Scale, State
 from mlagent_jax.agents.actor import SampledAction
 from mlagent_jax.rl.checks import check_divergence, check_ratio, check_sampler, warn_of_mismatch
-from mlagent_jax.rl.in_flight import Taken
+from mlagent_jax.rl.in_flight import TrainingRow
 from mlagent_jax.rl.replay import read_batch, write_batch
 from mlagent_jax.rl.scalars import operator_scalars, task_scalars
 from mlagent_jax.runtime.errors import DivergedError
@@ -30,7 +30,7 @@ def taken(task, reward, version=7):
     action = SampledAction(State(f"{task}@1", (), "s", "x = 1", 0.5), 0, (1, 2), (3,), (-1.0,), "a", False)
     kind = OutcomeKind.INFRASTRUCTURE_ERROR if reward is None else OutcomeKind.SCORED
     outcome = Outcome(kind, "", "s", "", 0.5, None, Scale(0.5, 1.0, True), reward)
-    return Taken(action, Job("run", version, action.state, 0, "a"), outcome, reward, 0, version)
+    return TrainingRow(action, Job("run", version, action.state, 0, "a"), outcome, reward, 0, version)
 
 
 @pytest.mark.parametrize("values", [{"kl": 1.01}, {"kl": np.nan}, {"policy_loss": np.inf}, {"grad_norm": np.nan}])

@@ -11,8 +11,8 @@ from environments.queue import open_queue
 from environments.queue.base import Capabilities
 from mlagent_jax.agents.actor import SampledAction
 from mlagent_jax.agents.episodes import Step, Trajectory
-from mlagent_jax.agents.job_client import Collector
-from mlagent_jax.rl.in_flight import Group, UnderWay, episode_reward, rows_of
+from mlagent_jax.agents.job_client import JobClient
+from mlagent_jax.rl.in_flight import Group, InFlight, episode_reward, rows_of
 
 
 def state(number):
@@ -39,7 +39,7 @@ def group(index, version):
     return Group(version, index, actions, jobs)
 
 
-class FakeCollector:
+class FakeJobClient:
     """Lets outcomes arrive in waves of group indices."""
 
     def __init__(self, *waves):
@@ -66,46 +66,46 @@ def indices(taken):
 
 
 def test_without_patience_a_batch_is_the_oldest_groups_whole():
-    under_way = UnderWay(FakeCollector([1, 2], [3], [0]), batch=2, max_staleness=1)
-    under_way.add([group(i, 0) for i in range(4)])
-    taken = under_way.take(0)
+    in_flight = InFlight(FakeJobClient([1, 2], [3], [0]), batch=2, max_staleness=1)
+    in_flight.add([group(i, 0) for i in range(4)])
+    taken = in_flight.take(0)
     assert [(row.group, row.action.sample) for row in taken] == [(0, 0), (0, 1), (1, 0), (1, 1)]
-    assert len(under_way) == 4
-    under_way.trained(taken)
-    assert len(under_way) == 2
+    assert len(in_flight) == 4
+    in_flight.trained(taken)
+    assert len(in_flight) == 2
 
 
 def test_a_straggler_is_left_for_a_later_batch_and_not_thrown_away():
     waves = ([0, 1], [2, 3], [4], [6], [7], [8], [5])
-    under_way = UnderWay(FakeCollector(*waves), batch=2, max_staleness=2, patience_seconds=1e-9)
+    in_flight = InFlight(FakeJobClient(*waves), batch=2, max_staleness=2, patience_seconds=1e-9)
     sampled, trained = 0, []
     for version in range(4):
-        while under_way.room:
-            under_way.add([group(sampled, version), group(sampled + 1, version)])
+        while in_flight.room:
+            in_flight.add([group(sampled, version), group(sampled + 1, version)])
             sampled += 2
-        taken = under_way.take(version)
+        taken = in_flight.take(version)
         trained.append(indices(taken))
-        under_way.trained(taken)
+        in_flight.trained(taken)
     # 5 is left behind once. Then it is at the bound of staleness: it is waited for, however long it takes.
     assert trained == [[0, 1], [2, 3], [4, 6], [5, 7]]
 
 
 def test_room_is_for_as_many_batches_as_staleness_allows():
-    under_way = UnderWay(FakeCollector(), batch=2, max_staleness=1)
+    in_flight = InFlight(FakeJobClient(), batch=2, max_staleness=1)
     for first, room in ((0, 2), (2, 1)):
-        assert under_way.room == room
-        under_way.add([group(first, 0), group(first + 1, 0)])
-    assert under_way.room == 0
-    assert UnderWay(FakeCollector(), batch=2, max_staleness=2, patience_seconds=1.0).room == 2, "one is for stragglers"
+        assert in_flight.room == room
+        in_flight.add([group(first, 0), group(first + 1, 0)])
+    assert in_flight.room == 0
+    assert InFlight(FakeJobClient(), batch=2, max_staleness=2, patience_seconds=1.0).room == 2, "one is for stragglers"
 
 
 def test_at_most_so_many_policy_versions_are_out_and_the_trainer_waits_rather_than_throws_away(tmp_path):
     queue = open_queue(f"sqlite:///{tmp_path}/queue.db")
-    under_way = UnderWay(Collector(queue, "run", 60.0), batch=2, max_staleness=2, patience_seconds=1e-9)
+    in_flight = InFlight(JobClient(queue, "run", 60.0), batch=2, max_staleness=2, patience_seconds=1e-9)
     dice, held, sampled, trained = random.Random(0), [], 0, []
     for version in range(8):
-        while under_way.room:
-            under_way.add([group(sampled, version), group(sampled + 1, version)])
+        while in_flight.room:
+            in_flight.add([group(sampled, version), group(sampled + 1, version)])
             sampled += 2
         assert min(map(int, queue.status()["runs"]["run"]["outstanding_by_version"])) >= version - 2
         held += iter(lambda: queue.claim("w", Capabilities()), None)
@@ -115,45 +115,45 @@ def test_at_most_so_many_policy_versions_are_out_and_the_trainer_waits_rather_th
         for lease in held[:-2]:
             assert queue.complete(lease, outcome())
         held = held[-2:]
-        taken = under_way.take(version)
+        taken = in_flight.take(version)
         assert max(version - row.version for row in taken) <= 2
         trained += indices(taken)
-        under_way.trained(taken)
+        in_flight.trained(taken)
     queue.close()
     assert len(trained) == 16
-    assert sorted(trained + [data["index"] for data in under_way.to_list()]) == list(range(sampled))
+    assert sorted(trained + [data["index"] for data in in_flight.to_list()]) == list(range(sampled))
 
 
 def test_a_batch_that_is_being_sampled_is_not_kept_for_a_resume_before_it_is_whole():
-    collector = FakeCollector()
-    under_way = UnderWay(collector, batch=2, max_staleness=1)
-    under_way.add([group(0, 0), group(1, 0)])
-    under_way.add([group(3, 0)], more=True)
-    under_way.add([group(2, 0)], more=True)
-    assert len(collector.submitted) == 8, "each is handed out at once"
-    assert [data["index"] for data in under_way.to_list()] == [0, 1]
-    under_way.add([])
-    assert [data["index"] for data in under_way.to_list()] == [0, 1, 2, 3], "in the order of the run"
+    job_client = FakeJobClient()
+    in_flight = InFlight(job_client, batch=2, max_staleness=1)
+    in_flight.add([group(0, 0), group(1, 0)])
+    in_flight.add([group(3, 0)], more=True)
+    in_flight.add([group(2, 0)], more=True)
+    assert len(job_client.submitted) == 8, "each is handed out at once"
+    assert [data["index"] for data in in_flight.to_list()] == [0, 1]
+    in_flight.add([])
+    assert [data["index"] for data in in_flight.to_list()] == [0, 1, 2, 3], "in the order of the run"
 
 
 def test_groups_that_are_handed_out_while_a_batch_is_waited_for_may_take_a_straggler_s_place():
-    class Growing(FakeCollector):
+    class Growing(FakeJobClient):
         def arrivals(self, jobs, poll_seconds=None):
             if len(self.submitted) == 4:  # both groups are out, and one is slow
                 yield super().arrivals(jobs).__next__()
-                under_way.add([group(2, 0)])
+                in_flight.add([group(2, 0)])
                 yield {}, time.monotonic()
             yield from super().arrivals(jobs, poll_seconds)
 
-    under_way = UnderWay(Growing([1], [2], [0]), batch=2, max_staleness=2, patience_seconds=1e-9)
-    under_way.add([group(0, 0), group(1, 0)])
-    assert indices(under_way.take(0)) == [1, 2]
+    in_flight = InFlight(Growing([1], [2], [0]), batch=2, max_staleness=2, patience_seconds=1e-9)
+    in_flight.add([group(0, 0), group(1, 0)])
+    assert indices(in_flight.take(0)) == [1, 2]
 
 
 def test_groups_under_way_survive_json():
-    under_way = UnderWay(FakeCollector(), batch=1, max_staleness=0)
-    under_way.add([group(7, 3)])
-    (data,) = json.loads(json.dumps(under_way.to_list()))
+    in_flight = InFlight(FakeJobClient(), batch=1, max_staleness=0)
+    in_flight.add([group(7, 3)])
+    (data,) = json.loads(json.dumps(in_flight.to_list()))
     assert (data["index"], data["version"]) == (7, 3)
     assert "prompt" not in json.dumps(data), "a state's prompt is made again"
     assert Group.actions_of(data, lambda state: [1, 2]) == group(7, 3).actions

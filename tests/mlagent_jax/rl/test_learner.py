@@ -12,7 +12,7 @@ from environments.protocol import Job, Outcome, OutcomeKind, Scale, State
 from mlagent_jax import models
 from mlagent_jax.agents.actor import SampledAction
 from mlagent_jax.checkpoints.policies import Policy
-from mlagent_jax.rl.in_flight import Taken
+from mlagent_jax.rl.in_flight import TrainingRow
 from mlagent_jax.rl.learner import Learner, batch_of
 from mlagent_jax.rl.scalars import group_scalars, silent_groups
 from mlagent_jax.runs.devices import Devices
@@ -29,7 +29,7 @@ def taken(group, reward, seconds):
     action = SampledAction(STATE, 0, (1, 2), (3, 4), (-1.0, -2.0), "a", False)
     kind = OutcomeKind.INFRASTRUCTURE_ERROR if reward is None else OutcomeKind.SCORED
     outcome = Outcome(kind, "", "s", "", 0.5, None, Scale(0.5, 1.0, True), reward, seconds=seconds, cpu_seconds=99.0)
-    return Taken(action, Job("run", 0, STATE, 0, "a"), outcome, reward, group, 0)
+    return TrainingRow(action, Job("run", 0, STATE, 0, "a"), outcome, reward, group, 0)
 
 
 ROWS = [taken(0, 0.5, 1.0), taken(0, 0.25, 3.0), taken(1, None, 500.0)]

@@ -88,7 +88,7 @@ def test_the_run_is_the_same_bit_by_bit_and_cut_short_goes_on_as_if_it_had_not_b
     busy = []
 
     def cut_short(self, *taken):
-        busy.append(self.batches._beside._call is not None)
+        busy.append(self.batches._background._call is not None)
         if self.iteration == 2 and len(busy) == 3:
             raise RuntimeError("power cut")
         return train_on(self, *taken)

@@ -13,10 +13,10 @@ import pytest
 from environments.protocol import Job, Outcome, OutcomeKind, Scale, State
 from environments.queue import open_queue
 from environments.queue.base import Capabilities, QueueError
-from mlagent_jax.agents import job_client as collecting
-from mlagent_jax.agents.job_client import Collector
+from mlagent_jax.agents import job_client as job_client_module
+from mlagent_jax.agents.job_client import JobClient
 from mlagent_jax.rl import in_flight
-from mlagent_jax.rl.in_flight import Group, UnderWay
+from mlagent_jax.rl.in_flight import Group, InFlight
 from mlagent_jax.runs.inputs import check_inputs
 from mlagent_jax.runtime import processes
 from mlagent_jax.runtime.errors import ConfigError, PeerError
@@ -74,7 +74,7 @@ def together(monkeypatch):
 
 @pytest.fixture
 def queue(tmp_path, monkeypatch):
-    monkeypatch.setattr(collecting, "POLL_SECONDS", 0.05)
+    monkeypatch.setattr(job_client_module, "POLL_SECONDS", 0.05)
     with contextlib.closing(open_queue(f"sqlite:///{tmp_path}/queue.db")) as queue:
         yield queue
 
@@ -117,9 +117,9 @@ def test_a_straggler_in_the_share_of_one_is_left_out_by_both_and_trained_on_late
     def monotonic():
         return time.monotonic() * (1e4 if together.index() == hurried else 0.0)
 
-    for module in (collecting, in_flight):
+    for module in (job_client_module, in_flight):
         monkeypatch.setattr(module, "time", types.SimpleNamespace(monotonic=monotonic))
-    ways = [UnderWay(Collector(queue, "run", 1e9), batch=2, max_staleness=2, patience_seconds=100.0) for _ in range(2)]
+    ways = [InFlight(JobClient(queue, "run", 1e9), batch=2, max_staleness=2, patience_seconds=100.0) for _ in range(2)]
     trained, held, sampled = [], [], 0
 
     def take(version, groups, shown):
@@ -153,15 +153,15 @@ def test_a_straggler_in_the_share_of_one_is_left_out_by_both_and_trained_on_late
 
 
 def test_batches_are_the_oldest_groups_where_nobody_is_left_behind(together, queue):
-    collector = Collector(queue, "run", 1e9)
+    job_client = JobClient(queue, "run", 1e9)
 
     def one(index):
-        under_way = UnderWay(collector, batch=2, max_staleness=1)
-        under_way.add([group(i, 0) for i in range(4)])
+        in_flight = InFlight(job_client, batch=2, max_staleness=1)
+        in_flight.add([group(i, 0) for i in range(4)])
         if index == 0:  # The younger ones are there first.
             held = work(queue, leave=range(4))
             threading.Timer(0.3, lambda: [queue.complete(lease, outcome(lease.job.sample)) for lease in held]).start()
-        return [row[:3] for row in rows(under_way.take(0))]
+        return [row[:3] for row in rows(in_flight.take(0))]
 
     batch = [(0, 0, 0), (0, 0, 1), (1, 0, 2), (1, 0, 3)]
     assert together(one) == [batch, batch]
@@ -173,9 +173,9 @@ def test_an_error_of_one_ends_the_wait_of_both(together, queue, failing):
     reasons[failing] = "no bubblewrap"
 
     def one(index):
-        under_way = UnderWay(Collector(queue, "run", 1e9, lambda: reasons[index]), batch=1, max_staleness=0)
-        under_way.add([group(0, 0)])
-        return under_way.take(0)
+        in_flight = InFlight(JobClient(queue, "run", 1e9, lambda: reasons[index]), batch=1, max_staleness=0)
+        in_flight.add([group(0, 0)])
+        return in_flight.take(0)
 
     errors = together(one)
     assert isinstance(errors[failing], QueueError) and "no bubblewrap" in str(errors[failing])
@@ -187,12 +187,12 @@ def test_a_signal_to_one_that_has_all_its_outcomes_ends_the_wait_of_both(togethe
 
     def one(index):
         told[index].defer()
-        under_way = UnderWay(Collector(queue, "run", 1e9, check=told[index].check), batch=1, max_staleness=0)
-        under_way.add([group(0, 0)])
+        in_flight = InFlight(JobClient(queue, "run", 1e9, check=told[index].check), batch=1, max_staleness=0)
+        in_flight.add([group(0, 0)])
         if index == 0:
             work(queue, leave=[0])  # of the first process's share
             threading.Timer(0.3, told[1].request, [signal.SIGTERM]).start()
-        return under_way.take(0)
+        return in_flight.take(0)
 
     stopped = together(one)
     assert [type(error) for error in stopped] == [Stopped, Stopped]
