@@ -96,6 +96,11 @@ class Batches:
         """Return the number of states in the pool."""
         return len(self._pool)
 
+    @property
+    def resharding(self) -> tuple[int, float]:
+        """Return bytes and seconds of all weights that were laid out for sampling so far."""
+        return self.actor.resharding
+
     # -- one iteration --
 
     def take(self, version: int, params: Any, show: Callable[[Outcome], None]) -> tuple[list[TrainingRow], float]:

@@ -82,6 +82,7 @@ class ReplayedBatches:
 
     dispatch_lock: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
     states = 0
+    resharding = (0, 0.0)
     replaced: Sequence[TrainingRow] = ()
 
     def __init__(self, path: epath.Path) -> None:

@@ -127,7 +127,7 @@ class _Trainer:
         seconds_ahead = self.batches.join()
         seconds_joining = time.monotonic() - started - seconds_update
         seconds = seconds_taking + seconds_update + seconds_joining
-        resharding = self.batches.actor.resharding
+        resharding = self.batches.resharding
         reshard_bytes, seconds_reshard = (
             now - before for now, before in zip(resharding, self._resharding, strict=True)
         )

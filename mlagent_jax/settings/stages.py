@@ -235,9 +235,9 @@ class RLConfig:
         "gae_lambda": "config.rl.estimator=gae:lam=VALUE,critic_lam=VALUE",
         "kl_target": "config.rl.kl_controller=adaptive:target=VALUE",
         "max_importance_weight": "config.rl.corrections=truncate_tokens:limit=VALUE",
-        "micro_batch": "config.rl.micro_tokens=TOKENS",
+        "micro_batch": "config.rl.micro_tokens=VALUE",
     }
-    """Removed fields, and the parameters that replace them."""
+    """Removed fields, and what replaces them."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -55,7 +55,7 @@ def _kind(cls: type, name: str, path: str) -> Any:
     """Return the type of a field. A class may map removed fields to their replacements in `MOVED`."""
     types = _types(cls)
     if place := getattr(cls, "MOVED", {}).get(name):
-        raise ConfigError(f"{path}.{name} is a parameter now: set {place}")
+        raise ConfigError(f"{path}.{name} has moved: set {place}")
     if name not in types:
         raise ConfigError(f"{path}.{name} is no field; did you mean {_meant(cls, name, path)}?")
     return types[name]

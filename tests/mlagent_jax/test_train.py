@@ -64,7 +64,7 @@ def test_a_mistake_on_the_command_line_is_named(arguments, message):
     ("argument", "message"),
     [
         ("--rl.value_clip=1", "--rl.value_clip is no flag; settings begin with --config: --config.rl.value_clip=VALUE"),
-        ("--rl.clip=1", "config.rl.clip is a parameter now: set config.rl.loss=ppo_clip:low=VALUE"),
+        ("--rl.clip=1", "config.rl.clip has moved: set config.rl.loss=ppo_clip:low=VALUE"),
         ("--learning_rate=1", "did you mean config.sft.learning_rate or config.rl.learning_rate?"),
         ("--wrkdir=x", "Unknown command line flag 'wrkdir'"),
         ("--config=pyproject.toml", "--config: "),

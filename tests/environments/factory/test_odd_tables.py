@@ -2,6 +2,7 @@
 
 import io
 
+import needs
 import numpy as np
 import pandas as pd
 import pytest
@@ -185,7 +186,7 @@ def test_a_zip_bomb_is_refused(tmp_path, monkeypatch):
 
 
 def test_a_folder_of_images_with_a_label_file(tmp_path):
-    image = pytest.importorskip("PIL.Image")
+    image = needs.package("PIL.Image")
     rng = np.random.default_rng(0)
     lines = ["file,label"]
     for number in range(60):

@@ -229,7 +229,8 @@ def test_the_critic_learns_first_and_the_best_policy_is_kept(speaker, held_in, t
     (critic,) = [record for record in metrics if record["stage"] == "critic"]
     assert {"explained_variance_before", "explained_variance_after"} <= critic.keys()
     rl = [record for record in metrics if record["stage"] == "rl"]
-    assert rl[0]["kl"] == 0 < rl[1]["kl"], "the warm-up leaves the policy as it is"
+    # Two programs of different shapes score the same policy: they differ by rounding.
+    assert abs(rl[0]["kl"]) < 1e-9 < rl[1]["kl"], "the warm-up leaves the policy as it is"
     validated = [record["validation_reward"] for record in rl]
     moved = any(np.any(a != b) for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(start), strict=True))
     assert moved == (validated[0] < max(validated)), "the policy is that of the best validation"

@@ -98,7 +98,12 @@ class Stand:
             return jax.tree.map(np.asarray, trained_policy(self, "sft").params)
 
 
-@pytest.mark.parametrize("settings", [{"renderings": 3}, {"packing": False}], ids=["packed", "padded"])
+MANY = [record(trajectory, step) for trajectory in range(18) for step in range(3)]
+
+
+@pytest.mark.parametrize(
+    "settings", [{"renderings": 3, "batch_size": 1, "records": MANY}, {"packing": False}], ids=["packed", "padded"]
+)
 def test_a_run_that_died_takes_the_same_steps_to_the_last_bit(tmp_path, settings):
     whole = Stand(tmp_path / "whole", **settings)
     rows = whole.train()
