@@ -36,15 +36,16 @@ def test_every_slice_has_its_own_price_and_sampling_time(monkeypatch, capsys):
         return [line.split(" | ") for line in capsys.readouterr().out.splitlines()[4:]]
 
     # The update of the paper's run on 8 devices of 918e12: 12 FLOPs a weight of the layers and token, the vocabulary's
-    # for actions alone, and six forward passes' attention; each twice as fast on 16 devices.
+    # for actions alone, and six forward passes' attention; a state's prompt counts once. Twice as fast on 16 devices.
     weights = 28 * (2 * 3584 * 128 * (28 + 4) + 3 * 3584 * 18_944)
-    of_weights = 12 * 256 * (weights * 15_000 + 152_064 * 3584 * 1000)
-    update = (of_weights + 6 * 256 * 4 * 28 * 3584 * 15_000**2 / 2) / (8 * 918e12 * 0.4)
+    of_weights = 12 * 64 * (weights * (14_000 + 4 * 1000) + 152_064 * 3584 * 4 * 1000)
+    attended = 64 * (14_000**2 / 2 + 4 * (1000 * 14_000 + 1000**2 / 2))
+    update = (of_weights + 6 * 4 * 28 * 3584 * attended) / (8 * 918e12 * 0.4)
     two = ["--slice", "v6e-8", "v6e-16", "--sampling_seconds", "281", "v6e-16=140", "--slice_price", "v6e-8=20"]
     first, second = rows(*two, "--worker_price=0.5")
     seconds = 281 + update
     assert first[1:4] == ["20", "281", f"{seconds:.0f}"]
-    assert first[-1] == f"{(20 + 16 * 0.5) * 40 * seconds / 3600:.0f} |"
+    assert first[-1] == f"{(20 + 32 * 0.5) * 40 * seconds / 3600:.0f} |"
     assert second[2:4] == ["140", f"{140 + update / 2:.0f}"]
     assert second[-1] == " |"
     predicted, halved = rows("--slice", "v6e-8"), rows("--slice", "v6e-8", "--sampling_share=0.35")
