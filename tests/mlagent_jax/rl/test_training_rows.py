@@ -134,7 +134,7 @@ def test_a_count_of_passes_leaves_out_the_empty_ones(batch):
 def test_a_mesh_changes_nothing():
     """On eight simulated devices, which a process has to ask for before it starts."""
     environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
-    program = "import test_rows; test_rows.compare_meshes()"
+    program = "import test_training_rows; test_training_rows.compare_meshes()"
     subprocess.run([sys.executable, "-c", program], env=environment, cwd=Path(__file__).parent, check=True)
 
 
