@@ -64,7 +64,7 @@ def import_parquet(folder: epath.PathLike) -> Iterator[Record]:
         with path.open("rb") as source:
             file = pq.ParquetFile(source)
             schema.checked(file.schema_arrow, str(path))
-            for batch in file.iter_batches(256, columns=schema.SCHEMA.names):
+            for batch in file.iter_batches(256, columns=schema.SCHEMA.names, use_threads=False):
                 yield from map(schema.from_row, batch.to_pylist())
 
 

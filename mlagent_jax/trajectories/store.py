@@ -86,7 +86,7 @@ class TrajectoryStore:
                         start -= rows
                         continue
                     names = schema.SCHEMA.names
-                    for row in file.read_row_group(group, columns=names).slice(start).to_pylist():
+                    for row in file.read_row_group(group, columns=names, use_threads=False).slice(start).to_pylist():
                         yield schema.from_row(row)
                     start = 0
         if journal is not None:
@@ -108,7 +108,7 @@ class TrajectoryStore:
         tables = [schema.SCHEMA.empty_table()]
         for path in whole:
             with _parquet(path) as file:
-                tables.append(file.read(columns=list(paths)))
+                tables.append(file.read(columns=list(paths), use_threads=False))
         if journal is not None:
             records = (_recorded(data, journal, place) for place, data in enumerate(jsonl.iterate(journal)))
             tables.append(schema.to_table(records))
@@ -237,6 +237,7 @@ def write_parquet(path: epath.Path, table: pa.Table) -> None:
 
 @contextlib.contextmanager
 def _parquet(path: epath.Path) -> Iterator[pq.ParquetFile]:
+    # Read it without threads: one that still lets go of its buffers when the interpreter ends aborts the program.
     with path.open("rb") as source:
         try:
             yield pq.ParquetFile(source)

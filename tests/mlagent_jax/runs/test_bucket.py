@@ -1,5 +1,6 @@
 """A run whose workdir is in a bucket; checkpoints and vocabularies that are read from there."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -24,6 +25,7 @@ from mlagent_jax.settings.hosts import TasksConfig, WorkersConfig
 from mlagent_jax.settings.schema import Config
 from mlagent_jax.settings.stages import EvaluateConfig
 
+WINE = TasksConfig(train=("wine",))
 FLAGS = "--xla_backend_optimization_level=0"
 SMALL = (
     "--config.tasks.train=digits",
@@ -91,10 +93,16 @@ def test_an_export_that_was_cut_short_is_written_again_and_no_other_folder(bucke
 @pytest.mark.parametrize(
     ("config", "named"),
     [
-        (Config(workers=WorkersConfig(queue="postgresql://x/y")), r"config\.tasks\.folder is empty .* name a folder"),
-        (Config(tasks=TasksConfig(folder="tasks")), r"config\.workers\.queue is empty .* name a postgresql"),
         (
-            Config(stages=("evaluate",), evaluate=EvaluateConfig(policies=("endpoint",))),
+            Config(tasks=WINE, workers=WorkersConfig(queue="postgresql://x/y")),
+            r"config\.tasks\.folder is empty .* name a folder",
+        ),
+        (
+            Config(tasks=dataclasses.replace(WINE, folder="tasks")),
+            r"config\.workers\.queue is empty .* name a postgresql",
+        ),
+        (
+            Config(tasks=WINE, stages=("evaluate",), evaluate=EvaluateConfig(policies=("endpoint",))),
             r"config\.stages would ask config\.endpoint, whose answers",
         ),
     ],
