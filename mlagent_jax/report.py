@@ -133,6 +133,7 @@ def serve(workdirs: Sequence[str], port: int, refresh_seconds: float) -> None:
 
 
 def main(argv: Sequence[str]) -> None:
+    """Write or serve the reports of the workdirs in `argv`."""
     logging.set_verbosity(logging.WARNING)  # libraries log each file that they open in a bucket
     if len(argv) < 2:
         raise app.UsageError("name the workdir of at least one run")

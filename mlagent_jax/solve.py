@@ -246,6 +246,7 @@ def _fleet_store() -> Store | None:
 
 
 def main(argv: Sequence[str]) -> None:
+    """Search for a better script as the flags say; exit with the status of the search."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}: every setting is a flag")
     logging.set_verbosity(logging.WARNING)  # Only the steps are shown.

@@ -68,7 +68,7 @@ def run_stages(config_dict: object, workdir: str, interruption: Interruption, di
     if processes.count() > 1:
         interruption.defer()
     if not processes.is_first():
-        for handler in log.handlers:  # only the first process logs
+        for handler in log.handlers:  # other processes log only warnings
             handler.setLevel(logging.WARNING)
     run = Run.open(config, workdir, interruption)
 
@@ -129,6 +129,7 @@ def _stages() -> dict[str, Callable[[Run], None]]:
 
 
 def main(argv: list[str]) -> None:
+    """Run the stages that the flags choose, or check the settings; exit with the status of the ending."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}: settings are flags, --config.FIELD=VALUE")
     log_plainly()

@@ -1,6 +1,6 @@
 """Choice of a task's target form, metric, columns and split from a table's profile; each has a reason and a flag.
 
-    RawTable + Wishes -> Plan: normalised cells and decisions, or a RefusalError that names the reason
+RawTable + Wishes -> Plan: normalised cells and decisions, or a RefusalError that names the reason
 """
 
 from __future__ import annotations

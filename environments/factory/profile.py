@@ -122,10 +122,12 @@ def column(name: str, cells: np.ndarray) -> Column:
 
 
 def looks_like_group(name: str) -> bool:
+    """Return whether a column's name suggests groups of rows, such as patients or countries."""
     return bool(_GROUP_NAME.search(name))
 
 
 def looks_like_time(name: str) -> bool:
+    """Return whether a column's name suggests a time."""
     return bool(_TIME_NAME.search(name.replace("_", " ")))
 
 

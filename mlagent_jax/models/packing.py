@@ -60,6 +60,7 @@ class Rows:
         return len(self.tokens)
 
     def arrays(self) -> dict[str, np.ndarray]:
+        """Return the arrays by field name."""
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
 
@@ -291,6 +292,7 @@ class Shapes:
         return -(-length // self._step) * self._step
 
     def to_list(self) -> list[list[int]]:
+        """Return the known shapes as JSON data, for `restore`."""
         return [list(dataclasses.astuple(shape)) for shape in self.known]
 
     def restore(self, data: Sequence[Sequence[int]]) -> None:

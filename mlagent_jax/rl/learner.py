@@ -160,7 +160,8 @@ class Learner:
           iteration: Index of the iteration.
 
         Raises:
-          DivergedError: A metric is NaN, or the KL to the reference exceeds `max_kl`. The batch is saved first.
+          DivergedError: A metric is NaN or infinite, the KL to the reference exceeds `max_kl`, or the log-probs of
+            sampler and trainer disagree (`rl.checks`).
         """
         if not batch.mask.any():
             return dict.fromkeys(("kl", "policy_loss", "value_loss", "entropy", "grad_norm"), 0.0)

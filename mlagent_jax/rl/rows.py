@@ -90,7 +90,7 @@ class RowPacker:
         """
         found = blocks(samples, chosen, self._longest, share=not self._single)
         shape, rows = self.shapes.choose(found, alone=self._single)
-        most = -(-size // self._samples) + 1  # one row per group; a mini-batch boundary may split one
+        most = -(-size // self._samples) + 1  # one row per group, and one more if a boundary splits a group
         if len(rows) > most:
             most = max(size, len(rows))
         passes = -(-most // shape.rows)

@@ -66,6 +66,11 @@ class _Trainer:
         self._resharding = 0, 0.0
 
     def train(self) -> None:
+        """Run the remaining iterations, until the last one or until the validation has converged.
+
+        Raises:
+          Stopped: A signal arrived; a checkpoint is saved first.
+        """
         total = self.config.iterations
         with checkpointer(self.run, "rl") as saved, self.batches:
             self._resume(saved)

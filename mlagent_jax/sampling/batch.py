@@ -54,8 +54,8 @@ class Batch:
             a capacity of `config.max_new_tokens`.
         spellings: Bytes of each token by id; required for stop strings.
         run: Register of compiled programs, to share it with earlier batches; None: a new one.
-        elastic: Whether programs have only as many slots as are needed, rounded up to a power of four. Each size is
-            compiled on first use. Without effect if a mesh splits the slots.
+        elastic: Whether programs have only as many slots as are needed, rounded up to a power of four, at most
+            `config.slots`. Each size is compiled on first use. Without effect if a mesh splits the slots.
     """
 
     def __init__(

@@ -108,9 +108,9 @@ class Rows:
     def take(self, prompt: Prompt) -> tuple[int, Row, bool] | None:
         """Assign a slot and a row to a completion of `prompt`.
 
-        A row that holds the prompt is reused while it has a column and its shard a slot. Otherwise the prompt gets a
-        row that no slot reads: an empty one if possible, else the one in the shard with the most free slots, the
-        longest idle of equals. Other prompts can share the beginning of a new row after `show`.
+        A row that holds the prompt is reused while it has a free column and its shard a free slot. Otherwise the prompt
+        gets a row that no slot reads. Empty rows come first, then rows in the shard with the most free slots, then the
+        longest idle row. Other prompts can share the beginning of a new row after `show`.
 
         Returns:
             (slot, row, whether the prompt is new in the row), or None if no slot or row is free.

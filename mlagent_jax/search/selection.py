@@ -56,6 +56,7 @@ class Selection:
         )
 
     def to_dict(self) -> dict[str, Any]:
+        """Return the estimates as JSON data, for `score.json`."""
         return {
             "candidates": self.candidates,
             "apparent_gain": self.apparent,

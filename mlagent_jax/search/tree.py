@@ -34,6 +34,7 @@ class Plan:
 
     @property
     def parents(self) -> tuple[int, ...]:
+        """Numbers of the parent and, for `combine`, of the second parent."""
         return (self.parent,) if self.other is None else (self.parent, self.other)
 
 
@@ -57,6 +58,7 @@ class Result:
 
     @property
     def kind(self) -> str:
+        """`no_action` or a value of `OutcomeKind`."""
         return "no_action" if self.outcome is None else str(self.outcome.kind)
 
     @property
@@ -65,6 +67,7 @@ class Result:
         return self.outcome is not None and "started" in self.outcome.progress
 
     def to_json(self) -> str:
+        """Return the result as JSON, with characters that UTF-8 cannot encode replaced."""
         record = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         record["outcome"] = self.outcome and self.outcome.to_dict()
         # A reply may contain lone surrogates, which UTF-8 cannot encode.
@@ -72,6 +75,7 @@ class Result:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Result:
+        """Return the result of the parsed JSON of `to_json`."""
         return cls(**{**data, "outcome": data["outcome"] and Outcome.from_dict(data["outcome"])})
 
 
@@ -90,10 +94,12 @@ class Node:
 
     @property
     def pending(self) -> bool:
+        """Whether the step is in work."""
         return self.plan is not None and self.result is None
 
     @property
     def operator(self) -> str:
+        """Operator of the step; `step` for a plain step, `start` for the root."""
         return "start" if self.plan is None else self.plan.operator or "step"
 
     @property
@@ -132,6 +138,7 @@ class Tree:
 
     @property
     def root(self) -> Node:
+        """Node of the starting script."""
         return self.nodes[0]
 
     def add(self, number: int, plan: Plan, result: Result | None, began: float, ended: float | None) -> Node:
@@ -153,6 +160,7 @@ class Tree:
         return dataclasses.replace(state, operator=plan.operator, other=other, memory=())
 
     def children(self, number: int) -> list[Node]:
+        """Return the children of the node with this number, in the order of their claims."""
         return [self.nodes[child] for child in self._children[number]]
 
     def finished(self) -> list[Node]:
@@ -160,6 +168,7 @@ class Tree:
         return [node for node in self if node.result is not None]
 
     def pending(self) -> list[Node]:
+        """Return the steps in work, by number."""
         return [node for node in self if node.pending]
 
     def gain(self, node: Node) -> float | None:
