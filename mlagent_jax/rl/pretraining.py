@@ -1,8 +1,7 @@
 """Batches that pretrain the critic: the expert's steps with their rewards.
 
-A value head starts at 0. Without pretraining, the policy would follow its advantages before it has learned anything.
-The expert's steps are on disk with their outcomes, so that they cost no execution (VAPO, Yue et al. 2025, arXiv
-2504.05118).
+A value head starts at 0. Without pretraining, the policy would follow advantages from an untrained head. The expert's
+steps are on disk with their outcomes, so that the returns cost no execution (VAPO, Yue et al. 2025, arXiv 2504.05118).
 """
 
 from __future__ import annotations

@@ -196,7 +196,7 @@ class _Trainer:
     def _resume(self, saved: Checkpointer) -> None:
         """Restore the last checkpoint, if there is one.
 
-        The queue returns the results of later iterations again, and metrics and trajectories of these are removed.
+        Results of later iterations come back from the queue; metrics and trajectories of later iterations are removed.
         Without a checkpoint, the critic is pretrained if the config asks for it.
         """
         step = processes.agree(saved.latest)

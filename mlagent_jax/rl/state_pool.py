@@ -17,7 +17,7 @@ from mlagent_jax.runtime.errors import ConfigError
 from mlagent_jax.settings.stages import PoolConfig
 
 _UNSEEN_SPREAD = 0.25
-"""Assumed spread of rewards for a state without any known rewards, in its task or kind either."""
+"""Assumed spread of a state's rewards, if no rewards of the state, its task or its kind are known."""
 _LEAST_SPREAD = 0.02
 """Added to each spread, so that every state has a chance to be drawn."""
 
