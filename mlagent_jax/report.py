@@ -1,12 +1,12 @@
-"""`python -m mlagent_jax.report WORKDIR [WORKDIR ...]`: the reports of runs, written again or served while they go on.
+"""`python -m mlagent_jax.report WORKDIR [WORKDIR ...]`: writes the reports of runs, or serves them during the runs.
 
-Works at any time, with what there is so far. Without `--serve` it writes `report/index.html` and `report/summary.json`
-in each workdir and prints tables (Markdown). Several workdirs are also compared, in `--output` (default:
-comparison.html beside the first of them), and pooled into one table, which makes sense where they are the same
-configuration with other seeds: settings in which they differ are named.
+The command works at any time, with the records that exist so far. Without `--serve` it writes `report/index.html` and
+`report/summary.json` in each workdir and prints tables (Markdown). Several workdirs are also compared, in `--output`
+(default: comparison.html beside the first of them), and pooled into one table. Pooling makes sense for runs of one
+configuration with different seeds, so other settings that differ are named.
 
-With `--serve` the page is at http://127.0.0.1:PORT/ and keeps itself up to date. It is for this machine alone; from
-another: `ssh -L 8100:127.0.0.1:8100 HOST`. Needs the extra `serve`.
+With `--serve` the page is at http://127.0.0.1:PORT/ and refreshes itself. Only this machine can reach it; from another
+one, use `ssh -L 8100:127.0.0.1:8100 HOST`. Serving needs the extra `serve`.
 """
 
 from __future__ import annotations
@@ -36,20 +36,20 @@ _PORT = flags.DEFINE_integer("port", 8100, "Port to serve at; 0: any that is fre
 _REFRESH = flags.DEFINE_float("refresh", 5.0, "Seconds between two looks at the workdirs.", lower_bound=0.2)
 
 _OF_A_RUN = ("run.json", "config.json", "metrics.jsonl", "evaluation")
-"""One of them is in every workdir, from a run's first seconds on."""
+"""Files and folders of which every workdir has at least one, from the first seconds of a run on."""
 
 
 def report(workdirs: Sequence[str], as_json: bool = False, output: str | None = None) -> str:
-    """Write the reports of `workdirs`; returns what to print.
+    """Write the reports of `workdirs`, and return the text to print.
 
     Args:
       workdirs: Workdirs of runs.
-      as_json: Whether the summary is returned as JSON.
-      output: File of the comparison of several; None: beside the first of them.
+      as_json: Whether to return the summary as JSON instead of tables.
+      output: File of the comparison of several runs; None: comparison.html beside the first workdir.
 
     Raises:
-      FileNotFoundError, RecordError: as `write_report`.
-      ValueError: the same workdir twice, or one that no run wrote.
+      FileNotFoundError, RecordError: As in `write_report`.
+      ValueError: A workdir is named twice, or no run wrote it.
     """
     for workdir in map(epath.Path, workdirs):
         if workdir.is_dir() and not any((workdir / name).exists() for name in _OF_A_RUN):
@@ -73,7 +73,7 @@ def report(workdirs: Sequence[str], as_json: bool = False, output: str | None = 
 
 
 def differing(workdirs: Sequence[str]) -> list[str]:
-    """Return a sentence for each run whose settings differ from the first one's in more than the seed."""
+    """Return a sentence for each run whose settings differ from those of the first run in more than the seed."""
     configs = [read_run(workdir).info.get("config") for workdir in workdirs]
     told = []
     for workdir, config in zip(workdirs[1:], configs[1:], strict=True):
@@ -84,7 +84,7 @@ def differing(workdirs: Sequence[str]) -> list[str]:
 
 
 def _differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
-    """Return the settings that decide results and differ: `name: one -> other`."""
+    """Return the first five settings that differ and affect results, with both values; the seed does not count."""
     flat = [_flat(config) for config in (one, other)]
     names = [
         name
@@ -96,7 +96,7 @@ def _differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
 
 
 def _flat(config: Mapping[str, Any], above: str = "") -> dict[str, Any]:
-    """Return settings by their full name."""
+    """Return settings by their full names, such as `rl.epochs`."""
     found = {}
     for name, value in config.items():
         found |= _flat(value, f"{above}{name}.") if isinstance(value, Mapping) else {f"{above}{name}": value}
@@ -104,12 +104,17 @@ def _flat(config: Mapping[str, Any], above: str = "") -> dict[str, Any]:
 
 
 def serve(workdirs: Sequence[str], port: int, refresh_seconds: float) -> None:
-    """Serve the page of `workdirs` to this machine until interrupted.
+    """Serve the page of `workdirs` to this machine until an interrupt.
+
+    Args:
+      workdirs: Workdirs of runs.
+      port: Port to listen on; 0: a free one.
+      refresh_seconds: Minimum seconds between two reads of the workdirs.
 
     Raises:
-      FileNotFoundError, RecordError: as `read_run`, for a workdir that cannot be read to begin with.
-      ValueError: the same workdir twice.
-      OSError: the port is taken.
+      FileNotFoundError, RecordError: As in `read_run`, if a workdir cannot be read at the start.
+      ValueError: A workdir is named twice.
+      OSError: The port is in use.
     """
     import uvicorn
 
@@ -119,7 +124,7 @@ def serve(workdirs: Sequence[str], port: int, refresh_seconds: float) -> None:
         raise ValueError(f"workdirs are {list(workdirs)}: give each once")
     for workdir in workdirs:
         read_run(workdir)
-    # Bound before uvicorn starts, so that a port that is taken is our error, and port 0 can be named.
+    # Bound before uvicorn starts, so that a port in use raises here, and the choice for port 0 is known.
     with socket.create_server(("127.0.0.1", port)) as listening:
         print(f"http://127.0.0.1:{listening.getsockname()[1]}/  (Ctrl-C ends it)", flush=True)
         served = make_app(Report(workdirs, refresh_seconds))
@@ -128,7 +133,8 @@ def serve(workdirs: Sequence[str], port: int, refresh_seconds: float) -> None:
 
 
 def main(argv: Sequence[str]) -> None:
-    logging.set_verbosity(logging.WARNING)  # libraries tell of each file that they open in a bucket
+    """Write or serve the reports of the workdirs in `argv`."""
+    logging.set_verbosity(logging.WARNING)  # libraries log each file that they open in a bucket
     if len(argv) < 2:
         raise app.UsageError("name the workdir of at least one run")
     try:

@@ -1,12 +1,12 @@
-"""An agent searches for a better script for a task of yours.
+"""Search by an agent for a better script for a task of yours.
 
     python -m mlagent_jax.solve --checkpoint=runs/quickstart --task=docs/examples/rents --budget="30m, 200 executions"
 
-The agent is a checkpoint (what `mlagent_jax.sample` takes), a language model behind an endpoint, or the scripted
-expert (`--agent=expert`). The task is a folder (docs/bring_your_own_task.md), the name of an embedded one, or a table
-with `--target=COLUMN`. Steps are chosen by a strategy over a tree of real executions (`mlagent_jax.search`), on slots
-of this host or on a fleet. The tree is kept in `--output`: a search that was stopped goes on when the same command is
-started again. docs/solve.md describes what is left there.
+The agent is a checkpoint (as for `mlagent_jax.sample`), a language model behind an endpoint, or the scripted expert
+(`--agent=expert`). The task is a folder (docs/bring_your_own_task.md), the name of an embedded task, or a table with
+`--target=COLUMN`. A strategy chooses steps over a tree of real executions (`mlagent_jax.search`). Scripts run on slots
+of this host or on a fleet. `--output` holds the tree: a search that was stopped continues when the same command is
+started again. docs/solve.md describes the files there.
 """
 
 from __future__ import annotations
@@ -74,7 +74,10 @@ MakeAgent = Callable[[Episode], "Agent"]
 
 
 def prompt_config(checkpoint: str, profile: str | None, chat: bool) -> PromptConfig:
-    """Return how the policy's prompts are rendered: as in the run that the checkpoint lies in, else by its kind.
+    """Return the settings of the policy's prompts.
+
+    They are those of the run that the checkpoint lies in. Without such a run, a tokenizer with a chat template gets the
+    full profile, any other the compact one.
 
     Args:
       checkpoint: Path of the checkpoint.
@@ -92,12 +95,12 @@ def prompt_config(checkpoint: str, profile: str | None, chat: bool) -> PromptCon
             return dataclasses.replace(settings, profile=profile or settings.profile, editor="")
     if (profile or ("full" if chat else "compact")) == "full":
         return PromptConfig(profile="full", max_prompt_tokens=8192, max_action_tokens=2048, operators=chat)
-    # A script of a person's own is longer than those that the defaults are made for.
+    # Scripts of users are longer than those that the defaults are made for.
     return PromptConfig(profile=profile or "compact", max_prompt_tokens=2048, max_action_tokens=256)
 
 
 def _policy(checkpoint: str) -> tuple[PromptConfig, MakeAgent]:
-    """Return the settings of a checkpoint's prompts, and what makes its agent."""
+    """Return the settings of a checkpoint's prompts, and the constructor of its agent."""
     import jax
 
     from mlagent_jax.agents.actor import Actor
@@ -133,7 +136,16 @@ def _policy(checkpoint: str) -> tuple[PromptConfig, MakeAgent]:
 
 
 def _endpoint(url: str, budget: Budget, closing: contextlib.ExitStack) -> tuple[PromptConfig, MakeAgent]:
-    """Return the settings of an endpoint's prompts, and what makes its agent."""
+    """Return the settings of an endpoint's prompts, and the constructor of its agent.
+
+    Args:
+      url: URL of the endpoint.
+      budget: Budget of the search, whose tokens and money limit the endpoint too.
+      closing: Stack that closes the client.
+
+    Raises:
+      ConfigError: The flags do not name the model.
+    """
     from mlagent_jax.agents.actor import seed_of
     from mlagent_jax.agents.endpoint import EndpointClient
     from mlagent_jax.agents.factory import EndpointAgent
@@ -168,7 +180,7 @@ def _endpoint(url: str, budget: Budget, closing: contextlib.ExitStack) -> tuple[
 
 
 def _without_model(name: str) -> tuple[PromptConfig, MakeAgent]:
-    """Return the settings of the agent called `name`, which needs no model, and what makes it."""
+    """Return the settings of the prompts of the agent `name`, which needs no model, and its constructor."""
     from mlagent_jax.agents.factory import NothingAgent, ScriptedAgent
     from mlagent_jax.agents.scripted import ScriptedExpert
     from mlagent_jax.settings.stages import CollectConfig
@@ -189,10 +201,10 @@ def _limited(prompt: PromptConfig) -> PromptConfig:
 
 
 def _agent(budget: Budget, closing: contextlib.ExitStack) -> tuple[str, PromptConfig, MakeAgent]:
-    """Return name and prompts of the agent that the flags name, and what makes it.
+    """Return the agent that the flags choose: its name, the settings of its prompts, and its constructor.
 
     Raises:
-      ConfigError: They name none, or more than one.
+      ConfigError: The flags choose no agent, or more than one.
     """
     named = [value for value in (CHECKPOINT.value, ENDPOINT.value, AGENT.value) if value]
     if len(named) != 1:
@@ -205,11 +217,12 @@ def _agent(budget: Budget, closing: contextlib.ExitStack) -> tuple[str, PromptCo
 
 
 def task_of_table(table: Path, target: str, folder: Path) -> Path:
-    """Return the folder of a task that predicts column `target` of `table`, written unless it is there: a part of the
-    table's rows is hidden from scripts.
+    """Write a task that predicts column `target` of `table`, unless `folder` has it already; return `folder`.
+
+    A part of the table's rows is hidden from scripts.
 
     Raises:
-      TaskError: the table cannot become a task, or `folder` was made from another table.
+      TaskError: The table cannot become a task, or `folder` was made from another table or target.
     """
     from environments.factory import reading
     from environments.factory.choices import Wishes, choose
@@ -228,14 +241,15 @@ def task_of_table(table: Path, target: str, folder: Path) -> Path:
 
 
 def _fleet_store() -> Store | None:
-    """Return the store that a fleet shares, if one is named."""
+    """Return the store that the fleet shares; None if the flags name none."""
     return open_store(STORE.value) if STORE.value else None
 
 
 def main(argv: Sequence[str]) -> None:
+    """Search for a better script as the flags say; exit with the status of the search."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}: every setting is a flag")
-    logging.set_verbosity(logging.WARNING)  # The steps are what is shown.
+    logging.set_verbosity(logging.WARNING)  # Only the steps are shown.
     console = Console()
     try:
         from environments import tasks
@@ -243,7 +257,7 @@ def main(argv: Sequence[str]) -> None:
         place = TASK.value
         if TARGET.value:
             place = f"{task_of_table(Path(TASK.value), TARGET.value, Path(OUTPUT.value) / 'task')}/"
-        tasks.get(place)  # A task that is not known is said so before weights are loaded.
+        tasks.get(place)  # Reports an unknown task before weights are loaded.
         budget, strategy = Budget.parse(BUDGET.value), STRATEGIES.choose(STRATEGY.value)
         url = os.environ.get(QUEUE_VARIABLE, "") if FLEET.value else ""
         if FLEET.value and not url:

@@ -1,10 +1,11 @@
-"""The entry: run the stages that a config lists.
+"""Entry point of a run: executes the stages that a config lists.
 
     python -m mlagent_jax.train --config=configs/quickstart.py --workdir=runs/quickstart [--config.seed=1 ...]
 
-Stopped in any stage and started again with the same command, it goes on from where it was. Ctrl-C or SIGTERM once saves
-and stops (exit status 130 or 75), twice stops at once. Why a run ended is in `run.json` (`ended`), `logs/trainer.log`
-and in its exit status (`runtime.endings.STATUSES`). `--check` looks at all settings and inputs and starts nothing.
+A run that was stopped in any stage continues when the same command is started again. The first Ctrl-C or SIGTERM saves
+and stops (exit status 130 or 75), the second stops at once. The reason why a run ended is in `run.json` (`ended`), in
+`logs/trainer.log` and in the exit status (`runtime.endings.STATUSES`). `--check` checks all settings and inputs without
+starting a run.
 """
 
 from __future__ import annotations
@@ -42,20 +43,21 @@ CHECK = flags.DEFINE_bool("check", False, "Check settings, inputs, tasks, sandbo
 
 
 def run_stages(config_dict: object, workdir: str, interruption: Interruption, distributed: bool | None = None) -> None:
-    """Run all stages of a config in `workdir`, those that are done already left out.
+    """Run the stages of a config in `workdir`, except those that are done already.
 
     Args:
-      config_dict: the settings.
-      workdir: local folder or URL.
-      interruption: what signals the process took.
-      distributed: whether other processes run with this one; None: where the environment names them.
+      config_dict: Settings of the run.
+      workdir: Local folder or URL.
+      interruption: Handler of the signals to the process.
+      distributed: Whether this is one of several processes; None: True if the environment names others.
 
     Raises:
-      Stopped: by a signal that `interruption` took.
+      ConfigError: A setting is invalid.
+      Stopped: `interruption` received a signal.
     """
     config = freeze(config_dict)
     log.info("stages %s in %s", ", ".join(config.stages), workdir)
-    # The accelerator half is imported only when the settings are known to be right: JAX takes seconds.
+    # Imported after the settings are checked, because JAX takes seconds to import.
     from mlagent_jax.reporting.html import write_report
     from mlagent_jax.runs.run import Run
     from mlagent_jax.runtime import processes
@@ -66,12 +68,12 @@ def run_stages(config_dict: object, workdir: str, interruption: Interruption, di
     if processes.count() > 1:
         interruption.defer()
     if not processes.is_first():
-        for handler in log.handlers:  # the first one speaks for all
+        for handler in log.handlers:  # other processes log only warnings
             handler.setLevel(logging.WARNING)
     run = Run.open(config, workdir, interruption)
 
     def end() -> None:
-        """Close the run and write its report; in the grace period of SIGTERM only close."""
+        """Close the run and write its report. After SIGTERM only close it, since the grace period is short."""
         run.close()
         if run.is_first and interruption.signum != signal.SIGTERM:
             write_report(workdir)
@@ -80,17 +82,17 @@ def run_stages(config_dict: object, workdir: str, interruption: Interruption, di
         for index, name in enumerate(config.stages):
             run.stop_if_requested()
             with run.stage(name, config.stages[:index].count(name)) as needed:
-                # An export that is asked for alone is written anew: it may name another policy by now.
+                # A config with only an export repeats it: the policy to export may have changed.
                 if needed or config.stages == ("export",):
                     stages[name](run)
     except BaseException as error:
         if not is_expected(error):
             log.debug("the run fails", exc_info=True)
-        with contextlib.suppress(OSError):  # the disk may be full: the error itself counts
+        with contextlib.suppress(OSError):  # the disk may be full; `error` matters more
             run.end(ending_of(error))
         try:
             end()
-        except Exception as second:  # the one that ended the run says more
+        except Exception as second:  # `error`, which ended the run, matters more
             log.warning(
                 "the report is missing (%s: %s): write it with `python -m mlagent_jax.report %s`",
                 *(type(second).__name__, second, workdir),
@@ -104,7 +106,7 @@ def run_stages(config_dict: object, workdir: str, interruption: Interruption, di
 
 
 def _stages() -> dict[str, Callable[[Run], None]]:
-    """Return the stages by the name that the config lists them under."""
+    """Return the stages by their name in the config."""
     from mlagent_jax.collection.stage import collect
     from mlagent_jax.evaluation.stage import evaluate
     from mlagent_jax.reporting.benchmark import write_benchmark
@@ -127,6 +129,7 @@ def _stages() -> dict[str, Callable[[Run], None]]:
 
 
 def main(argv: list[str]) -> None:
+    """Run the stages that the flags choose, or check the settings; exit with the status of the ending."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}: settings are flags, --config.FIELD=VALUE")
     log_plainly()
@@ -151,7 +154,7 @@ def main(argv: list[str]) -> None:
 
 
 def _check() -> None:
-    """Tell what a run with these settings would find, without taking a workdir."""
+    """Print the findings about a run with these settings, without starting it or writing to a workdir."""
     config = freeze(CONFIG.value)
     from mlagent_jax.runs.check import check
 
@@ -168,7 +171,7 @@ def _tour() -> None:
 
 
 def _program() -> None:
-    """`main` with its flags, and a quick end."""
+    """Parse the flags, run `main`, and end the process quickly."""
     try:
         app.run(main, flags_parser=parse_flags)
     except SystemExit as end:

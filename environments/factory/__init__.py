@@ -3,6 +3,6 @@
     file -> reading -> profile -> choices -> writing -> a task's folder, which `check` verifies
     source -> candidates -> the same, measured -> suite (an index, a card)
 
-Everything here runs on the host, on data from outside. Cells, names and descriptions are only ever data: scripts and
-prepare.py are the same texts for every task, and what differs between tasks is JSON.
+Everything here runs on the host, on data from outside. Cells, names and descriptions are only ever data. Scripts and
+prepare.py are the same texts for every task; the differences between tasks are JSON.
 """

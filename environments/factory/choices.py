@@ -1,4 +1,4 @@
-"""Chooses target form, metric, columns and split of a task from a table's profile; each choice has a reason and a flag.
+"""Choice of a task's target form, metric, columns and split from a table's profile; each has a reason and a flag.
 
 RawTable + Wishes -> Plan: normalised cells and decisions, or a RefusalError that names the reason
 """
@@ -20,37 +20,37 @@ from environments.tasks.grading import metrics
 from environments.tasks.grading.metrics import Form
 
 LEAST_ROWS = 40
-"""Minimum number of labelled rows: each half of the hidden labels gets at least 8 of them."""
+"""Minimum number of labelled rows, with which each half of the hidden labels has at least 8."""
 _CLASS_ROWS = 8
-"""Minimum number of rows of a class: it must be in the public rows and in both halves."""
+"""Minimum number of rows per class, so that the class can be in the public rows and in both halves."""
 _MOST_CLASSES = 50
 _FEW_VALUES = 10
 """Maximum number of distinct whole numbers that count as classes."""
 _HIDDEN = {400: 0.5, 2000: 0.4}
-"""Share of hidden rows of tables with fewer rows than so many; else 0.3."""
+"""Share of hidden rows by number of rows: a table with fewer rows than a key gets its value, others 0.3."""
 _HIDDEN_LARGE = 0.3
 _MOST_HIDDEN = 3000
 _SORTED = 0.98
 _OFTEN = 0.5
-"""Share of rows that repeat another one above which they are kept."""
+"""Share of repeated rows above which they are kept."""
 _GRADES = ("grade", "rating", "stars", "quality", "score", "level", "satisf", "severity")
 SPLITS = ("random", "stratified", "group", "time")
 
 
 @dataclasses.dataclass(frozen=True)
 class Wishes:
-    """What a person decides; empty fields are chosen."""
+    """Choices of the user; empty fields are chosen automatically."""
 
     target: str
     metric: str = ""
     kind: str = ""
     split: str = ""
     time: str = ""
-    """Column by which a `time` split is made."""
+    """Column of a `time` split."""
     group: str = ""
-    """Column whose rows stay together."""
+    """Column of a `group` split; rows with equal values stay on one side."""
     text: str = ""
-    """Column that is a text."""
+    """Column to treat as text."""
     hidden: float = 0.0
     """Share of hidden rows."""
     drop: tuple[str, ...] = ()
@@ -70,15 +70,15 @@ class Decision:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Plan:
-    """A task that is to be written."""
+    """Plan of a task, from which its folder is written."""
 
     table: pd.DataFrame
-    """Normalised cells, `[rows, columns]`: used columns, and columns of the split. The target is in `y0`."""
+    """Normalised cells, `[rows, columns]`: the columns that scripts see, the split's column, and the target `y0`."""
     target: str
     kind: str
     metric: str
     roles: Mapping[str, str]
-    """Role by column that scripts see."""
+    """Role of each column that scripts see."""
     classes: tuple[str, ...]
     """Names of the classes by code; empty for a regression."""
     split: str
@@ -86,11 +86,11 @@ class Plan:
     hidden: float
     decisions: tuple[Decision, ...]
     attention: tuple[str, ...]
-    """What a person should look at."""
+    """Remarks that a person should check."""
     profile: Profile
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what prepare.py needs."""
+        """Return the fields that prepare.py reads."""
         names = ("target", "kind", "metric", "roles", "classes", "split", "split_column", "hidden")
         return {name: getattr(self, name) for name in names}
 
@@ -100,10 +100,14 @@ TARGET = "y0"
 
 
 def choose(raw: RawTable, wishes: Wishes) -> Plan:
-    """Choose everything about the task that predicts `wishes.target`.
+    """Plan the task that predicts `wishes.target`.
+
+    Args:
+      raw: Cells of the table.
+      wishes: Choices of the user.
 
     Raises:
-      RefusalError: the table cannot become a task, or a wish does not fit it.
+      RefusalError: The table cannot become a task, or a choice of the user does not fit the table.
     """
     table, target = raw.cells, wishes.target
     for name in filter(None, (target, wishes.time, wishes.group, wishes.text, *wishes.drop, *wishes.keep)):
@@ -120,7 +124,7 @@ def choose(raw: RawTable, wishes: Wishes) -> Plan:
     table = table[table[target] != ""].reset_index(drop=True)
     repeated = table.duplicated()
     if repeated.mean() > _OFTEN:
-        # Rows of few different values: that they repeat says how common they are.
+        # A table of few different values: repetitions show how common each row is.
         attention.append(f"{int(repeated.sum())} rows repeat another one: rows of equal inputs stay together")
     elif repeated.any():
         attention.append(f"{int(repeated.sum())} rows that repeat another one exactly were left out")
@@ -163,7 +167,11 @@ def choose(raw: RawTable, wishes: Wishes) -> Plan:
 def _target(
     column: Column, wishes: Wishes, decisions: list[Decision], attention: list[str]
 ) -> tuple[np.ndarray, tuple[str, ...], str, np.ndarray]:
-    """Return target codes or numbers of the kept rows, class names, the metric, and which rows are kept."""
+    """Choose the form of the target and the metric.
+
+    Returns:
+      Class codes or numbers of the kept rows, class names (empty for numbers), the metric, and the mask of kept rows.
+    """
     name = column.name
     if column.role in ("constant", "empty") or column.distinct < 2:
         raise RefusalError(f"{name} is the same in every row: there is nothing to predict")
@@ -267,7 +275,7 @@ def _class_metric(codes: np.ndarray, ordinal: bool, decisions: list[Decision]) -
 def _roles(
     found: Profile, codes: np.ndarray, classes: bool, wishes: Wishes, decisions: list[Decision], attention: list[str]
 ) -> dict[str, str]:
-    """Return the columns that scripts see with their roles, and say which are left out and why."""
+    """Return the roles of the columns that scripts see; append a decision for each column that is left out."""
     roles: dict[str, str] = {}
     left_out: dict[str, str] = {}
     for name, column in found.columns.items():
@@ -320,7 +328,7 @@ def _split(
     decisions: list[Decision],
     attention: list[str],
 ) -> tuple[str, str]:
-    """Return how rows are split, and by which column."""
+    """Return the split, one of `SPLITS`, and its column; the column is empty if the split needs none."""
     how, by, reason = wishes.split, "", "as asked"
     if how and how not in SPLITS:
         raise RefusalError(f"--split is {how!r}; choose one of {', '.join(SPLITS)}")
@@ -363,7 +371,7 @@ def _groups(column: Column, wishes: Wishes) -> bool:
 
 
 def _is_order(column: Column, wishes: Wishes) -> bool:
-    """Check whether a column of dates, or of numbers called a time, is sorted over the whole table."""
+    """Return whether a column of dates, or of numbers with a name of a time, is sorted over the whole table."""
     if column.name == wishes.target or column.missing or column.distinct < 20:
         return False
     if column.role == "date":

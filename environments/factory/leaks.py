@@ -1,4 +1,4 @@
-"""Columns that are the target in other words: each alone tells it (nearly) exactly, so a task with them is no task."""
+"""Detection of columns that reveal the target (nearly) exactly on their own. With them, a task would be trivial."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ import pandas as pd
 from environments.factory.profile import Column
 
 _EXACT = 0.995
-"""Minimum share of the target's variation that one column explains, above chance, to count as the target."""
+"""Minimum share of the variation above chance that one column must explain to count as the target."""
 _LEAST_ROWS_PER_GROUP = 3.0
 _SAMPLE = 20_000
 
 
 def tells(column: Column, target: np.ndarray, classes: bool) -> str:
-    """Return why `column` gives the target away, or an empty text.
+    """Return the way in which `column` reveals the target, or an empty text.
 
     Args:
-      column: a column of role number, category or date.
-      target: class codes as integers or numbers, `[rows]`.
-      classes: whether the target is a class.
+      column: Column with the role number, category or date; others reveal nothing.
+      target: Class codes or numbers, `[rows]`.
+      classes: Whether the target is a class.
     """
     target = target[:_SAMPLE]
     if column.role == "number":
@@ -47,7 +47,7 @@ def _of_numbers(values: np.ndarray, target: np.ndarray) -> str:
 
 
 def _of_classes_by_order(values: np.ndarray, target: np.ndarray) -> str:
-    """Check whether a few thresholds on the values separate the classes."""
+    """Return a finding if a few thresholds on the values separate the classes, or equal values have equal classes."""
     order = np.argsort(values, kind="stable")
     codes, held = target[order], values[order]
     changes = int(np.sum((codes[1:] != codes[:-1]) & (held[1:] != held[:-1])))
@@ -58,7 +58,7 @@ def _of_classes_by_order(values: np.ndarray, target: np.ndarray) -> str:
 
 
 def _by_group(cells: np.ndarray, target: np.ndarray, classes: bool) -> str:
-    """Check whether equal cells have equal targets, where cells repeat often enough for that to mean something."""
+    """Return a finding if equal cells have equal targets, and cells repeat often enough for that to be no accident."""
     groups = pd.factorize(pd.Series(cells))[0]
     count = groups.max() + 1
     if count < 2 or len(groups) < _LEAST_ROWS_PER_GROUP * count:

@@ -1,8 +1,8 @@
-"""Profiles a table: what each column holds, and what in it needs care before it can become a task.
+"""Profile of a table: the role of each column, its missing and distinct cells, and notes for a person.
 
-    texts -> Column: role, missing, distinct, example -> notes for a person
+    texts -> Column (role, missing, distinct, note) -> Profile
 
-Cells are normalised on the way: numbers to a decimal point, dates to ISO 8601, so that later readers need no guess.
+Cells are normalised on the way: numbers get a decimal point, dates become ISO 8601. Later readers need not guess.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ ROLES = ("number", "category", "text", "date", "id", "constant", "empty")
 USED = ("number", "category", "text", "date")
 """Roles of columns that scripts see."""
 _MOSTLY = 0.95
-"""Minimum share of cells that must be numbers, or dates, for a column to count as such."""
+"""Minimum share of numbers (or dates) among the filled cells of a number (or date) column."""
 _EMPTY = 0.98
 _MANY = 0.8
 """Minimum share of distinct categories at which a column identifies rows."""
@@ -59,11 +59,11 @@ class Column:
     missing: int
     distinct: int
     note: str = ""
-    """What was done to it or is odd about it."""
+    """Change that was made to the column, or a remark about it."""
 
     @property
     def numbers(self) -> np.ndarray:  # [rows]
-        """Cells of a number column as floats; NaN if missing."""
+        """Cells of a number column as floats; missing cells are NaN."""
         return pd.to_numeric(pd.Series(self.cells, dtype=object), errors="coerce").to_numpy(float)
 
 
@@ -82,7 +82,7 @@ class Profile:
 
 
 def profile(cells: pd.DataFrame) -> Profile:
-    """Profile a table of texts."""
+    """Profile a table of texts, `[rows, columns]`."""
     columns = {name: column(name, cells[name].to_numpy(object)) for name in cells}
     compared = [name for name, found in columns.items() if found.role in USED]
     repeated = cells[compared].duplicated().sum() if compared else 0
@@ -90,7 +90,7 @@ def profile(cells: pd.DataFrame) -> Profile:
 
 
 def column(name: str, cells: np.ndarray) -> Column:
-    """Profile one column of texts."""
+    """Profile one column of texts, `[rows]`."""
     filled = cells != ""
     present = cells[filled]
     missing, distinct = int((~filled).sum()), len(set(present.tolist()))
@@ -122,15 +122,17 @@ def column(name: str, cells: np.ndarray) -> Column:
 
 
 def looks_like_group(name: str) -> bool:
+    """Return whether a column's name suggests groups of rows, such as patients or countries."""
     return bool(_GROUP_NAME.search(name))
 
 
 def looks_like_time(name: str) -> bool:
+    """Return whether a column's name suggests a time."""
     return bool(_TIME_NAME.search(name.replace("_", " ")))
 
 
 def _is_row_number(name: str, values: np.ndarray, rows: int) -> bool:
-    """Check whether `values` are distinct whole numbers that count rows, or are called ids."""
+    """Return whether `values` are distinct whole numbers that count the rows or have the name of an id."""
     if len(values) < 3 or (values != np.rint(values)).any() or len(set(values.tolist())) < len(values):
         return False
     consecutive = values.max() - values.min() == len(values) - 1
@@ -142,12 +144,12 @@ def _number_share(cells: np.ndarray, filled: np.ndarray) -> float:
 
 
 def _as_numbers(cells: np.ndarray, filled: np.ndarray) -> tuple[np.ndarray | None, str]:
-    """Return the cells as plain decimal numbers with a note, or None if too few are numbers."""
+    """Return the cells as plain decimal numbers with a note; None instead of cells if too few are numbers."""
     plain = [_UNITS.sub("", cell) for cell in cells[filled].tolist()]
     is_plain = np.array([bool(_NUMBER.fullmatch(cell)) for cell in plain], bool)
     commas = np.array([bool(_COMMA.fullmatch(cell)) for cell in plain], bool)
     thousands = np.array([bool(_THOUSANDS.fullmatch(cell)) for cell in plain], bool)
-    # `1,234` is both: it is a decimal comma only where some other cell can be nothing else.
+    # `1,234` is ambiguous. It has a decimal comma only if another cell cannot be read in any other way.
     if (commas & ~thousands).any() and not (thousands & ~commas).any() and (is_plain | commas).mean() >= _MOSTLY:
         ok = is_plain | commas
         plain = [

@@ -1,10 +1,10 @@
-"""Reads a table from a file or folder, whatever its dialect, into texts: a missing cell is an empty one.
+"""Reading of a table from a file or folder of any dialect into texts; a missing cell becomes an empty text.
 
     FILE.csv, .tsv, .txt (also .gz, .bz2, .xz)   delimiter, encoding and byte-order mark are detected
     FILE.parquet, FILE.xlsx, FILE.xls            with the library that reads it; the error names it
     folder of images with a label file           columns of grey pixels
 
-Sizes are bounded before anything is parsed. Nothing that a file contains is executed.
+Sizes are checked before anything is parsed. No content of a file is executed.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class RefusalError(TaskError):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class RawTable:
-    """Cells of a table as texts, with what was noticed while reading it."""
+    """Cells of a table as texts, with notes from reading it."""
 
     cells: pd.DataFrame
     """Texts, `[rows, columns]`; a missing cell is an empty text."""
@@ -62,18 +62,18 @@ class RawTable:
     kind: str = "tabular"
     """`image` if the columns are the pixels of images."""
     license: str = ""
-    """License that came with the table, if its source's list has none."""
+    """License that came with the table, used if the list of its source has none."""
 
 
 def read(path: Path, target: str = "") -> RawTable:
     """Read the table in `path`.
 
     Args:
-      path: file, or folder of images.
-      target: column of the label file of a folder of images.
+      path: File, or folder of images.
+      target: Target column in the label file of a folder of images; unused for a file.
 
     Raises:
-      RefusalError: missing, too large, not a table, or a library is missing.
+      RefusalError: The file is missing, too large or not a table, or a library is missing.
     """
     if path.is_dir():
         return _read_images(path, target)
@@ -101,7 +101,7 @@ def read_delimited(data: bytes, name: str) -> RawTable:
     """Read a delimited text with a header.
 
     Raises:
-      RefusalError: it is binary, has no header, or fewer than two columns.
+      RefusalError: The text is binary, has no rows below its header, or has fewer than two columns.
     """
     text = decode(data)
     if text is None:
@@ -131,7 +131,7 @@ def read_delimited(data: bytes, name: str) -> RawTable:
 
 
 def _delimiter(text: str) -> str:
-    """Return the delimiter that gives most lines the same, largest number of cells."""
+    """Return the delimiter with which most lines have the same number of cells; in a tie, the larger number wins."""
     lines = [line for line in text[: 1 << 18].splitlines() if line.strip()][:100]
     lines = [re.sub(r'"[^"]*"', '""', line) for line in lines]
     best = (0, 0)
@@ -147,7 +147,7 @@ def table_of(frame: pd.DataFrame, header: list[Any], notes: list[str]) -> RawTab
     """Return a table with clean, unique column names and stripped cells.
 
     Raises:
-      RefusalError: it has too many columns or cells, or none.
+      RefusalError: The table has too many columns or cells, or fewer than two columns.
     """
     if frame.shape[1] > MOST_COLUMNS or frame.size > MOST_CELLS:
         raise RefusalError(
@@ -170,7 +170,7 @@ def table_of(frame: pd.DataFrame, header: list[Any], notes: list[str]) -> RawTab
 
 
 def clean_name(name: Any) -> str:
-    """Return a name of ordinary characters on one line, at most `NAME_LENGTH` long."""
+    """Return the name on one line with ordinary characters only, at most `NAME_LENGTH` of them."""
     return " ".join(_UNSAFE.sub(" ", str(name)).split())[:NAME_LENGTH].strip()
 
 
@@ -186,13 +186,17 @@ def _read_with_library(path: Path, library: str, function: str) -> RawTable:
         raise RefusalError(f"{path}: reading {path.suffix} files needs {library}: `pip install {library}`") from error
     try:
         frame = getattr(pd, function)(path)
-    except Exception as error:  # The libraries raise errors of their own.
+    except Exception as error:  # Each library has its own errors.
         raise RefusalError(f"{path} cannot be read: {str(error)[:200]}") from error
     return from_frame(frame)
 
 
 def from_frame(frame: pd.DataFrame) -> RawTable:
-    """Convert a data frame; whole floats lose their `.0`, times become ISO dates."""
+    """Convert a data frame to texts; whole floats lose their `.0`, times become ISO dates.
+
+    Raises:
+      RefusalError: The table has too many columns or cells, or fewer than two columns.
+    """
     if frame.shape[1] > MOST_COLUMNS or frame.size > MOST_CELLS:
         raise RefusalError(f"the table has {frame.shape[0]} rows and {frame.shape[1]} columns, which is too large")
     columns = {}
@@ -210,10 +214,13 @@ def from_frame(frame: pd.DataFrame) -> RawTable:
 
 
 def join(train: RawTable, test: RawTable, target: str) -> tuple[RawTable, str]:
-    """Return the labelled rows of a competition's train and test files, and a note.
+    """Join the labelled rows of a competition's train and test files.
 
-    The test file counts only if it has the target: otherwise its labels are unknown, so hidden rows are taken from the
-    train file.
+    The test file is used only if it has the target. Otherwise its labels are unknown, and hidden rows are taken from
+    the train file.
+
+    Returns:
+      The joined table, and a note about the test file.
     """
     if target in test.cells and (test.cells[target] != "").any():
         columns = [name for name in train.cells if name in test.cells]
@@ -227,7 +234,7 @@ def join(train: RawTable, test: RawTable, target: str) -> tuple[RawTable, str]:
 
 
 def _read_images(folder: Path, target: str) -> RawTable:
-    """Read images named in the folder's label file as grey squares of `SIDE` pixels."""
+    """Read the images that the folder's label file names, as grey squares of `SIDE` by `SIDE` pixels."""
     labels = sorted(path for path in folder.iterdir() if path.suffix.lower() in (".csv", ".tsv", ".txt"))
     if len(labels) != 1:
         raise RefusalError(

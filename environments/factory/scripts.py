@@ -1,8 +1,8 @@
 """Starting script, reference and ideas of a table's task, chosen by cross-validation on its public rows.
 
-The starting script is weak on purpose: it ignores columns that are no numbers and uses a simple model. The reference
-is the best of a few good scripts. Hidden rows take no part in the choice. No text here comes from the data: scripts
-read names and roles of columns from about.json.
+The starting script is weak on purpose: it omits a part of the data, such as texts, and uses a simple model. The
+reference is the best of a few good scripts. Hidden rows are not used for the choice. Scripts contain no text from the
+data: they read names and roles of columns from about.json.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from environments.tasks.task import OwnIdea
 
 FOLDS = 3
 MOST_ROWS = 1500
-"""Maximum number of public rows that take part in the choice of scripts."""
+"""Maximum number of public rows that are used to choose scripts."""
 
 
 _FAILED = 1e300
-"""Magnitude of the score of a script that fails."""
+"""Absolute value of the score of a script that fails."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Chosen:
-    """Scripts of a task and what cross-validation says of them."""
+    """Scripts of a task with their mean scores in cross-validation."""
 
     start: Script
     reference: Script
@@ -49,9 +49,9 @@ def choose_scripts(train: pd.DataFrame, plan: Mapping[str, Any], name: str) -> C
     """Choose starting script and reference for public rows `train`, with the target in `y0`.
 
     Args:
-      train: public rows as texts, `[rows, columns]`.
+      train: Public rows as texts, `[rows, columns]`.
       plan: `choices.Plan.to_dict()`.
-      name: name of the task, which decides among the weak starting scripts.
+      name: Name of the task, whose hash chooses among the weak starting scripts.
     """
     sample = train.iloc[:MOST_ROWS]
     metric = metrics.get(plan["metric"])
@@ -79,7 +79,7 @@ def choose_scripts(train: pd.DataFrame, plan: Mapping[str, Any], name: str) -> C
 
 
 def _starts(kind: str, roles: set[str], classification: bool, name: str) -> list[Script]:
-    """Return weak scripts, the one that `name` draws first."""
+    """Return weak scripts; the hash of `name` decides which comes first."""
     suffix = "Classifier" if classification else "Regressor"
     models = [
         f"DecisionTree{suffix}(max_depth=1, random_state=0)",
@@ -94,7 +94,7 @@ def _starts(kind: str, roles: set[str], classification: bool, name: str) -> list
 
 
 def _weak(kind: str, roles: set[str]) -> str:
-    """Return arguments of `load` that leave something out."""
+    """Return arguments of `load` that omit a part of the data."""
     if kind == "image":
         return "size=3"
     if kind == "text":
@@ -133,7 +133,7 @@ def _cross_validate(
     classes: int,
     metric: metrics.Metric,
 ) -> list[float]:
-    """Return the score of a script on each fold; folds that cannot be scored count as the worst."""
+    """Return the score of a script on each fold; a fold that cannot be scored gets the worst score, `_FAILED`."""
     from environments.tasks.generated.starter import loading_table  # Imports scikit-learn, which takes seconds.
 
     options: dict[str, Any] = _literal(f"dict({script.load})")
@@ -170,7 +170,7 @@ def _estimator(script: Script) -> Any:
 
 
 def _literal(code: str) -> Any:
-    """Evaluate an expression of this module's scripts."""
+    """Evaluate an expression from a script of this module."""
     names = {name: MODULE_OF[name] for name in re.findall(r"[A-Za-z_]\w*", code) if name in MODULE_OF}
     namespace: dict[str, Callable[..., Any]] = {
         name: getattr(importlib.import_module(module), name) for name, module in names.items()
@@ -192,7 +192,14 @@ def _predictions(model: Any, z: np.ndarray, metric: metrics.Metric, classes: int
 
 
 def ideas(kind: str, roles: Sequence[str]) -> tuple[OwnIdea, ...]:
-    """Return edits of the data cell that suit the columns, good and bad; the library has those of the other cells."""
+    """Return edits of the data cell that suit the columns, good and bad ones.
+
+    The library of ideas has the edits of the other cells.
+
+    Args:
+      kind: Kind of the task.
+      roles: Roles of the columns.
+    """
     held = set(roles)
     options: dict[str, str] = {}
     if kind == "tabular":

@@ -1,8 +1,8 @@
-"""Writes a plan as a task's folder: what `environments.tasks.folders.folder` reads, and a person may change.
+"""Writing of a plan as the folder of a task, which `environments.tasks.folders.folder` reads and a person may change.
 
     task.yaml description.md env/{train,helper,loading}.py prepare.py reference.py raw/{table.csv,plan.json}
 
-Metric and grading are the project's own (`grading.metrics`), so there is no grade.py.
+Metric and grading are those of the project (`grading.metrics`), so there is no grade.py.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ _METRIC_WORDS = {
 
 @dataclasses.dataclass(frozen=True)
 class Origin:
-    """Where a table comes from, as recorded in the task."""
+    """Origin of a table, as recorded in the task."""
 
     source: str = "Made from a table by `python -m environments new`."
     about: str = ""
-    """What the source says of the table, in a sentence."""
+    """Description of the table by its source, in one sentence."""
     license: str = ""
 
 
@@ -57,7 +57,7 @@ class Written:
 
 
 def task_name(text: str) -> str:
-    """Convert any text to a task's name."""
+    """Convert any text to a valid name of a task, at most 64 characters."""
     return re.sub(r"[^a-z0-9._-]+", "-", text.lower()).strip("-._")[:64].rstrip("-._") or "task"
 
 
@@ -67,15 +67,15 @@ def write(
     """Write the task `name` into a new `folder`.
 
     Args:
-      plan: what to write.
-      folder: folder, which must not exist.
-      name: name of the task.
-      origin: source of the table.
-      seed: seed of the split on which scripts are chosen.
-      limit: CPU seconds of an execution.
+      plan: Plan of the task.
+      folder: Folder of the task, which must not exist.
+      name: Name of the task.
+      origin: Origin of the table.
+      seed: Seed of the split on which scripts are chosen.
+      limit: Maximum CPU seconds of an execution.
 
     Raises:
-      TaskError: the folder exists, or the split leaves a side without rows or classes.
+      TaskError: The folder exists, or the split leaves a side without rows or classes.
     """
     if folder.exists():
         raise TaskError(f"{folder} exists: choose another name, or delete it")
@@ -103,7 +103,7 @@ def write(
 
 
 def _traits(plan: Plan, train: Any) -> str:
-    """Return the traits line, from the public rows alone."""
+    """Return the line of traits, computed from the public rows only."""
     numbers = [name for name, role in plan.roles.items() if role == "number"]
     columns = [np.array([float(cell) if cell else np.nan for cell in train[name]]) for name in numbers]
     varied = [column for column in columns if len(set(column[~np.isnan(column)].tolist())) > 1]
@@ -122,7 +122,7 @@ def _traits(plan: Plan, train: Any) -> str:
 
 
 def describe(plan: Plan, origin: Origin) -> str:
-    """Return the description: what to predict, from what, and how it is scored. Names from the data are quoted."""
+    """Return the description of the task: target, columns, files and score. Names from the data are quoted."""
     classes = ", ".join(f"{place} = {clean_name(name)!r}" for place, name in enumerate(plan.classes[:20]))
     goal = f"Predict {plan.target!r}" + (
         f", a class from 0 to {len(plan.classes) - 1}" if plan.classes else ", a number"

@@ -2,11 +2,11 @@
 
 `prefill` runs whole prompts, `prefill_part` long prompts chunk by chunk, and `decode_step` one token per slot.
 
-There are two caches: one of prompts, a row each, and one of what follows them, a row per slot. Several slots attend to
-one prompt row, whose keys and values are read once for all of them; a slot's attention to its prompt and to its own row
-are joined by their log-sum-exp (Juravsky et al. 2024, Athiwaratkun et al. 2024). Attention runs over blocks of a row up
-to the longest one in use. Keys and values are one array per layer, because XLA would copy a stacked array, carried
-through a loop, at each token.
+There are two caches: one of prompts, a row each, and one of completions, a row per slot. Several slots attend to one
+prompt row, whose keys and values are read once for all of them. A slot's attention to its prompt and its attention to
+its own row are joined by their log-sum-exp (Juravsky et al. 2024, Athiwaratkun et al. 2024). Attention runs over the
+blocks of a row, as many as the longest row in use needs. Keys and values are one array per layer, because XLA would
+copy a stacked array, carried through a loop, at each token.
 """
 
 from __future__ import annotations
@@ -25,12 +25,13 @@ from mlagent_jax.parallelism import Rules, constrain
 KEY_AXES = ("slots", "kv_heads", "head_dim", "time")
 VALUE_AXES = ("slots", "kv_heads", "time", "head_dim")
 KEY_BLOCK = 512  # keys per attention block of a prompt chunk; scores are [rows, heads, chunk, KEY_BLOCK]
-_DECODE_BLOCK = 256  # keys per attention block of decoding, at least
-_MOST_BLOCKS = 8  # of a row in decoding: on accelerators each costs a few microseconds
+_DECODE_BLOCK = 256  # minimum keys per attention block of decoding
+_MOST_BLOCKS = 8  # maximum blocks per row in decoding; on accelerators each costs a few microseconds
 
 _Softmax = tuple[jax.Array, jax.Array, jax.Array]
-"""Attention that is not normalised yet, of [rows, kv_heads, queries]: the highest score, the sum of
-exp(score - highest), and the values weighted by it [rows, kv_heads, queries, head_dim]; all fp32."""
+"""Attention before normalisation, all fp32: the highest score [rows, kv_heads, queries], the sum of
+exp(score - highest) [rows, kv_heads, queries], and the sum of values with these weights
+[rows, kv_heads, queries, head_dim]."""
 
 
 @jax.tree_util.register_dataclass
@@ -38,14 +39,14 @@ exp(score - highest), and the values weighted by it [rows, kv_heads, queries, he
 class Cache:
     """Rotated keys and values, one array of each per layer.
 
-    The layouts match the matrix products of decoding (rows of queries times keys, rows of weights times values); on a
-    CPU they are three times as fast as the transposed ones.
+    The layouts match the matrix products of decoding (queries times keys, weights times values). On a CPU, they are
+    three times as fast as the transposed layouts.
     """
 
     keys: list[jax.Array]
-    """[slots, kv_heads, head_dim, length]; of prompts [rows, ...]"""
+    """[slots, kv_heads, head_dim, length]; [rows, ...] in the cache of prompts."""
     values: list[jax.Array]
-    """[slots, kv_heads, length, head_dim]"""
+    """[slots, kv_heads, length, head_dim]; [rows, ...] in the cache of prompts."""
 
     @property
     def length(self) -> int:
@@ -56,18 +57,18 @@ class Cache:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Groups:
-    """Which slots attend to which row of the cache of prompts.
+    """Assignment of slots to the prompt rows that they attend to.
 
-    A mesh splits slots and rows into the same number of shares. A slot and its row are in one share, so that attention
-    exchanges nothing; `members` and `places` count from the beginning of a share.
+    A mesh splits slots and rows into the same number of shares. A slot and its row are in the same share, so that
+    attention needs no communication. The indices in `members` and `places` are relative to the share.
     """
 
     lengths: jax.Array
-    """int32 [rows]: tokens of the prompt; 0 where no slot reads it."""
+    """int32 [rows]: tokens of the prompt; 0 if no slot reads the row."""
     members: jax.Array
-    """int32 [rows, samples]: the slots of each row; any slot where there are fewer."""
+    """int32 [rows, samples]: slots of each row; unused entries hold any slot."""
     places: jax.Array
-    """int32 [slots]: of each slot, its row times `samples` and its column of `members`."""
+    """int32 [slots]: index of each slot in the flattened `members`: row * samples + column."""
 
 
 def init_cache(graph: Graph, slots: int, length: int, dtype: jnp.dtype) -> Cache:
@@ -177,17 +178,17 @@ def decode_step(
     prompts: Cache,
     groups: Groups,
 ) -> tuple[jax.Array, Cache]:
-    """Run one token for every slot: write it to the cache, attend to the slot's prompt and to all that follows it.
+    """Run one token per slot: write it to the cache, and attend to the slot's prompt and completion.
 
     Args:
       graph: The model.
       params: Its parameters, layers stacked or as from `layer_params`.
       tokens: int32 [slots].
       positions: int32 [slots], the position of each token in its sequence.
-      written: int32 [slots], the position of each token after its prompt; one beyond the cache is not written.
-      cache: What follows the prompts, a row per slot.
-      prompts: The prompts.
-      groups: Which slot has which prompt.
+      written: int32 [slots], the position of each token in its completion; a token beyond the cache is not written.
+      cache: The cache of completions, in the compute dtype; a row per slot.
+      prompts: The cache of prompts.
+      groups: Prompt row of each slot.
 
     Returns:
       (hidden states [slots, hidden], the cache).
@@ -274,11 +275,11 @@ def _decode_attention(
     groups: Groups,
     rules: Rules,
 ) -> jax.Array:
-    """Attend from [slots, heads, head_dim] to one layer of both caches; on a mesh each device to its share alone."""
+    """Attend from [slots, heads, head_dim] to one layer of both caches; on a mesh, each device to its own share."""
     attend = _attend_to_both
     mesh = jax.sharding.get_abstract_mesh()
     if not mesh.empty and mesh.size > 1:
-        # By the axes of key-value heads: each has its whole group of query heads on its device.
+        # Query heads are split like key-value heads, so that a group of query heads is on the device of its head.
         heads = rules.spec(("slots", "kv_heads", "head_dim"), mesh, (*query.shape[:1], *values.shape[1:4:2]), "query")
         caches = [rules.spec(axes, mesh) for axes in (KEY_AXES, VALUE_AXES)]
         slots = rules.spec(("slots",), mesh)
@@ -300,12 +301,12 @@ def _attend_to_both(
     kv_heads, (rows, samples) = values.shape[1], groups.members.shape
     grouped = query.reshape(slots, kv_heads, heads // kv_heads, head_dim)
     own = _attend_to_rows(grouped, keys, values, jnp.where(written < values.shape[2], written + 1, 0))
-    # The queries of a prompt's slots stand together: [rows, kv_heads, samples * groups, head_dim].
+    # Gather the queries of all slots of a prompt: [rows, kv_heads, samples * groups, head_dim].
     asked = jnp.take(grouped, groups.members, axis=0, mode="clip").transpose(0, 2, 1, 3, 4)
     shared = _attend_to_rows(asked.reshape(rows, kv_heads, -1, head_dim), prompt_keys, prompt_values, groups.lengths)
 
     def back(found: jax.Array) -> jax.Array:
-        """[rows, kv_heads, samples * groups, ...] -> [slots, kv_heads, groups, ...]"""
+        """Scatter to slots: [rows, kv_heads, samples * groups, ...] -> [slots, kv_heads, groups, ...]."""
         apart = found.reshape(rows, kv_heads, samples, -1, *found.shape[3:]).swapaxes(1, 2)
         return jnp.take(apart.reshape(rows * samples, *apart.shape[2:]), groups.places, axis=0, mode="clip")
 
@@ -315,7 +316,7 @@ def _attend_to_both(
 
 
 def _joined(one: _Softmax, other: _Softmax) -> _Softmax:
-    """Attention to the keys of both."""
+    """Join two attentions of the same queries into the attention to the keys of both."""
     highest = jnp.maximum(one[0], other[0])
     kept = [jnp.exp(part[0] - highest) for part in (one, other)]
     total = sum(weight * part[1] for weight, part in zip(kept, (one, other), strict=True))
@@ -340,7 +341,7 @@ def _attend_to_rows(query: jax.Array, keys: jax.Array, values: jax.Array, length
 
 
 def decode_block(length: int) -> int:
-    """Return the keys of an attention block in decoding, of rows of `length` positions."""
+    """Return the number of keys per attention block in decoding, for rows of `length` positions."""
     return min(length, max(_DECODE_BLOCK, -(-length // _MOST_BLOCKS // 128) * 128))
 
 
@@ -352,13 +353,14 @@ def _over_blocks(
     length: int,
     block: int,
 ) -> _Softmax:
-    """Attend with a running softmax to rows of `length` positions, `block` at a time, as many as `reach` asks for.
+    """Attend with a running softmax to rows of `length` positions, block by block up to position `reach`.
 
     Args:
       query: [rows, kv_heads, queries, head_dim].
-      read: Gives the keys [rows, kv_heads, head_dim, block] and values [rows, kv_heads, block, head_dim] from a start.
-      limits: int32 [rows, queries or 1]: positions that each query sees.
-      reach: int32 []: the largest limit.
+      read: Maps the start of a block to keys [rows, kv_heads, head_dim, block] and values [rows, kv_heads, block,
+        head_dim].
+      limits: int32 [rows, queries or 1], number of positions that each query sees.
+      reach: int32 [], the largest limit.
       length: Positions of a row.
       block: Positions of a block.
     """

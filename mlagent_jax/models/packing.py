@@ -1,7 +1,10 @@
-"""Actions with their prompts in rows of one length. Actions of one prompt share one copy of it.
+"""Packing of actions with their prompts into rows of one length. Actions of one prompt share one copy of it.
 
-A block is a prompt and its actions. Its row holds the prompt without the last token, then each action behind that last
-token and without its own last one: every token of an action is then chosen at a position of the action's own.
+    samples -> blocks -> packed (or Shapes.choose) -> fill -> Rows
+
+A block is a prompt with its actions. Its row holds the prompt without its last token, and then each action without its
+last token, preceded by the last token of the prompt. Each token of an action is thus predicted at a position that
+belongs to this action alone.
 
     tokens        p0 p1 | p2 a0 a1 | p2 b0        of the prompt p0 p1 p2 and the actions a0 a1 a2 and b0 b1
     targets             | a0 a1 a2 | b0 b1
@@ -26,19 +29,20 @@ class Sample:
     action: Sequence[int]
 
     def __len__(self) -> int:
-        """Return the positions that it takes in a row of its own."""
+        """Return the number of positions in a row of its own."""
         return len(self.prompt) - 1 + len(self.action)
 
 
 @dataclasses.dataclass(frozen=True)
 class Block:
-    """Samples of one prompt, by their indices."""
+    """Samples of one prompt that share a row."""
 
     members: tuple[int, ...]
+    """Indices of the samples."""
     tokens: int
     """Positions in a row."""
     decisions: int
-    """Tokens of its actions."""
+    """Total tokens of the actions."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,26 +51,29 @@ class Rows:
 
     tokens: np.ndarray  # int32
     targets: np.ndarray  # int32
-    mask: np.ndarray  # bool, true where the target is a token of an action
+    mask: np.ndarray  # bool, True where the target is a token of an action
     segment_ids: np.ndarray  # int32, from 1 in each row; 0 is padding
-    prompt_ids: np.ndarray  # int32, the segment of the prompt where that is shared, else the own one
+    prompt_ids: np.ndarray  # int32, segment of a shared prompt, else the position's own segment
     positions: np.ndarray  # int32, from 0 in each sample
 
     def __len__(self) -> int:
         return len(self.tokens)
 
     def arrays(self) -> dict[str, np.ndarray]:
+        """Return the arrays by field name."""
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
 
 def blocks(samples: Sequence[Sample], chosen: Sequence[int], row_tokens: int, *, share: bool = True) -> list[Block]:
-    """Group the `chosen` samples by equal prompts, in the order of each prompt's first; what exceeds a row is split.
+    """Group the `chosen` samples by equal prompts; a group that exceeds a row is split into several blocks.
+
+    Prompts are in the order of their first sample.
 
     Args:
       samples: All samples.
-      chosen: Indices of those to group.
+      chosen: Indices of the samples to group.
       row_tokens: Length of a row.
-      share: Whether samples of one prompt share it; else each is a block.
+      share: Whether samples of one prompt share it; otherwise each sample is a block.
 
     Raises:
       ValueError: A sample is longer than a row.
@@ -98,9 +105,9 @@ def _split(samples: Sequence[Sample], members: Sequence[int], row_tokens: int) -
 
 
 def first_fit(lengths: Sequence[int], row_tokens: int) -> list[list[int]]:
-    """Assign items, given by length, each to the first row that has room; n items take n log n steps.
+    """Assign items, given by their lengths, each to the first row that has room; n items take O(n log n) time.
 
-    In order of falling length ("first fit decreasing") few rows are needed: at most 11/9 of the best, and one.
+    If the lengths decrease ("first fit decreasing"), the number of rows is at most 11/9 of the optimum, plus one.
 
     Returns:
       The indices of each row's items.
@@ -111,7 +118,7 @@ def first_fit(lengths: Sequence[int], row_tokens: int) -> list[list[int]]:
     size = 1
     while size < len(lengths):
         size *= 2
-    room = [row_tokens] * (2 * size)  # a tree: the room of row i is at size + i, a node has the larger of its two
+    room = [row_tokens] * (2 * size)  # a tree of free tokens: row i is leaf size + i, a node is its children's maximum
     rows: list[list[int]] = []
     for item, length in enumerate(lengths):
         if length > row_tokens:
@@ -130,23 +137,23 @@ def first_fit(lengths: Sequence[int], row_tokens: int) -> list[list[int]]:
 
 
 def packed(found: Sequence[Block], row_tokens: int) -> list[list[Block]]:
-    """Return the blocks in rows, the longest first."""
+    """Assign the blocks to rows of `row_tokens` positions, the longest blocks first."""
     ordered = sorted(found, key=lambda block: -block.tokens)
     return [[ordered[i] for i in row] for row in first_fit([block.tokens for block in ordered], row_tokens)]
 
 
 def bucket(length: int, row_tokens: int) -> int:
-    """Return the smallest of eight lengths up to `row_tokens` that holds `length`, so that few shapes are compiled."""
+    """Return the smallest of eight lengths up to `row_tokens` that holds `length`: few lengths, few compilations."""
     step = -(-row_tokens // 8)
     return min(row_tokens, step * max(1, -(-length // step)))
 
 
 def fill(samples: Sequence[Sample], rows: Sequence[Sequence[Block]], row_tokens: int, pad_id: int) -> Rows:
-    """Fill rows with blocks; a row without any is padding and has no weight.
+    """Write blocks to rows; a row without blocks is padding, with a mask of False.
 
     Args:
-      samples: All samples, which the blocks' members index.
-      rows: Blocks of each row, together at most `row_tokens`.
+      samples: All samples; the members of blocks are indices of this list.
+      rows: Blocks of each row, with at most `row_tokens` positions in total.
       row_tokens: Length of a row.
       pad_id: Token of the padding.
     """
@@ -172,7 +179,7 @@ def fill(samples: Sequence[Sample], rows: Sequence[Sequence[Block]], row_tokens:
             start += known
             for index in block.members:
                 action = samples[index].action
-                segment += len(block.members) > 1  # one action goes on in its prompt's segment
+                segment += len(block.members) > 1  # a single action continues the segment of its prompt
                 here = slice(start, start + len(action))
                 filled.tokens[r, start] = prompt[-1]
                 filled.tokens[r, start + 1 : here.stop] = action[:-1]
@@ -187,31 +194,32 @@ def fill(samples: Sequence[Sample], rows: Sequence[Sequence[Block]], row_tokens:
 
 @dataclasses.dataclass(frozen=True, order=True)
 class Shape:
-    """Shape of a program that works on rows."""
+    """Shape of the rows of one pass."""
 
     rows: int
-    """Rows per pass of the devices."""
+    """Rows per pass, over all devices."""
     time: int
+    """Positions per row."""
     decisions: int
-    """Tokens of actions per row, at most."""
+    """Maximum tokens of actions per row."""
 
 
 class Shapes:
-    """Shapes of a run's packed batches: few of them, little padding.
+    """Shapes of a run's packed batches: few shapes with little padding.
 
-    A batch takes a known shape whose padding is at most `waste`, else the best one for it. When `most` are known, no
-    more are added; the largest one, which any batch fits, is always among them. The same batches in the same order take
-    the same shapes, and `to_list` keeps what is known for a resume.
+    A batch takes a known shape whose padding is at most `waste`; otherwise the best shape for the batch is added. At
+    most `most` shapes are known. The first of them holds the longest block, so that every batch fits one. The same
+    batches in the same order take the same shapes, and `to_list` keeps the known shapes for a resume.
 
     Args:
       longest: Positions of the longest possible block.
-      limit: Positions of a row, at most; at least `longest`.
+      limit: Maximum positions of a row; at least `longest`.
       shards: Number that divides the rows of a pass.
-      budget: Positions per pass and shard, at most, if a single row has no more.
-      width: Cost of one position without attention over the cost of attending to one position. A token's logits are
-        taken to cost a tenth of a position.
-      most: Number of shapes.
-      waste: Padding as a fraction of all positions.
+      budget: Maximum positions per pass and shard, unless a single row has more.
+      width: Cost of one position without attention, divided by the cost of attending to one position. The logits of a
+        token are assumed to cost a tenth of a position.
+      most: Maximum number of shapes.
+      waste: Accepted padding, as a fraction of all positions.
     """
 
     def __init__(
@@ -225,14 +233,22 @@ class Shapes:
         most: int = 8,
         waste: float = 0.15,
     ) -> None:
-        self._step = 64 if longest <= 2048 else 512  # of row lengths; the fused kernels work on blocks of 512
+        self._step = 64 if longest <= 2048 else 512  # step of row lengths; the fused kernels work on blocks of 512
         up = self._up
         self._limit, self._shards, self._budget = up(limit), shards, budget
         self._width, self._most, self._waste = width, most, waste
         self.known = [Shape(shards, up(longest), up(longest))]
 
     def choose(self, found: Sequence[Block], *, alone: bool = False) -> tuple[Shape, list[list[Block]]]:
-        """Return the shape of the batch with these blocks, and its rows; `alone`: one block each."""
+        """Choose the shape of a batch.
+
+        Args:
+          found: Blocks of the batch.
+          alone: Whether each block has its own row.
+
+        Returns:
+          The shape, and the blocks of each row.
+        """
         total, packings = sum(block.tokens for block in found), {}
         longest = max(block.tokens for block in found)
 
@@ -257,7 +273,7 @@ class Shapes:
         good = [shape for shape in fitting if padding(shape) <= self._waste]
         if not good and len(self.known) < self._most:
             best = self._best(longest, rows_of, cost)
-            # Where one long block among many devices makes the padding, another shape would not help.
+            # If the padding is due to one long block among many devices, another shape would not help.
             if not fitting or padding(best) < min(map(padding, fitting)) - self._waste / 3:
                 self.known.append(best)
                 good = [best]
@@ -276,10 +292,11 @@ class Shapes:
         return -(-length // self._step) * self._step
 
     def to_list(self) -> list[list[int]]:
+        """Return the known shapes as JSON data, for `restore`."""
         return [list(dataclasses.astuple(shape)) for shape in self.known]
 
     def restore(self, data: Sequence[Sequence[int]]) -> None:
-        """Continue with the shapes of `to_list`, except those that another mesh or budget allowed."""
+        """Restore the shapes of `to_list`, except those that the current mesh or budget does not allow."""
         self.known = self.known[:1] + [shape for shape in (Shape(*each) for each in data[1:]) if self._allows(shape)]
 
     def _allows(self, shape: Shape) -> bool:
@@ -288,13 +305,16 @@ class Shapes:
 
 
 def decisions_of(time: int, needed: int) -> int:
-    """Return how many of a row's positions may decide, if `needed` do in one batch: some more for the next ones, in
-    few steps, since a position costs little for that."""
+    """Return the decisions of a shape with `time` positions per row, for a batch that needs `needed` per row.
+
+    The result has a reserve of 10% for later batches. It is a quarter, a half or all of `time`, since few shapes are
+    wanted and a decision costs little.
+    """
     return next((time // part for part in (4, 2) if 1.1 * needed <= time // part), time)
 
 
 _PASS = 64.0
-"""Cost of a pass beside its positions, in positions: the sums of gradients are read and written."""
+"""Fixed cost of a pass, in positions: the sums of gradients are read and written once per pass."""
 
 
 def _decisions(rows: Sequence[Sequence[Block]]) -> int:

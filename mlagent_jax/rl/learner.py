@@ -1,4 +1,7 @@
-"""What is learned of a batch: rewards -> advantages -> policy steps with a KL to the reference policy."""
+"""Update on a batch: rewards -> advantages -> steps of the policy loss with a KL to the reference policy.
+
+The `Learner` holds the arrays in training. `rl.stage` calls it once per iteration, `rl.ppo` has its programs.
+"""
 
 from __future__ import annotations
 
@@ -33,10 +36,18 @@ from mlagent_jax.settings.schema import Config
 
 
 def batch_of(config: Config, taken: Sequence[TrainingRow], baselines: Sequence[float] | None = None) -> ppo.Batch:
-    """Makes rows of `taken`, filled up with masked ones where episodes ended early: the shape stays the same.
+    """Return the batch of the rows `taken`, padded with masked rows to the config's size.
 
-    Where durations count, a row's weight is of the seconds of its execution alone. Rows of groups that say nothing are
-    masked unless `silent_groups` keeps them.
+    Episodes that ended early leave rows unused; padding keeps the shape constant. With `duration_weighting`, rows are
+    weighted by their execution times. Rows of silent groups are masked unless `silent_groups` is "keep".
+
+    Args:
+      config: Settings of the run.
+      taken: Rows to train on.
+      baselines: Tracked mean reward of each row's state; None: 0.
+
+    Raises:
+      ConfigError: `taken` has more rows than the config's batch.
     """
     rl = config.rl
     silent = set() if rl.silent_groups == "keep" else silent_groups(taken)
@@ -61,10 +72,19 @@ def batch_of(config: Config, taken: Sequence[TrainingRow], baselines: Sequence[f
 
 
 def minibatches(groups: Sequence[int], counted: np.ndarray, count: int, rng: np.random.Generator) -> list[np.ndarray]:
-    """Cuts the rows that count, group by group in random order, into at most `count` parts of about one size.
+    """Split the counted rows into at most `count` mini-batches of about equal size.
 
-    The actions of a state stay together, so that its prompt is computed once; one of them at most is cut apart between
-    two parts.
+    Groups are taken in random order. The actions of one group stay adjacent, so that their prompt is computed once; a
+    boundary between two mini-batches may split one group.
+
+    Args:
+      groups: Group of each row.
+      counted: bool [batch], True for rows that are not masked.
+      count: Maximum number of mini-batches.
+      rng: Source of the order.
+
+    Returns:
+      The row indices of each mini-batch, int64.
     """
     rows: dict[int, list[int]] = {}
     for index in np.flatnonzero(counted):
@@ -76,16 +96,17 @@ def minibatches(groups: Sequence[int], counted: np.ndarray, count: int, rng: np.
 
 
 class Learner:
-    """The parameters in training, the optimizer's state, the reference, the KL's coefficient, tracked values.
+    """Parameters in training with the optimizer's state, the reference, the KL coefficient, and tracked values.
 
     Args:
-      run: open.
-      policy: of the SFT stage, the first reference.
-      trained: that policy in training; its arrays are taken over, and donated to the first update.
-      dispatch_lock: Lock held while a program is handed to the devices.
+      run: The run.
+      policy: Policy of the SFT stage, which is the first reference.
+      trained: The same policy in training. The learner takes over its arrays and donates them to the first update.
+      dispatch_lock: Lock held while a program is dispatched to the devices.
 
     Attributes:
-      params: what is trained, of the `policy` and of the `critic`; donated to each update.
+      params: Trained parameters {"policy", "critic"}; donated to each update.
+      tracker: Tracked values of states; None if the estimator uses none.
     """
 
     def __init__(
@@ -105,8 +126,8 @@ class Learner:
         backbone = policy.params if self._config.critic == "separate" else None
         critic = ppo.init_critic(policy.config.hidden_size, backbone)
         critic |= {name: processes.everywhere(critic[name]) for name in critic.keys() - {"backbone"}}
-        # Of adapters the base is the reference. Else it is a copy, which outlives the donated parameters, in the dtype
-        # that it computes in. One that is refreshed is a copy of what is trained, and scored as that is.
+        # A refreshed reference is a copy of the trained parameters and is scored like them. With adapters, the
+        # reference is the base. Otherwise it is a copy in the compute dtype, since the parameters are donated.
         self._follows = bool(self._config.reference_every)
         if self._follows:
             self._reference = _copied(trained.params)
@@ -125,16 +146,22 @@ class Learner:
         )
 
     def batch(self, taken: Sequence[TrainingRow]) -> ppo.Batch:
-        """Makes a batch of `taken`, with the tracked values of its states."""
+        """Return the batch of the rows `taken`, with the tracked values of their states."""
         return batch_of(self._run.config, taken, None if self.tracker is None else self.tracker.baselines(taken))
 
     def update(self, batch: ppo.Batch, taken: Sequence[TrainingRow], iteration: int) -> dict[str, float]:
-        """Takes all epochs and mini-batches of one batch, in the iteration of this index; returns means over them.
+        """Take all epochs and mini-batches of one batch; return the means of their metrics.
 
-        A batch in which nothing counts changes nothing, the optimizer's moments included.
+        A batch whose rows are all masked changes nothing, not even the optimizer's moments.
+
+        Args:
+          batch: The batch, from `batch`.
+          taken: Its rows.
+          iteration: Index of the iteration.
 
         Raises:
-          DivergedError: NaN, or more than `max_kl` from the reference; the batch is saved first.
+          DivergedError: A metric is NaN or infinite, the KL to the reference exceeds `max_kl`, or the log-probs of
+            sampler and trainer disagree (`rl.checks`).
         """
         if not batch.mask.any():
             return dict.fromkeys(("kl", "policy_loss", "value_loss", "entropy", "grad_norm"), 0.0)
@@ -153,7 +180,7 @@ class Learner:
             proximal = ppo.score(self._model, whole, params["critic"], placed, passes)
             reference = self._reference_scores(placed, passes)
             targets = ppo.make_targets(placed, proximal, reference, config, coefficient)
-        if not config.replay:  # whose versions are those of another run
+        if not config.replay:  # the versions of replayed rows belong to another run
             check_sampler(self._run, iteration, batch, processes.fetch(proximal.log_probs), taken)
         steps: list[Means] = []
         rng = np.random.default_rng([self._run.config.seed, iteration, 1])
@@ -175,7 +202,7 @@ class Learner:
                         critic_only=iteration < config.critic_warmup,
                     )
                 steps.append(metrics)
-        # Read when all steps are handed to the devices: none waits for the host.
+        # Read after all steps are dispatched, so that no step waits for the host.
         read = [metrics.read() for metrics in steps]
         first, totals = read[0], added(read)
         values = {name: float(mean.value) for name, mean in totals.items()}
@@ -192,10 +219,13 @@ class Learner:
         return values
 
     def pretrain(self, batches: Iterable[tuple[ppo.Batch, Sequence[Sample]]]) -> dict[str, float]:
-        """Trains the critic alone on batches, with their samples, whose rewards are known, one step each.
+        """Train only the critic, one step per batch.
+
+        Args:
+          batches: Batches with their samples, see `rl.pretraining`.
 
         Returns:
-          `explained_variance` of the first tenth of the batches and of the last, before each was trained on.
+          `explained_variance` over the first and the last tenth of the batches, measured before each step.
         """
         explained: list[Means] = []
         for batch, samples in batches:
@@ -203,7 +233,7 @@ class Learner:
             passes = self._passes(samples, range(len(samples)), len(samples))
             whole = self._trained.whole(self.params["policy"])
             scores = ppo.score(self._model, whole, self.params["critic"], placed, passes)
-            # The expert's log-probs are not known: its actions count as the policy's own, and only values are read.
+            # The expert's log-probs are unknown. The policy's own replace them, which is safe: only values are trained.
             own = dataclasses.replace(placed, behaviour_log_probs=scores.log_probs)
             targets = ppo.make_targets(own, scores, scores, self._config)
             self.params, self._state, metrics = ppo.ppo_step(
@@ -226,11 +256,11 @@ class Learner:
         return {f"explained_variance_{name}": explained_variance(part) for name, part in sums.items()}
 
     def _passes(self, samples: Sequence[Sample], chosen: Sequence[int], size: int) -> Passes:
-        """Rows of the chosen samples on the devices, of a shape for any `size` of them."""
+        """Return packed rows of the chosen samples on the devices, in a shape that holds any `size` samples."""
         return place(self._packer.pack(samples, chosen, size), self._run.devices)
 
     def _reference_scores(self, placed: ppo.Batch, passes: Passes) -> ppo.Scores:
-        """Scores of a batch by the reference."""
+        """Return the scores of a batch under the reference."""
         if self._follows:
             return ppo.score(self._model, self._trained.whole(self._reference), None, placed, passes)
         return ppo.score(self._reference_model, self._reference, None, placed, passes)
@@ -238,19 +268,19 @@ class Learner:
     # -- checkpoints --
 
     def arrays(self) -> dict[str, Any]:
-        """What a resume needs, on the devices."""
+        """Return the device arrays that a resume needs."""
         kept = {"reference": self._reference} if self._follows else {}
         return {**self.params, "optimizer": self._state, **kept}
 
     def to_dict(self) -> dict[str, Any]:
-        """What it needs besides."""
+        """Return the state that a resume needs in addition to `arrays`."""
         tracked = {} if self.tracker is None else {"tracker": self.tracker.to_dict()}
         return {"kl": {"coefficient": self._kl_coefficient}, "shapes": self._packer.shapes.to_list(), **tracked}
 
     def restore(self, saved: Checkpointer, step: int) -> dict[str, Any]:
-        """Go on from the checkpoint of `step`; returns all that it holds beside the arrays."""
+        """Restore the checkpoint of `step`; return its contents other than the arrays."""
         wanted = abstract(self.arrays())
-        self.params = self._state = None  # freed before the restored ones are made: both would not fit
+        self.params = self._state = None  # freed before restoring: both copies would not fit
         if self._follows:
             self._reference = None
         arrays, extra = saved.restore(step, wanted)
@@ -266,7 +296,7 @@ class Learner:
 
 
 def _copied(params: Any, dtype: str | None = None) -> Any:
-    """Copies arrays, in `dtype` where that is smaller."""
+    """Return copies of arrays, in `dtype` if that is narrower than an array's own dtype."""
 
     def one(leaf: jax.Array) -> jax.Array:
         smaller = dtype is not None and jnp.dtype(dtype).itemsize < leaf.dtype.itemsize

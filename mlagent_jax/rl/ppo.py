@@ -1,9 +1,11 @@
 """Step-wise PPO on the device: score a batch, turn rewards into advantages, take clipped steps.
 
-An action's tokens are the time steps, its reward falls on the last of them, which is terminal (no bootstrap, also where
-the action was cut). Loss terms and estimators are those of `mlagent_jax.algorithms`; this module applies the model to
-them. What belongs to actions is [batch, action]; the model sees their tokens in packed rows (`rl.rows`), in which
-actions of one prompt share it, pass by pass of the devices.
+    Batch, Passes -> score -> Scores -> make_targets -> Targets -> ppo_step -> parameters, metrics
+
+The time steps are the tokens of an action. The reward falls on the last token, which is terminal: there is no
+bootstrap, even if the action was truncated. Loss terms and estimators come from `mlagent_jax.algorithms`; this module
+evaluates the model for them. Arrays per action are [batch, action]. The model reads the tokens in packed rows
+(`rl.rows`), in which the actions of one prompt share one copy of it; rows are processed pass by pass.
 """
 
 from __future__ import annotations
@@ -40,14 +42,14 @@ Params = Any
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """Actions and what became of them; the same on every device. Their tokens are in `rl.rows.Passes`."""
+    """Actions with their rewards, replicated on every device. The tokens are in `rl.rows.Passes`."""
 
-    mask: jax.Array  # bool [batch, action], true on action tokens; all false where the outcome is masked
-    behaviour_log_probs: jax.Array  # float32 [batch, action], of the policy that sampled
+    mask: jax.Array  # bool [batch, action], True on action tokens; all False if the outcome is masked
+    behaviour_log_probs: jax.Array  # float32 [batch, action], under the policy that sampled
     rewards: jax.Array  # float32 [batch]
     groups: jax.Array  # int32 [batch], equal for actions of one state
-    weights: jax.Array  # float32 [batch], how much an action counts in the policy's gradient; 1 but for durations
-    baselines: jax.Array  # float32 [batch], tracked mean reward of the state (`rl.tracker`); 0 where none is tracked
+    weights: jax.Array  # float32 [batch], factor of an action in the policy's gradient; see `duration_weights`
+    baselines: jax.Array  # float32 [batch], tracked mean reward of the state (`rl.tracker`); 0 without tracking
 
 
 def make_batch(
@@ -60,7 +62,17 @@ def make_batch(
     weights: Sequence[float] | None = None,
     baselines: Sequence[float] | None = None,
 ) -> Batch:
-    """Makes host arrays of one batch; a reward of None (an infrastructure error) masks its row."""
+    """Return a batch as host arrays; a reward of None (an infrastructure error) masks its row.
+
+    Args:
+      actions: Tokens of each action, at most `action_tokens`.
+      log_probs: Log-probability of each of those tokens under the policy that sampled it.
+      rewards: Reward of each action.
+      groups: Number of each action's group; actions from one state have equal numbers.
+      action_tokens: Width of the arrays.
+      weights: Factor of each action in the policy's gradient; None: 1.
+      baselines: Tracked mean reward of each action's state; None: 0.
+    """
     size = len(actions)
     mask = np.zeros((size, action_tokens), bool)
     behaviour = np.zeros((size, action_tokens), np.float32)
@@ -78,17 +90,20 @@ def make_batch(
 
 
 MIN_DURATION_WEIGHT = 0.1
-"""An action that never ran, as one that does not parse, took no time; without this it could not be unlearned."""
+"""Lower bound of a weight. An action that never ran (one that does not parse) took no time; with a weight of 0 the
+policy could not unlearn it."""
 
 
 def duration_weights(seconds: Sequence[float | None]) -> list[float]:
-    """Weights of a batch's actions in the policy's gradient, by how long each was executed (arXiv 2509.01684).
+    """Return weights of actions in the policy's gradient, by their execution times (arXiv 2509.01684).
 
         w_i = max(seconds_i / mean(seconds), 0.1)
 
-    Asynchronous workers hand in an action that takes `seconds` in proportion to 1 / seconds: fast ones, failures above
-    all, are seen more often than they are sampled, and the weight takes that back. None (masked) gets 0 and is in no
-    mean.
+    Asynchronous workers return an action that takes `seconds` at a rate of 1 / seconds. Fast actions, failures above
+    all, are thus more frequent among the results than among the samples; the weights correct for that.
+
+    Args:
+      seconds: Execution time of each action; None: the action is masked. Its weight is 0, and the mean excludes it.
     """
     known = [value for value in seconds if value is not None]
     mean = sum(known) / len(known) if known else 0.0
@@ -100,7 +115,7 @@ def duration_weights(seconds: Sequence[float | None]) -> list[float]:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Scores:
-    """What a policy and its critic say of a batch's action tokens, all float32 [batch, action]."""
+    """Outputs of a policy and its critic at a batch's action tokens, all float32 [batch, action]."""
 
     log_probs: jax.Array
     entropy: jax.Array
@@ -110,21 +125,22 @@ class Scores:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Targets:
-    """What an update works towards, fixed for all of a batch's epochs; float32 [batch, action]."""
+    """Targets of an update, fixed for all epochs of a batch; float32 [batch, action]."""
 
-    log_probs: jax.Array  # of the proximal policy: the parameters before the first step
+    log_probs: jax.Array  # under the proximal policy, the parameters before the first step
     values: jax.Array
     reference_log_probs: jax.Array
     advantages: jax.Array
-    returns: jax.Array | None  # None: the estimator has no critic, and none is trained
+    returns: jax.Array | None  # None: the estimator uses no critic, so none is trained
 
 
 def init_critic(hidden_size: int, backbone: Params | None = None) -> Params:
-    """A value head, zero: the first advantages are the rewards themselves.
+    """Return a value head of zeros, with which the first advantages equal the rewards.
 
     Args:
-      hidden_size: of the backbone.
-      backbone: parameters of a separate critic, copied; None: the head sits on the policy's.
+      hidden_size: Width of the backbone.
+      backbone: Initial parameters of a separate critic's backbone, which are copied; None: the critic reads the
+        policy's hidden states.
     """
     head = {"kernel": jnp.zeros((hidden_size,), jnp.float32), "bias": jnp.zeros((), jnp.float32)}
     return head if backbone is None else head | {"backbone": jax.tree.map(jnp.copy, backbone)}
@@ -132,20 +148,22 @@ def init_critic(hidden_size: int, backbone: Params | None = None) -> Params:
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """What is static of scoring; hashable, a static argument."""
+    """Static settings of scoring; hashable, so that it is a static argument of jitted functions."""
 
     graph: Any
     temperature: float
     compute_dtype: str
     remat: str
     critic_graph: Any = None
-    """Of a separate critic's backbone, where it is not the policy's."""
+    """Graph of a separate critic's backbone; None: the policy's graph."""
 
 
 def _deciding_states(model: Model, graph: Any, params: Params, rows: Passes) -> jax.Array:
-    """Returns the hidden states that a pass's action tokens are chosen from, [rows, decisions, hidden]: only those meet
-    the vocabulary."""
-    if rows.single:  # for kernels that take no segments; attention over nothing would be NaN
+    """Return the hidden states that predict a pass's action tokens, [rows, decisions, hidden].
+
+    Only these states are multiplied by the vocabulary.
+    """
+    if rows.single:  # for kernels without segments; at least 1, since attention over no key is NaN
         layout = {"lengths": jnp.maximum(jnp.sum(rows.segment_ids > 0, axis=1), 1)}
     else:
         names = ("positions", "segment_ids", "prompt_ids")
@@ -157,7 +175,7 @@ def _deciding_states(model: Model, graph: Any, params: Params, rows: Passes) -> 
 
 
 def _score(model: Model, policy: Params, critic: Params | None, rows: Passes, shape: tuple[int, int]) -> Scores:
-    """Scores the actions of one pass; all else is 0. `shape` is [batch, action]."""
+    """Score the actions of one pass; all other positions of `shape` (batch, action) are 0."""
     hidden = _deciding_states(model, model.graph, policy, rows)
     log_probs, entropy = models.token_log_probs(
         model.graph, policy, hidden, rows.targets, temperature=model.temperature
@@ -173,8 +191,11 @@ def _score(model: Model, policy: Params, critic: Params | None, rows: Passes, sh
 
 @functools.partial(jax.jit, static_argnames=("model",))
 def score(model: Model, policy: Params, critic: Params | None, batch: Batch, passes: Passes) -> Scores:
-    """Scores a batch, pass by pass: proximal and reference log-probs, old values. What is in no pass gets 0."""
-    # A token is in one pass: the sum puts every score in its place.
+    """Score a batch, pass by pass; an action that is in no pass gets 0.
+
+    Called for the log-probs and values of the proximal policy, and for the log-probs of the reference.
+    """
+    # Each token is in one pass, so the sum over passes collects every score.
     of_pass = functools.partial(_score, model, policy, critic, shape=batch.mask.shape)
     return summed_over(of_pass, passes.each, passes.count)
 
@@ -183,11 +204,12 @@ def score(model: Model, policy: Params, critic: Params | None, batch: Batch, pas
 def make_targets(
     batch: Batch, proximal: Scores, reference: Scores, config: RLConfig, kl_coefficient: float | jax.Array = 0.0
 ) -> Targets:
-    """Computes advantages by the config's estimator and normalisation over the global batch, and the critic's returns.
+    """Compute advantages with the configured estimator, normalise them over the global batch, and compute returns.
 
-    With `kl_in` = reward, each token's reward is less `kl_coefficient` times its KL to the reference. With `best_of` k
-    above 1 and `best_of_weight` w, (1 - w) E[r] + w E[max of k] is maximised: the gradient of the second is k times
-    that of what an action adds.
+    With `kl_in` = reward, `kl_coefficient` times a token's KL to the reference is subtracted from its reward.
+
+    With `best_of` = k > 1 and `best_of_weight` = w, the objective is (1 - w) E[r] + w E[max of k rewards]. The reward
+    of the second term is k times the action's contribution to the maximum, see `algorithms.max_at_k.best_of`.
     """
     rows = jnp.any(batch.mask, axis=1)
     weight = config.best_of_weight if config.best_of > 1 else 0.0
@@ -227,17 +249,25 @@ def ppo_step(
     base: Params | None = None,
     critic_only: bool = False,
 ) -> tuple[Params, optax.OptState, Means]:
-    """Takes one step on the actions of a batch that are in `passes`; `params` is {"policy", "critic"}, donated with the
-    optimizer's state.
-
-    `kl_coefficient` is that of the KL in the loss: 0 where the KL is in the reward.
-
-    Where there is a `base`, which is not trained, the policy is its adapters, and `model` has their graph. With
-    `critic_only` the policy and its moments stay as they are.
+    """Take one optimizer step on the actions of a batch that are in `passes`.
 
         L = L_policy + value_coefficient * L_value + kl_coefficient * KL(policy || reference) - entropy_coefficient * H
 
-    Returns metrics as (total, count) pairs, each over the tokens or actions that it is a mean of.
+    Args:
+      params: Trained parameters {"policy", "critic"}; donated.
+      opt_state: State of the optimizer; donated.
+      batch: The whole batch.
+      targets: Targets of the whole batch.
+      passes: Packed rows of the actions to train on.
+      kl_coefficient: float32 [], weight of the KL in the loss; 0 if the KL is in the reward.
+      model: Static settings of scoring.
+      optimizer: See `rl_optimizer`.
+      config: Settings of the stage.
+      base: Frozen base weights; `params["policy"]` then holds LoRA adapters, and `model` has their graph.
+      critic_only: Whether the policy and its moments stay unchanged.
+
+    Returns:
+      Parameters, state of the optimizer, and metrics as (total, count) pairs over the tokens or actions of each mean.
     """
 
     def loss(params: Params, rows: Passes) -> tuple[jax.Array, dict[str, Mean]]:
@@ -278,7 +308,7 @@ def ppo_step(
             + kl_coefficient * divergence.total
             - config.entropy_coefficient * entropy.total
         )
-        if config.aggregation == "constant":  # told a token
+        if config.aggregation == "constant":  # reported as means over tokens
             divergence, entropy = aggregate(divergences, mask), aggregate(scores.entropy, mask)
         terms = {"policy_loss": policy, "value_loss": value, "kl": divergence, "entropy": entropy}
         return total, jax.lax.stop_gradient({**metrics, **weight_metrics, **value_metrics, **terms})
@@ -288,7 +318,7 @@ def ppo_step(
         return _laid_out(model, grads), sums
 
     grads, metrics = summed_over(gradient, passes.each, passes.count)
-    # Every term counts the same tokens (or sequences), so the total of means is the mean of totals.
+    # All terms have the same count of tokens (or sequences), so one division turns totals into means.
     count = jnp.maximum(metrics["policy_loss"].count, 1.0)
     grads = jax.tree.map(lambda grad: grad / count, grads)
     metrics["grad_norm"] = Mean(optax.tree.norm(grads["policy"]), jnp.ones(()))
@@ -302,7 +332,7 @@ def ppo_step(
 
 
 def _laid_out(model: Model, grads: Params) -> Params:
-    """Returns the gradients in the layout of their parameters; a value head is whole on every device."""
+    """Return the gradients in the layout of their parameters; a value head is replicated on every device."""
     critic = grads["critic"]
     if "backbone" in critic:
         critic = critic | {"backbone": models.laid_out(model.critic_graph or model.graph, critic["backbone"])}
@@ -310,7 +340,12 @@ def _laid_out(model: Model, grads: Params) -> Params:
 
 
 def rl_optimizer(config: RLConfig, keeps: OptimizerConfig | None = None) -> optax.GradientTransformation:
-    """AdamW for the policy and a separate critic, each behind a clip of its gradient norm; Adam for a value head."""
+    """Return the optimizer: AdamW with gradient clipping for the policy and a separate critic, Adam for a value head.
+
+    Args:
+      config: Learning rates, kind of critic and maximum gradient norm.
+      keeps: Settings of the moments; None: the defaults.
+    """
     keeps = keeps or OptimizerConfig()
     critic = optax.adam(config.critic_learning_rate)
     if config.critic == "separate":

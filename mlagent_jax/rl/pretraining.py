@@ -1,7 +1,7 @@
-"""The critic's first lessons: the expert's steps, and the rewards that they got.
+"""Batches that pretrain the critic: the expert's steps with their rewards.
 
-A value head starts at 0, and learns while the policy already moves by its advantages. What the expert did is there,
-with its outcomes: returns for the critic that cost no execution (VAPO, Yue et al. 2025, arXiv 2504.05118).
+A value head starts at 0. Without pretraining, the policy would follow advantages from an untrained head. The expert's
+steps are on disk with their outcomes, so that the returns cost no execution (VAPO, Yue et al. 2025, arXiv 2504.05118).
 """
 
 from __future__ import annotations
@@ -20,12 +20,13 @@ from mlagent_jax.runtime.errors import ConfigError
 
 
 def expert_batches(run: Run, renderer: Renderer) -> Iterator[tuple[ppo.Batch, list[Sample]]]:
-    """Yields batches of the expert's steps in training tasks, of a mini-batch's rows, over `critic_pretraining` passes.
+    """Yield batches of the expert's steps in training tasks, `critic_pretraining` epochs of them.
 
-    Steps that do not fit the limits, or whose outcome is masked, are left out; so is what fills no batch.
+    A batch has the rows of one mini-batch. Steps that exceed the token limits or whose outcome is masked are excluded.
+    Each epoch is shuffled, and its incomplete last batch is dropped.
 
     Raises:
-      ConfigError: they fill none.
+      ConfigError: The steps do not fill one batch.
     """
     config = run.config
     rows = config.rl.states * config.rl.samples // config.rl.minibatches

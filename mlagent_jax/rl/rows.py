@@ -1,6 +1,6 @@
-"""A batch's tokens as the update sees them: packed rows, in which actions of one prompt share it, pass by pass.
+"""Tokens of a batch as the update reads them: packed rows, processed in passes. Actions of one prompt share it.
 
-`RowPacker` holds the shapes of a run, which are few; `Passes` are the arrays of one batch or mini-batch.
+`RowPacker` holds the few shapes of a run; `Passes` are the arrays of one batch or mini-batch.
 """
 
 from __future__ import annotations
@@ -29,57 +29,68 @@ log = logging.getLogger(__name__)
 )
 @dataclasses.dataclass(frozen=True)
 class Passes:
-    """Rows of all passes, or of one: then without the leading axis. Rows are split over the mesh."""
+    """Rows of all passes, or of one pass without the leading axis. The mesh splits the rows."""
 
-    tokens: jax.Array  # int32 [passes, rows, time], as `models.packing` lays them out
+    tokens: jax.Array  # int32 [passes, rows, time], layout of `models.packing`
     positions: jax.Array  # as `tokens`
     segment_ids: jax.Array  # as `tokens`
     prompt_ids: jax.Array  # as `tokens`
-    at: jax.Array  # int32 [passes, rows, decisions], positions that action tokens are chosen at
-    targets: jax.Array  # int32 [passes, rows, decisions], those tokens
-    entries: jax.Array  # int32 [passes, rows, decisions], their places in a flat [batch, action]; beyond it: padding
-    count: jax.Array | None = None  # int32, passes that hold anything, the first ones; None: all
-    single: bool = False  # whether a row holds one action alone, so that its length says all
+    at: jax.Array  # int32 [passes, rows, decisions], positions whose outputs predict action tokens
+    targets: jax.Array  # int32 [passes, rows, decisions], the predicted tokens
+    entries: jax.Array  # int32 [passes, rows, decisions], index in the flat [batch, action]; out of bounds: padding
+    count: jax.Array | None = None  # int32 [], passes with content, which come first; None: all
+    single: bool = False  # whether each row holds one action, so that lengths replace segments
 
     @property
     def each(self) -> Passes:
-        """The passes without their count, to go over one by one."""
+        """Return the passes without their count, as a loop over passes takes them."""
         return dataclasses.replace(self, count=None)
 
     def by_action(self, values: jax.Array, shape: tuple[int, int]) -> jax.Array:
-        """Returns `values` [rows, decisions] of one pass at their places in [batch, action], 0 elsewhere."""
+        """Scatter `values` [rows, decisions] of one pass to [batch, action]; other positions are 0.
+
+        Args:
+          values: One value per decision.
+          shape: (batch, action).
+        """
         flat = jnp.zeros(shape[0] * shape[1], values.dtype)
         return flat.at[self.entries.ravel()].set(values.ravel(), mode="drop").reshape(shape)
 
 
 class RowPacker:
-    """Packs batches of a run in few shapes.
+    """Packs the batches of a run into rows of few shapes.
 
     Args:
-      config: Limits of prompts and actions, and of a pass.
+      config: Settings of the run, with the limits of prompts, actions and passes.
       pad_id: Token of the padding.
-      hidden_size: Width of the model, by which the cost of long rows is weighed against that of padding.
-      shards: Number that the mesh splits rows into.
-      single: Whether each action gets a row of its own, for attention kernels that take no segments.
+      hidden_size: Width of the model, which weighs the cost of long rows against the cost of padding.
+      shards: Number of shards that the mesh splits rows into.
+      single: Whether each action has its own row, for attention kernels without segments.
     """
 
     def __init__(self, config: Config, pad_id: int, hidden_size: int, shards: int = 1, *, single: bool = False) -> None:
         rl, self._pad_id, self._single = config.rl, pad_id, single
         self._action_tokens = config.prompt.max_action_tokens
         self._longest = longest_block(config, single=single)
-        # A row of several blocks has less padding.
+        # Rows that hold several blocks have less padding.
         limit = self._longest if single else max(self._longest, min(2 * self._longest, rl.micro_tokens))
         if single:
             log.info("rl: the attention kernel cudnn takes no segments: every action is computed with its own prompt")
         self._samples = 1 if single or rl.rollout == "episode" else rl.samples
-        # A layer's products take 24 h^2 operations a position, its attention 4 h for each position that is attended to.
+        # A layer takes 24 h^2 operations per position, its attention another 4 h for each attended position.
         self.shapes = Shapes(self._longest, limit, shards=shards, budget=rl.micro_tokens, width=6 * hidden_size)
 
     def pack(self, samples: Sequence[Sample], chosen: Sequence[int], size: int) -> Passes:
-        """Returns host arrays of the `chosen` samples' rows, of a shape for any `size` of them."""
+        """Return the rows of the `chosen` samples as host arrays, in a shape that holds any `size` samples.
+
+        Args:
+          samples: All samples of the batch.
+          chosen: Indices of the samples to pack.
+          size: Maximum number of chosen samples.
+        """
         found = blocks(samples, chosen, self._longest, share=not self._single)
         shape, rows = self.shapes.choose(found, alone=self._single)
-        most = -(-size // self._samples) + 1  # rows that a step's groups need: a cut between steps may split one
+        most = -(-size // self._samples) + 1  # one row per group, and one more if a boundary splits a group
         if len(rows) > most:
             most = max(size, len(rows))
         passes = -(-most // shape.rows)
@@ -102,13 +113,13 @@ class RowPacker:
 
 
 def longest_block(config: Config, *, single: bool = False) -> int:
-    """Returns the positions of the longest prompt with all of its actions, or with one."""
+    """Return the positions of the longest prompt with all of its actions; with one action if `single`."""
     actions = 1 if single else config.rl.samples
     return config.prompt.max_prompt_tokens - 1 + actions * config.prompt.max_action_tokens
 
 
 def place(passes: Passes, devices: Devices) -> Passes:
-    """Copies host arrays to the devices, the rows of each pass over the mesh."""
+    """Copy host arrays to the devices; the mesh splits the rows of each pass."""
     rows = {name: getattr(passes, name) for name in _ROWS}
     return dataclasses.replace(passes, **devices.place(rows, axis=1), count=processes.everywhere(passes.count))
 

@@ -1,4 +1,4 @@
-"""What is told of a batch: rewards by task and by outcome, over what is not masked."""
+"""Scalars of a batch for the metrics: rewards and shares by task, operator and outcome. Masked rows are excluded."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ENDED_WELL = (OutcomeKind.NO_EDIT, OutcomeKind.SCORED)
 
 
 def task_scalars(taken: Sequence[TrainingRow]) -> dict[str, float]:
-    """Mean reward by task, over what is not masked."""
+    """Return the mean reward of each task."""
     rewards: dict[str, list[float]] = {}
     for row in taken:
         if row.reward is not None:
@@ -22,8 +22,7 @@ def task_scalars(taken: Sequence[TrainingRow]) -> dict[str, float]:
 
 
 def operator_scalars(taken: Sequence[TrainingRow]) -> dict[str, float]:
-    """Return the mean reward and the share of valid actions by kind of step, over what is not masked; none where steps
-    have no kinds."""
+    """Return the mean reward and the share of valid actions of each operator; an empty dict if no row has one."""
     rows: dict[str, list[TrainingRow]] = {}
     for row in taken:
         if row.reward is not None and row.action.state.operator:
@@ -37,7 +36,7 @@ def operator_scalars(taken: Sequence[TrainingRow]) -> dict[str, float]:
 
 
 def silent_groups(taken: Sequence[TrainingRow]) -> set[int]:
-    """Groups of two or more rows whose rewards are all equal, over what is not masked: comparing them says nothing."""
+    """Return the silent groups: those of two or more rows with equal rewards, whose comparison gives no signal."""
     rewards: dict[int, list[float]] = {}
     for row in taken:
         if row.reward is not None:
@@ -46,14 +45,15 @@ def silent_groups(taken: Sequence[TrainingRow]) -> set[int]:
 
 
 def group_scalars(taken: Sequence[TrainingRow]) -> dict[str, float]:
-    """Share of the groups that say nothing."""
+    """Return the share of groups that are silent."""
     return {"silent_groups": len(silent_groups(taken)) / max(1, len({row.group for row in taken}))}
 
 
 def outcome_scalars(outcomes: Sequence[Outcome]) -> dict[str, float]:
-    """Mean reward, over all and by outcome, and the share of each outcome, over what is not masked.
+    """Return the mean reward, overall and for each kind of outcome, and the share of each kind.
 
-    `unchanged` is the share of steps that ended well and left the score as it was: looks, comments, edits of no effect.
+    `unchanged` is the share of steps that succeeded without changing the score: looks at files, comments, edits without
+    effect. `masked` is a number of outcomes.
     """
     counted = [outcome for outcome in outcomes if not is_masked(outcome)]
     size = max(1, len(counted))

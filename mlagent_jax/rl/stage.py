@@ -1,14 +1,14 @@
-"""rl: step-wise PPO. The way of one action:
+"""The rl stage: step-wise PPO. The steps of one iteration:
 
-    1. draw states from the pool, sample actions from each (behaviour log-probs come along)
-    2. hand them out as jobs, a group a state; workers execute and grade them; take back the next batch of groups
-    3. rewards -> advantages; infrastructure errors are masked
-    4. steps of the policy loss with a KL to the reference; the next policy version
-    5. every so often the policy acts in fixed states; the best one is kept
+    1. Draw states from the pool, and sample actions from each with their log-probs.
+    2. Hand the actions out as jobs, one group per state. Workers execute and grade them. Take the next complete batch.
+    3. Turn rewards into advantages; mask infrastructure errors.
+    4. Take steps of the policy loss with a KL to the reference; the result is the next policy version.
+    5. At intervals, evaluate the policy in fixed states, and keep the best checkpoint.
 
-1 and 2 are `mlagent_jax.rl.batches` (or a file, `rl.replay`), 3 and 4 `mlagent_jax.rl.learner`, 5 `rl.validation`; the
-loop around them, its records and its checkpoints are here. Everything that a resume needs is in the checkpoint of its
-iteration.
+Steps 1 and 2 are in `rl.batches` (or `rl.replay`, which reads batches from files), 3 and 4 in `rl.learner`, 5 in
+`rl.validation`. This module has the loop, its records and its checkpoints. The checkpoint of an iteration holds
+everything that a resume needs.
 """
 
 from __future__ import annotations
@@ -37,16 +37,16 @@ from mlagent_jax.trajectories.record import Record
 
 
 def rl(run: Run) -> None:
-    """Train checkpoints/rl from the SFT policy."""
+    """Train the SFT policy, and write the checkpoints to checkpoints/rl."""
     policy = trained_policy(run, "sft")
     describe(run, "rl", policy)
     trainer = _Trainer(run, policy)
-    del policy  # its arrays are the learner's, which lets them go before a checkpoint is restored
+    del policy  # the learner owns its arrays, and frees them before it restores a checkpoint
     trainer.train()
 
 
 class _Trainer:
-    """The loop: take a batch, learn from it, tell of it, keep a checkpoint."""
+    """Training loop: take a batch, update on it, record it, save a checkpoint."""
 
     def __init__(self, run: Run, policy: Policy) -> None:
         self.run, self.config = run, run.config.rl
@@ -66,6 +66,11 @@ class _Trainer:
         self._resharding = 0, 0.0
 
     def train(self) -> None:
+        """Run the remaining iterations, until the last one or until the validation has converged.
+
+        Raises:
+          Stopped: A signal arrived; a checkpoint is saved first.
+        """
         total = self.config.iterations
         with checkpointer(self.run, "rl") as saved, self.batches:
             self._resume(saved)
@@ -81,14 +86,14 @@ class _Trainer:
                         taken, seconds_sample = self.batches.take(
                             self.iteration, self.learner.params, lambda _: progress.update(0)
                         )
-                    except Stopped:  # in all processes; the arrays are those of the last iteration still
+                    except Stopped:  # raised in all processes; the arrays still are those of the last iteration
                         self._save(saved)
                         raise
                     with self.run.interruption.held():
                         if self.config.save_batches and self.run.is_first:
                             write_batch(batch_path(self.run.workdir / "batches", self.iteration), taken)
                         values = self._train_on(taken, seconds_sample, time.monotonic() - started)
-                    # A run that is stopped in a validation trains this iteration again.
+                    # A run that is stopped during the validation repeats this iteration after its resume.
                     metric = self._validate(values)
                     with self.run.interruption.held():
                         if trajectories is not None:
@@ -105,7 +110,7 @@ class _Trainer:
                             self.run.interruption.check()
 
     def _validate(self, values: dict[str, float]) -> float | None:
-        """Evaluates the policy where that is due, and adds to the iteration's scalars; its metric."""
+        """Evaluate the policy if a validation is due, and add its scalars to `values`; return its metric or None."""
         if self.validation is None or not self.validation.is_due(self.iteration):
             return None
         with self.run.timeline.span("validation"):
@@ -114,7 +119,13 @@ class _Trainer:
         return self.validation.history[-1]
 
     def _train_on(self, taken: Sequence[TrainingRow], seconds_sample: float, seconds_taking: float) -> dict[str, float]:
-        """One iteration's update on `taken`, which took so long to get, sampling included; returns scalars."""
+        """Update the policy on the rows `taken`; return the scalars of the iteration.
+
+        Args:
+          taken: Rows of the batch.
+          seconds_sample: Seconds that this process spent sampling the batch.
+          seconds_taking: Seconds until the batch was complete, sampling included.
+        """
         started = time.monotonic()
         with self.run.timeline.span("update"):
             batch = self.learner.batch(taken)
@@ -159,7 +170,7 @@ class _Trainer:
         return values
 
     def _records(self, taken: Sequence[TrainingRow]) -> list[dict[str, Any]]:
-        """What the iteration that is done trained on."""
+        """Return the trajectory records of the iteration's rows."""
         return [
             Record.of(
                 row.job,
@@ -176,14 +187,18 @@ class _Trainer:
     # -- checkpoints --
 
     def _save(self, saved: Checkpointer, metric: float | None = None) -> None:
-        """Save the iterations done so far, unless they are."""
+        """Save a checkpoint of the current iteration, unless it exists already."""
         if self.iteration > (saved.latest() or 0):
             history = {"validations": self.validation.history} if self.validation else {}
             extra = self.learner.to_dict() | self.batches.to_dict() | history
             saved.save(self.iteration, self.learner.arrays(), extra, metric)
 
     def _resume(self, saved: Checkpointer) -> None:
-        """Go on from the last checkpoint; results used by later iterations come back from the queue."""
+        """Restore the last checkpoint, if there is one.
+
+        Results of later iterations come back from the queue; metrics and trajectories of later iterations are removed.
+        Without a checkpoint, the critic is pretrained if the config asks for it.
+        """
         step = processes.agree(saved.latest)
         if not self.config.replay:
             self.run.job_client.rollback(-1 if step is None else step - 1)
@@ -204,7 +219,10 @@ class _Trainer:
 
 
 def _lengths(taken: Sequence[TrainingRow]) -> list[tuple[int, list[int]]]:
-    """(tokens of the prompt, tokens of each action) of each prompt of a group; the steps of an episode have several."""
+    """Return (prompt tokens, [tokens of each action]) for each distinct prompt of each group.
+
+    A group of single steps has one prompt; a group of episodes has several.
+    """
     prompts: dict[tuple[int, tuple[int, ...]], tuple[int, list[int]]] = {}
     for row in taken:
         prompt = tuple(row.action.prompt)

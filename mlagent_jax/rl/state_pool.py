@@ -1,7 +1,7 @@
-"""The state pool, from which step-wise RL draws its states.
+"""Pool of states that step-wise RL samples actions from.
 
-It starts with the expert's states. With `refresh_fraction` above 0, states that the policy reached are added, and the
-oldest of them are removed. The pool is plain data: `to_dict` is part of every checkpoint.
+The pool starts with the expert's states. With `refresh_fraction` above 0, states that the policy reached are added, and
+the oldest of these are removed. The pool is plain data: `to_dict` is part of every checkpoint.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from mlagent_jax.runtime.errors import ConfigError
 from mlagent_jax.settings.stages import PoolConfig
 
 _UNSEEN_SPREAD = 0.25
-"""Spread of rewards of a state about which nothing is known."""
+"""Assumed spread of a state's rewards, if no rewards of the state, its task or its kind are known."""
 _LEAST_SPREAD = 0.02
-"""Added to each spread, so that no state is never drawn."""
+"""Added to each spread, so that every state has a chance to be drawn."""
 
 
 class StatePool:
-    """States to act in, drawn balanced over tasks and depths.
+    """States to act in, drawn with balance over tasks and depths.
 
     Args:
-      states: the expert's.
-      config: how they are drawn, and how many of the policy's own are kept.
-      kinds: kind of data by task, whose tasks share what is known of their states while a task is new.
+      states: The expert's states.
+      config: Sampling of the states, and size of the refreshed part.
+      kinds: Kind of data by task. A task without known rewards uses the mean spread of its kind.
 
     Raises:
-      ConfigError: there are no states.
+      ConfigError: `states` is empty.
     """
 
     def __init__(self, states: Sequence[State], config: PoolConfig, kinds: Mapping[str, str] | None = None) -> None:
@@ -43,24 +43,27 @@ class StatePool:
         self._kinds = kinds or {}
         self._expert = list(states)
         self._reached: dict[str, State] = {}
-        """By id, the longest not reached first."""
+        """States that the policy reached, by id; the least recently reached first."""
         self._spread: dict[str, float] = {}
-        """Standard deviation of the rewards last seen from a state."""
+        """Standard deviation of the latest rewards from a state, by state id."""
 
     def __len__(self) -> int:
         return len(self._expert) + len(self._reached)
 
     def sample(self, rng: np.random.Generator, count: int) -> list[State]:
-        """`count` states, without repetition while there are enough: a task uniformly, a depth, one of its states."""
+        """Return `count` states: drawn by task, then by depth, then within the depth.
+
+        A state is repeated only after all states of its task were drawn.
+        """
         own = round(count * self._config.refresh_fraction) if self._reached else 0
         return self._draw(rng, list(self._reached.values()), own) + self._draw(rng, self._expert, count - own)
 
     def learn(self, rewards: Mapping[str, Sequence[float]]) -> None:
-        """Note the rewards of several actions from a state, by state id."""
+        """Record the rewards of the actions from each state, by state id; a single reward has no spread."""
         self._spread.update({state: float(np.std(values)) for state, values in rewards.items() if len(values) > 1})
 
     def reach(self, states: Iterable[State]) -> None:
-        """Add states that the policy reached; one that is reached again becomes the newest."""
+        """Add states that the policy reached; a state that is reached again becomes the newest."""
         for state in states:
             if len(state.history) <= self._config.max_depth:
                 self._reached.pop(state.id, None)
@@ -69,7 +72,7 @@ class StatePool:
             del self._reached[oldest]
 
     def to_dict(self) -> dict[str, Any]:
-        """The expert's states by id alone: they are told for who looks into the pool."""
+        """Return the state that a resume needs, and the ids of the expert's states for readers of a checkpoint."""
         return {
             "expert": [state.id for state in self._expert],
             "reached": [state.to_dict() for state in self._reached.values()],
@@ -77,7 +80,7 @@ class StatePool:
         }
 
     def restore(self, data: Mapping[str, Any]) -> None:
-        """Go on from `to_dict` of the pool over the same expert states."""
+        """Restore the state of `to_dict` of a pool with the same expert states."""
         self._reached = {state.id: state for state in map(State.from_dict, data["reached"])}
         self._spread = dict(data["spread"])
 
@@ -88,7 +91,7 @@ class StatePool:
         queues: dict[str, list[int]] = {task: [] for task in by_task}
         spread, names, weights = self._estimates(states), sorted(by_task), None
         if self._config.sampling == "learnability" and len(names) > count:
-            # Not every task has a turn: those whose rewards vary come first.
+            # There are more tasks than draws: tasks whose rewards vary are more likely to come first.
             means = np.array([np.mean([spread[state.id] for state in by_task[name]]) for name in names]) + _LEAST_SPREAD
             weights = means / means.sum()
         drawn: list[State] = []
@@ -104,7 +107,10 @@ class StatePool:
         return drawn
 
     def _estimates(self, states: Sequence[State]) -> dict[str, float]:
-        """Return the spread of rewards by state id: a state's own, else the mean of its task, else of its kind."""
+        """Return the spread of rewards by state id.
+
+        The first known one counts: the state's own, the mean of its task, the mean of its kind, `_UNSEEN_SPREAD`.
+        """
         seen: dict[str, list[float]] = {}
         for state in states:
             if state.id in self._spread:
@@ -120,11 +126,11 @@ class StatePool:
         return {state.id: estimate(state) for state in states}
 
     def _order(self, rng: np.random.Generator, members: Sequence[State], spreads: Mapping[str, float]) -> list[int]:
-        """An order to draw a task's states in, without replacement.
+        """Return a random order of a task's states, as indices into `members`.
 
-        Depths of each kind of step in turn, or the deep ones, of which there are most, would be nearly all that is
-        trained on. Within a depth uniformly, or by learnability: in proportion to the spread of rewards
-        (`_estimates`).
+        Depths of each operator alternate, since otherwise the deep states, which are the most frequent, would make up
+        nearly all draws. Within a depth, states are drawn uniformly, or with "learnability" in proportion to their
+        spread of rewards (`_estimates`).
         """
         by_depth: dict[tuple[str, int], list[int]] = {}
         for index, state in enumerate(members):

@@ -1,9 +1,9 @@
-"""The host half of continuous batching: which request is in which slot.
+"""The host half of continuous batching: it assigns requests to slots and calls the programs of `sampling.engine`.
 
-Requests wait in a queue, and may join at any time. A slot that finishes is given to the next one while the others
-decode. A prompt that already stands in the cache is not run again: n samples of one state cost one prefill and one row,
-and of a prompt that begins as another one only the rest is run. Of a long prompt one part is run between two looks at
-the others, which decode meanwhile.
+Requests wait in a queue, and may be submitted at any time. When a slot finishes, the next request gets it while the
+other slots decode. A prompt that is in the cache is not run again: n samples of one prompt cost one prefill and one
+row. If two prompts share a beginning, only the rest of the second one is run. A long prompt is run part by part, one
+part between two calls of `decode`.
 """
 
 from __future__ import annotations
@@ -29,30 +29,33 @@ from mlagent_jax.sampling.weights import Preparation, Weights
 
 @dataclasses.dataclass(eq=False)
 class _Coming:
-    """A prompt on its way into a row, part by part or as a copy, and who waits for it."""
+    """A prompt that is being written to a row, by parts or as a copy, with the requests that wait for it."""
 
     row: Row
     prompt: Prompt
     done: int = 0
-    """Tokens that stand there already, or will when they are copied."""
+    """Tokens in the row; while `source` is set, tokens that will be copied."""
     source: _Coming | None = None
-    """From whose row the first `done` tokens are copied as soon as they stand there."""
+    """Prompt whose row provides the first `done` tokens, once they are there."""
     placed: dict[int, Request] = dataclasses.field(default_factory=dict)
-    """Requests with this prompt by their slots; they start together when all of it stands in `row`."""
+    """Waiting requests by slot; all start when the whole prompt is in `row`."""
 
 
 class Batch:
-    """Slots over caches of prompts and of what follows them; `submit` at any time, `step` while `busy`. One thread's.
+    """Slots over a cache of prompts and a cache of completions, for use by one thread.
+
+    Call `submit` at any time, and `step` while the batch is `busy`.
 
     Args:
         graph: The model.
-        config: The programs' shapes.
+        config: Shapes of the programs.
         params: The weights, in the tree of `models.create`, or prepared.
-        longest_prompt: In tokens; each row of prompts has its `room`, each slot `config.max_new_tokens`.
-        spellings: Bytes of each token by id, where requests have stop strings.
-        run: To share what is known of earlier batches' compilations.
-        elastic: Whether programs are of the slots in use, a power of four of them, and not of all, unless a mesh splits
-            them. Each size is a compilation when it is first needed.
+        longest_prompt: Maximum tokens of a prompt. It decides the capacity of prompt rows, `config.room`; a slot has
+            a capacity of `config.max_new_tokens`.
+        spellings: Bytes of each token by id; required for stop strings.
+        run: Register of compiled programs, to share it with earlier batches; None: a new one.
+        elastic: Whether programs have only as many slots as are needed, rounded up to a power of four, at most
+            `config.slots`. Each size is compiled on first use. Without effect if a mesh splits the slots.
     """
 
     def __init__(
@@ -67,7 +70,7 @@ class Batch:
         elastic: bool = False,
     ) -> None:
         shards, devices = (shard_count(axis, graph.rules) for axis in ("slots", "batch"))
-        # A prefill has as many rows on each device that takes rows: prompts for all of them.
+        # Prefill gives every device that it is split over the same number of rows.
         config = dataclasses.replace(config, prefill_rows=-(-config.prefill_rows // devices) * devices)
         self._sizes = _sizes(config.slots) if elastic and shards == 1 else (config.slots,)
         self._graph, self._config = graph, dataclasses.replace(config, slots=self._sizes[0])
@@ -80,29 +83,29 @@ class Batch:
         self._state = self._run(("empty", *self._shape), engine.empty_slots, *arguments)
         self._waiting: collections.deque[tuple[Request, Prompt]] = collections.deque()
         self._running: dict[int, Request] = {}  # by slot
-        self._taken: dict[int, int] = {}  # tokens that were handed out, by slot
+        self._taken: dict[int, int] = {}  # number of tokens returned so far, by slot
         self._coming: list[_Coming] = []  # oldest first
 
     @property
     def busy(self) -> bool:
-        """Whether a completion is wanted or being made."""
+        """Whether any request is waiting or in work."""
         return bool(self._waiting or self._running or self._coming)
 
     @property
     def _shape(self) -> tuple[int, int, int]:
-        """(slots, samples, room): what every program's shapes follow from."""
+        """Values that the shapes of all programs depend on: (slots, samples, room)."""
         return self._config.slots, self._config.samples, self._room
 
     @property
     def waiting(self) -> int:
-        """Requests without a slot."""
+        """Number of requests without a slot."""
         return len(self._waiting)
 
     def check(self, request: Request) -> None:
-        """Whether `request` can be made here: what passes cannot fail among the others.
+        """Check that this batch can serve `request`. A request that passes cannot disturb others.
 
         Raises:
-            ValueError: For an empty or too long prompt, a number out of range, or an unusable stop string.
+            ValueError: The prompt is empty or too long, a number is out of range, or a stop string is unusable.
         """
         request.check(self._room, self._config.max_new_tokens, self._graph.config.vocab_size)
         if request.stop and self._spellings is None:
@@ -112,7 +115,7 @@ class Batch:
         """Add requests at the end of the queue.
 
         Raises:
-            ValueError: As `check`; then none is added.
+            ValueError: As in `check`; no request is added then.
         """
         new = list(requests)
         for request in new:
@@ -120,13 +123,13 @@ class Batch:
         self._waiting.extend((request, self._rows.prompt(request.prompt)) for request in new)
 
     def cancel(self, ids: set[int]) -> None:
-        """Forget requests, wherever they are; unknown ones are ignored."""
+        """Cancel requests by id, waiting or in work; unknown ids are ignored."""
         self._waiting = collections.deque(pair for pair in self._waiting if pair[0].id not in ids)
         for coming in self._coming:
             for slot in [slot for slot, request in coming.placed.items() if request.id in ids]:
                 del coming.placed[slot]
                 self._rows.leave(slot)
-        for coming in reversed(list(self._coming)):  # those that copy from others stand after them
+        for coming in reversed(list(self._coming)):  # a prompt stands after the one that it copies from
             if not coming.placed and all(other.source is not coming for other in self._coming):
                 self._coming.remove(coming)
                 coming.row.pinned = False
@@ -134,7 +137,7 @@ class Batch:
         self._end([slot for slot, request in self._running.items() if request.id in ids])
 
     def _end(self, slots: list[int]) -> None:
-        """Give up the completions of slots, some of which may have ended already."""
+        """Abandon the completions of slots, some of which may have ended already, and free the slots."""
         if slots:
             ending = np.zeros((self._config.slots,), bool)
             ending[slots] = True
@@ -142,7 +145,7 @@ class Batch:
         self._leave(slots)
 
     def _leave(self, slots: Iterable[int]) -> None:
-        """Free slots, and clean the rows of prompts that they spoiled and nobody reads any more."""
+        """Free slots, and zero spoiled prompt rows that no slot reads any more."""
         left = set()
         for slot in slots:
             for held in (self._running, self._taken, self._finders):
@@ -152,8 +155,11 @@ class Batch:
         self._clear([], [row for row in left if row.spoiled and not row.members])
 
     def step(self) -> list[Progress]:
-        """Fill free slots, run a part of each long prompt, decode up to `steps_per_call` tokens a slot, and tell what
-        each request got: nothing, while there are parts of prompts alone."""
+        """Fill free slots, run the next part of each long prompt, and decode up to `steps_per_call` tokens per slot.
+
+        Returns:
+            The progress of each running request; an empty list if only parts of prompts were run.
+        """
         self._fill()
         self._prefill_parts()
         if not self._running:
@@ -168,13 +174,13 @@ class Batch:
         )
         heard = list(self._read(look := jax.device_get(look)))
         self._spoil([slot for slot, progress in heard if progress.error])
-        # The device goes on with what a stop string has ended.
+        # The device does not know of stop strings and would continue these completions.
         self._end([slot for slot, progress in heard if progress.finish_reason and look.active[slot]])
         self._leave([slot for slot, progress in heard if progress.finish_reason and not look.active[slot]])
         return [progress for _, progress in heard]
 
     def _spoil(self, slots: list[int]) -> None:
-        """Free slots whose contents are not numbers, and let nobody else read their prompts."""
+        """Zero and free slots whose caches hold NaN or infinity, and keep new requests off their prompt rows."""
         for slot in slots:
             row = self._rows.row(slot)
             row.spoiled = True
@@ -183,7 +189,7 @@ class Batch:
         self._leave(slots)
 
     def _clear(self, slots: list[int], rows: list[Row]) -> None:
-        """Zero what slots and rows hold."""
+        """Zero the caches of slots and prompt rows."""
         if not slots and not rows:
             return
         of_slots, of_rows = np.zeros((self._config.slots,), bool), np.zeros((len(self._rows),), bool)
@@ -193,7 +199,7 @@ class Batch:
         self._state = self._run(("clear", *self._shape), engine.clear_slots, self._state, of_slots, of_rows)
 
     def _resize(self) -> None:
-        """Take the smallest size that has room for all that is wanted; a smaller one than now where nothing runs."""
+        """Switch to the smallest size that holds all requests; the number of slots shrinks only if none is in use."""
         wanted = self._rows.used + len(self._waiting)
         slots = next((size for size in self._sizes if size >= wanted), self._sizes[-1])
         if slots == self._config.slots or not self._waiting or (slots < self._config.slots and self._rows.used):
@@ -205,7 +211,7 @@ class Batch:
         self._rows.resize(config)
 
     def _fill(self) -> None:
-        """Give the next requests slots and rows, run what is short, and let what is long or a copy come."""
+        """Assign slots and rows to waiting requests; run short prompts, copy shared beginnings, begin long prompts."""
         self._resize()
         placed: dict[int, Request] = {}
         new: list[Row] = []
@@ -224,7 +230,12 @@ class Batch:
         self._start(placed)
 
     def _bring(self, new: list[Row]) -> tuple[list[Row], list[tuple[Row, Row]]]:
-        """(rows of prompts to run whole, copies (from, to) of what others begin with); all other prompts are coming."""
+        """Decide how the prompts of `new` rows are written.
+
+        Returns:
+            Rows whose prompts are run whole, and copies (from, to) of beginnings that can be made now. All prompts that
+            are not run whole are added to those that are coming.
+        """
         on_their_way = {coming.row: coming for coming in self._coming}
         whole, copies = [], []
         for row in new:
@@ -249,7 +260,7 @@ class Batch:
             self._state = self._run(key, engine.copy_prompts, self._state, table, np.int32(len(copies)))
 
     def _start(self, placed: dict[int, Request]) -> None:
-        """Begin the requests, by slot, whose prompts stand in their rows."""
+        """Begin requests, given by slot, whose prompts are in their rows."""
         if not placed:
             return
         self._state = self._run(
@@ -262,7 +273,7 @@ class Batch:
         self._finders.update({slot: StopFinder(self._spellings, stop) for slot, stop in stopping.items()})
 
     def _prefill_parts(self) -> None:
-        """Run the next part of each prompt that is coming, and start what waits for those that are complete."""
+        """Run the next part of each coming prompt, make copies that became possible, and start complete prompts."""
         by_bucket: dict[int, list[_Coming]] = collections.defaultdict(list)
         for coming in self._coming:
             if coming.source is None and coming.done < len(coming.prompt):
@@ -270,7 +281,7 @@ class Batch:
         for bucket, group in by_bucket.items():
             for first in range(0, len(group), self._config.prefill_rows):
                 rows = group[first : first + self._config.prefill_rows]
-                # A part ends within the row, padding included: it may begin with some tokens that stand there already.
+                # The padded part must end within the row. It may thus repeat tokens that are in the row already.
                 starts = [min(each.done, self._room - bucket) for each in rows]
                 for each, start in zip(rows, starts, strict=True):
                     each.done = min(start + bucket, len(each.prompt))
@@ -292,7 +303,7 @@ class Batch:
             self._start(coming.placed)
 
     def _prefill_batches(self, new: list[Row]) -> Iterator[tuple[int, list[Row]]]:
-        """(bucket, rows of it, at most `prefill_rows`)."""
+        """Yield (bucket, rows with prompts of that bucket), at most `prefill_rows` at a time."""
         by_bucket: dict[int, list[Row]] = collections.defaultdict(list)
         for row in new:
             by_bucket[self._config.bucket(row.length)].append(row)
@@ -301,11 +312,11 @@ class Batch:
                 yield bucket, rows[start : start + self._config.prefill_rows]
 
     def _prefill(self, prompts: list[tuple[Row, np.ndarray]], bucket: int, starts: list[int] | None = None) -> None:
-        """Run (row, tokens) of one bucket: whole prompts, or parts that start where `starts` says."""
+        """Run prompts of one bucket, given as (row, tokens); with `starts`, parts that begin at these positions."""
         config = self._config
         height = config.rows(len(prompts))
         devices = shard_count("batch", self._graph.rules)
-        height = -(-height // devices) * devices  # each device that takes rows takes as many
+        height = -(-height // devices) * devices  # an equal number of rows per device
         tokens = np.full((height, bucket), config.pad_id, np.int32)
         lengths = np.ones((height,), np.int32)
         rows = np.full((height,), len(self._rows), np.int32)
@@ -349,7 +360,7 @@ class Batch:
         )
 
     def _read(self, look: engine.Look) -> Iterator[tuple[int, Progress]]:
-        """Yield (slot, what its request got)."""
+        """Yield (slot, progress of its request) from the values that `decode` returned."""
         for slot, request in list(self._running.items()):
             new = slice(0, int(look.counts[slot]) - self._taken[slot])
             self._taken[slot] = int(look.counts[slot])
@@ -366,6 +377,6 @@ class Batch:
 
 
 def _sizes(slots: int) -> tuple[int, ...]:
-    """Numbers of slots, ascending, that programs are made for: powers of four, and all."""
+    """Return the numbers of slots that programs are compiled for, ascending: powers of four, and `slots`."""
     smaller = (4**power for power in range(slots.bit_length()))
     return (*(size for size in smaller if size < slots), slots)

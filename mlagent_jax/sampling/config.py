@@ -1,4 +1,4 @@
-"""What a sampler does, what it is asked for, and what it returns."""
+"""Settings of a sampler, its requests and its results."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import numpy as np
 
 FinishReason = Literal["stop", "length"]
 MOST_TEMPERATURE = 1e30
-"""Its reciprocal, which compilers multiply by, is still a normal 32-bit number."""
+"""Maximum temperature. Compilers multiply by its reciprocal, which is still a normal 32-bit number."""
 MOST_TOP_K = 2**31 - 1
-"""Programs take `top_k` as int32."""
+"""Maximum `top_k`, which programs hold as int32."""
 
 BUCKETS = (64, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048)
 
@@ -23,23 +23,27 @@ NOT_A_NUMBER = (
 
 @dataclasses.dataclass(frozen=True)
 class Distribution:
-    """What tokens are drawn from."""
+    """Settings of the distribution that tokens are drawn from.
+
+    Raises:
+        ValueError: A setting is out of range.
+    """
 
     temperature: float = 1.0
-    """Divides the logits; 0 takes the most probable token (and returns its log-probability at temperature 1). A
-    positive one below the smallest normal 32-bit number is 0."""
+    """Divisor of the logits. 0 takes the most probable token, with its log-probability at temperature 1. A positive
+    value below the smallest normal 32-bit number counts as 0."""
     top_k: int = 0
-    """Only the k most probable tokens (and what ties with the last); 0: all. At most `MOST_TOP_K`."""
+    """Number of most probable tokens to keep (with all that tie with the last); 0: all. At most `MOST_TOP_K`."""
     top_p: float = 1.0
-    """Only the most probable tokens that together reach this probability (and what ties with the last), at least one;
-    1: all."""
+    """Probability that the kept, most probable tokens reach together (with all that tie with the last). At least one
+    token is kept; 1: all."""
     min_p: float = 0.0
-    """Only tokens at least this times as probable as the most probable one; 0: all."""
+    """Minimum probability of a kept token, as a fraction of the most probable token's; 0: all."""
 
     def __post_init__(self) -> None:
         if 0 < self.temperature < float(np.finfo(np.float32).tiny):  # devices flush such a number to 0
             object.__setattr__(self, "temperature", 0.0)
-        # Written so that NaN is refused, too.
+        # Written so that NaN is refused too.
         if not 0 <= self.temperature <= MOST_TEMPERATURE:
             raise ValueError(f"temperature={self.temperature} must be between 0 (greedy) and {MOST_TEMPERATURE:g}")
         if not 0 <= self.top_k <= MOST_TOP_K:
@@ -51,40 +55,45 @@ class Distribution:
 
 
 class SamplingError(RuntimeError):
-    """A completion that cannot be made, because the model's output for it is NaN or infinite. It costs that completion
-    alone."""
+    """Error of a completion whose model output is NaN or infinite. Other completions are not affected."""
 
 
 @dataclasses.dataclass(frozen=True)
 class SamplerConfig:
-    """Static: each distinct value is a program of its own, so nothing about a single request belongs here."""
+    """Static settings of the programs. Each distinct value compiles its own programs, so nothing about a single request
+    belongs here.
+
+    Raises:
+        ValueError: A setting is out of range.
+    """
 
     max_new_tokens: int
-    """Tokens of the longest completion, and the room in the cache kept for it; a request may ask for fewer."""
+    """Maximum tokens per completion, and capacity of a slot in the cache. A request may ask for fewer."""
     distribution: Distribution | None = Distribution()
-    """That of every request, compiled in: what reinforcement learning wants. None: each request brings its own, and no
-    other one is a compilation."""
+    """Distribution of all requests, compiled into the programs (for reinforcement learning). None: each request has its
+    own, and a new one needs no compilation."""
     stop_token_ids: tuple[int, ...] = ()
-    """A completion ends with the first of them, which is part of it."""
+    """Tokens that end a completion; the stop token is its last token."""
     pad_id: int = 0
-    """Any id of the vocabulary; fills prompts up to their bucket and is never seen."""
+    """Id of the token that pads prompts to their bucket. Any id of the vocabulary will do: padding is masked."""
     slots: int = 32
-    """Sequences decoded at once: memory and throughput grow with it."""
+    """Number of sequences decoded at once; memory and throughput grow with it."""
     samples: int = 1
-    """Slots that can share the keys and values of one prompt; 1: each slot has room for a prompt of its own. More
-    samples of a prompt than that are made with copies of it."""
+    """Maximum slots that share the keys and values of one prompt; 1: each slot has a row for its own prompt. Further
+    samples of a prompt use copies of it."""
     buckets: tuple[int, ...] = BUCKETS
-    """Lengths in tokens that prompts are padded to; one compilation of the prefill each, made when first needed. A
-    longer prompt is prefilled in parts of the largest, the last one padded to any: as many compilations again."""
+    """Lengths in tokens that prompts are padded to. The prefill is compiled once per length, on first use. A longer
+    prompt is run in parts of the largest length, and its last part is padded to any of the lengths. Programs for parts
+    are compiled separately, again once per length."""
     prefill_rows: int = 4
-    """Prompts of one bucket that are prefilled together, at most: a smaller group is padded to a power of two."""
+    """Maximum prompts of one bucket that are run together; a smaller group is padded to a power of two."""
     shared_prefix: int = 256
-    """A prompt that begins as one that stands in the cache, for so many tokens at least, is copied that far and run
-    from there on; 0: every prompt is run whole."""
+    """Minimum tokens that a prompt must share with a cached one for a copy. The shared beginning is copied, and only
+    the rest is run. 0: every prompt is run whole."""
     steps_per_call: int = 16
-    """Tokens decoded between two looks of the host; `refill` free slots that are waited for end a call early."""
+    """Maximum tokens per slot in a call of `decode`. A call ends early if requests wait and `refill` slots are free."""
     compute_dtype: str | None = None
-    """Of activations and cache, float32 or bfloat16; None: that of the parameters."""
+    """Dtype of activations and cache, float32 or bfloat16; None: the dtype of the parameters."""
 
     def __post_init__(self) -> None:
         for name in ("max_new_tokens", "slots", "samples", "prefill_rows", "steps_per_call"):
@@ -97,32 +106,40 @@ class SamplerConfig:
 
     @property
     def refill(self) -> int:
-        """Free slots for which decoding stops while requests wait: a quarter of them, up to two prefills' worth. To
-        fill them one at a time costs more than that they idle meanwhile."""
+        """Number of free slots at which decoding stops while requests wait.
+
+        It is a quarter of the slots, at most two full prefills. Filling slots one at a time would cost more than
+        leaving them idle for that long.
+        """
         return max(1, min(2 * self.prefill_rows, self.slots // 4))
 
     def prompt_rows(self, shards: int) -> int:
-        """Prompts that the cache has rows for, where a mesh splits the slots into `shards`: those of the slots, and an
-        eighth more, which are filled while a straggler still needs its prompt."""
+        """Return the number of prompt rows in the cache, if a mesh splits the slots into `shards`.
+
+        An eighth more rows than the slots need lets new prompts in while a straggler still reads an old one.
+        """
         slots = self.slots // shards
         needed = -(-slots // self.samples)
         return shards * min(slots, needed + -(-needed // 8))
 
     def rows(self, prompts: int) -> int:
-        """Rows of the program that prefills so many prompts of one bucket."""
+        """Return the rows of the prefill program for this number of prompts of one bucket."""
         return min(1 << (prompts - 1).bit_length(), self.prefill_rows)
 
     def bucket(self, length: int) -> int:
-        """The smallest bucket that holds `length` tokens, or the largest where none does."""
+        """Return the smallest bucket that holds `length` tokens, or the largest bucket if none does."""
         return next((size for size in self.buckets if length <= size), self.buckets[-1])
 
     def is_long(self, length: int) -> bool:
-        """Whether a prompt of `length` tokens is prefilled in parts."""
+        """Return whether a prompt of `length` tokens is prefilled in parts."""
         return length > self.buckets[-1]
 
     def room(self, length: int) -> int:
-        """Positions of the cache for a prompt of `length` tokens: its bucket; for a long one 2, 3, 4, 5, 6, 7, 8, 10,
-        12, 14, 16, 20, ... of the largest, so that few different ones occur and little is left empty."""
+        """Return the capacity of a cache row, in tokens, for a prompt of `length` tokens.
+
+        A short prompt gets its bucket. A long one gets a multiple of the largest bucket, 2, 3, 4, 5, 6, 7, 8, 10, 12,
+        14, 16, 20, ..., so that few capacities occur and little of a row stays empty.
+        """
         if not self.is_long(length):
             return self.bucket(length)
         count = -(-length // self.buckets[-1])
@@ -132,27 +149,28 @@ class SamplerConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """One completion that is wanted."""
+    """Request for one completion."""
 
     id: int
-    """The caller's; unique among the requests in a batch."""
+    """Id chosen by the caller, unique within a batch."""
     prompt: tuple[int, ...]
     """Token ids, at least one."""
     max_new_tokens: int
+    """Maximum tokens of the completion."""
     seed: int = 0
-    """64 bits of it count. Draws follow from it, from `sample` and from the place in the sequence alone."""
+    """Seed, of which 64 bits count. A draw depends only on the seed, `sample` and the position in the sequence."""
     sample: int = 0
-    """Number among the samples of one prompt and seed."""
+    """Number of the sample among those of one prompt and seed."""
     distribution: Distribution = Distribution()
-    """Where the sampler has none that is compiled in."""
+    """Distribution of the draws; ignored if the sampler has one compiled in."""
     stop: tuple[bytes, ...] = ()
-    """UTF-8 strings; the completion ends with the token that completes the first of them."""
+    """Stop strings in UTF-8; the token that completes the first of them ends the completion."""
 
     def check(self, longest_prompt: int, most_new_tokens: int, vocab_size: int) -> None:
-        """Whether every value fits the programs and the model.
+        """Check every value against the limits of the programs and the model.
 
         Raises:
-            ValueError: For an empty or too long prompt, a number out of range, or an empty stop string.
+            ValueError: The prompt is empty or too long, a number is out of range, or a stop string is empty.
         """
         if not self.prompt:
             raise ValueError("the prompt is empty: it needs at least one token")
@@ -176,16 +194,17 @@ class Request:
 
 @dataclasses.dataclass(frozen=True)
 class Progress:
-    """What a request got since the last look at it."""
+    """New tokens of a request since its last progress."""
 
     id: int
+    """Id of the request."""
     token_ids: list[int]
     log_probs: np.ndarray
-    """fp32 [len(token_ids)]"""
+    """fp32 [len(token_ids)]: log-probability of each token."""
     finish_reason: FinishReason | None
-    """None: there is more to come."""
+    """Reason of the end, see `Completion`; None: the request is still running."""
     error: str = ""
-    """Reason why the request ended without a result; then nothing more comes."""
+    """Reason for the end of a request that failed; no further progress follows. Empty otherwise."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,8 +212,8 @@ class Completion:
     """One sampled continuation of one prompt."""
 
     token_ids: list[int]
-    """Without the prompt; the stop token, where there was one, is the last."""
+    """Tokens without the prompt; a stop token is included as the last one."""
     log_probs: np.ndarray
-    """fp32 [len(token_ids)]: of each token under the distribution it was drawn from."""
+    """fp32 [len(token_ids)]: log-probability of each token under the distribution it was drawn from."""
     finish_reason: FinishReason
-    """`stop`: a stop token or a stop string; `length`: the limit of tokens."""
+    """Reason of the end: `stop` for a stop token or stop string, `length` for the token limit."""

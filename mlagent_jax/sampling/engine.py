@@ -1,9 +1,11 @@
 """The device half of the sampler: the state of all slots, and the programs over it.
 
-`prefill_prompts` writes prompts into rows of the prompts' cache (`prefill_parts` a part of long ones),
-`start_requests` begins completions in slots, each of which shares the row of its prompt with the other samples of it,
-and `decode` advances all slots by some tokens. Each consumes (donates) the state and returns the next; the host half in
-`sampling.batch` and `sampling.rows` decides which slot does what.
+    prefill_prompts, prefill_parts   write prompts, or parts of long prompts, into rows of the prompt cache
+    start_requests                   begins completions in slots; samples of one prompt share its row
+    decode                           advances all slots by a few tokens
+
+Each program consumes (donates) the state and returns the next one. The host half, in `sampling.batch` and
+`sampling.rows`, decides what each slot does.
 """
 
 from __future__ import annotations
@@ -25,79 +27,79 @@ from mlagent_jax.sampling.distribution import Distributions, draw, request_keys
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class SlotState:
-    """All slots and prompts, on device. A row keeps its prompt until another one is written to it."""
+    """Slots and prompts on the device. A row keeps its prompt until another prompt overwrites it."""
 
     prompts: Cache
-    """Prompts [rows, ...], each once for its samples."""
+    """Cache of prompts, [rows, ...]; the samples of a prompt share its row."""
     cache: Cache
-    """Completion of each slot, but for its last token."""
+    """Cache of completions, [slots, ...]; each slot's completion without its last token."""
     prompt_hidden: jax.Array
-    """[rows, hidden]: last hidden state of the prompt, from which each of its samples draws its first token."""
+    """[rows, hidden]: hidden state of the prompt's last token, from which each sample's first token is drawn."""
     keys: jax.Array
-    """Typed keys [slots], one a request."""
+    """Typed random keys [slots], one per request."""
     distributions: Distributions
-    """What each request draws from, unless one is compiled in."""
+    """Distribution of each request; unused if the config has one, which is compiled in."""
     last_tokens: jax.Array
-    """int32 [slots]: drawn, and not yet in the cache."""
+    """int32 [slots]: the last drawn token, which is not in the cache yet."""
     positions: jax.Array
-    """int32 [slots]: where `last_tokens` stand in their sequence."""
+    """int32 [slots]: positions of `last_tokens` in their sequences."""
     limits: jax.Array
-    """int32 [slots]: tokens of the longest completion wanted."""
+    """int32 [slots]: maximum tokens of the completion."""
     counts: jax.Array
     """int32 [slots]: tokens of the completion so far."""
     tokens: jax.Array
-    """int32 [slots, max_new_tokens]: the completion, its first `counts`."""
+    """int32 [slots, max_new_tokens]: the completion, in the first `counts` columns."""
     log_probs: jax.Array
-    """fp32 [slots, max_new_tokens]."""
+    """fp32 [slots, max_new_tokens]: log-probability of each token under the distribution it was drawn from."""
     active: jax.Array
-    """bool [slots]: a completion is being made."""
+    """bool [slots]: whether the slot is decoding a completion."""
     stopped: jax.Array
-    """bool [slots]: the completion ended with a stop token. Stop strings are the host's, see `sampling.stops`."""
+    """bool [slots]: whether the completion ended with a stop token. The host finds stop strings (`sampling.stops`)."""
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Look:
-    """What the host reads after a `decode`."""
+    """Values that the host reads after a `decode`."""
 
     counts: jax.Array
     active: jax.Array
     stopped: jax.Array
     """As in `SlotState`."""
     tokens: jax.Array
-    """int32 [slots, steps_per_call + 1]: of each completion from where the host asked for it."""
+    """int32 [slots, steps_per_call + 1]: tokens of each completion from the column `taken` of `decode` on."""
     log_probs: jax.Array
-    """fp32, likewise."""
+    """fp32 [slots, steps_per_call + 1]: their log-probabilities."""
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Starts:
-    """Which slots begin a completion; arrays of [slots], of which those not in `starting` are ignored."""
+    """Requests that begin, by slot; all arrays are [slots], and entries of slots outside `starting` are ignored."""
 
     starting: jax.Array
-    """bool"""
+    """bool: whether a completion begins in the slot."""
     rows: jax.Array
-    """int32, that of the prompt"""
+    """int32: row of the prompt."""
     prompt_lengths: jax.Array
-    """int32, in tokens"""
+    """int32: tokens of the prompt."""
     limits: jax.Array
-    """int32, in tokens"""
+    """int32: maximum tokens of the completion."""
     seed_low: jax.Array
-    """uint32, the lower half of the request's seed"""
+    """uint32: lower half of the request's seed."""
     seed_high: jax.Array
-    """uint32, the upper half"""
+    """uint32: upper half of the request's seed."""
     samples: jax.Array
-    """int32, the number of the sample among those of its prompt"""
+    """int32: number of the sample among those of its prompt."""
     distributions: Distributions
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2), keep_unused=True)
 def empty_slots(graph: Graph, config: SamplerConfig, room: int, params: Params) -> SlotState:
-    """All slots free, and rows with room for prompts of `room` tokens, of the dtype of the weights.
+    """Return a state of free slots, and empty rows for prompts of up to `room` tokens, in the dtype of the weights.
 
-    The weights are an argument so that the state is committed to their devices, as it is after any other program: one
-    that is not would have each program that it comes to first compiled twice.
+    The weights are an argument so that the state is committed to their devices, like the output of every other program.
+    An uncommitted state would compile its first program twice.
     """
     slots, width = config.slots, config.max_new_tokens
     rows = config.prompt_rows(shard_count("slots", graph.rules))
@@ -124,7 +126,16 @@ def empty_slots(graph: Graph, config: SamplerConfig, room: int, params: Params) 
 def prefill_prompts(
     graph: Graph, params: Params, state: SlotState, tokens: jax.Array, lengths: jax.Array, rows: jax.Array
 ) -> SlotState:
-    """Write prompts, int32 [batch, bucket] with int32 [batch] lengths, to rows; out of bounds: padding."""
+    """Run prompts, and write them to rows of the prompt cache.
+
+    Args:
+        graph: The model.
+        params: Its weights.
+        state: The state; donated.
+        tokens: int32 [batch, bucket], right-padded prompts.
+        lengths: int32 [batch], tokens of each prompt.
+        rows: int32 [batch], row of each prompt; a padding prompt has a row out of bounds and is not written.
+    """
     hidden, prompts = models.prefill(graph, params, tokens, lengths, state.prompts, rows)
     prompt_hidden = state.prompt_hidden.at[rows].set(hidden, mode="drop")
     return dataclasses.replace(state, prompts=prompts, prompt_hidden=prompt_hidden)
@@ -140,7 +151,10 @@ def prefill_parts(
     lengths: jax.Array,
     rows: jax.Array,
 ) -> SlotState:
-    """Write the next parts of prompts, int32 [batch, bucket], from `starts` on; else as `prefill_prompts`."""
+    """Run the next part of each prompt, and write it to its row from position `starts`, int32 [batch], on.
+
+    `tokens` and `lengths` are those of the part. The other arguments are as in `prefill_prompts`.
+    """
     hidden, prompts = models.prefill_part(graph, params, tokens, starts, lengths, state.prompts, rows)
     prompt_hidden = state.prompt_hidden.at[rows].set(hidden, mode="drop")
     return dataclasses.replace(state, prompts=prompts, prompt_hidden=prompt_hidden)
@@ -148,7 +162,13 @@ def prefill_parts(
 
 @functools.partial(jax.jit, donate_argnums=0)
 def copy_prompts(state: SlotState, copies: jax.Array, count: jax.Array) -> SlotState:
-    """Copy prompts to other rows: int32 [rows, 2] of (from, to), of which the first `count` are made in turn."""
+    """Copy prompts to other rows, one after the other.
+
+    Args:
+        state: The state; donated.
+        copies: int32 [rows, 2], pairs (from, to).
+        count: int32 [], number of pairs to copy; the others are padding.
+    """
 
     def copy(index: jax.Array, held: Any) -> Any:
         source, target = copies[index]
@@ -160,7 +180,7 @@ def copy_prompts(state: SlotState, copies: jax.Array, count: jax.Array) -> SlotS
 
 @functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=3)
 def start_requests(graph: Graph, config: SamplerConfig, params: Params, state: SlotState, starts: Starts) -> SlotState:
-    """Draw the first token of each new completion, of what its prompt left."""
+    """Begin completions: draw the first token of each from the last hidden state of its prompt."""
     chosen = functools.partial(jnp.where, starts.starting)
     keys = jax.random.wrap_key_data(
         jnp.where(
@@ -187,7 +207,7 @@ def start_requests(graph: Graph, config: SamplerConfig, params: Params, state: S
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def resize_slots(graph: Graph, config: SamplerConfig, state: SlotState) -> SlotState:
-    """The first slots and rows of a state, as many as `config` has, or all of it and free ones after them."""
+    """Return the state with the slots and rows of `config`: the first ones, or all and free ones after them."""
 
     def resized(count: int, held: jax.Array) -> jax.Array:
         if jnp.issubdtype(held.dtype, jax.dtypes.prng_key):
@@ -196,7 +216,7 @@ def resize_slots(graph: Graph, config: SamplerConfig, state: SlotState) -> SlotS
         return jnp.pad(held[:count], ((0, missing), *((0, 0),) * (held.ndim - 1)))
 
     def cached(count: int, held: Cache) -> Cache:
-        # With the sharding of a cache that is made anew.
+        # Written into an empty cache, so that the result has the sharding of a new one.
         empty = models.init_cache(graph, count, held.length, held.values[0].dtype)
         return jax.tree.map(lambda made, held: made.at[:].set(resized(count, held)), empty, held)
 
@@ -211,13 +231,13 @@ def resize_slots(graph: Graph, config: SamplerConfig, state: SlotState) -> SlotS
 
 @functools.partial(jax.jit, donate_argnums=0)
 def end_requests(state: SlotState, ending: jax.Array) -> SlotState:
-    """Give up the completions of the `ending` slots, bool [slots]."""
+    """Abandon the completions of the `ending` slots, bool [slots]."""
     return dataclasses.replace(state, active=state.active & ~ending)
 
 
 @functools.partial(jax.jit, donate_argnums=0)
 def clear_slots(state: SlotState, slots: jax.Array, rows: jax.Array) -> SlotState:
-    """End the completions of slots, bool [slots], and zero what they and what rows of prompts, bool [rows], hold.
+    """Abandon the completions of `slots`, bool [slots], and zero their cache and the prompt `rows`, bool [rows].
 
     A masked position has weight 0 in attention, and 0 * NaN is NaN: a NaN in a cache would reach the next request.
     """
@@ -245,9 +265,16 @@ def decode(
 ) -> tuple[SlotState, Look]:
     """Advance every active slot by up to `steps_per_call` tokens.
 
-    Ends early when no slot is active and, where `awaited` (bool []: requests wait for slots), when `refill` of them
-    have become free. `groups` are the prompts of the slots.
-    The host has `taken`, int32 [slots], tokens of each completion already; the look has what follows them.
+    Decoding ends early when no slot is active. It also ends early when requests wait and `refill` slots became free.
+
+    Args:
+        graph: The model.
+        config: Shapes, stop tokens and the compiled distribution, if any.
+        params: The weights.
+        state: The state; donated.
+        groups: Prompt row of each slot.
+        awaited: bool [], whether requests wait for slots.
+        taken: int32 [slots], tokens of each completion that the host has already; the `Look` holds those after them.
     """
     active_before = state.active
 
@@ -258,7 +285,7 @@ def decode(
 
     def advance(carry: tuple[jax.Array, SlotState]) -> tuple[jax.Array, SlotState]:
         step, state = carry
-        # A free slot writes beyond the cache, and asks for no positions of it.
+        # A free slot writes beyond the cache, so the write is dropped and the slot attends to no position.
         written = jnp.where(state.active, state.counts - 1, state.cache.length)
         tokens, positions = state.last_tokens, state.positions
         both = state.cache, state.prompts, groups
@@ -274,12 +301,15 @@ def decode(
         jnp.take_along_axis(made, columns, axis=1, mode="clip") for made in (state.tokens, state.log_probs)
     )
     look = Look(state.counts, state.active, state.stopped, tokens, log_probs)
-    # Whole on every device: on a mesh of several processes each host reads it from its own devices.
+    # Replicated, so that on a mesh of several processes each host reads it from its own devices.
     return state, jax.tree.map(lambda x: constrain(x, (None,) * x.ndim, graph.rules, "look"), look)
 
 
 def _logits(graph: Graph, params: Params, hidden: jax.Array) -> jax.Array:
-    """[slots, hidden] -> fp32 [slots, vocab]: made split by vocabulary, handed on split by slots, each row whole."""
+    """Compute logits: [slots, hidden] -> fp32 [slots, vocab].
+
+    On a mesh they are computed with the vocabulary split, and then resharded by slots, so that rows are whole.
+    """
     split = constrain(models.logits(graph, params, hidden), ("vocab_batch", "vocab"), graph.rules, "logits")
     rows = "draws" if len(hidden) % shard_count("draws", graph.rules) == 0 else "slots"
     return constrain(split, (rows, None), graph.rules, "logits")
@@ -292,7 +322,10 @@ def _append(
     tokens: jax.Array,
     log_probs: jax.Array,
 ) -> SlotState:
-    """Add a drawn token to the completions of the `drawing` slots, and end those that are complete."""
+    """Append a drawn token to the completions of the `drawing` slots, and end completions that are finished.
+
+    `drawing` is bool, `tokens` int32 and `log_probs` fp32, all [slots].
+    """
     rows = jnp.arange(config.slots)
     column = jnp.where(drawing, state.counts, config.max_new_tokens)  # beyond the buffer: not written
     counts = state.counts + drawing

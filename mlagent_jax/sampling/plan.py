@@ -1,4 +1,4 @@
-"""How many slots fit: the bytes that a slot takes, and what is free, before anything is allocated."""
+"""Planning of slots: the bytes per slot against the free bytes of a device, before anything is allocated."""
 
 from __future__ import annotations
 
@@ -12,24 +12,32 @@ import psutil
 from mlagent_jax.models import ModelConfig, Params
 from mlagent_jax.sampling.config import SamplerConfig
 
-_LOGITS_COPIES = 4  # fp32 [slots, vocab] alive at once in a decoding step: logits, log-probs, noise, sorted
-_SHARE = 0.8  # of what is free: the rest is for prefill, the allocator and other programs
-MOST_SLOTS = 256  # beyond, a decoding step of a 7B is bound by arithmetic and no longer by reading the weights
+_LOGITS_COPIES = 4  # fp32 [slots, vocab] alive at once in a decoding step: logits, log-probs, noise, sorted logits
+_SHARE = 0.8  # share of the free bytes for slots; the rest is for prefill, the allocator and other programs
+MOST_SLOTS = 256  # with more, decoding of a 7B model is bound by arithmetic, no longer by reading the weights
 
 
 def cache_bytes(config: ModelConfig, length: int, dtype: str) -> int:
-    """Bytes of the keys and values of so many tokens."""
+    """Return the bytes of the keys and values of `length` tokens."""
     return 2 * config.num_layers * config.num_kv_heads * config.head_dim * length * jnp.dtype(dtype).itemsize
 
 
 def slots_bytes(config: ModelConfig, settings: SamplerConfig, room: int, dtype: str, shards: int = 1) -> int:
-    """Bytes of all slots: prompts of up to `room` tokens, what follows them, and the rows of a decoding step."""
+    """Return the bytes of all slots: the cache of prompts, the cache of completions, and a decoding step's logits.
+
+    Args:
+        config: The model.
+        settings: Shapes of the programs.
+        room: Capacity of a prompt row in tokens.
+        dtype: Dtype of the cache.
+        shards: Number of shards that a mesh splits the slots into.
+    """
     each = cache_bytes(config, settings.max_new_tokens, dtype) + _LOGITS_COPIES * 4 * config.vocab_size
     return settings.slots * each + settings.prompt_rows(shards) * cache_bytes(config, room, dtype)
 
 
 def free_bytes(device: jax.Device) -> int:
-    """What can still be allocated on a device; on a CPU half of the memory that the host has available."""
+    """Return the bytes that can still be allocated on a device; on a CPU, half of the host's available memory."""
     stats = device.memory_stats()
     if device.platform == "cpu" or not stats or "bytes_limit" not in stats:
         return psutil.virtual_memory().available // 2
@@ -47,20 +55,20 @@ def plan_slots(
     heads: int = 1,
     shards: int = 1,
 ) -> int:
-    """The most slots that fit, at most `MOST_SLOTS` a device.
+    """Return the largest number of slots that fits, at most `MOST_SLOTS` per shard.
 
     Args:
         config: The model.
-        settings: What decides on the shapes, but for `slots`.
-        params: Its weights, placed.
-        room: Tokens of the longest prompt, padded.
-        dtype: Of activations and cache; None: that of the parameters.
-        copied: Bytes of what is still to be copied of the weights, see `Preparation.copied_bytes`.
-        heads: Over how many devices the key-value heads are split.
-        shards: Over how many the slots are split, which are a multiple of it.
+        settings: Shapes of the programs; `slots` is ignored.
+        params: Weights on their devices.
+        room: Capacity of a prompt row in tokens.
+        dtype: Dtype of activations and cache; None: the dtype of the parameters.
+        copied: Bytes of weights that are still to be copied, see `Preparation.copied_bytes`.
+        heads: Number of devices that the key-value heads are split over.
+        shards: Number of devices that the slots are split over; the result is a multiple of it.
 
     Raises:
-        ValueError: Not even one fits; the message has the figures.
+        ValueError: Not even one slot fits. The message has the figures.
     """
     leaves = jax.tree.leaves(params)
     dtype = dtype or leaves[0].dtype.name
@@ -77,7 +85,7 @@ def plan_slots(
 
 
 def slots_that_fit(config: ModelConfig, settings: SamplerConfig, room: int, dtype: str, free: int) -> int:
-    """The most slots, at most `MOST_SLOTS`, that take no more than `free` bytes; 0 where one takes more."""
+    """Return the largest number of slots, at most `MOST_SLOTS`, within `free` bytes; 0 if one slot exceeds them."""
 
     def fits(slots: int) -> bool:
         return slots_bytes(config, dataclasses.replace(settings, slots=slots), room, dtype) <= free

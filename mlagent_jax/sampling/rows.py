@@ -1,8 +1,8 @@
-"""Which prompt stands in which row of the cache, and which slots read it: the bookkeeping on the host.
+"""Bookkeeping on the host: the prompt of each row of the cache, and the slots that read the row.
 
-A prompt has a row for up to `samples` of its completions, each in a slot of its own. On a mesh that splits slots into
-shards, a row and its slots are on the same one. Work is linear in the tokens of distinct prompts: each is hashed once,
-in blocks of `shared_prefix` tokens, so that the longest beginning that another prompt shares is found by its hash.
+A row serves up to `samples` completions of its prompt, each in its own slot. If a mesh splits the slots into shards, a
+row and its slots are in the same shard. Work is linear in the tokens of distinct prompts: each prompt is hashed once,
+in blocks of `shared_prefix` tokens, and the longest shared beginning is found by its hash.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from mlagent_jax.sampling.config import SamplerConfig
 
 @dataclasses.dataclass(eq=False)
 class Prompt:
-    """A distinct prompt of requests that are wanted."""
+    """Distinct prompt of one or more requests."""
 
     tokens: np.ndarray
-    """int32 [length]"""
+    """int32 [length]: token ids."""
     marks: tuple[int, ...]
-    """Hashes of its beginnings of 1, 2, ... blocks of `shared_prefix` tokens."""
+    """Hashes of the first 1, 2, ... blocks of `shared_prefix` tokens."""
     rows: list[Row] = dataclasses.field(default_factory=list)
-    """Rows in which it stands, or will."""
+    """Rows that hold the prompt, or will hold it."""
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -35,36 +35,36 @@ class Prompt:
 
 @dataclasses.dataclass(eq=False)
 class Row:
-    """A row of the cache of prompts."""
+    """Row of the prompt cache."""
 
     index: int
     shard: int
     prompt: Prompt | None = None
-    """None: other requests do not find what stands there, if anything."""
+    """Prompt of the row; None: the row is empty, or new requests must not use its contents."""
     length: int = 0
-    """Tokens of the prompt, also of one that is not found any more."""
+    """Tokens of the prompt in the row, also after `prompt` was set to None."""
     members: dict[int, int] = dataclasses.field(default_factory=dict)
-    """Slots that read it, or will, by their columns."""
+    """Slots that read the row, or will read it, by their column in `Groups.members`."""
     pinned: bool = False
-    """Whether its prompt is on its way, and the row is not to be given to another one."""
+    """Whether the prompt is still being written, so that no other prompt may get the row."""
     spoiled: bool = False
-    """Whether what it holds may be no numbers."""
+    """Whether the row may hold NaN or infinity."""
 
 
 class Rows:
-    """Rows and slots, and who has them.
+    """Assignment of prompts to rows, and of completions to slots.
 
     Args:
-        config: The programs' shapes.
-        shards: Into how many a mesh splits slots and rows.
+        config: Shapes of the programs.
+        shards: Number of shards that a mesh splits slots and rows into.
     """
 
     def __init__(self, config: SamplerConfig, shards: int) -> None:
         self._samples, self._block, self._shards = config.samples, config.shared_prefix, shards
         self._known: weakref.WeakValueDictionary[tuple[int, ...], Prompt] = weakref.WeakValueDictionary()
-        self._marked: dict[int, dict[Row, None]] = {}  # by hash of a beginning, the newest last
+        self._marked: dict[int, dict[Row, None]] = {}  # rows by the hash of a beginning, the newest last
         self._of: dict[int, tuple[Row, int]] = {}  # (row, column) by slot
-        self._idle: dict[Row, None] = {}  # rows that no slot reads, the one that was left first in front
+        self._idle: dict[Row, None] = {}  # rows without reading slots, the longest idle first
         self._rows: list[Row] = []
         self._free: list[list[int]] = [[] for _ in range(shards)]  # heaps of slots
         self._slots = 0
@@ -72,14 +72,14 @@ class Rows:
 
     @property
     def used(self) -> int:
-        """Slots that are not free."""
+        """Number of slots in use."""
         return len(self._of)
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def resize(self, config: SamplerConfig) -> None:
-        """Have the slots and rows of `config`: more than before, or none of those that go is in use."""
+        """Change to the slots and rows of `config`. Slots and rows that are removed must not be in use."""
         count = config.prompt_rows(self._shards)
         for row in self._rows[count:]:
             self.forget(row)
@@ -96,7 +96,7 @@ class Rows:
                 self._free[slot * self._shards // config.slots].append(slot)  # ascending: a heap
 
     def prompt(self, tokens: tuple[int, ...]) -> Prompt:
-        """The prompt with these tokens, hashed once while it is in use."""
+        """Return the prompt with these tokens; it is hashed once for as long as it is in use."""
         if (known := self._known.get(tokens)) is None:
             array, marks, mark = np.array(tokens, np.int32), [], 0
             for end in range(self._block, len(tokens) + 1, self._block) if self._block else ():
@@ -106,10 +106,15 @@ class Rows:
         return known
 
     def take(self, prompt: Prompt) -> tuple[int, Row, bool] | None:
-        """(slot for a completion of `prompt`, row that it reads, whether the prompt is new there) or None.
+        """Assign a slot and a row to a completion of `prompt`.
 
-        A row that is new is one that nobody reads, empty if possible, else the one that was left first. Rows do not
-        find what it begins with until `show`."""
+        A row that holds the prompt is reused while it has a free column and its shard a free slot. Otherwise the prompt
+        gets a row that no slot reads. Empty rows come first, then rows in the shard with the most free slots, then the
+        longest idle row. Other prompts can share the beginning of a new row after `show`.
+
+        Returns:
+            (slot, row, whether the prompt is new in the row), or None if no slot or row is free.
+        """
         for row in prompt.rows:
             if len(row.members) < self._samples and self._free[row.shard]:
                 return self._seat(row), row, False
@@ -123,7 +128,7 @@ class Rows:
         return self._seat(row), row, True
 
     def show(self, row: Row) -> None:
-        """Let later prompts find what that of `row` begins with."""
+        """Let later prompts share the beginning of the prompt in `row`."""
         for mark in row.prompt.marks:
             self._marked.setdefault(mark, {})[row] = None
 
@@ -136,7 +141,7 @@ class Rows:
         return slot
 
     def leave(self, slot: int) -> Row:
-        """Free a slot; its row, which keeps its prompt."""
+        """Free a slot, and return its row, which keeps the prompt."""
         row, column = self._of.pop(slot)
         del row.members[column]
         heapq.heappush(self._free[row.shard], slot)
@@ -145,11 +150,11 @@ class Rows:
         return row
 
     def row(self, slot: int) -> Row:
-        """What a slot reads."""
+        """Return the row that a slot reads."""
         return self._of[slot][0]
 
     def forget(self, row: Row) -> None:
-        """Let no other request find the prompt of a row there."""
+        """Keep new requests from using the contents of a row."""
         if row.prompt is None:
             return
         row.prompt.rows.remove(row)
@@ -161,8 +166,12 @@ class Rows:
         row.prompt = None
 
     def longest_shared(self, row: Row) -> tuple[Row | None, int]:
-        """(row, tokens) that holds the longest beginning of the prompt of `row` that is worth copying, or all of it;
-        of those that share the same blocks the newest. 0 tokens where there is none."""
+        """Find the longest beginning of the prompt in `row` that another row holds and that is worth copying.
+
+        Returns:
+            (other row, shared tokens); of rows that share the same blocks, the newest. The tokens are 0 if no row holds
+            such a beginning.
+        """
         prompt = row.prompt
         if prompt.rows[0] is not row:
             return prompt.rows[0], len(prompt)
@@ -171,14 +180,14 @@ class Rows:
         for mark in reversed(prompt.marks):
             holder = next(reversed(self._marked.get(mark, {})), None)
             if holder is not None:
-                size = min(len(holder.prompt), len(prompt) - 1)  # of the last token the state is needed
+                size = min(len(holder.prompt), len(prompt) - 1)  # the last token is run, for its hidden state
                 differing = np.not_equal(holder.prompt.tokens[:size], prompt.tokens[:size])
                 shared = int(differing.argmax()) if differing.any() else size
                 return (holder, shared) if shared >= min(self._block, size) else (None, 0)
         return None, 0
 
     def groups(self, running: Iterable[int]) -> Groups:
-        """What the `running` slots read, as decoding takes it."""
+        """Return the prompt rows of the `running` slots as arrays for `decode`."""
         rows, local = len(self._rows), self._slots // self._shards
         lengths = np.zeros((rows,), np.int32)
         members = np.zeros((rows, self._samples), np.int32)

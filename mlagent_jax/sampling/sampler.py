@@ -26,18 +26,20 @@ Prompt = str | Sequence[int]
 
 @dataclasses.dataclass(frozen=True)
 class Delta:
-    """What one sample of one prompt got; its deltas joined are its `Generation`."""
+    """New text and tokens of one sample. `joined` makes a `Generation` of all deltas of a sample."""
 
     prompt: int
-    """Place of the prompt in the call."""
+    """Index of the prompt in the call."""
     sample: int
-    """Number among the samples of that prompt."""
+    """Number of the sample among those of the prompt."""
     text: str
-    """May lag behind the tokens: it is only given out when it is certain."""
+    """New text. It may lag behind the tokens, since text is returned only once it is final."""
     token_ids: list[int]
+    """New tokens."""
     log_probs: list[float]
+    """Log-probability of each new token."""
     finish_reason: FinishReason | None
-    """None: there is more to come."""
+    """Reason of the end, see `Generation`; None: the sample is still running."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,24 +47,26 @@ class Generation:
     """One sampled continuation of one prompt."""
 
     text: str
-    """Up to the stop token or stop string, without it."""
+    """Text before the stop token or stop string."""
     token_ids: list[int]
-    """All that were drawn: the stop token, or the token that completes the stop string, is the last."""
+    """All drawn tokens. The last one may be a stop token, or the token that completes a stop string."""
     log_probs: list[float]
-    """Of each token, under the distribution that it was drawn from."""
+    """Log-probability of each token under the distribution it was drawn from."""
     finish_reason: FinishReason
-    """`stop`: a stop token or stop string; `length`: `max_new_tokens`."""
+    """Reason of the end: `stop` for a stop token or stop string, `length` for `max_new_tokens`."""
 
 
 class Sampler:
-    """Generates text with a model's weights; between calls it holds no device memory but theirs, and a copy of those
-    that decoding cannot read where they are (of `load`'s none, unless `compute_dtype` is another).
+    """Generates text with a model.
+
+    Between calls, a sampler holds only the weights on the device. Weights that decoding cannot read in their layout or
+    dtype are copied, and the copies are held too. Weights from `load` need no copy, unless `compute_dtype` differs.
 
     Args:
-        model: From `load`, or `Model(graph, params)` around the arrays of a trainer.
-        tokenizer: Its tokenizer.
-        slots: Sequences decoded at once; None: as many as memory allows and a call can use.
-        compute_dtype: Of activations and cache, float32 or bfloat16; None: that of the parameters.
+        model: Model from `load`, or `Model(graph, params)` with the arrays of a trainer.
+        tokenizer: Tokenizer of the model.
+        slots: Number of sequences decoded at once; None: as many as fit in memory and a call can use.
+        compute_dtype: Dtype of activations and cache, float32 or bfloat16; None: the dtype of the parameters.
     """
 
     def __init__(
@@ -83,14 +87,19 @@ class Sampler:
 
     @property
     def max_length(self) -> int:
-        """Tokens of a prompt and its completion, at most: what the model was made for."""
+        """Maximum tokens of a prompt with its completion, the number of positions of the model."""
         return self.model.graph.config.max_position_embeddings
 
     def encode(self, prompt: Prompt, *, parse_special: bool = False, add_special: bool = False) -> tuple[int, ...]:
-        """Token ids of a prompt, which may be some already; the settings are those of `Tokenizer.encode`.
+        """Return the token ids of a prompt.
+
+        Args:
+            prompt: Text, or token ids, which are checked and returned.
+            parse_special: See `Tokenizer.encode`.
+            add_special: See `Tokenizer.encode`.
 
         Raises:
-            ValueError: It has none, or one that is not in the vocabulary.
+            ValueError: The prompt has no token, or a token outside the vocabulary.
         """
         if isinstance(prompt, str):
             prompt = self.tokenizer.encode(prompt, parse_special=parse_special, add_special=add_special)
@@ -103,10 +112,10 @@ class Sampler:
         return tokens
 
     def check_length(self, prompt_tokens: int, max_new_tokens: int) -> None:
-        """Whether a completion fits.
+        """Check that a prompt and a completion of these lengths fit the model.
 
         Raises:
-            ValueError: The limit is below 1, or both together are longer than the model's positions.
+            ValueError: `max_new_tokens` is below 1, or the sum of both exceeds the model's positions.
         """
         if max_new_tokens < 1:
             raise ValueError(f"max_new_tokens={max_new_tokens} must be at least 1")
@@ -117,10 +126,15 @@ class Sampler:
             )
 
     def plan_slots(self, longest_prompt: int, max_new_tokens: int, samples: int = 1) -> int:
-        """How many slots a `batch` for such lengths has: what was set, else what fits; nothing is allocated.
+        """Return the number of slots for a `batch`: the sampler's `slots`, else as many as fit. Allocates nothing.
+
+        Args:
+            longest_prompt: Maximum tokens of a prompt.
+            max_new_tokens: Maximum tokens of a completion.
+            samples: Slots that share one prompt, see `SamplerConfig`.
 
         Raises:
-            ValueError: Not even one fits.
+            ValueError: Not even one slot fits.
         """
         if self._slots is not None:
             return self._slots
@@ -137,8 +151,15 @@ class Sampler:
     def batch(
         self, longest_prompt: int, max_new_tokens: int, slots: int, *, samples: int = 1, elastic: bool = False
     ) -> Batch:
-        """Slots for prompts and completions of at most so many tokens, for as long as they are kept; `samples` as in
-        `SamplerConfig`, `elastic` as in `Batch`."""
+        """Return a new batch, which holds its device memory until it is deleted.
+
+        Args:
+            longest_prompt: Maximum tokens of a prompt.
+            max_new_tokens: Maximum tokens of a completion.
+            slots: Number of slots.
+            samples: Slots that share one prompt, see `SamplerConfig`.
+            elastic: See `Batch`.
+        """
         config = self._settings(max_new_tokens, slots, samples)
         weights = self._prepare(self.model.params)
         settings = {"spellings": self._spellings, "run": self._run, "elastic": elastic}
@@ -149,11 +170,11 @@ class Sampler:
         return dataclasses.replace(self._config, max_new_tokens=longest, slots=slots, samples=samples)
 
     def text_stream(self, stop: Sequence[str] = ()) -> TextStream:
-        """The text of one completion while it is made; stop tokens are to be left out by the caller (`spoken`)."""
+        """Return a decoder for the text of one completion. The caller must remove stop tokens, see `spoken`."""
         return TextStream(self._spellings, stop)
 
     def spoken(self, token_ids: Sequence[int]) -> Sequence[int]:
-        """The tokens that make text: without a stop token at the end."""
+        """Return the tokens without a stop token at the end."""
         ended = bool(token_ids) and token_ids[-1] in self._config.stop_token_ids
         return token_ids[: len(token_ids) - ended]
 
@@ -170,24 +191,28 @@ class Sampler:
         stop: Sequence[str] = (),
         seed: int | Sequence[int] = 0,
     ) -> list[list[Generation]]:
-        """`n` continuations of each prompt, in the order of the prompts.
+        """Generate `n` continuations of each prompt.
 
-        A sample follows from its prompt, its seed, its number among the samples and the weights: what else is in the
-        call changes nothing but rounding.
+        A sample depends only on its prompt, its seed, its number among the samples and the weights. Other prompts of
+        the call affect nothing but rounding.
 
         Args:
             prompts: Texts, or token ids.
-            n: Samples a prompt.
-            max_new_tokens: Limit of each.
-            temperature: As the other settings of the distribution in `Distribution`.
-            top_k: 0 for all.
-            top_p: 1 for all.
-            min_p: 0 for all.
-            stop: Strings that end a sample wherever they come to stand in its text; they are not part of it.
-            seed: One for all prompts (equal prompts then get equal samples), or one a prompt. 64 bits of it count.
+            n: Samples per prompt.
+            max_new_tokens: Maximum tokens per sample.
+            temperature: Divisor of the logits, see `Distribution`; 0 for the most probable token.
+            top_k: Number of most probable tokens to keep, see `Distribution`; 0 for all.
+            top_p: Probability of the most probable tokens to keep, see `Distribution`; 1 for all.
+            min_p: Minimum probability relative to the most probable token, see `Distribution`; 0 for all.
+            stop: Strings that end a sample at any place in its text; they are removed from it.
+            seed: One seed for all prompts, which gives equal prompts equal samples, or one per prompt. 64 bits count.
+
+        Returns:
+            The samples of each prompt, in the order of the prompts.
 
         Raises:
-            ValueError: A prompt is empty or too long, or a setting is impossible; the message names it.
+            ValueError: A prompt is empty or too long, or a setting is out of range. The message names it.
+            SamplingError: The model's output for a prompt is not a number. The message names the prompt.
         """
         samples: dict[tuple[int, int], list[Delta]] = {}
         settings = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
@@ -208,11 +233,13 @@ class Sampler:
         stop: Sequence[str] = (),
         seed: int | Sequence[int] = 0,
     ) -> Iterator[Delta]:
-        """As `generate`, yielding what each sample got as soon as it is known, samples interleaved.
+        """Yield the new text and tokens of each sample as they become available; samples are interleaved.
+
+        The arguments are those of `generate`.
 
         Raises:
-            ValueError: As `generate`, before anything is sampled.
-            SamplingError: The model's output for a prompt is not a number; the message names the prompt.
+            ValueError: As in `generate`, before anything is sampled.
+            SamplingError: The model's output for a prompt is not a number. The message names the prompt.
         """
         if isinstance(prompts, str):
             raise ValueError("prompts is one string: give a list of them")
@@ -242,7 +269,7 @@ class Sampler:
         if not requests:
             return
         lengths = max(len(request.prompt) for request in requests), requests[0].max_new_tokens
-        # No more than can be used; rounded, for each number is a compilation.
+        # No more slots than the call can use. Rounded up, since each number of slots is compiled separately.
         useful = 1 << (len(requests) - 1).bit_length()
         slots = self._slots or min(useful, self.plan_slots(*lengths, n))
         batch = self.batch(*lengths, slots, samples=min(n, slots))
@@ -260,7 +287,7 @@ class Sampler:
 
 
 def check_stop(stop: Sequence[str]) -> tuple[str, ...]:
-    """Stop strings, in order and once each.
+    """Return the stop strings in order, without repetitions.
 
     Raises:
         ValueError: One is empty, or `stop` is a single string.
@@ -273,7 +300,7 @@ def check_stop(stop: Sequence[str]) -> tuple[str, ...]:
 
 
 def joined(deltas: Sequence[Delta]) -> Generation:
-    """All deltas of one sample, in order."""
+    """Join all deltas of one sample, given in order."""
     return Generation(
         text="".join(delta.text for delta in deltas),
         token_ids=[token for delta in deltas for token in delta.token_ids],

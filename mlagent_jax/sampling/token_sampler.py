@@ -1,7 +1,7 @@
-"""Token ids in, completions out: what reinforcement learning samples with.
+"""The sampler of reinforcement learning: token ids in, completions out.
 
-Weights come with each call: they are the trainer's own, and there is nothing to synchronise. To sample on while the
-trainer's arrays are donated to its next update, take `weights` of them first.
+Each call is given the weights. They are the trainer's own arrays, so there is nothing to synchronise. To continue
+sampling while the trainer's next update consumes (donates) these arrays, call `weights` first.
 """
 
 from __future__ import annotations
@@ -24,18 +24,19 @@ from mlagent_jax.sampling.weights import Preparation, Weights
 
 
 class TokenSampler:
-    """Samples completions of prompts; between calls it holds, until `release`, no device memory but for those of the
-    last weights that could not be used where they are.
+    """Samples completions of prompts.
+
+    Between calls, the device memory of a sampler is that of weights that it had to copy; `release` frees them.
 
     Args:
         graph: The model.
-        config: What is sampled, and the shapes of the programs.
-        dispatch_lock: Lock held while a program is handed to the devices; see `FirstRuns`.
-        mesh: What the weights are laid out on; None or one device: they are used where they are.
-        rules: Rows of the sampler's sharding rules to change; see `sampling.layout`.
+        config: Distribution, limits and shapes of the programs.
+        dispatch_lock: Lock held while a program is dispatched to the devices; see `FirstRuns`.
+        mesh: Mesh that the weights are sharded over; None or one device: weights keep their layout.
+        rules: Changed rows of the sampler's sharding rules; see `sampling.layout`.
 
     Raises:
-        ValueError: `rules` cannot be read.
+        ValueError: `rules` cannot be parsed.
     """
 
     def __init__(
@@ -53,29 +54,33 @@ class TokenSampler:
 
     @property
     def config(self) -> SamplerConfig:
-        """What this sampler was made with."""
+        """Settings of this sampler."""
         return self._config
 
     @property
     def compilations(self) -> int:
-        """Programs that were compiled for this sampler so far."""
+        """Number of programs compiled for this sampler so far."""
         return self._run.count
 
     def weights(self, params: Params, donated: Params | None = None) -> Weights:
-        """`params` as decoding reads them, to be given to several calls; arrays among `donated` are copied.
+        """Prepare `params` for decoding, for use in several calls.
 
-        What was made of other parameters before is let go first, but for what these share with them: keep no `Weights`
-        of theirs, and there is one copy at a time.
+        Copies of earlier parameters are released first, unless `params` contain the same arrays. If the caller keeps no
+        earlier `Weights` either, there is one copy at a time.
+
+        Args:
+            params: Parameters in the tree of `models.create`.
+            donated: Tree of arrays that will be donated to a program meanwhile; they are copied. None: no array.
         """
         return self._prepare(params, donated=donated)
 
     @property
     def resharding(self) -> tuple[int, float]:
-        """(bytes, seconds) of all weights that were cast, cut or laid out anew so far."""
+        """Total (bytes, seconds) of weights that were cast, split or resharded so far."""
         return self._prepare.moved_so_far
 
     def release(self) -> None:
-        """Let the device memory go that is held for the next call with the same weights."""
+        """Release the device memory of copied weights. The next call copies them again."""
         self._prepare.release()
 
     def sample(
@@ -87,21 +92,25 @@ class TokenSampler:
         params: Params | Weights,
         max_new_tokens: int | None = None,
     ) -> list[Completion]:
-        """`n` completions of each prompt, as a list in the order of the prompts, samples of a prompt together.
+        """Sample `n` completions of each prompt.
 
-        A completion follows from its prompt, its seed, the number of its sample and the weights: not from what else is
-        sampled with it, but for rounding where two tokens tie.
+        A completion depends only on its prompt, its seed, the number of its sample and the weights. Other prompts
+        affect nothing but rounding, which matters where two tokens tie.
 
         Args:
-            prompts: Token ids, at least one each. How many the model is good for is the caller's to know.
-            seeds: One a prompt, 64 bits of each count.
-            n: Samples a prompt.
-            params: The weights, in the tree of `models.create`, or of `weights`.
-            max_new_tokens: A lower limit than the config's, for this call.
+            prompts: Token ids of each prompt, at least one. The caller checks that they fit the model's positions.
+            seeds: Seed of each prompt, of which 64 bits count.
+            n: Samples per prompt.
+            params: Weights, in the tree of `models.create` or from `weights`.
+            max_new_tokens: Maximum tokens per completion, at most the config's; None: the config's.
+
+        Returns:
+            Completions in the order of the prompts; the samples of a prompt are adjacent.
 
         Raises:
-            ValueError: For an empty prompt, another number of seeds than of prompts, an n below 1, or a
-                limit above the config's.
+            ValueError: A prompt is empty, the numbers of seeds and prompts differ, `n` is below 1, or `max_new_tokens`
+                is out of range.
+            SamplingError: The model's output for a prompt is not a number. The message names the prompt.
         """
         completions = dict(self.stream(prompts, seeds, n, params=params, max_new_tokens=max_new_tokens))
         return [completions[index] for index in range(len(prompts) * n)]
@@ -115,10 +124,13 @@ class TokenSampler:
         params: Params | Weights,
         max_new_tokens: int | None = None,
     ) -> Iterator[tuple[int, Completion]]:
-        """As `sample`, yielding (place in its list, completion) as each is finished.
+        """Yield (index in the list of `sample`, completion) as each completion finishes.
+
+        The arguments are those of `sample`.
 
         Raises:
-            SamplingError: The model's output for a prompt is not a number; the message names the prompt.
+            ValueError: As in `sample`.
+            SamplingError: The model's output for a prompt is not a number. The message names the prompt.
         """
         requests = self._requests(prompts, seeds, n, max_new_tokens)
         if not requests:

@@ -1,10 +1,14 @@
-"""The weights as decoding reads them: a tree a layer, in the compute dtype.
+"""Weights as decoding reads them: one tree per layer, in the compute dtype.
 
-What stands in memory like that is used where it is. On TPUs that is all that has the dtype already: their compiler
-reads a layer of a stacked array within the product. Elsewhere layers that a trainer keeps stacked (to scan over them)
-are cut apart: on CPUs a program that cuts them itself takes as much memory, and decoding 1.4 times as long. Another
-dtype is cast. Such a copy is made once for each array, however many batches are sampled with it. A new policy version
-is new arrays: theirs are made when it is first used, and what was made of arrays that are no longer there is let go.
+    Params (a trainer's arrays) -> Preparation -> Weights
+
+Arrays already in this layout are used without a copy. Other dtypes are cast. A trainer stacks its layers to scan over
+them. On TPUs stacked arrays are used without a copy too, because the compiler reads one layer within the product.
+Elsewhere they are split by layer: on a CPU, a program that splits them itself needs as much memory, and its decoding
+takes 1.4 times as long.
+
+A copy is made once per array, however many batches use it. A new policy version consists of new arrays, which are
+copied on first use; copies of arrays that no longer exist are freed.
 """
 
 from __future__ import annotations
@@ -28,9 +32,9 @@ _Path = tuple[Any, ...]
 
 
 def reads_stacked(platform: str) -> bool:
-    """Whether programs for this platform (tpu, gpu or cpu) read a layer of a stacked array without copying it.
+    """Return whether programs for this platform (tpu, gpu or cpu) read a layer of a stacked array without a copy.
 
-    Of TPUs the compiled program says so: no temporary holds a layer's weights, each product slices for itself.
+    Compiled programs for TPUs confirm it: they have no temporary for a layer's weights, each product slices its own.
     """
     return platform == "tpu"
 
@@ -40,23 +44,23 @@ class Weights:
     """Parameters in the form that the sampler's programs take."""
 
     params: Params
-    """`layers` is a list of one tree a layer, or stacked where that is read in place."""
+    """Parameters; `layers` is a list with one tree per layer, or stacked if the platform reads that in place."""
 
 
 @dataclasses.dataclass(frozen=True)
 class _Made:
     source: weakref.ref[jax.Array]
     result: jax.Array | tuple[jax.Array, ...]
-    """Of a stacked array one a layer."""
+    """Copy of the array; of a stacked array, one copy per layer."""
 
 
 class Preparation:
-    """Makes `Weights` of parameters, and remembers what it made of each array until `release`.
+    """Prepares parameters for decoding, and keeps the copy of each array until `release`.
 
     Args:
-        dtype: That decoding computes in; None: that of each array.
-        stacked: Whether stacked layers are read where they are; None: as `reads_stacked` says of their platform.
-        graph: The sampler's, by whose rules weights on a mesh are laid out; None: they stay where they are.
+        dtype: Compute dtype of decoding; None: the dtype of each array.
+        stacked: Whether stacked layers are used without a copy; None: `reads_stacked` of their platform.
+        graph: Graph of the sampler, whose rules decide the layout of weights on a mesh; None: layouts are kept.
     """
 
     def __init__(self, dtype: str | None = None, stacked: bool | None = None, graph: Graph | None = None) -> None:
@@ -65,20 +69,20 @@ class Preparation:
         self._graph = graph
         self._layout: dict[_Path, NamedSharding] = {}
         self.moved_bytes = 0
-        """Bytes of the weights that the last call cast, cut or laid out anew."""
+        """Bytes of the weights that the last call cast, split or resharded."""
         self.moved_so_far = 0, 0.0
-        """Bytes, and seconds that they took, of all calls."""
-        self._made: dict[int, _Made] = {}  # by the identity of the array that it was made of
+        """Bytes as in `moved_bytes`, and seconds, summed over all calls."""
+        self._made: dict[int, _Made] = {}  # by the `id` of the source array
         self._lock = threading.Lock()
 
     def __call__(self, params: Params | Weights, *, donated: Params | None = None) -> Weights:
-        """The weights of `params`.
+        """Return the weights of `params`.
 
         Args:
-            params: In the tree of `models.create`, stacked, or with a list of one tree a layer; already `Weights`: as
-                they are.
-            donated: Those of `params` (or a tree that has them among others) that will be donated to a program while
-                the weights are in use, so that nothing of them may be used where it is. None: no array is.
+            params: Parameters in the tree of `models.create`, with stacked layers or a list of one tree per layer.
+                `Weights` are returned unchanged.
+            donated: Tree of arrays that will be donated to a program while the weights are in use. Arrays of `params`
+                among them are copied. None: no array is donated.
         """
         if isinstance(params, Weights):
             return params
@@ -87,7 +91,7 @@ class Preparation:
             return self._prepare(params, {id(leaf) for leaf in jax.tree.leaves(donated)})
 
     def copied_bytes(self, params: Params) -> int:
-        """What the weights of `params` will take beside them, those that are made already left out."""
+        """Return the bytes of the copies that `params` still need, in addition to `params` and existing copies."""
         self._lay_out(params)
         return sum(
             leaf.size * self._dtype_of(leaf).itemsize
@@ -96,7 +100,7 @@ class Preparation:
         )
 
     def release(self) -> None:
-        """Forget all that was made; weights in use keep theirs."""
+        """Release all copies, except those that `Weights` in use refer to."""
         with self._lock:
             self._made = {}
 
@@ -138,7 +142,7 @@ class Preparation:
         return not self._layout or leaf.sharding.is_equivalent_to(self._target(path), leaf.ndim)
 
     def _lay_out(self, params: Params) -> None:
-        """Find where the weights of `params` are to be."""
+        """Set the shardings of the weights on the first call with parameters on a mesh."""
         mesh = mesh_of(params)
         if self._graph is None or mesh is None or mesh.size == 1 or self._layout:
             return
@@ -163,11 +167,11 @@ class Preparation:
 
 
 def _copies(dtype: jnp.dtype | None, placed: Any = None) -> Any:
-    """Return a program: stacked arrays and single ones in, copies in `dtype` out, the stacked ones cut by layer.
+    """Return a program (stacked arrays, single arrays) -> copies in `dtype`, with stacked arrays split by layer.
 
     Args:
-        dtype: None: that of each array.
-        placed: Shardings of what comes out; None: as it comes in.
+        dtype: Dtype of the copies; None: the dtype of each array.
+        placed: Shardings of the copies; None: the compiler's choice.
     """
     found = tuple(map(tuple, placed)) if placed else None
     return _copying(dtype, found)
@@ -181,14 +185,14 @@ def _copying(dtype: jnp.dtype | None, placed: Any) -> Any:
         def cast(leaf: jax.Array) -> jax.Array:
             return jnp.copy(leaf) if dtype in (None, leaf.dtype) else leaf.astype(dtype)
 
-        # A copy also of a single layer: what a program hands through is the array itself.
+        # A single layer is copied too: an output that is an unchanged input would be the same array.
         return tuple(tuple(cast(layer) for layer in leaf) for leaf in stacked), tuple(cast(leaf) for leaf in single)
 
     return jax.jit(copies, out_shardings=placed)
 
 
 def apart(params: Params) -> Params:
-    """The same parameters with `layers` as a list, each stacked array deleted as soon as it is cut."""
+    """Return the parameters with `layers` as a list. Each stacked array is deleted as soon as it is split."""
     held: dict[_Path, jax.Array | tuple[jax.Array, ...]] = dict(_flat(params))
     for path, leaf in _flat(params).items():
         if _is_stacked(path):
@@ -198,18 +202,18 @@ def apart(params: Params) -> Params:
 
 
 def _is_stacked(path: _Path) -> bool:
-    """Whether the array at this path has an axis of layers."""
+    """Return whether the array at this path has an axis of layers."""
     return path[0] == "layers" and not isinstance(path[1], int)
 
 
 def _flat(params: Params) -> dict[_Path, jax.Array]:
-    """Arrays by the names that lead to them."""
+    """Return the arrays of a tree by their paths."""
     leaves = jax.tree_util.tree_flatten_with_path(params)[0]
     return {tuple(getattr(key, "key", getattr(key, "idx", None)) for key in path): leaf for path, leaf in leaves}
 
 
 def _unflat(held: Mapping[_Path, jax.Array | tuple[jax.Array, ...]]) -> Params:
-    """The tree of `_flat`'s paths, with the layers as a list."""
+    """Return the tree of `_flat`'s paths; layers that were split form a list."""
     flat: dict[_Path, jax.Array] = {}
     for path, value in held.items():
         if isinstance(value, tuple):

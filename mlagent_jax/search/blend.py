@@ -1,7 +1,7 @@
 """Blends the submissions of several scripts: the mean of numbers, the majority of everything else.
 
-Run as a program, it runs every script of `members/` as it ran when it was scored, and writes their blend. It needs no
-more than Python and what the scripts import (`pip install -r ../requirements.txt`, then `python blend.py`).
+As a program, it runs every script of `members/` as it ran when it was scored, and writes their blend. It needs only
+Python and the packages that the scripts import (`pip install -r ../requirements.txt`, then `python blend.py`).
 """
 
 import csv
@@ -20,9 +20,9 @@ def blend(tables: list[str], weights: list[int], means: list[str]) -> str:
 
     Args:
       tables: Texts of the tables, with the id in the first column.
-      weights: How often each table counts.
-      means: Columns that are averaged. Of the other columns the value with most weight is taken, the first of equal
-        ones.
+      weights: Weight of each table.
+      means: Columns that are averaged. Other columns get the value with the largest total weight, the first one in a
+        tie.
 
     Raises:
       ValueError: The tables differ in columns or ids.
@@ -51,7 +51,16 @@ def _cell(values: tuple[str, ...], weights: list[int], is_mean: bool) -> str:
 
 
 def run(member: pathlib.Path, data: pathlib.Path, plan: dict) -> str:
-    """Return what the script of one member submits."""
+    """Run the script of one member, and return its submission.
+
+    Args:
+      member: Folder of the member's workspace.
+      data: Folder of the task's public data.
+      plan: Contents of `members.json`.
+
+    Raises:
+      CalledProcessError: The script fails.
+    """
     program = (
         "import random, runpy, sys\nrandom.seed({seed})\n"
         "try:\n    import numpy\n    numpy.random.seed({seed} % 2**32)\n"

@@ -18,21 +18,23 @@ _FORM = 'write minutes, executions, tokens and money with commas between: "30m, 
 
 @dataclasses.dataclass(frozen=True)
 class Budget:
-    """Limits of a search, restarts included; infinite: no limit."""
+    """Limits of a search, restarts included; infinity means no limit."""
 
     seconds: float = math.inf
+    """Seconds in which at least one step is in work."""
     executions: float = math.inf
+    """Number of scripts that ran."""
     tokens: float = math.inf
     """Prompt and completion tokens of the agent."""
     money: float = math.inf
-    """In the currency of the endpoint's prices."""
+    """Cost of the agent, in the currency of the endpoint's prices."""
 
     @classmethod
     def parse(cls, text: str) -> Budget:
-        """Read a budget.
+        """Parse a budget such as `30m, 200 executions`.
 
         Raises:
-          ConfigError: It is no budget, names a limit twice, or has no limit.
+          ConfigError: The text is not a budget, names a limit twice, or names none.
         """
         limits: dict[str, float] = {}
         for part in filter(None, (part.strip() for part in text.split(","))):
@@ -46,7 +48,10 @@ class Budget:
         return cls(**limits)
 
     def spent(self, used: Totals) -> str:
-        """Return which limit is reached, with steps in work counted as executions; an empty string if none is."""
+        """Return a sentence about the reached limit; an empty string if none is reached.
+
+        Each step in work counts as an execution.
+        """
         for value, limit, said in (
             (used.executions + used.pending, self.executions, f"{self.executions:g} executions"),
             (used.seconds, self.seconds, duration(self.seconds) if self.seconds < math.inf else ""),
@@ -58,7 +63,7 @@ class Budget:
         return ""
 
     def show(self, used: Totals) -> str:
-        """Return what is used, of how much."""
+        """Return a phrase with the used amounts and their limits."""
         parts = [_of(used.executions, self.executions, "executions")]
         seconds = duration(used.seconds)
         parts.append(seconds if self.seconds == math.inf else f"{seconds} of {duration(self.seconds)}")

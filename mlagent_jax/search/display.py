@@ -1,4 +1,4 @@
-"""A search in the terminal: a live tree, or a plain line for each step in a log."""
+"""Display of a search: a live tree in a terminal, or one plain line per step in a log."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Display:
     """Shows a search while it runs.
 
     Args:
-      console: Where to.
+      console: Console to print to.
       budget: The search's budget.
       metric: Name of the task's metric.
     """
@@ -40,14 +40,14 @@ class Display:
         """Show the tree; `finished` are the steps that have just ended."""
         if self._live is None:
             for node in finished:
-                # One line a step, whatever its length.
+                # One line per step, whatever its length.
                 self._console.print(self.line(tree, node), markup=False, highlight=False, soft_wrap=True)
         elif finished or time.monotonic() - self._shown >= INTERVAL_SECONDS:
             self._shown = time.monotonic()
             self._live.update(Group(Text(self._head(tree)), drawn(tree)), refresh=True)
 
     def line(self, tree: Tree, node: Node) -> str:
-        """Return one step, the best score so far and what was used, in a line."""
+        """Return a line with one step, the best score so far, and the used budget."""
         return f"{label(tree, node)}  best {tree.best().metric:.5g}  {self._budget.show(totals(tree, time.time()))}"
 
     def _head(self, tree: Tree) -> str:
@@ -66,7 +66,7 @@ class Display:
 
 
 def label(tree: Tree, node: Node) -> str:
-    """Return one node in a line: number, kind of step and parents, edit, and outcome."""
+    """Return a line about one node: number, operator, parents, edit and outcome."""
     if node.plan is None:
         return f"start {node.metric:.5g}"
     parents = " and ".join(map(str, node.plan.parents))
@@ -78,7 +78,7 @@ def label(tree: Tree, node: Node) -> str:
 
 
 def drawn(tree: Tree) -> rich_tree.Tree:
-    """Return the part of the tree that fits a terminal."""
+    """Return the part of the tree that fits a terminal, at most `SHOWN` nodes."""
     best = tree.best()
     wanted = [*tree.pending(), *tree.scored(), *tree.finished()[::-1]]
     kept = {0}

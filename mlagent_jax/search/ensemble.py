@@ -1,7 +1,8 @@
-"""An ensemble of a search's best scripts: chosen greedily on the half that the search sees.
+"""Ensembles of the best scripts of a search, chosen greedily on the half of the labels that the search sees.
 
 Forward selection with replacement (Caruana, Niculescu-Mizil, Crew and Ksikes 2004, "Ensemble selection from libraries
-of models"): beginning with nothing, add the script whose blend with the others scores best, and keep the best blend.
+of models"): starting from an empty ensemble, add the script whose blend with the others scores best; keep the best
+blend.
 """
 
 from __future__ import annotations
@@ -21,15 +22,19 @@ from mlagent_jax.search import blend
 from mlagent_jax.search.tree import Node, Tree
 
 CANDIDATES = 20
-"""Number of the best different scripts that are chosen from."""
+"""Maximum candidates of an ensemble: the best scripts with different submissions."""
 _AVERAGED = ("number", "probability")
 _NOT_OURS = ("HOME", "TMPDIR", "USER", "PATH")
-"""Variables of the sandbox that another host has its own values for."""
+"""Environment variables of the sandbox for which every host has its own values."""
 
 
 def choose(episode: Episode, tree: Tree, size: int) -> tuple[dict[int, int], str] | None:
-    """Return how often each node counts in the best blend of at most `size`, and the id of its submission; None if no
-    blend scores better than the best script alone, or the task's submissions cannot be blended."""
+    """Choose the best blend of at most `size` scripts, counted with repetitions.
+
+    Returns:
+      The weight of each node in the blend, and the id of its submission. None if no blend beats the best script alone,
+      or the task's submissions cannot be blended.
+    """
     nodes = _candidates(tree)
     means = [name for name, kind in episode.kinds.items() if kind in _AVERAGED]
     if len(nodes) < 2 or not episode.kinds:
@@ -62,7 +67,7 @@ def _candidates(tree: Tree) -> list[Node]:
 
 
 def _scored(episode: Episode, tables: list[str], weights: list[int], means: list[str]) -> tuple[float, str] | None:
-    """Return score and submission of a blend; None if it is no valid submission."""
+    """Return the score of a blend and the id of its submission; None if the blend is not a valid submission."""
     try:
         submission = episode.store.put(blend.blend(tables, weights, means).encode())
         return episode.reward_score(submission), submission
@@ -71,12 +76,21 @@ def _scored(episode: Episode, tables: list[str], weights: list[int], means: list
 
 
 def variables(execution_seed: int) -> dict[str, str]:
-    """Return the sandbox's environment variables that another host needs too."""
+    """Return the environment variables of the sandbox that a script needs on another host too."""
     return {name: value for name, value in environment(execution_seed).items() if name not in _NOT_OURS}
 
 
 def write(folder: Path, episode: Episode, tree: Tree, counts: dict[int, int], submission: str, seed: int) -> None:
-    """Write the members' workspaces, the program that runs and blends them, and their submission."""
+    """Write an ensemble: the workspaces of its members, the program that runs and blends them, and the submission.
+
+    Args:
+      folder: Folder of the ensemble, which is replaced.
+      episode: The task.
+      tree: The tree of the search.
+      counts: Weight of each node, from `choose`.
+      submission: Id of the blended submission.
+      seed: Seed of the search.
+    """
     shutil.rmtree(folder, ignore_errors=True)
     for number in counts:
         episode.export(tree.nodes[number].state.snapshot, folder / "members" / str(number))

@@ -1,4 +1,4 @@
-"""Where the steps of a search are executed: slots of this process, or the workers of a fleet through their queue."""
+"""Executors of a search's steps: slots of this process, or the workers of a fleet through their queue."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ SILENCE_SECONDS = 300.0
 
 
 class Executor(Protocol):
-    """Executes jobs; each is known by the number of its node."""
+    """Executes jobs, which are identified by the numbers of their nodes."""
 
     def submit(self, number: int, job: Job) -> None:
         """Begin to execute a job."""
 
     def wait(self, seconds: float) -> dict[int, Outcome]:
-        """Return the outcomes that arrived, by number; wait for one at most so long.
+        """Return the outcomes that arrived, by node number; wait up to `seconds` for the first one.
 
         Raises:
           SandboxError: A script could not be executed for reasons of this host.
@@ -32,7 +32,7 @@ class Executor(Protocol):
         """
 
     def close(self) -> None:
-        """Abandon what is in work."""
+        """Abandon the jobs in work."""
 
 
 class LocalSlots:
@@ -69,7 +69,7 @@ class LocalSlots:
 
 
 class Fleet:
-    """Executes jobs through a queue. A search that is started again finds the outcomes of its jobs there.
+    """Executes jobs through a queue, which keeps the outcomes for a search that is started again.
 
     Args:
       queue: Queue that workers claim from. The caller closes it.
@@ -100,4 +100,7 @@ class Fleet:
         return {self._running.pop(identity): outcome for identity, outcome in arrived.items()}
 
     def close(self) -> None:
-        """Do nothing: workers finish what is in work, and the next start finds it. Other processes share the run."""
+        """Do nothing, since other processes may share the run.
+
+        Workers finish the jobs in work, and the next start finds their outcomes.
+        """

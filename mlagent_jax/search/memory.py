@@ -1,8 +1,8 @@
-"""Memory of a task: what a search tried and what came of it, as lines for the prompt.
+"""Memory of a task: the attempts of a search and their outcomes, as lines for the prompt.
 
-The most useful lines come first. A prompt takes as many of the first as fit (`prompts.Renderer`), so the oldest and
-least useful are left out. A line says in words whether a step was better, from the half of the labels that the search
-sees, and quotes the script's last line of output; it holds no score of that half.
+The most useful lines come first. A prompt includes the first lines that fit (`prompts.Renderer`) and omits the rest. A
+line states in words whether a step improved the score on the half of the labels that the search sees, and quotes the
+script's last line of output. It does not contain that score.
 """
 
 from __future__ import annotations
@@ -24,8 +24,10 @@ _ENDS = {
 
 
 def memory(tree: Tree) -> tuple[str, ...]:
-    """Return lines about the tree's finished edits, without repetitions, the most useful first: those that moved the
-    score most, and of equal ones the newest."""
+    """Return at most `MAX_LINES` different lines about the finished edits of the tree.
+
+    Edits that moved the score most come first; in a tie, the newest comes first.
+    """
     useful = sorted(
         (node for node in tree.finished() if node.kind != OutcomeKind.INFRASTRUCTURE_ERROR and _is_edit(node)),
         key=lambda node: (round(-_moved(tree, node), 2), -node.number),
@@ -38,7 +40,7 @@ def _is_edit(node: Node) -> bool:
 
 
 def _moved(tree: Tree, node: Node) -> float:
-    """Return by how many gaps the step moved the score; 0 for a failure."""
+    """Return the size of the step's change of the score, in gaps of the task; 0 for a failure."""
     outcome = node.result.outcome
     return abs(outcome.delta or 0.0) / (tree.scale.gap or 1.0)
 

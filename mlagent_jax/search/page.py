@@ -1,4 +1,4 @@
-"""`page.html`: one file that tells the story of a search, needs no network, and never interprets script output."""
+"""`page.html`: a self-contained page about a search. It needs no network and never interprets script output."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from mlagent_jax.search.tree import Node, Tree, by_operator
 
 _PAGE = Path(__file__).with_name("page")
 _TEXT = 6000
-"""Maximum characters of an action, a diff or an output; longer ones show head and tail."""
+"""Maximum characters of an action, a diff or an output; of longer texts, head and tail are shown."""
 MAX_NODES = 1000
 
 
 def page_data(tree: Tree, story: dict[str, Any]) -> dict[str, Any]:
-    """Return the page's data: `story` (see `result`), and the nodes, at most `MAX_NODES`, the first ones."""
+    """Return the page's data: `story` (see `result`), totals, and the first `MAX_NODES` nodes."""
     nodes = list(tree)[:MAX_NODES]
     return {
         **story,

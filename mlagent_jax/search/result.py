@@ -1,4 +1,4 @@
-"""What a search leaves in its folder: the best script, ready to run without this product, and the story.
+"""Result of a search in its folder: the best script, ready to run without this project, and the page.
 
     ensemble/         with --ensemble, where it is better: its scripts, blend.py, their submission
     best/             the workspace of the best script, with its read-only files; data/ leads to the data
@@ -6,7 +6,7 @@
     submission.csv    what the script submitted      requirements.txt  reproduce.py
     solution.diff     from the starting script       score.json        steps.jsonl        page.html
 
-`best/` is replaced at each new best. The score on the other half of the labels is asked for once for a script.
+`best/` is replaced at each new best. Each submission is scored at most once on the other half of the labels.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from mlagent_jax.search.store import TreeStore
 from mlagent_jax.search.tree import Node, Tree, by_operator, totals
 
 _COPIED_BYTES = 1 << 30
-"""Largest data that are copied; larger ones are linked to."""
+"""Maximum bytes of data that are copied; larger data are linked to."""
 
 
 def improved(tree: Tree) -> bool:
@@ -45,9 +45,12 @@ def improved(tree: Tree) -> bool:
 
 
 def write_best(folder: Path, episode: Episode, tree: Tree, seed: int) -> None:
-    """Write the best script's workspace and what it needs to run elsewhere.
+    """Write the workspace of the best script, and the files that it needs to run elsewhere.
 
     Args:
+      folder: Folder of the search.
+      episode: The task.
+      tree: The tree of the search.
       seed: Seed of the search.
     """
     best, spec = tree.best(), episode.spec
@@ -88,7 +91,7 @@ def _reproduce(entry: str, submission: str, seed: int) -> str:
 
 
 def _link_data(place: Path, public: Path) -> None:
-    """Copy the public data, or link to them if they are large; once."""
+    """Copy the public data, or link to them if they are large, unless `place` exists."""
     if place.exists() or place.is_symlink():
         return
     size = sum(path.stat().st_size for path in public.rglob("*") if path.is_file())
@@ -106,9 +109,12 @@ def conclude(
     ended: str,
     ensemble_size: int = 0,
 ) -> dict[str, Any]:
-    """Judge the best script once on the labels that nothing else used, write all files, and return `score.json`.
+    """Score the best script on the other half of the labels, write all files, and return the contents of `score.json`.
 
     Args:
+      folder: Folder of the search.
+      episode: The task.
+      store: The stored tree.
       settings: Settings of the search, for the story; `seed` among them.
       ended: Why the search ended.
       ensemble_size: Maximum scripts of an ensemble, counted with repetitions; 0: none.
@@ -123,7 +129,7 @@ def conclude(
     blended = _ensemble(folder / "ensemble", episode, store, ensemble_size, settings["seed"])
     judged = len(store.fact("judged") or {})
     scale = tree.scale
-    # In gaps of the half that the search saw, so that both gains have one unit.
+    # In gaps of the half that the search saw, so that both gains have the same unit.
     report_gain = scale.delta(report_start, report) / (scale.gap or 1.0)
     estimated = _estimate(episode, tree)
     used = totals(tree, max((node.ended or node.began for node in tree), default=0.0))
@@ -161,7 +167,7 @@ def conclude(
 
 
 def write_progress(folder: Path, episode: Episode, tree: Tree, budget: Budget) -> None:
-    """Write the page of a search that goes on."""
+    """Write the page of a search that is still running."""
     used = totals(tree, max((node.ended or node.began for node in tree), default=0.0))
     write_page(folder / "page.html", tree, {**_story(episode, ""), "lines": [f"In work: {budget.show(used)}."]})
 
@@ -178,7 +184,7 @@ def _judged(store: TreeStore, episode: Episode, best: Node) -> float:
 
 
 def _judge(store: TreeStore, episode: Episode, submission: str) -> float:
-    """Return the score of a submission on the other half, which is asked for once."""
+    """Return the score of a submission on the other half, from the store if it was scored before."""
     judged = store.fact("judged") or {}
     if submission not in judged:
         judged[submission] = episode.report_score(submission)
@@ -187,7 +193,7 @@ def _judge(store: TreeStore, episode: Episode, submission: str) -> float:
 
 
 def _ensemble(folder: Path, episode: Episode, store: TreeStore, size: int, seed: int) -> dict[str, Any] | None:
-    """Write the best ensemble and return its scores; None if there is none better than the best script."""
+    """Write the best ensemble and return its scores; None if no ensemble beats the best script."""
     chosen = ensemble.choose(episode, store.tree, size) if size else None
     if chosen is None:
         return None
@@ -198,7 +204,7 @@ def _ensemble(folder: Path, episode: Episode, store: TreeStore, size: int, seed:
 
 
 def _estimate(episode: Episode, tree: Tree) -> selection.Selection | None:
-    """Return the estimate of what choosing did, None where the grader cannot give it."""
+    """Return the estimated effect of the selection; None if the grader cannot score parts of a table."""
     first: dict[str, Node] = {}
     for node in tree:
         if node.plan is not None and node.metric is not None:
@@ -234,7 +240,7 @@ def _step(tree: Tree, node: Node) -> dict[str, Any]:
 
 
 def sentences(score: dict[str, Any], metric: str, tree: Tree) -> list[str]:
-    """Return the result in sentences, for the terminal and the page."""
+    """Return sentences about the result (`score.json`), for the terminal and the page."""
     better = "higher" if score["higher_is_better"] else "lower"
     ended = score["ended"][:1].upper() + score["ended"][1:]
     lines = [f"{ended}; {score['executions']} scripts ran in {score['steps']} steps."]
@@ -265,7 +271,7 @@ def sentences(score: dict[str, Any], metric: str, tree: Tree) -> list[str]:
 
 
 def _why(tree: Tree) -> str:
-    """Return why nothing can have been found, if no script was scored."""
+    """Return the reason why nothing was found, if no script was scored; else an empty string."""
     results = [node.result for node in tree.finished()]
     if any(result.kind == OutcomeKind.SCORED for result in results) or not results:
         return ""

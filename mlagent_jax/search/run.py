@@ -3,7 +3,7 @@
     claim (strategy) -> agent -> executor -> store
       ^------------------------------------------'
 
-All that the loop knows is in the stored tree, so it may be stopped at any moment and started again.
+The stored tree holds the whole state of the loop, so that the loop may be stopped and restarted at any moment.
 """
 
 from __future__ import annotations
@@ -26,21 +26,23 @@ from mlagent_jax.search.strategies import Strategy
 from mlagent_jax.search.tree import STEP, Node, Plan, Result, Tree, totals
 
 IDLE_STEPS = 50
-"""Steps in a row without an execution after which a search ends: they cost no executions, so the budget may never."""
+"""Number of steps in a row without an execution after which a search ends. Such steps never exhaust a budget of
+executions."""
 LOST_STEPS = 5
-"""Infrastructure errors in a row after which a search ends."""
+"""Number of infrastructure errors in a row after which a search ends."""
 POLL_SECONDS = 1.0
 UNREADABLE = "the prompt of this state is longer than the agent can read"
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """How a search is made."""
+    """Settings of a search."""
 
     strategy: Choice[Strategy]
     budget: Budget
     seed: int
     slots: int = 1
+    """Maximum concurrent steps."""
 
 
 class Pending(NamedTuple):
@@ -49,11 +51,11 @@ class Pending(NamedTuple):
     node: Node
     action: Action
     seconds: float
-    """Seconds of the agent."""
+    """Seconds that the agent took."""
 
 
 class Search:
-    """One process's part in a search.
+    """Loop of a search in one process; several processes may share a tree.
 
     Args:
       store: The tree.
@@ -61,7 +63,7 @@ class Search:
       agent: Source of actions.
       job: Maps a state and an action to a job.
       executor: Executes jobs.
-      show: Called with the tree and the nodes that were finished, after each change and while waiting.
+      show: Callback after each change and while waiting; its arguments are the tree and the nodes just finished.
     """
 
     def __init__(
@@ -78,7 +80,7 @@ class Search:
         self._pending: dict[int, Pending] = {}
 
     def run(self) -> str:
-        """Search until there is a reason to end, and return it.
+        """Search until there is a reason to end; return the reason.
 
         Raises:
           SandboxError, QueueError: Scripts cannot be executed.
@@ -96,7 +98,7 @@ class Search:
                     return ended
                 if self._pending:
                     self._gather()
-                elif not claimed:  # Other processes hold what the strategy waits for.
+                elif not claimed:  # The strategy waits for steps of other processes.
                     time.sleep(POLL_SECONDS)
                 self._show(self._store.refresh(), [])
 
@@ -111,7 +113,7 @@ class Search:
         return ""
 
     def _claim(self) -> list[Node]:
-        """Claim as many steps as there are free slots: those that a stopped process left, then new ones."""
+        """Claim a step for each free slot: first steps that a stopped process left, then new ones."""
         claimed: list[Node] = []
         used = totals(self._store.tree, time.time())
         if self._settings.budget.spent(dataclasses.replace(used, pending=0)):
@@ -129,8 +131,11 @@ class Search:
         return self._settings.strategy(tree, random.Random(f"{self._settings.seed}/plan/{number}"))  # noqa: S311
 
     def _act(self, nodes: list[Node]) -> str:
-        """Ask the agent for the actions of claimed steps, and begin to execute them. Return why the search must end, or
-        an empty string."""
+        """Ask the agent for the actions of claimed steps, and begin to execute them.
+
+        Returns:
+          The reason why the search must end, or an empty string.
+        """
         tree = self._store.tree
         trajectories = [self._trajectory(tree, node) for node in nodes]
         readable = [self._agent.fits(trajectory.state) for trajectory in trajectories]
@@ -152,7 +157,8 @@ class Search:
         return ""
 
     def _trajectory(self, tree: Tree, node: Node) -> Trajectory:
-        """Return the step as the agent sees it. A plain step continues its episode; one of a kind stands alone."""
+        """Return the step as the agent sees it. A plain step continues its episode; a step with an operator stands
+        alone."""
         state = tree.state_before(node.plan)
         seed = self._settings.seed
         if node.plan.operator != STEP:

@@ -1,10 +1,10 @@
-"""How much of a search's gain is chance: the best of many candidates is partly the luckiest on the rows that it was
-chosen by.
+"""Estimate of the part of a search's gain that is due to chance. The best of many candidates is partly the luckiest on
+the rows that it was chosen by.
 
 Bootstrap bias correction (Tsamardinos, Greasidou and Borboudakis 2018, "Bootstrapping the out-of-sample predictions for
 efficient and accurate cross-validation"), on the half of the labels that the search sees: on each resample of the rows
 the best candidate is chosen again, and its gain there is compared with its gain on the rows left out. The mean
-difference is the optimism of the choice. It needs no label of the other half.
+difference is the optimism of the choice. The estimate needs no label of the other half.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from environments.protocol import Scale
 
 DRAWS = 100
 MAX_CANDIDATES = 200
-"""Maximum candidates that are scored again; of more, the best are."""
+"""Maximum candidates that are scored again, the best ones."""
 WARNING_SHARE = 0.25
 """Share of the gain that may be chance before there is a warning."""
 
@@ -35,7 +35,7 @@ class Selection:
     noise: float
     """Standard error of that gain over the rows of the half."""
     optimism: dict[int, float]
-    """Part of the gain that is due to choosing, by number of candidates (the first ones)."""
+    """Part of the gain that is due to choosing, by number of candidates; the first ones found are counted."""
 
     @property
     def corrected(self) -> float:
@@ -44,7 +44,7 @@ class Selection:
 
     @property
     def warning(self) -> str:
-        """Return a sentence if much of the gain is chance and that grows with the candidates, else an empty string."""
+        """Return a warning if much of the gain is chance that grows with the candidates; else an empty string."""
         numbers = sorted(self.optimism)
         last, half = self.optimism[numbers[-1]], self.optimism[numbers[-2]] if len(numbers) > 1 else 0.0
         if self.apparent <= 0 or last <= max(half, WARNING_SHARE * self.apparent):
@@ -56,6 +56,7 @@ class Selection:
         )
 
     def to_dict(self) -> dict[str, Any]:
+        """Return the estimates as JSON data, for `score.json`."""
         return {
             "candidates": self.candidates,
             "apparent_gain": self.apparent,
@@ -86,7 +87,7 @@ def estimate(
     tables = [start, *(resampled(submission) for submission in submissions)]
     sign = (1.0 if scale.higher_is_better else -1.0) / (scale.gap or 1.0)
     scores = sign * np.array([[[np.nan if x is None else x for x in pair] for pair in table] for table in tables])
-    whole = np.isfinite(scores).all(axis=(0, 2))  # [draws]: a draw without some score is left out
+    whole = np.isfinite(scores).all(axis=(0, 2))  # [draws]: draws with a missing score are excluded
     gains = (scores - scores[:1])[:, whole]  # [candidates + 1, draws, in or out of the sample]
     if not gains.shape[1]:
         return None
@@ -101,8 +102,10 @@ def estimate(
 
 
 def _optimism(gains: np.ndarray) -> float:
-    """Return the mean over draws of the best candidate's gain on a sample less its gain outside. [candidates, draws,
-    2]"""
+    """Return the mean over draws of the best candidate's gain in the sample minus its gain outside.
+
+    `gains` is [candidates, draws, 2], in and out of the sample.
+    """
     chosen = np.argmax(gains[:, :, 0], axis=0)
     draws = np.arange(gains.shape[1])
     return float(np.mean(gains[chosen, draws, 0] - gains[chosen, draws, 1]))

@@ -1,4 +1,4 @@
-"""One search from its folder to its result: opens the tree, runs the loop, and leaves the best whatever ends it."""
+"""One search from its folder to its result: opens the tree, runs the loop, and writes the best script at any end."""
 
 from __future__ import annotations
 
@@ -41,15 +41,15 @@ def search(
     queue: RewardQueue | None = None,
     ensemble_size: int = 0,
 ) -> tuple[dict[str, Any], int]:
-    """Search for a better script of the task of `episode`, or go on with the search in `folder`.
+    """Search for a better script for the task of `episode`, or continue the search in `folder`.
 
     Args:
       episode: The task; its seed is that of the search's data.
       agent: Source of actions.
       folder: Folder of the tree and the result; local.
       settings: Strategy, budget, seed and slots.
-      agent_name: Name of the agent, which a folder is bound to.
-      console: Where progress and result are shown.
+      agent_name: Name of the agent; a folder belongs to one agent.
+      console: Console for progress and result.
       queue: Queue of a fleet; None: scripts run in this process's slots.
       ensemble_size: Maximum scripts of an ensemble of the best ones, counted with repetitions; 0: none.
 
@@ -57,9 +57,9 @@ def search(
       `score.json`, and the exit status: 0, or that of the signal that stopped the search.
 
     Raises:
-      ConfigError: The folder belongs to another search, or the agent could not be asked at all.
+      ConfigError: The folder belongs to another search, or the agent never proposed an action.
       SandboxError, QueueError: Scripts can no longer be executed; the best so far is in `folder`.
-      EndpointError: The agent's endpoint gives no answer; the same.
+      EndpointError: The agent's endpoint gives no answer; the best so far is in `folder`.
     """
     facts = {
         "task": episode.task_key,
@@ -85,9 +85,9 @@ def search(
         except (EndpointError, QueueError, SandboxError) as error:
             ended, failure = f"ended by an error ({error})", error
         try:
-            with interruption.held():  # a first signal lets the result be written
+            with interruption.held():  # the first signal does not interrupt writing the result
                 score = result.conclude(folder, episode, store, facts, ended, ensemble_size)
-        except Stopped as stop:  # told at the end of the section, also of a signal before it
+        except Stopped as stop:  # raised at the end of the section, also for a signal before it
             status = stop.status
         lines = result.sentences(score, episode.spec.metric, store.tree)
         for line in [*lines, f"warning: {score['warning']}"] if score["warning"] else lines:
@@ -109,7 +109,7 @@ def _written(settings: Settings) -> str:
 
 
 def _shown(display: Display, folder: Path, episode: Episode, settings: Settings) -> Callable[[Tree, list[Node]], None]:
-    """Return what is done at each change: show it, and write the best script and the page when they are due."""
+    """Return the callback for changes: it shows them, and writes the best script and the page when these are due."""
     best, written = -1, float("-inf")
 
     def show(tree: Tree, finished: list[Node]) -> None:
@@ -126,10 +126,10 @@ def _shown(display: Display, folder: Path, episode: Episode, settings: Settings)
 
 
 def _check_asked(tree: Tree) -> None:
-    """Check that the agent was asked for an action at least once.
+    """Check that the agent proposed at least one action.
 
     Raises:
-      ConfigError: It was not.
+      ConfigError: No step has an action.
     """
     results = [node.result for node in tree.finished()]
     if results and all(each.kind == "no_action" for each in results):

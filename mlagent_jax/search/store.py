@@ -35,7 +35,7 @@ CREATE TABLE IF NOT EXISTS nodes (
 CREATE INDEX IF NOT EXISTS open_nodes ON nodes (number) WHERE result IS NULL;
 """
 Choose = Callable[[Tree, int], Plan | None]
-"""Maps the newest tree and the number of the next node to a plan; None: nothing to do now."""
+"""Function from the newest tree and the number of the next node to a plan; None: nothing to do now."""
 
 
 class TreeStore:
@@ -46,7 +46,7 @@ class TreeStore:
 
     Args:
       folder: Folder of the search; local.
-      settings: What the search depends on. A folder belongs to the settings that it was begun with.
+      settings: Settings that the search depends on. They must equal those that the folder was begun with.
       start: State of the root.
       scale: Reference points of the task.
 
@@ -87,7 +87,7 @@ class TreeStore:
         self._database.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (name, json.dumps(value)))
 
     def refresh(self) -> Tree:
-        """Read what other processes did, and return the tree."""
+        """Read the changes of other processes, and return the tree."""
         with self._lock:
             wanted = [node.number for node in self.tree.pending()]
             marks = ",".join("?" * len(wanted))
@@ -102,7 +102,11 @@ class TreeStore:
             return self.tree
 
     def claim(self, choose: Choose) -> Node | None:
-        """Return the next node to work on: one whose process died or lost its lease, else one that `choose` plans."""
+        """Claim the next node: one whose process died or lost its lease, else a new one that `choose` plans.
+
+        Returns:
+          The node, or None if `choose` plans nothing.
+        """
         with self._transaction():
             self.refresh()
             now = time.time()
@@ -126,7 +130,7 @@ class TreeStore:
             return self.tree.add(number, plan, None, now, None)
 
     def finish(self, number: int, result: Result) -> bool:
-        """Store a result; return False if the lease was lost, and the result is dropped."""
+        """Store a result. Return False if the lease was lost; the result is dropped then."""
         with self._transaction():
             done = self._database.execute(
                 "UPDATE nodes SET result = ?, ended = ? WHERE number = ? AND owner = ? AND result IS NULL",
@@ -137,7 +141,7 @@ class TreeStore:
 
     @contextlib.contextmanager
     def renewed(self) -> Iterator[None]:
-        """Renew this process's leases in a thread."""
+        """Renew the leases of this process in a thread, for the duration of the context."""
         stop = threading.Event()
 
         def renew() -> None:
@@ -157,7 +161,7 @@ class TreeStore:
             thread.join()
 
     def close(self) -> None:
-        """Give up the leases of steps in work, and close."""
+        """Release the leases of steps in work, and close the database."""
         with self._lock:
             with self._transaction():
                 self._database.execute("UPDATE nodes SET until = 0 WHERE owner = ? AND result IS NULL", (self._owner,))
@@ -187,7 +191,7 @@ def _differences(known: dict[str, Any], given: dict[str, Any]) -> str:
 
 
 def _is_dead(owner: str) -> bool:
-    """Return whether the process `owner` was on this host and is gone. One of another host is known by its lease."""
+    """Return whether the process `owner` was on this host and has ended. For other hosts only the lease decides."""
     host, pid, created, _ = owner.rsplit(":", 3)
     if host != socket.gethostname():
         return False

@@ -2,9 +2,9 @@
 
     strategy(tree, rng, *, its parameters) -> Plan, or None if nothing can be planned before a pending step ends
 
-Everything that a strategy knows is in the tree, pending steps included, and `rng` depends on the seed and the number of
-the next node alone. So a search that was killed goes on as if it had not been, and several processes may share a tree.
-A strategy of your own is registered by a plugin (`MLAGENT_PLUGINS`) or an entry point of the group below.
+A strategy reads only the tree, pending steps included, and `rng`, which depends only on the seed and the number of the
+next node. A search that was killed therefore continues as if it had not been, and several processes may share a tree.
+Plugins (`MLAGENT_PLUGINS`) and entry points of the group below register further strategies.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from environments.registry import Range, Registry
 from mlagent_jax.search.tree import STEP, Node, Plan, Tree
 
 Strategy = Callable[..., Plan | None]
-"""Signature `strategy(tree, rng, *, its parameters)`."""
+"""Function with the signature `strategy(tree, rng, *, its parameters)`."""
 STRATEGIES: Registry[Strategy] = Registry("strategy", group="mlagent_jax.strategies")
 
 
@@ -98,7 +98,7 @@ def mcts(
     while True:
         children = [child for child in tree.children(node.number) if _can_grow(tree, child, debug_depth)]
         allowed = max(1, math.floor(width * visits[node.number] ** widening))
-        # A failed script is repaired once from each state; the repair has children of its own.
+        # A failed script is repaired once; further repairs are children of that repair.
         if (not node.failed and len(tree.children(node.number)) < allowed) or not children:
             break
         total = math.log(visits[node.number])
@@ -148,7 +148,7 @@ def _drafts(tree: Tree) -> int:
 
 
 def _different(nodes: list[Node]) -> list[Node]:
-    """Return the first node of each script, in order."""
+    """Return the first node of each different script, in order."""
     first: dict[str, Node] = {}
     for node in nodes:
         first.setdefault(node.state.script, node)
@@ -161,7 +161,7 @@ def _tournament(alive: list[Node], rng: random.Random, size: int) -> Node:
 
 
 def _can_grow(tree: Tree, node: Node, debug_depth: int) -> bool:
-    """Return whether a step can start from the node or from one below it."""
+    """Return whether a step can start from the node or one of its descendants."""
     if node.failed:
         below = tree.children(node.number)
         repairable = not below and tree.failures(node) <= debug_depth
@@ -170,8 +170,11 @@ def _can_grow(tree: Tree, node: Node, debug_depth: int) -> bool:
 
 
 def _values(tree: Tree, critic: float) -> tuple[dict[int, float], dict[int, int]]:
-    """Return the value of each node, the mean over its subtree of scores scaled to [0, 1], and its visits, the size of
-    that subtree. Failures and pending steps count 0."""
+    """Return the value and the visits of each node.
+
+    A value is the mean over the node's subtree of scores scaled to [0, 1], in which failures and pending steps count 0.
+    `critic` is the weight of the critic's estimate against the score. Visits are the size of the subtree.
+    """
     gains = {node.number: gain for node in tree if (gain := tree.gain(node)) is not None}
     low, high = min(gains.values()), max(gains.values())
     sums, visits = {}, {}

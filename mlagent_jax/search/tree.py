@@ -1,4 +1,4 @@
-"""The tree of a search: node 0 is the starting script, every other node one step with its outcome.
+"""The tree of a search: node 0 is the starting script, and every other node is one step with its outcome.
 
     strategy(tree) -> Plan -> (agent, execution) -> Result -> tree
 
@@ -34,65 +34,72 @@ class Plan:
 
     @property
     def parents(self) -> tuple[int, ...]:
+        """Numbers of the parent and, for `combine`, of the second parent."""
         return (self.parent,) if self.other is None else (self.parent, self.other)
 
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """What came of a step."""
+    """Result of a step."""
 
     action: str
+    """Text of the action; empty if there is none."""
     outcome: Outcome | None
-    """None if the agent gave no action; `reason` says why."""
+    """Outcome of the action; None if the agent gave no action, for the `reason` below."""
     truncated: bool = False
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cost: float = 0.0
     seconds: float = 0.0
-    """Seconds of the agent."""
+    """Seconds that the agent took."""
     value: float | None = None
     """The critic's estimate for the state after the step, if there is a critic."""
     reason: str = ""
 
     @property
     def kind(self) -> str:
+        """`no_action` or a value of `OutcomeKind`."""
         return "no_action" if self.outcome is None else str(self.outcome.kind)
 
     @property
     def executed(self) -> bool:
-        """Whether a script ran, from a cache or not."""
+        """Whether a script ran; outcomes from a cache count too."""
         return self.outcome is not None and "started" in self.outcome.progress
 
     def to_json(self) -> str:
+        """Return the result as JSON, with characters that UTF-8 cannot encode replaced."""
         record = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         record["outcome"] = self.outcome and self.outcome.to_dict()
-        # Lone surrogates, which a reply may hold, are no UTF-8.
+        # A reply may contain lone surrogates, which UTF-8 cannot encode.
         return canonical_json(record).encode("utf-8", "replace").decode()
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Result:
+        """Return the result of the parsed JSON of `to_json`."""
         return cls(**{**data, "outcome": data["outcome"] and Outcome.from_dict(data["outcome"])})
 
 
 @dataclasses.dataclass(frozen=True)
 class Node:
-    """One node. `plan` is None for the root alone, `result` also while the step is in work."""
+    """One node. `plan` is None only for the root; `result` is None for the root and while the step is in work."""
 
     number: int
     plan: Plan | None
     result: Result | None
     state: State
-    """State after the step; before it while the step is in work or if it left none."""
+    """State after the step. While the step is in work, or if it has no such state, the state before it."""
     began: float = 0.0
     """Time of the claim, in seconds since 1970."""
     ended: float | None = None
 
     @property
     def pending(self) -> bool:
+        """Whether the step is in work."""
         return self.plan is not None and self.result is None
 
     @property
     def operator(self) -> str:
+        """Operator of the step; `step` for a plain step, `start` for the root."""
         return "start" if self.plan is None else self.plan.operator or "step"
 
     @property
@@ -131,6 +138,7 @@ class Tree:
 
     @property
     def root(self) -> Node:
+        """Node of the starting script."""
         return self.nodes[0]
 
     def add(self, number: int, plan: Plan, result: Result | None, began: float, ended: float | None) -> Node:
@@ -152,6 +160,7 @@ class Tree:
         return dataclasses.replace(state, operator=plan.operator, other=other, memory=())
 
     def children(self, number: int) -> list[Node]:
+        """Return the children of the node with this number, in the order of their claims."""
         return [self.nodes[child] for child in self._children[number]]
 
     def finished(self) -> list[Node]:
@@ -159,6 +168,7 @@ class Tree:
         return [node for node in self if node.result is not None]
 
     def pending(self) -> list[Node]:
+        """Return the steps in work, by number."""
         return [node for node in self if node.pending]
 
     def gain(self, node: Node) -> float | None:
@@ -168,7 +178,10 @@ class Tree:
         return self.scale.delta(self.scale.m_init, node.metric) / (self.scale.gap or 1.0)
 
     def is_open(self, node: Node) -> bool:
-        """Whether steps can start from the node: it is scored, or changed nothing, and the agent can read its state."""
+        """Return whether steps can start from the node.
+
+        The node must be scored or have changed nothing, and the agent must be able to read its state.
+        """
         going = node.metric is not None or (node.kind == OutcomeKind.NO_EDIT and not node.result.outcome.final)
         return going and self._readable(node)
 
@@ -176,16 +189,16 @@ class Tree:
         return not any(child.kind == "no_action" for child in self.children(node.number))
 
     def scored(self) -> list[Node]:
-        """Return the open nodes with a score, the starting script included, best first, the older of equal ones."""
+        """Return the open nodes with a score, the starting script included; best first, older first in a tie."""
         nodes = [node for node in self if node.metric is not None and self._readable(node)]
         return sorted(nodes, key=lambda node: (-self.gain(node), node.number))
 
     def best(self) -> Node:
-        """Return the node with the best score, the first of equal ones; the root if nothing is better."""
+        """Return the node with the best score; the oldest in a tie, so the root if nothing is better."""
         return max((node for node in self if node.metric is not None), key=lambda node: (self.gain(node), -node.number))
 
     def debuggable(self, max_depth: int) -> list[Node]:
-        """Return failed nodes without children, after at most `max_depth` - 1 failures in a row before them."""
+        """Return failed nodes without children that follow at most `max_depth` - 1 failures in a row."""
         return [
             node
             for node in self
@@ -200,8 +213,10 @@ class Tree:
         return count
 
     def tip(self, node: Node) -> Node:
-        """Return the node after the looks (steps that changed nothing) that followed `node` last, so that the next step
-        knows what they showed."""
+        """Return the last of the looks (steps that changed nothing) that directly follow `node`; else `node`.
+
+        A step that starts there knows the output of these looks.
+        """
         while looks := [child for child in self.children(node.number) if child.kind == OutcomeKind.NO_EDIT]:
             if not self.is_open(looks[-1]) or looks[-1].number != self._children[node.number][-1]:
                 break
@@ -219,19 +234,22 @@ class Tree:
 
 @dataclasses.dataclass(frozen=True)
 class Totals:
-    """What a search has used so far."""
+    """Amounts that a search has used so far."""
 
     steps: int = 0
+    """Finished steps."""
     executions: int = 0
     pending: int = 0
+    """Steps in work."""
     tokens: int = 0
+    """Prompt and completion tokens of the agent."""
     cost: float = 0.0
     seconds: float = 0.0
     """Seconds in which at least one step was in work."""
 
 
 def totals(nodes: Iterable[Node], now: float) -> Totals:
-    """Add up what `nodes` used until `now`."""
+    """Return the amounts that `nodes` used until `now`, in seconds since 1970."""
     nodes = [node for node in nodes if node.plan is not None]
     results = [node.result for node in nodes if node.result is not None]
     seconds, reached = 0.0, float("-inf")
@@ -249,8 +267,8 @@ def totals(nodes: Iterable[Node], now: float) -> Totals:
 
 
 def by_operator(nodes: Iterable[Node]) -> dict[str, dict[str, float]]:
-    """Return figures by operator: steps, share of valid actions, of scored steps, of steps that bettered their
-    parent's score, and the mean reward."""
+    """Return figures by operator: number of steps, shares of valid actions, of scored steps and of steps that improved
+    the score of their parent, and the mean reward."""
     groups: dict[str, list[Outcome]] = {}
     for node in nodes:
         if node.result is not None and node.result.outcome is not None:
