@@ -124,7 +124,7 @@ def test_a_full_disk_is_told_whatever_library_meets_it():
 def test_a_check_looks_at_everything_and_writes_nothing(tmp_path):
     workdir = tmp_path / "run"
     lines = "\n".join(check(read_config(["--config=configs/smoke.py"]), str(workdir)))
-    assert "4 to train on, 3 held out" in lines and "sandbox: bubblewrap" in lines and f"{workdir}, new" in lines
+    assert "4 to train on, 3 held out" in lines and "sandbox: " in lines and f"{workdir}, new" in lines
     wrong = read_config(["--config=configs/smoke.py", "--config.tasks.held_out=digits,nothing-of-this-name"])
     with pytest.raises(ConfigError, match=r"config\.tasks\.held_out"):
         list(check(wrong, str(workdir)))
