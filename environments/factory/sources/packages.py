@@ -85,9 +85,11 @@ def _values(part: Any) -> np.ndarray:
     """Return the array that a part stands for; sizes that do not agree are a ValueError."""
     if part.kind == "_frombuffer":
         data, dtype, shape, order = part.args
-    else:  # `_reconstruct`
+    elif part.kind == "_reconstruct":
         _, shape, dtype, fortran, data = part.state
         order = "F" if fortran else "C"
+    else:
+        raise ValueError(f"{part.kind} in place of an array")
     if dtype.args[0] in ("O", "O8") and isinstance(data, list):
         found = np.empty(len(data), dtype=object)
         found[:] = data
