@@ -55,14 +55,13 @@ class _Part:
     """Stand-in for a part of a pickled frame: what it is called with, and its state. It does nothing."""
 
     kind = ""
+    args: tuple[Any, ...]
     state: Any = None
 
     def __new__(cls, *args: Any) -> _Part:
         part = super().__new__(cls)
         part.args = args
         return part
-
-    args: tuple[Any, ...]
 
     def __setstate__(self, state: Any) -> None:
         self.state = state
