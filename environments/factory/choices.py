@@ -110,7 +110,7 @@ def choose(raw: RawTable, wishes: Wishes) -> Plan:
       RefusalError: The table cannot become a task, or a choice of the user does not fit the table.
     """
     table, target = raw.cells, wishes.target
-    for name in filter(None, (target, wishes.time, wishes.group, wishes.text, *wishes.drop, *wishes.keep)):
+    for name in (target, *filter(None, (wishes.time, wishes.group, wishes.text, *wishes.drop, *wishes.keep))):
         if name not in table:
             near = difflib.get_close_matches(name, list(table), n=1)
             raise RefusalError(
@@ -194,7 +194,7 @@ def _target(
             f"{name} is {'an id' if column.role == 'id' else f'a {column.role}'} of {column.distinct} "
             "different values: choose a target of classes or numbers"
         )
-    cells = pd.Series(column.cells, dtype=object)
+    cells = pd.Series([_canonical(cell) for cell in column.cells] if numeric else column.cells, dtype=object)
     counts = cells[cells != ""].value_counts()
     rare = set(counts.index[counts < _CLASS_ROWS])
     kept = (~cells.isin(rare) & (cells != "")).to_numpy()
@@ -225,6 +225,11 @@ def _target(
     if metric == "map_at_3" and len(left) < 4:
         raise RefusalError(f"--metric map_at_3 needs at least 4 classes; {name} has {len(left)}")
     return codes, tuple(str(label)[:40] for label in left), metric, kept
+
+
+def _canonical(cell: str) -> str:
+    """Return one text for equal numbers: `1` for `1.0`; an empty cell stays so."""
+    return f"{float(cell):.0f}" if cell and float(cell).is_integer() else repr(float(cell)) if cell else ""
 
 
 def _refuse_form(wanted: metrics.Metric | None, classes: bool) -> None:

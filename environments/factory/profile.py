@@ -176,13 +176,13 @@ def _as_dates(cells: np.ndarray, filled: np.ndarray) -> np.ndarray | None:
     for form, pattern in _DATES:
         if np.mean([bool(pattern.fullmatch(cell)) for cell in present[:1000]]) < _MOSTLY:
             continue
-        heads = pd.Series(
-            [cell if form == "%b %d, %Y" or form == "%d %b %Y" else re.split(r"[ T]", cell)[0] for cell in present]
-        )
-        days = pd.to_datetime(heads, format=form, errors="coerce")
+        spaced = form in ("%b %d, %Y", "%d %b %Y")
+        heads = [cell if spaced else re.split(r"[ T]", cell, maxsplit=1)[0] for cell in present]
+        days = pd.to_datetime(pd.Series(heads), format=form, errors="coerce")
         if days.notna().mean() >= _MOSTLY:
             found = np.full(len(cells), "", dtype=object)
-            times = [cell[10:] if form == "%Y-%m-%d" and len(cell) > 10 else "" for cell in present]
+            times = [cell[len(head) :] if form == "%Y-%m-%d" else "" for cell, head in zip(present, heads, strict=True)]
+            times = [re.sub(r"^([ T])(\d:)", r"\g<1>0\2", time) for time in times]  # Texts are sorted later.
             printed = ["" if pd.isna(day) else f"{day:%Y-%m-%d}{time}" for day, time in zip(days, times, strict=True)]
             found[filled] = printed
             return found

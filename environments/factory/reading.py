@@ -17,6 +17,8 @@ import importlib
 import io
 import lzma
 import re
+import unicodedata
+import zipfile
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -45,7 +47,8 @@ _LIBRARIES = {
 _IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".ppm", ".pgm")
 _DELIMITERS = ",;\t|"
 _MISSING = frozenset({"", "na", "n/a", "nan", "null", "none", "-", "?", "#n/a", "nat", "<na>", "missing"})
-_UNSAFE = re.compile(r"[^\w .,:/()%+#&-]", re.ASCII)
+_SAFE = frozenset("_ .,:/()%+#&-")
+"""Characters of a column's name beside letters and digits."""
 
 
 class RefusalError(TaskError):
@@ -112,10 +115,14 @@ def read_delimited(data: bytes, name: str) -> RawTable:
     if delimiter != ",":
         notes.append(f"cells are separated by {delimiter!r}")
     csv.field_size_limit(1 << 20)
+    rows, cells = [], 0
     try:
-        rows = [
-            row for row in csv.reader(io.StringIO(text, newline=""), delimiter=delimiter) if any(map(str.strip, row))
-        ]
+        for row in csv.reader(io.StringIO(text, newline=""), delimiter=delimiter):
+            if any(map(str.strip, row)):
+                rows.append(row)
+                cells += len(row)
+            if cells > MOST_CELLS + MOST_COLUMNS:
+                raise RefusalError(f"{name} has more than {MOST_CELLS} cells: take a sample")
     except csv.Error as error:
         raise RefusalError(f"{name} is not a table: {error}") from error
     if len(rows) < 2:
@@ -170,8 +177,15 @@ def table_of(frame: pd.DataFrame, header: list[Any], notes: list[str]) -> RawTab
 
 
 def clean_name(name: Any) -> str:
-    """Return the name on one line with ordinary characters only, at most `NAME_LENGTH` of them."""
-    return " ".join(_UNSAFE.sub(" ", str(name)).split())[:NAME_LENGTH].strip()
+    """Return the name on one line, with letters, digits and `_SAFE` only, at most `NAME_LENGTH` of them."""
+    plain = unicodedata.normalize("NFKC", str(name)[: 100 * NAME_LENGTH])
+    kept = "".join(letter if letter.isalnum() or letter in _SAFE else " " for letter in plain)
+    return " ".join(kept.split())[:NAME_LENGTH].strip()
+
+
+def find_column(table: RawTable, name: str) -> str:
+    """Return the column that the file calls `name`; the name itself if there is none."""
+    return name if name in table.cells or clean_name(name) not in table.cells else clean_name(name)
 
 
 def _cell(value: Any) -> str:
@@ -185,10 +199,25 @@ def _read_with_library(path: Path, library: str, function: str) -> RawTable:
     except ImportError as error:
         raise RefusalError(f"{path}: reading {path.suffix} files needs {library}: `pip install {library}`") from error
     try:
+        _check_size(path)
         frame = getattr(pd, function)(path)
+    except RefusalError:
+        raise
     except Exception as error:  # Each library has its own errors.
         raise RefusalError(f"{path} cannot be read: {str(error)[:200]}") from error
     return from_frame(frame)
+
+
+def _check_size(path: Path) -> None:
+    """Refuse a packed file that holds much more than its size tells, before it is parsed."""
+    if path.suffix.lower() == ".parquet":
+        held = importlib.import_module("pyarrow.parquet").ParquetFile(path).metadata
+        if held.num_columns > MOST_COLUMNS or held.num_rows * held.num_columns > MOST_CELLS:
+            raise RefusalError(f"{path} has {held.num_rows} rows and {held.num_columns} columns, which is too large")
+    elif zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if sum(one.file_size for one in archive.infolist()) > LARGEST:
+                raise RefusalError(f"{path} unpacks to more than {LARGEST >> 20} MB: take a sample")
 
 
 def from_frame(frame: pd.DataFrame) -> RawTable:
@@ -233,6 +262,32 @@ def join(train: RawTable, test: RawTable, target: str) -> tuple[RawTable, str]:
     return table, note + (f"; columns that it lacks were left out: {', '.join(extra[:5])}" if extra else "")
 
 
+class _Images:
+    """Images in a folder, by the names that a label file may have for them, with or without the suffix."""
+
+    def __init__(self, folder: Path) -> None:
+        self._whole: dict[str, set[Path]] = {}
+        """Images by their path in the folder."""
+        self._ends: dict[str, set[Path]] = {}
+        """Images by the end of that path."""
+        for path in folder.rglob("*"):
+            if path.suffix.lower() not in _IMAGES or not path.is_file():
+                continue
+            for parts in (path.relative_to(folder).parts, path.relative_to(folder).with_suffix("").parts):
+                self._whole.setdefault("/".join(parts), set()).add(path)
+                for start in range(len(parts)):
+                    self._ends.setdefault("/".join(parts[start:]), set()).add(path)
+
+    def named(self, name: str) -> set[Path]:
+        """Return the images that `name` may be: the path of one is the end of the other's."""
+        name = name.replace("\\", "/").removeprefix("./")
+        if found := self._whole.get(name) or self._ends.get(name):
+            return found
+        parts = name.split("/")
+        ends = ("/".join(parts[start:]) for start in range(1, len(parts)))
+        return next((self._whole[end] for end in ends if end in self._whole), set())
+
+
 def _read_images(folder: Path, target: str) -> RawTable:
     """Read the images that the folder's label file names, as grey squares of `SIDE` by `SIDE` pixels."""
     labels = sorted(path for path in folder.iterdir() if path.suffix.lower() in (".csv", ".tsv", ".txt"))
@@ -244,10 +299,10 @@ def _read_images(folder: Path, target: str) -> RawTable:
         from PIL import Image
     except ImportError as error:
         raise RefusalError(f"{folder}: reading images needs Pillow: `pip install pillow`") from error
-    table = read(labels[0]).cells
-    files = {path.name: path for path in folder.rglob("*") if path.suffix.lower() in _IMAGES and path.is_file()}
-    files |= {path.stem: path for path in files.values()}
-    by_column = {name: sum(cell.rpartition("/")[2] in files for cell in table[name]) for name in table}
+    raw = read(labels[0])
+    table, target = raw.cells, find_column(raw, target)
+    files = _Images(folder)
+    by_column = {name: sum(bool(files.named(cell)) for cell in table[name]) for name in table}
     named = max(by_column, key=lambda name: by_column[name])
     if not by_column[named]:
         raise RefusalError(f"{labels[0]}: no column holds the names of the images in {folder}")
@@ -256,11 +311,13 @@ def _read_images(folder: Path, target: str) -> RawTable:
     pixels, kept, broken = [], [], 0
     Image.MAX_IMAGE_PIXELS = 50_000_000
     for name, label in zip(table[named], table[target], strict=True):
-        path = files.get(name.rpartition("/")[2])
+        paths = sorted(files.named(name))
+        if len(paths) > 1:
+            raise RefusalError(f"{labels[0]}: {name!r} may be {' or '.join(map(str, paths[:2]))}: write the folder too")
         try:
-            with Image.open(path) as image:
+            with Image.open(paths[0]) as image:
                 grey = image.convert("L").resize((SIDE, SIDE))
-        except (OSError, ValueError, AttributeError, Image.DecompressionBombError):
+        except (OSError, ValueError, IndexError, Image.DecompressionBombError):
             broken += 1
             continue
         pixels.append(np.asarray(grey, dtype=int).ravel())

@@ -72,11 +72,16 @@ def _new(options: argparse.Namespace, check_one: Check) -> int:
             f"{options.task!r} is no name of a task: small letters, digits, `.`, `_`, `-`, such as {name!r}"
         )
     raw = reading.read(options.data, options.target)
+    options.target = reading.find_column(raw, options.target)
     if options.test is not None:
         raw, note = reading.join(raw, reading.read(options.test, options.target), options.target)
         raw = dataclasses.replace(raw, notes=(*raw.notes, note))
     wishes = {field.name: getattr(options, field.name) for field in dataclasses.fields(Wishes)}
-    plan = choose(raw, Wishes(**wishes | {"drop": tuple(options.drop), "keep": tuple(options.keep)}))
+    for name in ("time", "group", "text"):
+        wishes[name] = reading.find_column(raw, wishes[name])
+    for name in ("drop", "keep"):
+        wishes[name] = tuple(reading.find_column(raw, one) for one in wishes[name])
+    plan = choose(raw, Wishes(**wishes))
     folder = options.out or Path(name)
     origin = Origin(f"Made from {reading.clean_name(options.data.name)} by `python -m environments new`.")
     written = write(plan, folder, name, origin, options.seed)

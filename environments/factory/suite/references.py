@@ -52,7 +52,7 @@ def read_suite(out: Path) -> list[Reference]:
 
 def _place(out: Path, entry: dict[str, Any]) -> str:
     name = entry["name"]
-    if entry.get("place") == name and name.startswith(micro.PREFIX):
+    if isinstance(name, str) and entry.get("place") == name and name.startswith(micro.PREFIX):
         return name
     if not isinstance(name, str) or "/" in name or "\\" in name or name in ("", ".", ".."):
         raise ValueError(f"{name!r} is no task's name")

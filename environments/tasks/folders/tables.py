@@ -71,7 +71,7 @@ def split_table(
     """
     features = list(plan["roles"])
     if plan["split"] == "time":
-        train, test, groups = _by_time(table, plan["split_column"], plan["hidden"])
+        train, test, groups = _by_time(table, plan["split_column"], plan["hidden"], seed)
     elif plan["split"] == "group":
         train, test = splits.split(table, plan["hidden"], seed, groups=table[plan["split_column"]])
         groups = test[plan["split_column"]]
@@ -96,8 +96,14 @@ def split_table(
     return train, test, half
 
 
-def _by_time(table: pd.DataFrame, column: str, hidden: float) -> tuple[pd.DataFrame, pd.DataFrame, pd.Series]:
-    """Return the earlier rows, and the latest ones with the time of each; rows of one time stay together."""
+def _by_time(
+    table: pd.DataFrame, column: str, hidden: float, seed: int
+) -> tuple[pd.DataFrame, pd.DataFrame, pd.Series]:
+    """Return the earlier rows, and the latest ones with the time of each; rows of one time stay together.
+
+    Rows of one time are in random order: the file's order may be that of the target.
+    """
+    table = table.iloc[np.random.default_rng([seed, 0x71ED]).permutation(len(table))]
     numbers = pd.to_numeric(table[column], errors="coerce")
     key = numbers if numbers.notna().all() else table[column]
     ordered = table.assign(**{"\0time": key}).sort_values("\0time", kind="stable").reset_index(drop=True)

@@ -1,14 +1,17 @@
 """Sources with a network against a stub transport: what is asked, what is read, and what is refused."""
 
+import email.message
 import io
 import json
+import urllib.request
+import urllib.response
 import zipfile
 
 import pandas as pd
 import pytest
 
 from environments.factory.reading import RefusalError
-from environments.factory.sources import SOURCES
+from environments.factory.sources import SOURCES, remote
 from environments.factory.sources.base import UNLISTED
 from environments.factory.sources.remote import HuggingFaceSource, KaggleSource, OpenMlSource, fetch, read_arff
 from environments.tasks.task import TaskError
@@ -56,7 +59,7 @@ def test_openml_lists_and_reads_tables_of_open_licenses():
         source.read(second)
     with pytest.raises(RefusalError, match="not at"):
         source.read(third)
-    for broken in (b"junk", b"@attribute a numeric\n@data\n{0 1}\n", b"@data\n1,2"):
+    for broken in (b"junk", ARFF + b"'" + b"x,\n" * (1 << 20), b"@attribute a numeric\n@data\n{0 1}\n", b"@data\n1,2"):
         with pytest.raises(RefusalError, match="no dense ARFF"):
             read_arff(broken, "x")
 
@@ -107,3 +110,51 @@ def test_kaggle_reads_the_one_csv_of_an_archive_with_the_account(monkeypatch):
 def test_only_https_is_fetched():
     with pytest.raises(ValueError, match="https"):
         fetch("file:///etc/passwd", {}, 100)
+
+
+def test_the_account_stays_with_its_host_and_redirects_stay_with_https(monkeypatch):
+    asked = []
+    leads = {"https://kaggle.test/a": "https://files.test/b", "https://kaggle.test/c": "http://files.test/d"}
+
+    def answer(self, request):
+        asked.append((request.full_url, request.get_header("Authorization")))
+        headers = email.message.Message()
+        if request.full_url in leads:
+            headers["Location"] = leads[request.full_url]
+        body = io.BytesIO(b"table")
+        body.read1 = body.read
+        found = urllib.response.addinfourl(body, headers, request.full_url, 302 if "Location" in headers else 200)
+        found.msg = ""
+        return found
+
+    monkeypatch.setattr(urllib.request.HTTPSHandler, "https_open", answer)
+    monkeypatch.setattr(urllib.request.HTTPHandler, "http_open", answer)
+    account = {"Authorization": "Basic secret"}
+    assert fetch("https://kaggle.test/a", account, 100) == b"table"
+    assert asked == [("https://kaggle.test/a", "Basic secret"), ("https://files.test/b", None)]
+    with pytest.raises(ValueError, match="is no https"):
+        fetch("https://kaggle.test/c", account, 100)
+    assert len(asked) == 3
+    with pytest.raises(ValueError, match="more than"):
+        fetch("https://files.test/b", {}, 4)
+    monkeypatch.setattr(remote, "_DEADLINE", -1.0)
+    with pytest.raises(ValueError, match="takes more than"):
+        fetch("https://files.test/b", {}, 100)
+
+
+OPEN = ["CC0: Public Domain", "cc-by-4.0", "CC BY-SA 4.0", "mit", "apache-2.0", "GPLv3", "LGPL-2.1", "odc-by", "Public"]
+CLOSED = [
+    "Free for non-commercial use, redistribution not permitted",
+    "Limited use: research only",
+    "Publicly available for academic use only",
+    "CC BY-NC-SA 4.0, public",
+    "cc-by-nd-4.0",
+    "MIT, but only for what is described in the long terms below: NonCommercial use",
+    "unknown",
+    "",
+]
+
+
+@pytest.mark.parametrize("license", OPEN + CLOSED)
+def test_a_license_is_judged_by_its_whole_text(license):
+    assert bool(remote._allowed(license, "x")) == (license in OPEN)

@@ -7,8 +7,9 @@ import pytest
 
 from environments import tasks
 from environments.tasks.task import TaskError
-from mlagent_jax.runs.named_tasks import Place, find
+from mlagent_jax.runs.named_tasks import Place, find, places
 from mlagent_jax.runs.run_tasks import RunSpecs, RunTasks
+from mlagent_jax.runtime.errors import ConfigError
 
 
 @pytest.fixture
@@ -50,3 +51,16 @@ def test_a_suite_and_single_tasks_mix_and_a_missing_suite_says_how_to_make_one(t
     assert [place.name for place in find(suite(tmp_path, 3) + "#task-[01]")] == ["task-0", "task-1"]
     with pytest.raises(TaskError, match="build-suite"):
         find(f"suite:{tmp_path / 'none'}")
+
+
+def test_tasks_of_one_table_are_not_both_trained_on_and_held_out(tmp_path):
+    lines = [{"name": name, "kind": "tabular", "table": name[0]} for name in ("a1", "a2", "b1")]
+    (tmp_path / "suite.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+    def config(held_out):
+        named = {"train": [f"suite:{tmp_path}#a1"], "held_out": [f"suite:{tmp_path}#{held_out}"]}
+        return types.SimpleNamespace(tasks=types.SimpleNamespace(**named, micro_train=0, micro_held_out=0, seed=0))
+
+    assert list(places(config("b*"))) == ["a1", "b1"]
+    with pytest.raises(ConfigError, match="'a2' is of the table a, as 'a1'"):
+        places(config("a2"))
