@@ -81,7 +81,8 @@ def sft_program(blueprint: Blueprint) -> Program:
     Raises:
       ConfigError: the mesh does not divide its rows, or the attention kernel cannot keep packed samples apart.
     """
-    check_packing(blueprint.config)
+    if "sft" in blueprint.config.stages:
+        check_packing(blueprint.config)
     config = blueprint.config.sft
     rows, time = config.batch_size, config.row_tokens
     micro = pass_rows(blueprint, rows, config.micro_batch)

@@ -82,6 +82,8 @@ def test_with_a_kernel_without_segments_each_row_holds_one_sample():
     packs = report.make(small(policy__attention="cudnn"), tiny_slice(4.0)).blueprint
     with pytest.raises(ConfigError, match=r"config\.sft\.packing=False"):
         programs.make("sft_step", packs)
+    alone = dataclasses.replace(packs, config=dataclasses.replace(packs.config, stages=("rl",)))
+    assert programs.make("sft_step", alone).static["single"], "no stage trains on packed rows"
 
 
 def test_adapters_need_no_reference_and_little_optimizer():
