@@ -73,10 +73,22 @@ def run_stages(config_dict: object, workdir: str, interruption: Interruption, di
     run = Run.open(config, workdir, interruption)
 
     def end() -> None:
-        """Close the run and write its report. After SIGTERM only close it, since the grace period is short."""
+        """Close the run and write its report. After SIGTERM only close it, since the grace period is short.
+
+        A report that fails is told and changes no ending: run.json and the exit status must agree.
+        """
         run.close()
-        if run.is_first and interruption.signum != signal.SIGTERM:
+        if not run.is_first or interruption.signum == signal.SIGTERM:
+            return
+        try:
             write_report(workdir)
+        except Exception as error:
+            log.warning(
+                "the report is missing (%s: %s): write it with `python -m mlagent_jax.report %s`",
+                *(type(error).__name__, error, workdir),
+            )
+        else:
+            log.info("the report is %s", os.path.join(workdir, "report", "index.html"))
 
     try:
         for index, name in enumerate(config.stages):
@@ -93,16 +105,11 @@ def run_stages(config_dict: object, workdir: str, interruption: Interruption, di
         try:
             end()
         except Exception as second:  # `error`, which ended the run, matters more
-            log.warning(
-                "the report is missing (%s: %s): write it with `python -m mlagent_jax.report %s`",
-                *(type(second).__name__, second, workdir),
-            )
+            log.warning("the run is not closed (%s: %s)", type(second).__name__, second)
         raise
     run.end(FINISHED)
     end()
-    log.info(
-        "done in %.0f s; the report is %s", time.monotonic() - started, os.path.join(workdir, "report", "index.html")
-    )
+    log.info("done in %.0f s", time.monotonic() - started)
 
 
 def _stages() -> dict[str, Callable[[Run], None]]:

@@ -30,7 +30,7 @@ from mlagent_jax.agents.factory import PolicyAgent
 from mlagent_jax.agents.job_client import is_masked
 from mlagent_jax.rl.background import BackgroundSampler
 from mlagent_jax.rl.in_flight import Group, InFlight, TrainingRow, rows_of
-from mlagent_jax.rl.scalars import silent_groups
+from mlagent_jax.rl.scalars import silent_groups, speaking_groups
 from mlagent_jax.rl.state_pool import StatePool
 from mlagent_jax.runs.policies import Policy, Training, make_actor
 from mlagent_jax.runs.run import Run
@@ -51,7 +51,8 @@ class Batches:
     Attributes:
       dispatch_lock: lock held while a program is handed to devices that the background thread uses too.
       actor: sampler of actions; other code may use it while nothing is sampled ahead.
-      replaced: rows of silent groups that other groups replaced in this iteration's batch.
+      replaced: rows of silent groups that other groups replaced in this iteration's batch, and of groups that were
+        sampled for them and gave no signal either.
     """
 
     def __init__(self, run: Run, policy: Policy, trained: Training) -> None:
@@ -219,11 +220,11 @@ class Batches:
                 for group in groups
                 for action, job in zip(group.actions, group.jobs, strict=True)
             ]
-            mute = silent_groups(fresh)
-            speaking = list(dict.fromkeys(row.group for row in fresh if row.group not in mute))
+            speaking = speaking_groups(fresh)
             out = set(silent[: len(speaking)])
-            self.replaced += [row for row in taken if row.group in out] + [row for row in fresh if row.group in mute]
-            taken = [row for row in taken if row.group not in out] + [row for row in fresh if row.group not in mute]
+            self.replaced += [row for row in taken if row.group in out]
+            self.replaced += [row for row in fresh if row.group not in speaking]
+            taken = [row for row in taken if row.group not in out] + [row for row in fresh if row.group in speaking]
         return taken, time.monotonic() - started - waited
 
     def _sample(

@@ -128,8 +128,9 @@ class InFlight:
         if groups:
             self._job_client.submit([job for group in groups for job in group.jobs])
         with self._lock:
-            self._groups = sorted((*self._groups, *groups), key=lambda group: group.index)
+            # First: a signal between the two leaves no part of a batch that `to_list` would take for a whole one.
             self._unfinished = {*self._unfinished, *(group.index for group in groups)} if more else set()
+            self._groups = sorted((*self._groups, *groups), key=lambda group: group.index)
 
     def take(self, version: int, show: Callable[[Outcome], None] | None = None) -> list[TrainingRow]:
         """Wait for the next batch for the policy of `version`, and return it; call `show` with each arriving outcome.

@@ -152,7 +152,7 @@ class Learner:
     def update(self, batch: ppo.Batch, taken: Sequence[TrainingRow], iteration: int) -> dict[str, float]:
         """Take all epochs and mini-batches of one batch; return the means of their metrics.
 
-        A batch whose rows are all masked changes nothing, not even the optimizer's moments.
+        A batch whose rows are all masked changes no parameter, not even the optimizer's moments.
 
         Args:
           batch: The batch, from `batch`.
@@ -163,11 +163,12 @@ class Learner:
           DivergedError: A metric is NaN or infinite, the KL to the reference exceeds `max_kl`, or the log-probs of
             sampler and trainer disagree (`rl.checks`).
         """
-        if not batch.mask.any():
-            return dict.fromkeys(("kl", "policy_loss", "value_loss", "entropy", "grad_norm"), 0.0)
         every = self._config.reference_every
         if every and iteration and iteration % every == 0:
             self._reference = _copied(self.params["policy"])
+        if not batch.mask.any():
+            zeros = dict.fromkeys(("kl", "policy_loss", "value_loss", "entropy", "grad_norm"), 0.0)
+            return zeros | {"kl_coefficient": self._kl_coefficient}
         config, params = self._config, self.params
         samples = [Sample(row.action.prompt, row.action.tokens) for row in taken]
         counted = batch.mask.any(axis=1)
@@ -288,7 +289,7 @@ class Learner:
         self._state = arrays["optimizer"]
         if self._follows:
             self._reference = arrays["reference"]
-        self._packer.shapes.restore(extra["shapes"])
+        self._packer.shapes.restore(extra.get("shapes", ()))  # older checkpoints have none: shapes are chosen anew
         self._kl_coefficient = extra["kl"]["coefficient"]
         if self.tracker is not None:
             self.tracker.restore(extra["tracker"])

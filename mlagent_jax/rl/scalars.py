@@ -44,6 +44,15 @@ def silent_groups(taken: Sequence[TrainingRow]) -> set[int]:
     return {group for group, seen in rewards.items() if len(seen) > 1 and min(seen) == max(seen)}
 
 
+def speaking_groups(taken: Sequence[TrainingRow]) -> set[int]:
+    """Return the groups with a signal: those of two or more rows that count, with different rewards."""
+    rewards: dict[int, set[float]] = {}
+    for row in taken:
+        if row.reward is not None:
+            rewards.setdefault(row.group, set()).add(row.reward)
+    return {group for group, seen in rewards.items() if len(seen) > 1}
+
+
 def group_scalars(taken: Sequence[TrainingRow]) -> dict[str, float]:
     """Return the share of groups that are silent."""
     return {"silent_groups": len(silent_groups(taken)) / max(1, len({row.group for row in taken}))}

@@ -33,6 +33,7 @@ from mlagent_jax.runs.run import Run
 from mlagent_jax.runs.speed import Speed
 from mlagent_jax.runtime import jsonl, processes
 from mlagent_jax.runtime.interruption import Stopped
+from mlagent_jax.runtime.progress import Progress
 from mlagent_jax.trajectories.record import Record
 
 
@@ -63,6 +64,8 @@ class _Trainer:
         self.whole, self.renderer = trained.without_params().whole, renderer(run, policy)
         self.speed = Speed(policy.config, trained.base is not None)
         self.iteration = 0
+        self._recorded = 0  # iterations whose records are written; one less than `iteration` after an update
+        self._saved = 0  # step of the last checkpoint, which may still be written
         self._resharding = 0, 0.0
 
     def train(self) -> None:
@@ -80,43 +83,51 @@ class _Trainer:
             ):
                 while self.iteration < total and not (self.validation and self.validation.has_converged):
                     try:
-                        self.run.stop_if_requested()
-                        self.run.timeline.begin("rl", self.iteration + 1)
-                        started = time.monotonic()
-                        taken, seconds_sample = self.batches.take(
-                            self.iteration, self.learner.params, lambda _: progress.update(0)
-                        )
-                    except Stopped:  # raised in all processes; the arrays still are those of the last iteration
-                        self._save(saved)
+                        self._iterate(saved, trajectories, progress)
+                    except Stopped:  # raised in all processes
+                        if self._recorded == self.iteration:
+                            self._save(saved)
                         raise
-                    with self.run.interruption.held():
-                        if self.config.save_batches and self.run.is_first:
-                            write_batch(batch_path(self.run.workdir / "batches", self.iteration), taken)
-                        values = self._train_on(taken, seconds_sample, time.monotonic() - started)
-                    # A run that is stopped during the validation repeats this iteration after its resume.
-                    metric = self._validate(values)
-                    with self.run.interruption.held():
-                        if trajectories is not None:
-                            trajectories.append(*self._records(taken))
-                        self.run.metrics.write("rl", self.iteration, values)
-                        due = self.iteration % self.config.checkpoint_every == 0 or self.iteration == total
-                        stopping = self.run.is_stopping()
-                        if due or stopping or metric is not None:
-                            with self.run.timeline.span("checkpoint"):
-                                self._save(saved, metric)
-                        self.run.timeline.end("rl", self.iteration)
-                        progress.update(1, **{k: values[k] for k in ("reward", "kl", "entropy", "valid")})
-                        if stopping:
-                            self.run.interruption.check()
 
-    def _validate(self, values: dict[str, float]) -> float | None:
-        """Evaluate the policy if a validation is due, and add its scalars to `values`; return its metric or None."""
-        if self.validation is None or not self.validation.is_due(self.iteration):
-            return None
+    def _iterate(self, saved: Checkpointer, trajectories: jsonl.Appender | None, progress: Progress) -> None:
+        """Run one iteration. A signal waits from the update to the records, except during a validation.
+
+        Raises:
+          Stopped: A signal arrived. One during the validation has the iteration repeated after the resume.
+        """
+        self.run.stop_if_requested()
+        self.run.timeline.begin("rl", self.iteration + 1)
+        started = time.monotonic()
+        taken, seconds_sample = self.batches.take(self.iteration, self.learner.params, lambda _: progress.update(0))
+        with contextlib.ExitStack() as hold:
+            hold.enter_context(self.run.interruption.held())
+            if self.config.save_batches and self.run.is_first:
+                write_batch(batch_path(self.run.workdir / "batches", self.iteration), taken)
+            values, metric = self._train_on(taken, seconds_sample, time.monotonic() - started), None
+            if self.validation is not None and self.validation.is_due(self.iteration):
+                hold.close()
+                metric = self._validate(self.validation, values)
+                hold.enter_context(self.run.interruption.held())
+            if trajectories is not None:
+                trajectories.append(*self._records(taken))
+            self.run.metrics.write("rl", self.iteration, values)
+            self._recorded = self.iteration
+            due = self.iteration % self.config.checkpoint_every == 0 or self.iteration == self.config.iterations
+            stopping = self.run.is_stopping()
+            if due or stopping or metric is not None:
+                with self.run.timeline.span("checkpoint"):
+                    self._save(saved, metric)
+            self.run.timeline.end("rl", self.iteration)
+            progress.update(1, **{k: values[k] for k in ("reward", "kl", "entropy", "valid")})
+            if stopping:
+                self.run.interruption.check()
+
+    def _validate(self, validation: Validation, values: dict[str, float]) -> float:
+        """Evaluate the policy, and add the scalars to `values`; return the metric."""
         with self.run.timeline.span("validation"):
-            measured = self.validation.measure(self.whole(self.learner.params["policy"]), self.iteration)
+            measured = validation.measure(self.whole(self.learner.params["policy"]), self.iteration)
         values |= measured
-        return self.validation.history[-1]
+        return validation.history[-1]
 
     def _train_on(self, taken: Sequence[TrainingRow], seconds_sample: float, seconds_taking: float) -> dict[str, float]:
         """Update the policy on the rows `taken`; return the scalars of the iteration.
@@ -144,9 +155,10 @@ class _Trainer:
         )
         self._resharding = resharding
         outcomes = [row.outcome for row in taken]
+        counted = [row for row, counts in zip(taken, batch.mask.any(axis=1), strict=False) if counts]  # less padding
         values = (
             metrics
-            | self.speed.rl(_lengths(taken), self.config.epochs, seconds_update)
+            | self.speed.rl(_lengths(counted), self.config.epochs, seconds_update)
             | outcome_scalars(outcomes)
             | task_scalars(taken)
             | operator_scalars(taken)
@@ -188,10 +200,11 @@ class _Trainer:
 
     def _save(self, saved: Checkpointer, metric: float | None = None) -> None:
         """Save a checkpoint of the current iteration, unless it exists already."""
-        if self.iteration > (saved.latest() or 0):
+        if self.iteration > self._saved:  # `latest` does not see a step that is being written
             history = {"validations": self.validation.history} if self.validation else {}
             extra = self.learner.to_dict() | self.batches.to_dict() | history
             saved.save(self.iteration, self.learner.arrays(), extra, metric)
+            self._saved = self.iteration
 
     def _resume(self, saved: Checkpointer) -> None:
         """Restore the last checkpoint, if there is one.
@@ -212,7 +225,7 @@ class _Trainer:
                 self.run.metrics.write("critic", 1, explained)
             return
         extra = self.learner.restore(saved, step)
-        self.iteration = step
+        self.iteration = self._recorded = self._saved = step
         if self.validation:
             self.validation.history = list(extra.get("validations", ()))
         self.batches.restore(extra, step)

@@ -386,5 +386,5 @@ class Run:
 
     def close(self) -> None:
         """Stop the workers of this host and release all resources. Idempotent."""
-        self._save_facts()
-        self._closing.close()
+        with self._closing:  # a full disk keeps the facts from being written, and everything is released all the same
+            self._save_facts()

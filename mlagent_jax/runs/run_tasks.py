@@ -8,7 +8,7 @@ from pathlib import Path
 
 from environments import tasks
 from environments.sandbox.base import Sandbox
-from environments.tasks.task import PreparedTask, TaskError, TaskSpec
+from environments.tasks.task import PreparedTask, TaskSpec
 from mlagent_jax.runs.named_tasks import Place
 
 
@@ -61,11 +61,13 @@ class RunSpecs(Mapping[str, TaskSpec]):
         self._tasks = run_tasks
 
     def __getitem__(self, key: str) -> TaskSpec:
-        name = key.rpartition("@")[0]
-        try:
-            task = self._tasks[name]
-        except TaskError as error:
-            raise KeyError(key) from error
+        """Return the spec of a task.
+
+        Raises:
+          KeyError: the run has no such task.
+          TaskError: it cannot be prepared.
+        """
+        task = self._tasks[key.rpartition("@")[0]]
         if task.key != key:
             raise KeyError(key)
         return task.spec

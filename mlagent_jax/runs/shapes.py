@@ -48,6 +48,7 @@ def check_shapes(config: Config, devices: Devices) -> None:
     stages = set(config.stages)
     if "sft" in stages:
         _check_rows(config.sft.batch_size, config.sft.micro_batch, devices.row_shards)
+        check_packing(config)
     model = _model(config)
     if model is None or not stages & {"sft", *_SAMPLING}:
         return
@@ -69,6 +70,19 @@ def check_shapes(config: Config, devices: Devices) -> None:
         raise ConfigError(f"config.mesh or config.policy: {error}") from error
     if stages & _SAMPLING:
         _check_slots(config, devices, model)
+
+
+def check_packing(config: Config) -> None:
+    """Check that the attention kernel of sft can keep the samples of a row apart.
+
+    Raises:
+      ConfigError: It cannot.
+    """
+    if config.policy.attention == "cudnn" and config.sft.packing:
+        raise ConfigError(
+            "config.policy.attention is 'cudnn', which cannot keep the samples of a packed row apart: set "
+            "config.sft.packing=False, or config.policy.attention=xla"
+        )
 
 
 def _check_rows(rows: int, micro: int, shards: int) -> None:

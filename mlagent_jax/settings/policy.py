@@ -35,7 +35,8 @@ class PolicyConfig:
     remat: str = "none"
     """Activations that the backward pass recomputes: none, dots (all but the projections) or full (whole layers)."""
     attention: str = "auto"
-    """Attention kernel: auto, xla, cudnn or splash. A kernel that cannot run on this platform is an error."""
+    """Attention kernel: auto, xla, cudnn or splash. A kernel that cannot run on this platform is an error. With
+    cudnn, sft needs packing=False."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -108,6 +108,7 @@ def sft(run: Run) -> None:
                         compute_dtype=run.config.policy.compute_dtype,
                         micro_rows=config.micro_batch,
                         base=trained.base,
+                        single=trained.graph.attention == "cudnn",
                     )
                     if untold:  # of the step before, while the devices are busy with this one
                         tell(*untold)
@@ -143,6 +144,7 @@ def _held_out_loss(run: Run, trained: Training, params: Any, batches: Iterable[R
             run.devices.place(rows.arrays()),
             graph=trained.graph,
             compute_dtype=run.config.policy.compute_dtype,
+            single=trained.graph.attention == "cudnn",
         )
         total, count = total + float(loss), count + int(tokens)
     return total / count

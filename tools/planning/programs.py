@@ -19,6 +19,7 @@ from mlagent_jax.models.cache import KEY_AXES, VALUE_AXES
 from mlagent_jax.models.packing import Shapes, decisions_of
 from mlagent_jax.rl import ppo
 from mlagent_jax.rl.rows import Passes, longest_block
+from mlagent_jax.runs.shapes import check_packing
 from mlagent_jax.runtime.errors import ConfigError
 from mlagent_jax.sampling import engine
 from mlagent_jax.sampling.config import Distribution, SamplerConfig
@@ -75,7 +76,13 @@ def make(name: str, blueprint: Blueprint) -> Program:
 
 
 def sft_program(blueprint: Blueprint) -> Program:
-    """One optimizer step of supervised fine-tuning."""
+    """One optimizer step of supervised fine-tuning.
+
+    Raises:
+      ConfigError: the mesh does not divide its rows, or the attention kernel cannot keep packed samples apart.
+    """
+    if "sft" in blueprint.config.stages:
+        check_packing(blueprint.config)
     config = blueprint.config.sft
     rows, time = config.batch_size, config.row_tokens
     micro = pass_rows(blueprint, rows, config.micro_batch)
@@ -90,6 +97,7 @@ def sft_program(blueprint: Blueprint) -> Program:
         "remat": blueprint.config.policy.remat,
         "compute_dtype": blueprint.config.policy.compute_dtype,
         "micro_rows": config.micro_batch,
+        "single": _is_single(blueprint),
         "base": None if blueprint.adapters is None else blueprint.base,
     }
     arguments = (blueprint.trained, blueprint.sft_state(), packed | {"mask": batch(jnp.bool_)})
@@ -99,7 +107,7 @@ def sft_program(blueprint: Blueprint) -> Program:
 
 def ppo_program(blueprint: Blueprint) -> Program:
     """One optimizer step of PPO, on one mini-batch: each state's prompt with its actions is a row, the longest it can
-    be."""
+    be; with an attention kernel without segments, each action has a row of its own."""
     config = blueprint.config
     size = config.rl.states * config.rl.samples
     action, time = config.prompt.max_action_tokens, row_tokens(blueprint)
@@ -121,7 +129,8 @@ def ppo_program(blueprint: Blueprint) -> Program:
         baselines=array(),
     )
     targets = ppo.Targets(*(array(action) for _ in dataclasses.fields(ppo.Targets)))
-    passes = Passes(*(packed(time) for _ in range(4)), *(packed(decisions) for _ in range(3)))
+    single = _is_single(blueprint)
+    passes = Passes(*(packed(time) for _ in range(4)), *(packed(decisions) for _ in range(3)), single=single)
     policy = config.policy
     static = {
         "model": ppo.Model(blueprint.graph, config.sampling.temperature, policy.compute_dtype, policy.remat),
@@ -131,22 +140,25 @@ def ppo_program(blueprint: Blueprint) -> Program:
     }
     scalar = blueprint.array((), jnp.float32)
     arguments = (blueprint.rl_params, blueprint.rl_state(), sampled, targets, passes, scalar)
-    words = f"{rows} rows of {time} tokens, a prompt with {config.rl.samples} actions each, {micro} at a time"
+    actions = "one action" if single else f"{config.rl.samples} actions"
+    words = f"{rows} rows of {time} tokens, a prompt with {actions} each, {micro} at a time"
     return Program("ppo_step", words, ppo.ppo_step, arguments, static, micro, time, reference_bytes(blueprint))
 
 
 def ppo_rows(blueprint: Blueprint) -> tuple[int, int]:
-    """Rows of a mini-batch in which every state has a row, filled up to whole passes, and rows of a pass."""
+    """Rows of a mini-batch in which every state, or every action (see `ppo_program`), has a row, filled up to whole
+    passes; and rows of a pass."""
     config = blueprint.config.rl
     micro = blueprint.row_shards * max(1, config.micro_tokens // row_tokens(blueprint))
-    states = -(-config.states // config.minibatches)
-    return -(-states // micro) * micro, micro
+    rows = config.states * (config.samples if _is_single(blueprint) else 1)
+    rows = -(-rows // config.minibatches)
+    return -(-rows // micro) * micro, micro
 
 
 def rows_decisions(blueprint: Blueprint) -> int:
     """Positions of a row at which tokens of actions are chosen, with padding."""
-    longest = blueprint.config.rl.samples * blueprint.config.prompt.max_action_tokens
-    return decisions_of(row_tokens(blueprint), longest)
+    actions = 1 if _is_single(blueprint) else blueprint.config.rl.samples
+    return decisions_of(row_tokens(blueprint), actions * blueprint.config.prompt.max_action_tokens)
 
 
 def prefill_program(blueprint: Blueprint) -> Program:
@@ -325,7 +337,12 @@ def sampler_config(blueprint: Blueprint) -> SamplerConfig:
 
 def row_tokens(blueprint: Blueprint) -> int:
     """Tokens of PPO's longest row: the longest prompt with all of its actions, as `models.packing` pads it."""
-    return Shapes(longest_block(blueprint.config), 0).known[0].time
+    return Shapes(longest_block(blueprint.config, single=_is_single(blueprint)), 0).known[0].time
+
+
+def _is_single(blueprint: Blueprint) -> bool:
+    """Whether the attention kernel takes no segments, so that each row holds one action."""
+    return blueprint.graph.attention == "cudnn"
 
 
 def pass_rows(blueprint: Blueprint, rows: int, micro: int) -> int:

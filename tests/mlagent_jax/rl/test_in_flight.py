@@ -124,6 +124,22 @@ def test_at_most_so_many_policy_versions_are_out_and_the_trainer_waits_rather_th
     assert sorted(trained + [data["index"] for data in in_flight.to_list()]) == list(range(sampled))
 
 
+def test_a_signal_while_a_group_is_added_keeps_no_part_of_a_batch():
+    class Stopping(InFlight):
+        stopping = False
+
+        def __setattr__(self, name, value):
+            super().__setattr__(name, value)
+            if self.stopping and name in ("_groups", "_unfinished"):
+                raise KeyboardInterrupt
+
+    in_flight = Stopping(FakeJobClient(), batch=2, max_staleness=1)
+    object.__setattr__(in_flight, "stopping", True)
+    with pytest.raises(KeyboardInterrupt):
+        in_flight.add([group(0, 0)], more=True)
+    assert in_flight.to_list() == []
+
+
 def test_a_batch_that_is_being_sampled_is_not_kept_for_a_resume_before_it_is_whole():
     job_client = FakeJobClient()
     in_flight = InFlight(job_client, batch=2, max_staleness=1)

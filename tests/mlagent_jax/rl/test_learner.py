@@ -14,6 +14,7 @@ from mlagent_jax.agents.actor import SampledAction
 from mlagent_jax.checkpoints.policies import Policy
 from mlagent_jax.rl.in_flight import TrainingRow
 from mlagent_jax.rl.learner import Learner, batch_of
+from mlagent_jax.rl.rows import RowPacker
 from mlagent_jax.rl.scalars import group_scalars, silent_groups
 from mlagent_jax.runs.devices import Devices
 from mlagent_jax.runs.policies import Training
@@ -62,6 +63,28 @@ def test_groups_that_say_nothing_are_told_and_left_out_where_that_is_set():
 def test_a_batch_of_another_size_is_refused():
     with pytest.raises(ConfigError, match=r"has 3 rows, and config\.rl\.states \* samples is 2"):
         batch_of(Config(rl=RLConfig(states=2, samples=1)), ROWS)
+
+
+def test_a_batch_without_rows_that_count_refreshes_the_reference_and_tells_the_coefficient():
+    learner = Learner.__new__(Learner)
+    learner._config, learner._kl_coefficient = RLConfig(reference_every=2), 0.25
+    learner.params, learner._reference = {"policy": {"w": np.ones(2)}}, {"w": np.zeros(2)}
+    nothing = types.SimpleNamespace(mask=np.zeros((2, 2), bool))
+    values = learner.update(nothing, [], 1)
+    assert values["kl_coefficient"] == 0.25 and learner._reference["w"].tolist() == [0.0, 0.0]
+    learner.update(nothing, [], 2)
+    assert learner._reference["w"].tolist() == [1.0, 1.0]
+
+
+def test_a_checkpoint_without_shapes_is_restored():
+    learner = Learner.__new__(Learner)
+    one = jax.numpy.ones(1)
+    learner.params, learner._state = {"policy": one, "critic": one}, one
+    learner._follows, learner.tracker = False, None
+    learner._packer = RowPacker(Config(), 0, 64)
+    older = {"policy": one, "critic": one, "optimizer": one}, {"kl": {"coefficient": 0.5}}
+    learner.restore(types.SimpleNamespace(restore=lambda step, wanted: older), 3)
+    assert learner._kl_coefficient == 0.5 and len(learner._packer.shapes.known) == 1
 
 
 @pytest.mark.slow

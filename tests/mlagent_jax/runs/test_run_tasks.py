@@ -46,6 +46,18 @@ def test_ten_thousand_references_prepare_only_what_is_needed(tmp_path, prepared)
     assert prepared == ["task-9999", "task-3", "task-4"]
 
 
+def test_the_reason_why_a_suite_s_task_cannot_be_prepared_is_told(tmp_path, monkeypatch):
+    def prepare(place, *_, warn):
+        raise TaskError(f"{place}: no data")
+
+    monkeypatch.setattr(tasks, "prepare", prepare)
+    run_tasks = RunTasks(tmp_path, 7, lambda: None)
+    run_tasks.add(find(suite(tmp_path, 1))[0])
+    for look in (RunSpecs(run_tasks).__getitem__, RunSpecs(run_tasks).__contains__):
+        with pytest.raises(TaskError, match="no data"):
+            look("task-0@7")
+
+
 def test_a_suite_and_single_tasks_mix_and_a_missing_suite_says_how_to_make_one(tmp_path):
     assert find("iris") == [Place("iris", "iris")]
     assert [place.name for place in find(suite(tmp_path, 3) + "#task-[01]")] == ["task-0", "task-1"]

@@ -34,7 +34,11 @@ def test_the_defaults_go_with_one_device_and_with_eight():
         ({"sampling__rules": "slots"}, "config.sampling.rules: "),
         ({"prompt__max_prompt_tokens": 4090, "sft__row_tokens": 5000}, "4090 and 96; the policy knows 4096 positions"),
         ({"policy__num_heads": 3, "policy__num_kv_heads": 3}, "config.mesh or config.policy: .*not divisible"),
-        ({"policy__attention": "cudnn"}, "config.mesh or config.policy: attention kernel 'cudnn' runs on 'gpu'"),
+        (
+            {"policy__attention": "cudnn", "sft__packing": False},
+            "config.mesh or config.policy: attention kernel 'cudnn' runs on 'gpu'",
+        ),
+        ({"policy__attention": "cudnn"}, "cudnn.* set config.sft.packing=False, or config.policy.attention=xla"),
     ],
 )
 def test_a_size_that_mesh_or_model_does_not_take_is_refused(fields, message):

@@ -62,6 +62,8 @@ def test_packed_and_padded_rows_have_the_loss_of_the_samples_by_themselves(polic
     total, counted = sft_loss(params, padded.arrays(), graph=graph, compute_dtype="float32")
     assert int(counted) == count
     np.testing.assert_allclose(float(total), wanted, rtol=1e-5)
+    total, _ = sft_loss(params, padded.arrays(), graph=graph, compute_dtype="float32", single=True)
+    np.testing.assert_allclose(float(total), wanted, rtol=1e-5)
     _, _, metrics = step(policy, packed)
     assert int(metrics["action_tokens"]) == count
     np.testing.assert_allclose(float(metrics["loss"]), wanted / count, rtol=1e-5)

@@ -67,6 +67,25 @@ def test_speed_follows_from_bytes_operations_and_the_published_rates():
     assert plan.speed.parts[1].seconds == pytest.approx(8 * 1000 * token.seconds), "256 actions, 32 at once"
 
 
+def test_with_a_kernel_without_segments_each_row_holds_one_sample():
+    settings = {"policy__attention": "cudnn", "sft__packing": False}
+    drawn = report.make(small(**settings), tiny_slice(4.0)).blueprint
+    shared = report.make(small(), tiny_slice(4.0)).blueprint
+    (rows, micro), rl, prompt = programs.ppo_rows(drawn), drawn.config.rl, drawn.config.prompt
+    assert rows >= rl.states * rl.samples // rl.minibatches and rows % micro == 0
+    longest = prompt.max_prompt_tokens + prompt.max_action_tokens
+    assert longest <= programs.row_tokens(drawn) + 1 < programs.row_tokens(shared)
+    passes = programs.make("ppo_step", drawn).arguments[4]
+    assert passes.single and passes.tokens.shape == (rows // micro, micro, programs.row_tokens(drawn))
+    assert prompt.max_action_tokens <= passes.at.shape[-1] <= programs.rows_decisions(shared)
+    assert programs.make("sft_step", drawn).static["single"]
+    packs = report.make(small(policy__attention="cudnn"), tiny_slice(4.0)).blueprint
+    with pytest.raises(ConfigError, match=r"config\.sft\.packing=False"):
+        programs.make("sft_step", packs)
+    alone = dataclasses.replace(packs, config=dataclasses.replace(packs.config, stages=("rl",)))
+    assert programs.make("sft_step", alone).static["single"], "no stage trains on packed rows"
+
+
 def test_adapters_need_no_reference_and_little_optimizer():
     plain, adapted = (parts(report.make(small(lora__rank=rank), tiny_slice(4.0))) for rank in (0, 4))
     assert adapted["rl update"]["reference policy"] == 0
