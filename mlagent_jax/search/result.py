@@ -76,15 +76,16 @@ def _write_best(folder: Path, episode: Episode, tree: Tree, seed: int) -> None:
             os.rename(folder / "best", old)
         os.rename(new, folder / "best")
     name = Path(spec.submission).name
-    submission = best.result and best.result.outcome and best.result.outcome.submission
-    if submission:
-        write_whole(folder / name, episode.submission(submission))
+    submission = episode.start_submission if best.plan is None else episode.submission(best.result.outcome.submission)
+    if submission is not None:
+        write_whole(folder / name, submission)
     lines = [text.splitlines(keepends=True) for text in (tree.root.state.script, best.state.script)]
     diff = difflib.unified_diff(*lines, f"start/{spec.entry}", f"best/{spec.entry}")
     write_whole(folder / "solution.diff", "".join(diff))
     packages = [line for line in LOCK_FILE.read_text().splitlines() if line and not line.startswith("#")]
     write_whole(folder / "requirements.txt", "\n".join(packages) + "\n")
-    write_whole(folder / "reproduce.py", _reproduce(spec.entry, spec.submission, execution_seed(seed)))
+    ran = 0 if best.plan is None else seed  # The task's preparation ran the starting script with seed 0.
+    write_whole(folder / "reproduce.py", _reproduce(spec.entry, spec.submission, execution_seed(ran)))
 
 
 def _reproduce(entry: str, submission: str, seed: int) -> str:
@@ -108,8 +109,11 @@ def _link_data(place: Path, public: Path) -> None:
     size = sum(path.stat().st_size for path in public.rglob("*") if path.is_file())
     if size > _COPIED_BYTES:
         place.symlink_to(public.resolve())
-    else:
-        shutil.copytree(public, place)
+        return
+    draft = place.with_name(f".{place.name}.partial")
+    shutil.rmtree(draft, ignore_errors=True)  # of a process that was killed
+    shutil.copytree(public, draft)
+    draft.rename(place)
 
 
 def conclude(

@@ -1,10 +1,16 @@
 """The folder of a search's result, written from made-up nodes: by several processes, and with nothing better found."""
 
+import os
+import shutil
+import subprocess
 import sys
 import threading
 import types
 
+import pytest
+
 from environments.protocol import Outcome, OutcomeKind, Scale, State
+from environments.seeds import execution_seed
 from mlagent_jax.search import result
 from mlagent_jax.search.tree import Plan, Result, Tree
 
@@ -28,6 +34,8 @@ class Episode:
 
     def submission(self, identity):
         return b"id,value\n0,1\n"
+
+    start_submission = b"id,value\n0,1\n"
 
 
 def tree_of(*scripts):
@@ -59,3 +67,33 @@ def test_processes_that_share_a_folder_write_the_best_one_after_the_other(tmp_pa
     assert failures == []
     assert (tmp_path / "out" / "best" / "train.py").read_text().startswith(SCRIPT)
     assert not list((tmp_path / "out").glob("*.partial"))
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_starting_script_that_stays_the_best_can_be_reproduced(tmp_path, kept):
+    episode = Episode(tmp_path / "public")
+    if not kept:
+        episode.start_submission = None
+    result.write_best(tmp_path / "out", episode, tree_of(), 7)
+    assert f"SEED = {execution_seed(0)}\n" in (tmp_path / "out" / "reproduce.py").read_text()
+    assert (tmp_path / "out" / "submission.csv").exists() == kept
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    program = [sys.executable, "reproduce.py"]
+    done = subprocess.run(program, cwd=tmp_path / "out", env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert ("gives the submission" if kept else "no submission to compare with") in done.stdout
+
+
+def test_data_whose_copy_was_cut_short_are_copied_again(tmp_path, monkeypatch):
+    episode = Episode(tmp_path / "public")
+
+    def cut(source, place):
+        place.mkdir()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "copytree", cut)
+        with pytest.raises(KeyboardInterrupt):
+            result.write_best(tmp_path / "out", episode, tree_of(), 0)
+    result.write_best(tmp_path / "out", episode, tree_of(), 0)
+    assert (tmp_path / "out" / "data" / "train.csv").exists()
