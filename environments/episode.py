@@ -146,6 +146,11 @@ class Episode:
         """Return the bytes of a submission (`Outcome.submission`)."""
         return self._environment.store.get(identity)
 
+    @property
+    def start_submission(self) -> bytes | None:
+        """Submission of the starting script; None if the task states its score instead."""
+        return self._task.start_submission
+
     def resampled(self, submission: str | None, draws: int, seed: int) -> list[list[float | None]] | None:
         """Return the score on resamples of the reward half (see `FolderTask.resampled`).
 
@@ -154,7 +159,7 @@ class Episode:
         """
         if submission is not None:
             return self._task.resampled(self._environment.store.get(submission), draws, seed)
-        start = self._task.start_submission
+        start = self.start_submission
         return None if start is None else self._task.resampled(start, draws, seed)
 
     def export(self, snapshot: str, folder: Path) -> None:

@@ -18,7 +18,7 @@ is_debian_root() { [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; }
 
 as_root() { if [ "$(id -u)" = 0 ]; then "$@"; else sudo -n "$@"; fi; }
 
-# Scripts of the agent run on Linux alone. Memory and disk are those that README names.
+# Scripts of the agent run on Linux alone. The disk is that which README names.
 check_host() {
   local free
   [ "$(uname -s)" = Linux ] || fail "$(uname -s) has no sandbox for the agent's scripts: run this in a Linux machine, \
@@ -60,7 +60,7 @@ apt_install() {
 
 find_python() {
   local candidate
-  for candidate in ${PYTHON:-} python3.11 python3.12 python3.13 python3; do
+  for candidate in ${PYTHON:+"$PYTHON"} python3.11 python3.12 python3.13 python3; do
     if command -v "$candidate" >/dev/null && "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
       printf '%s\n' "$candidate"
       return

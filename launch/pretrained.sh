@@ -21,11 +21,12 @@ way=lora
 workdir="${option[workdir]:-runs/smollm2$([ "$way" = lora ] || printf %s -full)}"
 checkpoint=HuggingFaceTB/SmolLM2-135M-Instruct
 if ! dry; then
+  check_host
+  provide_sandbox # before minutes of installing
   extras=cpu
   [ ! -e /dev/nvidia0 ] || extras=cuda
   [ ! -e /dev/accel0 ] || extras=tpu
   make_environment "$extras,gguf"
-  provide_sandbox
   checkpoint="$(provide_smollm2)"
 fi
 export GLIBC_TUNABLES="${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}" # as in quickstart.sh

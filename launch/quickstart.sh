@@ -11,8 +11,8 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 say "ML-Agent JAX: installs into ${MLAGENT_VENV:-.venv}, then collects expert steps, trains (SFT, RL), evaluates and exports."
 say "Everything of the run goes to runs/quickstart; interrupted, the same command goes on."
 check_host
+provide_sandbox # before minutes of installing
 make_environment cpu
 # Training touches hundreds of megabytes of temporaries a step: huge pages save a fifth of its time on a CPU.
 export GLIBC_TUNABLES="${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}"
-provide_sandbox
 exec python -m mlagent_jax.train --config=configs/quickstart.py --workdir=runs/quickstart --tour "$@"

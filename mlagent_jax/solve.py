@@ -26,6 +26,7 @@ from rich.console import Console
 from environments.actions.openai_http import EndpointError
 from environments.episode import Episode, make
 from environments.files.blobs import Store, StoreError, open_store
+from environments.interfaces.terminal import printable
 from environments.queue import open_queue
 from environments.queue.base import QUEUE_VARIABLE, QueueError
 from environments.registry import RegistryError
@@ -216,30 +217,6 @@ def _agent(budget: Budget, closing: contextlib.ExitStack) -> tuple[str, PromptCo
     return AGENT.value, *_without_model(AGENT.value)
 
 
-def task_of_table(table: Path, target: str, folder: Path) -> Path:
-    """Write a task that predicts column `target` of `table`, unless `folder` has it already; return `folder`.
-
-    A part of the table's rows is hidden from scripts.
-
-    Raises:
-      TaskError: The table cannot become a task, or `folder` was made from another table or target.
-    """
-    from environments.factory import reading
-    from environments.factory.choices import Wishes, choose
-    from environments.factory.writing import Origin, task_name, write
-
-    made, now = folder.parent / "table.txt", f"{table.resolve()}, {target}"
-    if folder.exists() and made.read_text(encoding="utf-8") != now:
-        raise TaskError(f"{folder} was made from {made.read_text(encoding='utf-8')}: choose another --output")
-    if not folder.exists():
-        plan = choose(reading.read(table, target), Wishes(target=target))
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        made.write_text(now, encoding="utf-8")
-        origin = Origin(f"Made from {reading.clean_name(table.name)} by `python -m mlagent_jax.solve`.")
-        write(plan, folder, task_name(table.stem), origin, SEED.value)
-    return folder
-
-
 def _fleet_store() -> Store | None:
     """Return the store that the fleet shares; None if the flags name none."""
     return open_store(STORE.value) if STORE.value else None
@@ -256,7 +233,9 @@ def main(argv: Sequence[str]) -> None:
 
         place = TASK.value
         if TARGET.value:
-            place = f"{task_of_table(Path(TASK.value), TARGET.value, Path(OUTPUT.value) / 'task')}/"
+            from mlagent_jax.search.table_task import task_of_table  # loads pandas
+
+            place = f"{task_of_table(Path(TASK.value), TARGET.value, Path(OUTPUT.value) / 'task', SEED.value)}/"
         tasks.get(place)  # Reports an unknown task before weights are loaded.
         budget, strategy = Budget.parse(BUDGET.value), STRATEGIES.choose(STRATEGY.value)
         url = os.environ.get(QUEUE_VARIABLE, "") if FLEET.value else ""
@@ -291,7 +270,7 @@ def main(argv: Sequence[str]) -> None:
         *(OSError, ValueError, BudgetError, EndpointError),
         *(QueueError, RegistryError, SandboxError, StoreError, TaskError),
     ) as error:
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {printable(str(error))}")
     console.print(
         f"Everything is in {OUTPUT.value}/; the story is {OUTPUT.value}/page.html.", markup=False, soft_wrap=True
     )

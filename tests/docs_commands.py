@@ -245,7 +245,7 @@ COMMANDS: dict[str, Run | Like | Elsewhere | Needs] = {
 }
 
 IN_THE_TEXT: dict[str, str | Elsewhere | Needs] = {
-    "python tools/plan.py": "python tools/plan.py --config=configs/rl_7b_h100_8.py --slice=h100-8",
+    "python tools/plan.py": "python tools/plan.py --config=configs/rl_7b_h100_8.py --devices=h100-8",
     "python tools/degenerate_policies.py": Elsewhere(
         "tests/tools/test_degenerate_policies.py::test_ours_pays_none_of_them_more_than_an_honest_attempt_that_fails_to_gain"
     ),

@@ -102,6 +102,14 @@ def write(
     return Written(folder, chosen, line)
 
 
+def remarks(plan: Plan, written: Written) -> list[str]:
+    """Return what a person should look at."""
+    if written.chosen.agrees:
+        return list(plan.attention)
+    weak = "the reference is not clearly better than the start: write a better reference.py, or a simpler start"
+    return [*plan.attention, weak]
+
+
 def _traits(plan: Plan, train: Any) -> str:
     """Return the line of traits, computed from the public rows only."""
     numbers = [name for name, role in plan.roles.items() if role == "number"]

@@ -19,7 +19,7 @@ from environments.factory.sources import SOURCES
 from environments.factory.suite.building import Build, build_suite
 from environments.factory.suite.page import write_page
 from environments.factory.suite.references import INDEX, read_suite
-from environments.factory.writing import Origin, task_name, write
+from environments.factory.writing import Origin, remarks, task_name, write
 from environments.interfaces.terminal import printable
 from environments.sandbox.base import Sandbox
 from environments.tasks.check.checker import Finding, check
@@ -94,12 +94,7 @@ def _new(options: argparse.Namespace, check_one: Check) -> int:
     print(printable("\n" + _table(("column", "role", "values", "missing", ""), columns)))
     scores = written.chosen
     print(f"\ncross-validation on public rows: start {scores.start_score:.4g}, reference {scores.reference_score:.4g}")
-    attention = list(plan.attention)
-    if not scores.agrees:
-        attention.append(
-            "the reference is not clearly better than the start: write a better reference.py, or a simpler start"
-        )
-    if attention:
+    if attention := remarks(plan, written):
         print(printable("\nPlease look at:\n" + "\n".join(f"- {one}" for one in attention)))
     print(printable(f"\nwritten: {folder}\n"), flush=True)
     if options.no_check:

@@ -54,10 +54,13 @@ def _lines(
     )
     yield from ("", "## Base", "", base or "None: trained from random weights, with a tokenizer of its own.", "")
     yield from ("## Data", "")
-    source = config.get("pool", {}).get("trajectories") or "this run"
+    others = config.get("pool", {}).get("trajectories")
+    source = others or "this run"
+    # Nothing is known of what taught a model behind an endpoint, or of the steps of others.
+    scripted = collect.get("expert") == "scripted" and not others
     yield (
         f"Steps of the expert `{collect.get('expert')}`, collected by {source}: {collect.get('trajectories')} "
-        f"trajectories a task of up to {collect.get('steps')} steps. No human data."
+        f"trajectories a task of up to {collect.get('steps')} steps.{' No human data.' if scripted else ''}"
     )
     yield from ("", "## Tasks", "")
     for title, names, micro in (

@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import json
 import os
+import secrets
 from collections.abc import Iterator
 from typing import Any
 
@@ -44,7 +45,7 @@ def read_json(path: epath.Path) -> dict[str, Any]:
 
 
 def write_whole(path: epath.PathLike, data: str | bytes) -> epath.Path:
-    """Write a file atomically: a reader sees the old content or the new one.
+    """Write a file atomically: a reader sees the old content or the new one, however many write it at once.
 
     Args:
       path: Local path or URL; missing folders are created.
@@ -55,10 +56,23 @@ def write_whole(path: epath.PathLike, data: str | bytes) -> epath.Path:
     """
     path = epath.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.parent / f"{path.name}.partial"
-    partial.write_bytes(data.encode() if isinstance(data, str) else data)
-    partial.replace(path)
+    partial = path.parent / f"{path.name}.{secrets.token_hex(4)}.partial"
+    try:
+        partial.write_bytes(data.encode() if isinstance(data, str) else data)
+        partial.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        raise
     return path
+
+
+@contextlib.contextmanager
+def one_at_a_time(path: os.PathLike[str]) -> Iterator[None]:
+    """Hold a local lock file, which stays; wait while another process or thread holds it."""
+    with open(path, "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 @contextlib.contextmanager

@@ -39,7 +39,7 @@ def choose(episode: Episode, tree: Tree, size: int) -> tuple[dict[int, int], str
     means = [name for name, kind in episode.kinds.items() if kind in _AVERAGED]
     if len(nodes) < 2 or not episode.kinds:
         return None
-    tables = {node.number: episode.submission(node.result.outcome.submission).decode() for node in nodes}
+    tables = {node.number: episode.submission(node.result.outcome.submission).decode("utf-8-sig") for node in nodes}
     best: tuple[float, dict[int, int], str] | None = None
     counts: collections.Counter[int] = collections.Counter()
     for _ in range(size):
@@ -71,7 +71,7 @@ def _scored(episode: Episode, tables: list[str], weights: list[int], means: list
     try:
         submission = episode.store.put(blend.blend(tables, weights, means).encode())
         return episode.reward_score(submission), submission
-    except (InvalidSubmissionError, ValueError):
+    except (InvalidSubmissionError, ValueError, IndexError):
         return None
 
 

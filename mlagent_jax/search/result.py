@@ -6,7 +6,8 @@
     submission.csv    what the script submitted      requirements.txt  reproduce.py
     solution.diff     from the starting script       score.json        steps.jsonl        page.html
 
-`best/` is replaced at each new best. Each submission is scored at most once on the other half of the labels.
+`best/` is replaced at each new best. Processes that share the folder write one after the other. Each submission is
+scored at most once on the other half of the labels.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from environments.sandbox.rootfs.assemble import LOCK_FILE
 from environments.seeds import execution_seed
 from environments.tasks.task import GraderError, InvalidSubmissionError
 from mlagent_jax.runtime import jsonl
-from mlagent_jax.runtime.files import write_whole
+from mlagent_jax.runtime.files import one_at_a_time, write_whole
 from mlagent_jax.search import ensemble, selection
 from mlagent_jax.search.budget import Budget
 from mlagent_jax.search.page import write_page
@@ -44,6 +45,12 @@ def improved(tree: Tree) -> bool:
     return tree.scale.delta(tree.scale.m_init, best.metric) > tree.scale.noise
 
 
+def _turn(folder: Path) -> contextlib.AbstractContextManager[None]:
+    """Return the context in which no other process writes the result in `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return one_at_a_time(folder / ".result.lock")
+
+
 def write_best(folder: Path, episode: Episode, tree: Tree, seed: int) -> None:
     """Write the workspace of the best script, and the files that it needs to run elsewhere.
 
@@ -53,8 +60,12 @@ def write_best(folder: Path, episode: Episode, tree: Tree, seed: int) -> None:
       tree: The tree of the search.
       seed: Seed of the search.
     """
+    with _turn(folder):
+        _write_best(folder, episode, tree, seed)
+
+
+def _write_best(folder: Path, episode: Episode, tree: Tree, seed: int) -> None:
     best, spec = tree.best(), episode.spec
-    folder.mkdir(parents=True, exist_ok=True)
     _link_data(folder / "data", episode.public)
     with tempfile.TemporaryDirectory(prefix=".best-", dir=folder) as temporary:
         new, old = Path(temporary, "new"), Path(temporary, "old")
@@ -65,15 +76,16 @@ def write_best(folder: Path, episode: Episode, tree: Tree, seed: int) -> None:
             os.rename(folder / "best", old)
         os.rename(new, folder / "best")
     name = Path(spec.submission).name
-    submission = best.result and best.result.outcome and best.result.outcome.submission
-    if submission:
-        write_whole(folder / name, episode.submission(submission))
+    submission = episode.start_submission if best.plan is None else episode.submission(best.result.outcome.submission)
+    if submission is not None:
+        write_whole(folder / name, submission)
     lines = [text.splitlines(keepends=True) for text in (tree.root.state.script, best.state.script)]
     diff = difflib.unified_diff(*lines, f"start/{spec.entry}", f"best/{spec.entry}")
     write_whole(folder / "solution.diff", "".join(diff))
     packages = [line for line in LOCK_FILE.read_text().splitlines() if line and not line.startswith("#")]
     write_whole(folder / "requirements.txt", "\n".join(packages) + "\n")
-    write_whole(folder / "reproduce.py", _reproduce(spec.entry, spec.submission, execution_seed(seed)))
+    ran = 0 if best.plan is None else seed  # The task's preparation ran the starting script with seed 0.
+    write_whole(folder / "reproduce.py", _reproduce(spec.entry, spec.submission, execution_seed(ran)))
 
 
 def _reproduce(entry: str, submission: str, seed: int) -> str:
@@ -97,8 +109,11 @@ def _link_data(place: Path, public: Path) -> None:
     size = sum(path.stat().st_size for path in public.rglob("*") if path.is_file())
     if size > _COPIED_BYTES:
         place.symlink_to(public.resolve())
-    else:
-        shutil.copytree(public, place)
+        return
+    draft = place.with_name(f".{place.name}.partial")
+    shutil.rmtree(draft, ignore_errors=True)  # of a process that was killed
+    shutil.copytree(public, draft)
+    draft.rename(place)
 
 
 def conclude(
@@ -122,9 +137,16 @@ def conclude(
     Raises:
       GraderError: The task's grader fails.
     """
+    with _turn(folder):
+        return _conclude(folder, episode, store, settings, ended, ensemble_size)
+
+
+def _conclude(
+    folder: Path, episode: Episode, store: TreeStore, settings: dict[str, Any], ended: str, ensemble_size: int
+) -> dict[str, Any]:
     tree = store.refresh()
     best = tree.best()
-    write_best(folder, episode, tree, settings["seed"])
+    _write_best(folder, episode, tree, settings["seed"])
     report_start, report = episode.report_score(None), _judged(store, episode, best)
     blended = _ensemble(folder / "ensemble", episode, store, ensemble_size, settings["seed"])
     judged = len(store.fact("judged") or {})
@@ -169,7 +191,8 @@ def conclude(
 def write_progress(folder: Path, episode: Episode, tree: Tree, budget: Budget) -> None:
     """Write the page of a search that is still running."""
     used = totals(tree, max((node.ended or node.began for node in tree), default=0.0))
-    write_page(folder / "page.html", tree, {**_story(episode, ""), "lines": [f"In work: {budget.show(used)}."]})
+    with _turn(folder):
+        write_page(folder / "page.html", tree, {**_story(episode, ""), "lines": [f"In work: {budget.show(used)}."]})
 
 
 def _story(episode: Episode, warning: str) -> dict[str, Any]:

@@ -78,6 +78,7 @@ class Search:
         self._store, self._settings, self._agent, self._executor = store, settings, agent, executor
         self._job, self._show = job, show
         self._pending: dict[int, Pending] = {}
+        self._refused = ""  # Why the agent takes no further step.
 
     def run(self) -> str:
         """Search until there is a reason to end; return the reason.
@@ -88,10 +89,10 @@ class Search:
         """
         with self._store.renewed():
             while True:
-                ended = self._ended()
+                ended = self._refused or self._ended()
                 claimed = [] if ended else self._claim()
                 if claimed:
-                    ended = self._act(claimed)
+                    self._refused = ended = self._act(claimed)
                 elif not self._pending:
                     ended = ended or self._settings.budget.spent(totals(self._store.tree, time.time()))
                 if ended and not self._pending:
@@ -134,7 +135,7 @@ class Search:
         """Ask the agent for the actions of claimed steps, and begin to execute them.
 
         Returns:
-          The reason why the search must end, or an empty string.
+          The reason why the search must end, or an empty string. The steps then stay open for a later search.
         """
         tree = self._store.tree
         trajectories = [self._trajectory(tree, node) for node in nodes]
@@ -180,8 +181,9 @@ class Search:
     def _gather(self) -> None:
         """Store the outcomes that arrived."""
         for number, outcome in self._executor.wait(POLL_SECONDS).items():
-            pending = self._pending.pop(number)
-            self._finish(number, self._result(pending, outcome))
+            # None: the step was lost to a process that died, claimed again, and has its outcome already.
+            if (pending := self._pending.pop(number, None)) is not None:
+                self._finish(number, self._result(pending, outcome))
 
     def _result(self, pending: Pending, outcome: Outcome) -> Result:
         action = pending.action

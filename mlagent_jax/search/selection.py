@@ -3,8 +3,8 @@ the rows that it was chosen by.
 
 Bootstrap bias correction (Tsamardinos, Greasidou and Borboudakis 2018, "Bootstrapping the out-of-sample predictions for
 efficient and accurate cross-validation"), on the half of the labels that the search sees: on each resample of the rows
-the best candidate is chosen again, and its gain there is compared with its gain on the rows left out. The mean
-difference is the optimism of the choice. The estimate needs no label of the other half.
+the best candidate is chosen again. The mean of its gains on the rows left out is the corrected gain. The optimism of
+the choice is the gain of the best candidate minus the corrected one. The estimate needs no label of the other half.
 """
 
 from __future__ import annotations
@@ -102,13 +102,13 @@ def estimate(
 
 
 def _optimism(gains: np.ndarray) -> float:
-    """Return the mean over draws of the best candidate's gain in the sample minus its gain outside.
+    """Return the mean gain of the best candidate, minus the mean gain outside the sample of the best one inside it.
 
     `gains` is [candidates, draws, 2], in and out of the sample.
     """
     chosen = np.argmax(gains[:, :, 0], axis=0)
     draws = np.arange(gains.shape[1])
-    return float(np.mean(gains[chosen, draws, 0] - gains[chosen, draws, 1]))
+    return float(gains[:, :, 0].mean(axis=1).max() - gains[chosen, draws, 1].mean())
 
 
 def _numbers(count: int) -> list[int]:

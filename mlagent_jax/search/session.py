@@ -13,6 +13,7 @@ from rich.console import Console
 
 from environments.actions.openai_http import EndpointError
 from environments.episode import Episode
+from environments.interfaces.terminal import printable
 from environments.protocol import Job, State
 from environments.queue.base import QueueError, RewardQueue
 from environments.sandbox.base import SandboxError
@@ -91,7 +92,7 @@ def search(
             status = stop.status
         lines = result.sentences(score, episode.spec.metric, store.tree)
         for line in [*lines, f"warning: {score['warning']}"] if score["warning"] else lines:
-            console.print(line, markup=False, highlight=False, soft_wrap=True)
+            console.print(printable(line), markup=False, highlight=False, soft_wrap=True)
         if failure is not None:
             raise failure
         _check_asked(store.tree)

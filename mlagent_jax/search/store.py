@@ -104,15 +104,18 @@ class TreeStore:
     def claim(self, choose: Choose) -> Node | None:
         """Claim the next node: one whose process died or lost its lease, else a new one that `choose` plans.
 
+        The leases of this process are renewed first: they expire while the host sleeps, but their steps go on.
+
         Returns:
           The node, or None if `choose` plans nothing.
         """
         with self._transaction():
             self.refresh()
             now = time.time()
+            self._renew(now)
             rows = self._database.execute("SELECT number, owner, until FROM nodes WHERE result IS NULL ORDER BY number")
             for number, owner, until in rows.fetchall():
-                if until < now or _is_dead(owner):
+                if owner != self._owner and (until < now or _is_dead(owner)):
                     self._database.execute(
                         "UPDATE nodes SET owner = ?, until = ?, began = ? WHERE number = ?",
                         (self._owner, now + LEASE_SECONDS, now, number),
@@ -147,10 +150,7 @@ class TreeStore:
         def renew() -> None:
             while not stop.wait(LEASE_SECONDS / 4):
                 with contextlib.suppress(sqlite3.OperationalError), self._transaction():
-                    self._database.execute(
-                        "UPDATE nodes SET until = ? WHERE owner = ? AND result IS NULL",
-                        (time.time() + LEASE_SECONDS, self._owner),
-                    )
+                    self._renew(time.time())
 
         thread = threading.Thread(target=renew, name="search-leases", daemon=True)
         thread.start()
@@ -159,6 +159,12 @@ class TreeStore:
         finally:
             stop.set()
             thread.join()
+
+    def _renew(self, now: float) -> None:
+        """Renew the leases of this process, within a transaction."""
+        self._database.execute(
+            "UPDATE nodes SET until = ? WHERE owner = ? AND result IS NULL", (now + LEASE_SECONDS, self._owner)
+        )
 
     def close(self) -> None:
         """Release the leases of steps in work, and close the database."""

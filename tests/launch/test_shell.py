@@ -2,9 +2,11 @@
 
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import needs
+import pytest
 
 ROOT = Path(__file__).parents[2]
 
@@ -51,3 +53,16 @@ def test_a_step_of_minutes_keeps_its_exit_status(tmp_path):
 def test_the_quickstart_says_what_it_does_before_it_does_anything(tmp_path):
     text = (ROOT / "launch" / "quickstart.sh").read_text()
     assert text.index('say "ML-Agent JAX') < text.index("check_host") < text.index("make_environment")
+
+
+@pytest.mark.parametrize("name", ["quickstart", "pretrained"])
+def test_a_host_without_a_sandbox_is_told_before_anything_is_installed(name):
+    text = (ROOT / "launch" / f"{name}.sh").read_text()
+    assert text.index("check_host") < text.index("provide_sandbox") < text.index("make_environment")
+
+
+def test_an_interpreter_may_lie_under_a_path_with_spaces(tmp_path):
+    folder = tmp_path / "my programs"
+    folder.mkdir()
+    (folder / "python").symlink_to(sys.executable)
+    assert sourced(tmp_path, f"PYTHON='{folder}/python'; find_python").stdout == f"{folder}/python\n"

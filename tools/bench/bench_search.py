@@ -3,8 +3,8 @@
     python tools/bench/bench_search.py --tasks=iris,credit-risk,signs --executions=100 --seeds=3 --output=DIR
 
 Each search is kept in --output and goes on where it stopped. A gain is that of the best script so far by the first
-half, in units of the task's gap (reference minus start). Intervals: 95% bootstrap, stratified by task; differences are
-paired by task and seed. An execution that the cache knew counts as one.
+half, in units of the task's gap (reference minus start). Intervals: 95% bootstrap, stratified by task, which are too
+narrow for few seeds; differences are paired by task and seed. An execution that the cache knew counts as one.
 """
 
 from __future__ import annotations

@@ -286,6 +286,20 @@ def test_the_card_of_an_export_has_base_tasks_settings_results_and_licence(finis
     assert "license: apache-2.0" in write_model_card(workdir, workdir / "export", "sft").read_text()
 
 
+@pytest.mark.parametrize(
+    ("expert", "trajectories", "said"), [("scripted", "", True), ("endpoint", "", False), ("scripted", "others", False)]
+)
+def test_only_the_steps_of_the_scripted_expert_are_said_to_hold_no_human_data(
+    tmp_path, finished_run, expert, trajectories, said
+):
+    workdir = finished_run()
+    config = {"collect": {"expert": expert}, "pool": {"trajectories": trajectories}}
+    (workdir / "config.json").write_text(json.dumps(config))
+    card = write_model_card(workdir, tmp_path / "export", "rl").read_text()
+    assert f"Steps of the expert `{expert}`" in card
+    assert ("No human data." in card) == said
+
+
 def test_a_first_run_shows_what_was_learned_two_trajectories_and_what_to_try(finished_run, capsys):
     workdir = finished_run()
     tour.show(workdir, Console(width=200, force_terminal=False))

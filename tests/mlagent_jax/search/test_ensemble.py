@@ -48,11 +48,11 @@ class Episode:
         return self.answers.grade(self.blobs[name], "reward")
 
 
-def tree_of(episode, predictions):
+def tree_of(episode, predictions, before="", after=""):
     tree = Tree(State("t@1", (), "s", "start", 1.0), SCALE)
     for number, values in enumerate(predictions, 1):
         rows = "".join(f"{row},{value!r}\n" for row, value in enumerate(values.tolist()))
-        name = episode.put(("id,value\n" + rows).encode())
+        name = episode.put((before + "id,value\n" + rows + after).encode())
         score = episode.reward_score(name)
         outcome = Outcome(OutcomeKind.SCORED, "", "s", str(number), 1.0, score, SCALE, 0.5, submission=name)
         tree.add(number, Plan("draft", 0), Result("a", outcome), 0.0, 1.0)
@@ -65,6 +65,15 @@ def test_scripts_whose_errors_cancel_are_chosen_and_the_blend_is_better():
     truth = episode.answers.truth
     tree = tree_of(episode, [truth + error, truth - error, truth + rng.normal(scale=0.9, size=ROWS)])
     counts, submission = ensemble.choose(episode, tree, 4)
+    assert counts == {1: 1, 2: 1}
+    assert episode.reward_score(submission) < 1e-6
+
+
+def test_blank_lines_and_a_byte_order_mark_which_graders_accept_do_not_stop_a_blend():
+    episode = Episode()
+    error = np.random.default_rng(1).normal(scale=0.4, size=ROWS)
+    tree = tree_of(episode, [episode.answers.truth + error, episode.answers.truth - error], "\ufeff", "\n")
+    counts, submission = ensemble.choose(episode, tree, 2)
     assert counts == {1: 1, 2: 1}
     assert episode.reward_score(submission) < 1e-6
 

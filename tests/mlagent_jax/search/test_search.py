@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+import types
 
 import pytest
 
@@ -16,12 +17,12 @@ from environments.queue import open_queue
 from environments.queue.base import Capabilities, QueueError
 from environments.registry import RegistryError
 from mlagent_jax.agents.episodes import Agent, Reply
-from mlagent_jax.runtime.errors import ConfigError
+from mlagent_jax.runtime.errors import BudgetError, ConfigError
 from mlagent_jax.search.budget import Budget
 from mlagent_jax.search.executors import Fleet, LocalSlots
 from mlagent_jax.search.memory import MAX_LINES, memory
 from mlagent_jax.search.run import IDLE_STEPS, UNREADABLE, Search, Settings
-from mlagent_jax.search.store import TreeStore
+from mlagent_jax.search.store import LEASE_SECONDS, TreeStore
 from mlagent_jax.search.strategies import STRATEGIES
 from mlagent_jax.search.tree import Plan, Result, Tree, by_operator, totals
 
@@ -139,6 +140,18 @@ def test_a_step_is_leased_to_one_process_and_a_late_result_is_refused(tmp_path):
         assert other.refresh().nodes[1].result == result
 
 
+def test_a_process_does_not_claim_its_own_step_again_after_the_host_slept(tmp_path, monkeypatch):
+    clock = types.SimpleNamespace(now=time.time())
+    monkeypatch.setattr("mlagent_jax.search.store.time", types.SimpleNamespace(time=lambda: clock.now))
+    facts = {"seed": 0}
+    with TreeStore(tmp_path, facts, START, SCALE) as one, TreeStore(tmp_path, facts, START, SCALE) as other:
+        assert one.claim(lambda tree, number: Plan("draft", 0)).number == 1
+        clock.now += 2 * LEASE_SECONDS
+        assert one.claim(lambda tree, number: Plan("draft", 0)).number == 2
+        assert other.claim(lambda tree, number: Plan("draft", 0)).number == 3
+        assert one.finish(1, Result("a", outcome_of(Job("r", 0, START, 0, "a"))))
+
+
 def test_processes_share_one_tree_and_its_budget(tmp_path):
     ended = []
     threads = [
@@ -167,6 +180,32 @@ def test_a_larger_budget_continues_the_search(tmp_path):
     assert more[:5] == first
     assert len(more) == 9
     assert more == search(tmp_path / "at_once", budget="9 executions")[1]
+
+
+def test_an_agent_without_budget_claims_no_more_steps_while_others_are_executed(tmp_path):
+    class Poor(Numbered):
+        asked = 0
+
+        def act(self, trajectories, depth):
+            self.asked += 1
+            if self.asked > 1:
+                raise BudgetError("the endpoint's money is spent")
+            return super().act(trajectories, depth)
+
+    class Slow(Immediate):
+        calls = 0
+
+        def wait(self, seconds):
+            self.calls += 1
+            return {} if 1 < self.calls < 8 else super().wait(seconds)
+
+    facts = {"strategy": "greedy", "seed": 0}
+    ended, nodes = search(tmp_path, agent=Poor(), executor=Slow(), slots=2)
+    assert ended == "the endpoint's money is spent"
+    assert len(nodes) == 2
+    with TreeStore(tmp_path, facts, START, SCALE) as store:
+        assert len(store.tree) == 3  # one step waits for the next start
+    assert len(search(tmp_path)[1]) == 20
 
 
 def test_greedy_drafts_first_then_improves_the_best_or_repairs(tmp_path):
