@@ -64,4 +64,5 @@ def summed_over(function: Callable[[Any], Any], passes: Any, count: jax.Array | 
 
     if count is None:
         return jax.lax.scan(add, zeros, passes)[0]
+    passes = jax.tree.map(jnp.asarray, passes)  # NumPy's take no traced index.
     return jax.lax.fori_loop(0, count, lambda i, sums: add(sums, jax.tree.map(lambda x: x[i], passes))[0], zeros)
