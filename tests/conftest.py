@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+import needs
 import pytest
 
 LONGEST = (
@@ -48,3 +49,10 @@ def programs_find_no_torch():
     """Not set before there are tests: pytest's own processes have it."""
     places = (str(Path(__file__).with_name("without_torch")), os.environ.get("PYTHONPATH"))
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, places))
+
+
+@pytest.fixture(scope="session")
+def bubblewrap():
+    sandbox = needs.sandbox("bubblewrap")
+    yield sandbox
+    sandbox.close()

@@ -284,7 +284,7 @@ SNIPPETS: dict[str, Run | Elsewhere] = {
             "from environments.protocol import Job, State",
             "from mlagent_jax.trajectories.store import TrajectoryStore",
             "from mlagent_jax.checkpoints import hugging_face, policies",
-            "import jax.numpy as jnp\n\nfrom mlagent_jax.rl import ppo",
+            "import jax.numpy as jnp\n\nfrom mlagent_jax.models.packing import Sample",
             "from mlagent_jax.agents.episodes import",
         )
     },

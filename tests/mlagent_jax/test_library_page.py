@@ -36,5 +36,5 @@ def test_the_blocks_of_the_page_run_in_order(tmp_path, speaker, capsys):
     assert values["info"]["outcome"].kind == "scored"
     assert len(values["completions"]) == 4
     assert (tmp_path / "exported" / "model.safetensors").is_file()
-    assert float(values["metrics"]["ratio"].value) == pytest.approx(1.0, abs=1e-3)
+    assert float(values["metrics"].read()["ratio"].value) == pytest.approx(1.0, abs=1e-3)
     assert [step.outcome.kind for step in values["episodes"][0].steps] == ["scored", "no_edit"]

@@ -1,9 +1,8 @@
-"""A task folder to change, and a sandbox to run it in."""
+"""A task folder to change."""
 
 import shutil
 from pathlib import Path
 
-import needs
 import pytest
 
 RENTS = Path(__file__).parents[3] / "docs" / "examples" / "rents"
@@ -13,10 +12,3 @@ RENTS = Path(__file__).parents[3] / "docs" / "examples" / "rents"
 def rents(tmp_path):
     """A copy of the example folder."""
     return Path(shutil.copytree(RENTS, tmp_path / "rents"))
-
-
-@pytest.fixture(scope="session")
-def bubblewrap():
-    sandbox = needs.sandbox("bubblewrap")
-    yield sandbox
-    sandbox.close()

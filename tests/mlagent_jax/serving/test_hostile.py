@@ -115,10 +115,10 @@ def test_a_failure_in_the_sampler_costs_its_request_alone(sampler, serving, monk
     marked = tuple(sampler.encode("Action:"))
     start = Batch._start
 
-    def poisoned(batch, placed, copies):
+    def poisoned(batch, placed):
         if any(request.prompt == marked for request in placed.values()):
             raise RuntimeError("no such number")
-        return start(batch, placed, copies)
+        return start(batch, placed)
 
     with serving(sampler) as (service, url):
         alone = ask(url, {**PLAIN, "max_tokens": 60, "logprobs": 1})[1]["choices"]
