@@ -1,4 +1,4 @@
-"""What a first run shows at its end in the terminal: what was learned, a trajectory before and after, what to try."""
+"""Terminal output at the end of a first run: what was learned, a trajectory before and after RL, commands to try."""
 
 from __future__ import annotations
 

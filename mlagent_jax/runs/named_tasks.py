@@ -16,7 +16,7 @@ SPLITS = ("train", "held_out")
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """Where a task of the config is from."""
+    """Origin of a task of the config."""
 
     name: str
     place: str

@@ -1,4 +1,4 @@
-"""What the commands that train have in common: errors without a traceback, and plain lines in the log."""
+"""Shared parts of the commands that train: errors without a traceback, and plain lines in the log."""
 
 from __future__ import annotations
 

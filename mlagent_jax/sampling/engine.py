@@ -65,7 +65,7 @@ class Look:
     counts: jax.Array
     active: jax.Array
     stopped: jax.Array
-    """As in `SlotState`."""
+    """Field of the same name in `SlotState`."""
     tokens: jax.Array
     """int32 [slots, steps_per_call + 1]: tokens of each completion from the column `taken` of `decode` on."""
     log_probs: jax.Array

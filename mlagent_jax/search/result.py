@@ -27,6 +27,7 @@ from environments.protocol import OutcomeKind
 from environments.sandbox.rootfs.assemble import LOCK_FILE
 from environments.seeds import execution_seed
 from environments.tasks.task import GraderError, InvalidSubmissionError
+from mlagent_jax.checkpoints.folders import whole_folder
 from mlagent_jax.runtime import jsonl
 from mlagent_jax.runtime.files import one_at_a_time, write_whole
 from mlagent_jax.search import ensemble, selection
@@ -110,10 +111,8 @@ def _link_data(place: Path, public: Path) -> None:
     if size > _COPIED_BYTES:
         place.symlink_to(public.resolve())
         return
-    draft = place.with_name(f".{place.name}.partial")
-    shutil.rmtree(draft, ignore_errors=True)  # of a process that was killed
-    shutil.copytree(public, draft)
-    draft.rename(place)
+    with whole_folder(place) as draft:
+        shutil.copytree(public, draft, dirs_exist_ok=True)
 
 
 def conclude(

@@ -1,4 +1,4 @@
-"""What a source of tables is: it lists candidates, and reads one as texts."""
+"""Interface of a source of tables: it lists candidates, and reads one as texts."""
 
 from __future__ import annotations
 

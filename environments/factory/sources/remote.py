@@ -81,7 +81,7 @@ class _HttpsRedirects(urllib.request.HTTPRedirectHandler):
 
 @dataclasses.dataclass
 class _Remote:
-    """What the sources share."""
+    """Base of the sources on the network: requests, and the reading of a table."""
 
     transport: Transport = fetch
     most: int = 2000

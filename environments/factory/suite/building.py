@@ -46,7 +46,7 @@ _BATCH = 4
 
 @dataclasses.dataclass(frozen=True)
 class Build:
-    """What a suite is made of."""
+    """Settings of a build: source, number of tasks, folder, seed, processes, sandbox."""
 
     source: str
     count: int
@@ -76,7 +76,7 @@ def build_suite(build: Build, tell: Callable[[str], None]) -> int:
     kept: list[dict[str, Any]] = []
     names: set[str] = set()
     processed = 0
-    with log, _workers(build) as measure:
+    with log, _Workers(build) as measure:
         for looked, results in _in_order(source, [candidates[place] for place in order], seen, log, measure, build):
             processed += 1
             log.add(looked, results)
@@ -129,7 +129,7 @@ def _settled(looked: _Looked, results: Any) -> tuple[_Looked, list[Result]]:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Looked:
-    """What is known of a candidate before it is measured."""
+    """Candidate that was read and not yet measured."""
 
     key: str
     reason: str = ""
@@ -243,7 +243,7 @@ def _write_index(out: Path, kept: Sequence[dict[str, Any]]) -> None:
 
 
 @dataclasses.dataclass
-class _workers:  # noqa: N801 - a context manager
+class _Workers:
     """Processes with a sandbox each."""
 
     build: Build

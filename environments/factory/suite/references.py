@@ -28,7 +28,7 @@ class Reference:
 
     name: str
     place: str
-    """What `tasks.get` takes: the task's folder, or the name of a task that exists without the suite."""
+    """Argument of `tasks.get`: the task's folder, or the name of a task that exists without the suite."""
     entry: dict[str, Any]
 
 

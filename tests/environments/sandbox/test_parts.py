@@ -305,7 +305,7 @@ def test_where_the_worker_is_not_root_executions_share_nothing(tmp_path):
 
 @pytest.mark.slow
 def test_root_without_the_capability_to_administer_has_the_same_sandbox():
-    """As in a container: the owner of the namespace writes its map of user ids."""
+    """The owner of the namespace writes its map of user ids, as in a container."""
     needs.need(os.geteuid() == 0, "this test drops a capability of root: run it as root")
     program = (
         "from environments.sandbox import open_sandbox\n"

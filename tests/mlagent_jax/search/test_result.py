@@ -87,8 +87,8 @@ def test_a_starting_script_that_stays_the_best_can_be_reproduced(tmp_path, kept)
 def test_data_whose_copy_was_cut_short_are_copied_again(tmp_path, monkeypatch):
     episode = Episode(tmp_path / "public")
 
-    def cut(source, place):
-        place.mkdir()
+    def cut(source, place, **options):
+        (place / "part").touch()
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
