@@ -87,7 +87,7 @@ def shop(houses, sandbox, monkeypatch):
 
         return contextlib.nullcontext(measure)
 
-    monkeypatch.setattr(building, "_workers", workers)
+    monkeypatch.setattr(building, "_Workers", workers)
     monkeypatch.setattr(building.SOURCES, "get", lambda name: lambda: Shop(houses))
     return done
 
